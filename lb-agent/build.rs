@@ -1,0 +1,39 @@
+//! Puts the BPF object into `OUT_DIR/socklb-bpf`: `SOCKLB_BPF_OBJECT=FILE` as it is, or else built
+//! from `lb-ebpf` with the pinned nightly.
+
+#[path = "../xtask/src/pins.rs"]
+#[expect(dead_code, reason = "only one of the pins matters here")]
+mod pins;
+
+use std::{env, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use aya_build::{Package, Toolchain};
+
+const OBJECT: &str = "SOCKLB_BPF_OBJECT";
+
+fn main() -> Result<()> {
+    println!("cargo::rerun-if-env-changed={OBJECT}");
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
+    if let Some(object) = env::var_os(OBJECT) {
+        let object = PathBuf::from(object);
+        println!("cargo::rerun-if-changed={}", object.display());
+        fs::copy(&object, out.join("socklb-bpf"))
+            .with_context(|| format!("{OBJECT}={}", object.display()))?;
+        return Ok(());
+    }
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets it")?);
+    let ebpf = root.join("../lb-ebpf");
+    let features: &[&str] =
+        if env::var_os("CARGO_FEATURE_BPF_LOG").is_some() { &["log"] } else { &[] };
+    let package = Package {
+        name: "lb-ebpf",
+        root_dir: ebpf.to_str().context("the path of the work tree is not UTF-8")?,
+        features,
+        ..Package::default()
+    };
+    aya_build::build_ebpf([package], Toolchain::Custom(pins::NIGHTLY)).context(
+        "the BPF programs need their own toolchain: run `cargo xtask setup` once, or set \
+         SOCKLB_BPF_OBJECT to a prebuilt object",
+    )
+}

@@ -1,0 +1,330 @@
+//! What stands in the pinned maps: keys and values, their names, and the version of the layout.
+
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use bytemuck::{Pod, Zeroable};
+
+/// Version of everything in this module; part of the pin path (`<bpffs>/socklb/v<LAYOUT>`).
+pub const LAYOUT: u32 = 1;
+
+/// HASH: [`ServiceKey`] to [`Service`].
+pub const SERVICES: &str = "services";
+/// ARRAY: `u32` to [`Backend`], in contiguous blocks, one block per backend set.
+pub const BACKENDS: &str = "backends";
+/// HASH: service id (`u32`) to [`Name`]. Read by people only, never by the datapath.
+pub const NAMES: &str = "names";
+/// SK_STORAGE: what a socket was translated from and to.
+pub const SOCKETS: &str = "sockets";
+
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+
+/// An IP address in network order; IPv4 as `::ffff:a.b.c.d`.
+///
+/// One form for both families means one set of maps, and a dual-stack socket that dials
+/// `::ffff:10.96.0.10` finds the IPv4 Service without a special case.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Addr([u8; 16]);
+
+impl Addr {
+    /// The four 32-bit words of a `sockaddr_in6`, as they stand in memory.
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        let mut bytes = [0; 16];
+        let mut i = 0;
+        while i < 4 {
+            let word = words[i].to_ne_bytes();
+            bytes[4 * i] = word[0];
+            bytes[4 * i + 1] = word[1];
+            bytes[4 * i + 2] = word[2];
+            bytes[4 * i + 3] = word[3];
+            i += 1;
+        }
+        Self(bytes)
+    }
+
+    /// The inverse of [`Addr::from_words`].
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        let b = self.0;
+        [
+            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
+            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+        ]
+    }
+
+    /// The word of a `sockaddr_in`, as it stands in memory.
+    #[inline(always)]
+    pub const fn from_v4_word(word: u32) -> Self {
+        Self::from_words([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), word])
+    }
+
+    /// The last word: the whole address, if it is an IPv4 one.
+    #[inline(always)]
+    pub const fn v4_word(self) -> u32 {
+        self.words()[3]
+    }
+
+    /// The address as the standard library has it, IPv4-mapped ones as IPv4.
+    pub const fn ip(self) -> IpAddr {
+        Ipv6Addr::from_octets(self.0).to_canonical()
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => Self(v6.octets()),
+        }
+    }
+}
+
+impl From<Ipv4Addr> for Addr {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self(ip.to_ipv6_mapped().octets())
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.ip().fmt(f)
+    }
+}
+
+/// A port in network order.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Port([u8; 2]);
+
+impl Port {
+    /// From a `sin_port`, as it stands in memory.
+    #[inline(always)]
+    pub const fn from_raw(raw: u16) -> Self {
+        Self(raw.to_ne_bytes())
+    }
+
+    /// The inverse of [`Port::from_raw`].
+    #[inline(always)]
+    pub const fn raw(self) -> u16 {
+        u16::from_ne_bytes(self.0)
+    }
+
+    /// The port number.
+    pub const fn number(self) -> u16 {
+        u16::from_be_bytes(self.0)
+    }
+}
+
+impl From<u16> for Port {
+    fn from(number: u16) -> Self {
+        Self(number.to_be_bytes())
+    }
+}
+
+/// An address and a port: one end of a connection.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
+#[repr(C)]
+pub struct Peer {
+    /// The address.
+    pub addr: Addr,
+    /// The port.
+    pub port: Port,
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(addr: SocketAddr) -> Self {
+        Self { addr: addr.ip().into(), port: addr.port().into() }
+    }
+}
+
+impl From<Peer> for SocketAddr {
+    fn from(Peer { addr, port }: Peer) -> Self {
+        Self::new(addr.ip(), port.number())
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::from(*self).fmt(f)
+    }
+}
+
+/// Key of [`SERVICES`]: one frontend. 20 bytes.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// Address and port that clients dial.
+    pub peer: Peer,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Which view of the frontend this is. Only 0 ("any client") is in use.
+    pub scope: u8,
+}
+
+/// Value of [`SERVICES`]: which block holds the frontend's backends. 16 bytes.
+///
+/// A hash element is recycled while readers still hold it, so a reader may see a mix of two values.
+/// It therefore believes nothing here that a [`Backend`] with the same generation does not confirm;
+/// all else that is true of the set stands in the records.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Service {
+    /// Index in [`BACKENDS`] of the first record.
+    pub block: u32,
+    /// Number of records; never 0 (an empty set is one record that refuses).
+    pub count: u32,
+    /// The same number in each record of the block; another block, another number; never 0.
+    pub generation: u32,
+    /// The service port this frontend belongs to, key of [`NAMES`]. For people; the datapath takes
+    /// the id from the record.
+    pub id: u32,
+}
+
+/// Element of [`BACKENDS`]: one endpoint of one backend set. 32 bytes, so none straddles a cache line.
+///
+/// A record is immutable from the moment a service names its block until a grace period after the
+/// last service stopped naming it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Backend {
+    /// Where the connection goes.
+    pub peer: Peer,
+    /// What is to be done, see [`Backend::action`].
+    pub action: u8,
+    /// No bit is in use.
+    pub flags: u8,
+    /// Generation of the block.
+    pub generation: u32,
+    /// Id of the service port.
+    pub service: u32,
+    /// Always 0: room for the session affinity timeout.
+    pub reserved: u32,
+}
+
+/// What a [`Backend`] record asks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// Connect to the record's address.
+    Forward,
+    /// Fail with ECONNREFUSED: the set has no endpoints.
+    Refuse,
+}
+
+impl Action {
+    /// As stored in [`Backend::action`].
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Forward => 1,
+            Self::Refuse => 2,
+        }
+    }
+}
+
+impl Backend {
+    /// A record to an endpoint.
+    pub fn forward(peer: Peer) -> Self {
+        Self { peer, action: Action::Forward.code(), ..Self::zeroed() }
+    }
+
+    /// The only record of an empty set.
+    pub fn refuse() -> Self {
+        Self { action: Action::Refuse.code(), ..Self::zeroed() }
+    }
+
+    /// What the record asks for; refuse, if it asks for something unknown.
+    #[inline(always)]
+    pub const fn action(&self) -> Action {
+        if self.action == Action::Forward.code() { Action::Forward } else { Action::Refuse }
+    }
+
+    /// The same record with another block's generation and service.
+    #[must_use]
+    pub const fn stamped(self, generation: u32, service: u32) -> Self {
+        Self { generation, service, ..self }
+    }
+}
+
+/// Value of [`SOCKETS`]: what the socket was told, and where it went. 44 bytes.
+///
+/// `connect(AF_UNSPEC)` runs no program, so the value may outlive the connection it describes:
+/// believe it only while `backend` is the socket's peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Translation {
+    /// What the application dialled.
+    pub frontend: Peer,
+    /// What it got.
+    pub backend: Peer,
+    /// Id of the service port.
+    pub service: u32,
+    /// Generation of the block the backend was taken from.
+    pub generation: u32,
+}
+
+/// Value of [`NAMES`]: the service port behind an id. 200 bytes.
+///
+/// It lets `lbctl` show names while the agent is dead, and a new agent find the ids of the old one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Name {
+    /// Namespace of the Service, padded with zero bytes.
+    pub namespace: [u8; 64],
+    /// Name of the Service, padded with zero bytes.
+    pub name: [u8; 64],
+    /// Name of the Service's port (may be empty), padded with zero bytes.
+    pub port: [u8; 64],
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Always 0.
+    pub reserved: [u8; 7],
+}
+
+const _: () = {
+    assert!(size_of::<ServiceKey>() == 20);
+    assert!(size_of::<Service>() == 16);
+    assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<Translation>() == 44);
+    assert!(size_of::<Name>() == 200);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v4_and_its_mapped_form_are_one_address() {
+        let v4: IpAddr = "10.96.0.10".parse().unwrap();
+        let mapped: IpAddr = "::ffff:10.96.0.10".parse().unwrap();
+        assert_eq!(Addr::from(v4), Addr::from(mapped));
+        assert_eq!(Addr::from(mapped).ip(), v4);
+        let word = u32::from_ne_bytes([10, 96, 0, 10]);
+        assert_eq!(Addr::from_v4_word(word), Addr::from(v4));
+        assert_eq!(Addr::from(v4).v4_word(), word);
+    }
+
+    #[test]
+    fn words_round_trip() {
+        let v6 = Addr::from("2001:db8::1:2".parse::<IpAddr>().unwrap());
+        assert_eq!(Addr::from_words(v6.words()), v6);
+        assert_eq!(v6.words()[0].to_ne_bytes(), [0x20, 0x01, 0x0d, 0xb8]);
+    }
+
+    #[test]
+    fn a_port_is_in_network_order() {
+        assert_eq!(Port::from(80).raw().to_ne_bytes(), [0, 80]);
+        assert_eq!(Port::from_raw(Port::from(8080).raw()).number(), 8080);
+    }
+
+    #[test]
+    fn a_record_never_written_refuses() {
+        assert_eq!(Backend::zeroed().action(), Action::Refuse);
+    }
+}

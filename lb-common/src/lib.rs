@@ -1,0 +1,17 @@
+//! The contract between the agent and the BPF programs, and the lookup that both run.
+//!
+//! Two promises:
+//!
+//! * [`abi`] is the only description of what stands in the pinned maps. Its types have no padding
+//!   (bytemuck refuses it) and no byte order to get wrong: addresses and ports are bytes as they
+//!   are on the wire. Another layout gets another [`abi::LAYOUT`], and with it other pins.
+//! * [`select`] is the only function that decides where a connection goes. The kernel program, the
+//!   unit tests and `lbctl explain` all run this one.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod abi;
+mod lookup;
+
+pub use abi::{Addr, Port};
+pub use lookup::{ATTEMPTS, Flow, Tables, Verdict, pick, select};

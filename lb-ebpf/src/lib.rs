@@ -1,0 +1,2 @@
+//! Empty: it lets `lb-agent` depend on this package, so that a change to the programs rebuilds it.
+#![no_std]

@@ -1,0 +1,99 @@
+//! The entry points: a socket's address in, a verdict of [`lb_common::select`], an address or an
+//! error out. What is decided is decided in `lb-common`; this crate reads and writes.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod socket;
+
+use aya_ebpf::{
+    helpers::{bpf_get_prandom_u32, bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use lb_common::{
+    Verdict,
+    abi::{TCP, Translation, UDP},
+    select,
+};
+use socket::{Socket, V4, V6};
+
+/// Let the system call go on, with whatever address now stands in the context.
+const PROCEED: i32 = 1;
+/// Fail the system call, with the error given by `bpf_set_retval`.
+const FAIL: i32 = 0;
+/// The same number on every architecture that Linux runs BPF on, save MIPS, PA-RISC and SPARC.
+const ECONNREFUSED: i32 = 111;
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    connect(&V4(ctx))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    connect(&V6(ctx))
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    getpeername(&V4(ctx))
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    getpeername(&V6(ctx))
+}
+
+#[inline(always)]
+fn connect(socket: &impl Socket) -> i32 {
+    let flow = socket.flow();
+    if flow.protocol != TCP && flow.protocol != UDP {
+        return PROCEED;
+    }
+    // SAFETY: the helper takes no argument.
+    let random = unsafe { bpf_get_prandom_u32() };
+    match select(&maps::Kernel, &flow, random) {
+        Verdict::Miss => {
+            // The socket may have been connected through a Service before.
+            maps::forget(socket.context());
+            PROCEED
+        }
+        Verdict::Forward(backend) => {
+            let translation = Translation {
+                frontend: flow.peer,
+                backend: backend.peer,
+                service: backend.service,
+                generation: backend.generation,
+            };
+            maps::remember(socket.context(), translation);
+            socket.set_peer(backend.peer);
+            PROCEED
+        }
+        Verdict::Refuse(_) | Verdict::Unstable => {
+            // SAFETY: any negative errno is a valid argument in this hook.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            FAIL
+        }
+    }
+}
+
+/// The application sees the address that it dialled.
+#[inline(always)]
+fn getpeername(socket: &impl Socket) -> i32 {
+    if let Some(translation) = maps::recall(socket.context())
+        && translation.backend == socket.flow().peer
+    {
+        socket.set_peer(translation.frontend);
+    }
+    PROCEED
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,72 @@
+//! The maps, private behind total functions. Sizes are the agent's to set; those here are the least.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, SkStorage},
+    macros::btf_map,
+    programs::SockAddrContext,
+};
+use lb_common::{
+    Tables,
+    abi::{Backend, Name, Service, ServiceKey, Translation},
+};
+
+#[btf_map(name = "services")]
+static SERVICES: HashMap<ServiceKey, Service, 1, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Memory-mapped: the agent writes a block without a system call per record.
+#[btf_map(name = "backends")]
+static BACKENDS: Array<Backend, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Here so that one loader creates and pins all maps; no program reads it.
+#[btf_map(name = "names")]
+static NAMES: HashMap<u32, Name, 1, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map(name = "sockets")]
+static SOCKETS: SkStorage<Translation> = SkStorage::new();
+
+/// The lookup's view of the maps.
+pub struct Kernel;
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        // SAFETY: the pointer is valid while the program runs. The element may be recycled under us,
+        // which the generation detects; a volatile read makes the copy once, so that what was
+        // checked is what is used.
+        SERVICES.get_ptr(key).map(|service| unsafe { service.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<Backend> {
+        // SAFETY: as above.
+        BACKENDS.get_ptr(index).map(|backend| unsafe { backend.read_volatile() })
+    }
+}
+
+/// Stores what the socket was translated to. Without memory for it the connection still works; only
+/// getpeername() then tells the backend.
+#[inline(always)]
+pub fn remember(ctx: &SockAddrContext, mut translation: Translation) {
+    let stored = SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut translation));
+    if !stored.is_null() {
+        // SAFETY: valid while the program runs; the socket is locked by its connect().
+        unsafe { *stored = translation };
+    }
+}
+
+/// What [`remember`] stored for the socket.
+#[inline(always)]
+pub fn recall(ctx: &SockAddrContext) -> Option<Translation> {
+    // SAFETY: a non-null pointer is valid while the program runs.
+    unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }.copied()
+}
+
+/// Undoes [`remember`].
+#[inline(always)]
+pub fn forget(ctx: &SockAddrContext) {
+    // SAFETY: as in `recall`.
+    if let Some(translation) = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() } {
+        *translation = bytemuck::Zeroable::zeroed();
+    }
+}

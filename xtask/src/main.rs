@@ -1,0 +1,5 @@
+//! Project tasks.
+mod pins;
+fn main() {
+    println!("{}", pins::STABLE);
+}
