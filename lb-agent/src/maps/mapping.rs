@@ -1,0 +1,95 @@
+//! The memory of the backends array, shared with the kernel: a block is written without a system
+//! call per record.
+#![expect(unsafe_code, reason = "the kernel's memory is reached through a pointer")]
+
+use std::{io, num::NonZeroUsize, os::fd::BorrowedFd, ptr::NonNull};
+
+use lb_common::abi::{BACKENDS, Backend};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+
+use super::{Access, StoreError};
+
+/// An array of [`Backend`] in memory shared with the kernel, and perhaps with other processes:
+/// every access is a volatile copy, none a reference.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    base: NonNull<Backend>,
+    len: u32,
+}
+
+// SAFETY: the pointer is to a shared mapping, which belongs to no thread.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// Maps a `BPF_F_MMAPABLE` array of `len` elements.
+    pub(super) fn new(map: BorrowedFd<'_>, len: u32, access: Access) -> io::Result<Self> {
+        let bytes = NonZeroUsize::new(Self::bytes(len)).ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = match access {
+            Access::Read => ProtFlags::PROT_READ,
+            Access::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
+        // SAFETY: a new mapping at an address that the kernel chooses aliases nothing.
+        let base = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, map, 0) }?;
+        Ok(Self { base: base.cast(), len })
+    }
+
+    const fn bytes(len: u32) -> usize {
+        len as usize * size_of::<Backend>()
+    }
+
+    /// Number of records.
+    pub(super) const fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// A copy of `count` records from `block` on; empty if they are not all in the array.
+    pub(super) fn read(&self, block: u32, count: u32) -> Vec<Backend> {
+        if block.checked_add(count).is_none_or(|end| end > self.len) {
+            return Vec::new();
+        }
+        (block..block + count)
+            // SAFETY: the index is in bounds, and any bytes are a `Backend`.
+            .map(|index| unsafe { self.base.add(index as usize).read_volatile() })
+            .collect()
+    }
+
+    /// Writes a block that no service names.
+    pub(super) fn write(&mut self, block: u32, records: &[Backend]) -> Result<(), StoreError> {
+        let len = self.len as usize;
+        let start = block as usize;
+        if start > len || len - start < records.len() {
+            let (count, capacity) = (records.len(), self.len);
+            return Err(StoreError::OutOfBounds { block, count, capacity });
+        }
+        for (i, record) in records.iter().enumerate() {
+            // SAFETY: in bounds, and `Access::Write` was asked for by whoever has `&mut self`.
+            unsafe { self.base.add(start + i).write_volatile(*record) };
+        }
+        Ok(())
+    }
+
+    /// The greatest generation of any record. The pages read for it are given back at once: they
+    /// are the kernel's, but would count as the agent's.
+    pub(super) fn last_generation(&self) -> u32 {
+        let last = (0..self.len)
+            // SAFETY: as in `read`.
+            .map(|index| unsafe { self.base.add(index as usize).read_volatile() }.generation)
+            .max();
+        // SAFETY: the range is the mapping; shared memory keeps its content.
+        let advised =
+            unsafe { madvise(self.base.cast(), Self::bytes(self.len), MmapAdvise::MADV_DONTNEED) };
+        if let Err(error) = advised {
+            tracing::debug!(map = BACKENDS, %error, "madvise");
+        }
+        last.unwrap_or(0)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is the mapping, and nothing refers to it any more.
+        if let Err(error) = unsafe { munmap(self.base.cast(), Self::bytes(self.len)) } {
+            tracing::debug!(map = BACKENDS, %error, "munmap");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Maps in memory: for `--dry-run`, and for tests of what is written without a kernel.
+
+use std::collections::BTreeMap;
+
+use bytemuck::Zeroable as _;
+use lb_common::{
+    Tables,
+    abi::{Backend, Name, SERVICES, Service, ServiceKey},
+};
+
+use super::{Snapshot, Store, StoreError};
+use crate::{model::PortRef, plan::Op};
+
+/// Maps in memory. They know the limits of real ones, and no others.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    max_services: u32,
+    services: BTreeMap<ServiceKey, Service>,
+    names: BTreeMap<u32, PortRef>,
+    backends: Vec<Backend>,
+}
+
+impl Memory {
+    /// Empty maps of these sizes.
+    pub fn new(max_services: u32, max_backends: u32) -> Self {
+        let backends = vec![Backend::zeroed(); max_backends.try_into().unwrap_or(usize::MAX)];
+        Self { max_services, services: BTreeMap::new(), names: BTreeMap::new(), backends }
+    }
+
+    /// What the maps say.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            max_services: self.max_services,
+            max_backends: self.backends.len().try_into().unwrap_or(u32::MAX),
+            last_generation: self.backends.iter().map(|r| r.generation).max().unwrap_or(0),
+            services: self.services.clone(),
+            names: self.names.clone(),
+            blocks: self
+                .services
+                .values()
+                .map(|service| (service.block, self.records(service.block, service.count)))
+                .collect(),
+        }
+    }
+
+    fn range(&self, block: u32, count: usize) -> Result<std::ops::Range<usize>, StoreError> {
+        let start: usize = block.try_into().unwrap_or(usize::MAX);
+        let end = start.saturating_add(count);
+        if end > self.backends.len() {
+            let capacity = self.backends.len().try_into().unwrap_or(u32::MAX);
+            return Err(StoreError::OutOfBounds { block, count, capacity });
+        }
+        Ok(start..end)
+    }
+}
+
+impl From<&Snapshot> for Memory {
+    fn from(snapshot: &Snapshot) -> Self {
+        let mut memory = Self::new(snapshot.max_services, snapshot.max_backends);
+        memory.services.clone_from(&snapshot.services);
+        memory.names.clone_from(&snapshot.names);
+        for (block, records) in &snapshot.blocks {
+            if let Ok(range) = memory.range(*block, records.len()) {
+                memory.backends[range].copy_from_slice(records);
+            }
+        }
+        memory
+    }
+}
+
+impl Store for Memory {
+    fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+        match op {
+            Op::PutName { id, port } => {
+                Name::try_from(port)?;
+                self.names.insert(*id, port.clone());
+            }
+            Op::WriteBlock { block, records } => {
+                let range = self.range(*block, records.len())?;
+                self.backends[range].copy_from_slice(records);
+            }
+            Op::PutService { key, service } => {
+                let full =
+                    self.services.len() >= self.max_services.try_into().unwrap_or(usize::MAX);
+                if full && !self.services.contains_key(key) {
+                    return Err(StoreError::Full { map: SERVICES, flag: "--max-services" });
+                }
+                self.services.insert(*key, *service);
+            }
+            Op::DeleteService { key } => {
+                self.services.remove(key);
+            }
+            Op::DeleteName { id } => {
+                self.names.remove(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn records(&self, block: u32, count: u32) -> Vec<Backend> {
+        let count = count.try_into().unwrap_or(usize::MAX);
+        self.range(block, count).map_or_else(|_| Vec::new(), |range| self.backends[range].to_vec())
+    }
+
+    fn grace_period(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+impl Tables for Memory {
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.services.get(key).copied()
+    }
+
+    fn backend(&self, index: u32) -> Option<Backend> {
+        self.backends.get(usize::try_from(index).ok()?).copied()
+    }
+}

@@ -1,0 +1,213 @@
+//! The real maps, through their pins.
+
+use std::{collections::BTreeMap, io, os::fd::AsFd as _, path::Path};
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use bytemuck::must_cast;
+use lb_common::{
+    ATTEMPTS, Tables,
+    abi::{BACKENDS, Backend, NAMES, Name, SERVICES, Service, ServiceKey},
+};
+
+use super::{Snapshot, Store, StoreError, grace, mapping::Mapping};
+use crate::{model::PortRef, plan::Op};
+
+/// Whether the maps are opened to be changed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Access {
+    /// To look at.
+    Read,
+    /// To change.
+    Write,
+}
+
+/// Why pinned maps could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no such pin, or no permission to open it.
+    #[error("cannot open the pinned map {path}: {error}")]
+    Open {
+        /// The pin.
+        path: String,
+        /// What was wrong.
+        error: MapError,
+    },
+    /// The pin is no map of this layout.
+    #[error(
+        "{path} is not a map of this version of socklb: {what}; `lb-agent --cleanup` removes all \
+         pins, or choose another --bpffs"
+    )]
+    Foreign {
+        /// The pin.
+        path: String,
+        /// What is different.
+        what: String,
+    },
+    /// The map's memory cannot be reached.
+    #[error("cannot map the memory of {path}: {error}")]
+    Memory {
+        /// The pin.
+        path: String,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+type Bytes<K, V> = HashMap<MapData, K, V>;
+
+const KEY: usize = size_of::<ServiceKey>();
+const SERVICE: usize = size_of::<Service>();
+const NAME: usize = size_of::<Name>();
+
+/// The pinned maps. Keys and values cross aya's interface as plain bytes: `bytemuck` checks the cast.
+#[derive(Debug)]
+pub struct Pinned {
+    services: Bytes<[u8; KEY], [u8; SERVICE]>,
+    names: Bytes<u32, [u8; NAME]>,
+    backends: Mapping,
+    max_services: u32,
+}
+
+impl Pinned {
+    /// Opens the maps pinned in `dir`.
+    pub fn open(dir: &Path, access: Access) -> Result<Self, OpenError> {
+        let (services, max_services) = hash(dir, SERVICES)?;
+        let (names, _) = hash(dir, NAMES)?;
+        let path = dir.join(BACKENDS).display().to_string();
+        let (data, max_backends) = open(dir, BACKENDS)?;
+        let info = data.info().map_err(|error| OpenError::Open { path: path.clone(), error })?;
+        if info.value_size() as usize != size_of::<Backend>() {
+            let what = format!("its values have {} bytes", info.value_size());
+            return Err(OpenError::Foreign { path, what });
+        }
+        let backends = Mapping::new(data.fd().as_fd(), max_backends, access)
+            .map_err(|error| OpenError::Memory { path, error })?;
+        Ok(Self { services, names, backends, max_services })
+    }
+
+    /// All that the maps say. Another process may change them meanwhile: an entry is then either
+    /// the old one or the new one, each with the records that belong to it.
+    pub fn snapshot(&self) -> Result<Snapshot, MapError> {
+        let mut names = BTreeMap::new();
+        for entry in self.names.iter() {
+            let (id, name) = entry?;
+            names.insert(id, PortRef::from(&must_cast::<_, Name>(name)));
+        }
+        let mut services = BTreeMap::new();
+        let mut blocks = BTreeMap::new();
+        for entry in self.services.iter() {
+            let (key, value): (_, [u8; SERVICE]) = entry?;
+            let key: ServiceKey = must_cast(key);
+            let mut service: Service = must_cast(value);
+            for _ in 0..ATTEMPTS {
+                let records = self.records(service.block, service.count);
+                if records.iter().all(|record| record.generation == service.generation) {
+                    services.insert(key, service);
+                    blocks.insert(service.block, records);
+                    break;
+                }
+                let Some(again) = Tables::service(self, &key) else { break };
+                if again == service {
+                    // Not a change under way but damage: show it as it is.
+                    services.insert(key, service);
+                    blocks.insert(service.block, records);
+                    break;
+                }
+                service = again;
+            }
+        }
+        Ok(Snapshot {
+            max_services: self.max_services,
+            max_backends: self.backends.len(),
+            last_generation: self.backends.last_generation(),
+            services,
+            names,
+            blocks,
+        })
+    }
+}
+
+fn open(dir: &Path, name: &str) -> Result<(MapData, u32), OpenError> {
+    let path = dir.join(name);
+    let fail = |error| OpenError::Open { path: path.display().to_string(), error };
+    let data = MapData::from_pin(&path).map_err(fail)?;
+    let max_entries = data.info().map_err(fail)?.max_entries();
+    Ok((data, max_entries))
+}
+
+fn hash<K: aya::Pod, V: aya::Pod>(dir: &Path, name: &str) -> Result<(Bytes<K, V>, u32), OpenError> {
+    let (data, max_entries) = open(dir, name)?;
+    let map = HashMap::try_from(Map::HashMap(data)).map_err(|error| OpenError::Foreign {
+        path: dir.join(name).display().to_string(),
+        what: error.to_string(),
+    })?;
+    Ok((map, max_entries))
+}
+
+impl Store for Pinned {
+    fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+        match op {
+            Op::PutName { id, port } => {
+                let name = Name::try_from(port)?;
+                self.names
+                    .insert(id, &must_cast(name), 0)
+                    .map_err(|error| kernel("update", NAMES, &error))
+            }
+            Op::WriteBlock { block, records } => self.backends.write(*block, records),
+            Op::PutService { key, service } => self
+                .services
+                .insert(&must_cast(*key), &must_cast(*service), 0)
+                .map_err(|error| kernel("update", SERVICES, &error)),
+            Op::DeleteService { key } => gone(self.services.remove(&must_cast(*key)))
+                .map_err(|e| kernel("delete from", SERVICES, &e)),
+            Op::DeleteName { id } => {
+                gone(self.names.remove(id)).map_err(|e| kernel("delete from", NAMES, &e))
+            }
+        }
+    }
+
+    fn records(&self, block: u32, count: u32) -> Vec<Backend> {
+        self.backends.read(block, count)
+    }
+
+    fn grace_period(&mut self) -> Result<(), StoreError> {
+        grace::wait();
+        Ok(())
+    }
+}
+
+/// What is to be removed and is not there is removed.
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+fn errno(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+fn kernel(call: &'static str, map: &'static str, error: &MapError) -> StoreError {
+    if errno(error) == Some(libc::E2BIG) {
+        return StoreError::Full { map, flag: "--max-services" };
+    }
+    let error = match error {
+        MapError::SyscallError(error) => error.io_error.to_string(),
+        other => other.to_string(),
+    };
+    StoreError::Kernel { call, map, error }
+}
+
+impl Tables for Pinned {
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.services.get(&must_cast(*key), 0).ok().map(must_cast)
+    }
+
+    fn backend(&self, index: u32) -> Option<Backend> {
+        self.backends.read(index, 1).first().copied()
+    }
+}

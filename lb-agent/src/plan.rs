@@ -1,0 +1,264 @@
+//! From backend sets to map operations.
+//!
+//! A plan is pure data: what to write, in an order in which after *every prefix* each service names
+//! a complete set (make before break). It is what `--dry-run` prints and what the executor applies,
+//! op by op. What is right already costs no op.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use lb_common::abi::{Action, Backend, Service, ServiceKey};
+
+use crate::{
+    maps::Store,
+    model::{ObjectRef, PortRef, Protocol},
+    policy::{self, BackendSet},
+    tables::Tables,
+};
+
+/// One change to the maps.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Op {
+    /// Says what an id stands for.
+    PutName {
+        /// The id.
+        id: u32,
+        /// The service port.
+        port: PortRef,
+    },
+    /// Fills a block that no service names.
+    WriteBlock {
+        /// Index of the first record.
+        block: u32,
+        /// The records, all of one new generation.
+        records: Vec<Backend>,
+    },
+    /// Points a frontend to a block.
+    PutService {
+        /// The frontend.
+        key: ServiceKey,
+        /// The block.
+        service: Service,
+    },
+    /// Removes a frontend.
+    DeleteService {
+        /// The frontend.
+        key: ServiceKey,
+    },
+    /// Forgets an id that no frontend uses any more.
+    DeleteName {
+        /// The id.
+        id: u32,
+    },
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PutName { id, port } => write!(f, "put name {id} {port} {}", port.protocol),
+            Self::WriteBlock { block, records } => {
+                let generation = records.first().map_or(0, |record| record.generation);
+                write!(f, "write block {block} generation {generation}")?;
+                for record in records {
+                    match record.action() {
+                        Action::Forward => write!(f, " {}", record.peer)?,
+                        Action::Refuse => f.write_str(" refuse")?,
+                    }
+                }
+                Ok(())
+            }
+            Self::PutService { key, service: Service { block, count, generation, id } } => write!(
+                f,
+                "put service {} id {id} block {block} count {count} generation {generation}",
+                KeyText(key)
+            ),
+            Self::DeleteService { key } => write!(f, "delete service {}", KeyText(key)),
+            Self::DeleteName { id } => write!(f, "delete name {id}"),
+        }
+    }
+}
+
+/// A key as people write it: `10.96.0.10:80/tcp`.
+pub struct KeyText<'a>(pub &'a ServiceKey);
+
+impl fmt::Display for KeyText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ServiceKey { peer, protocol, scope: _ } = self.0;
+        match Protocol::from_number(*protocol) {
+            Some(known) => write!(f, "{peer}/{}", known.name().to_ascii_lowercase()),
+            None => write!(f, "{peer}/{protocol}"),
+        }
+    }
+}
+
+/// Why a Service cannot be written. What was there before stays.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    /// No room for its frontends.
+    #[error(
+        "the services map is full: {needed} more entries are needed, {free} of {limit} are free; \
+         raise --max-services"
+    )]
+    ServicesFull {
+        /// Entries to be added.
+        needed: usize,
+        /// Entries left.
+        free: usize,
+        /// Size of the map.
+        limit: u32,
+    },
+    /// No block large enough.
+    #[error(
+        "the backends map is full: no {needed} records in a row are free, {used} of {limit} are in \
+         use; raise --max-backends (a set that changes needs room for its old and its new records)"
+    )]
+    BackendsFull {
+        /// Records needed.
+        needed: usize,
+        /// Records in use.
+        used: u32,
+        /// Size of the map.
+        limit: u32,
+    },
+}
+
+/// The ops that make the maps say what `sets` says of the Service `name`, and nothing else of it.
+pub fn plan(
+    tables: &Tables,
+    store: &impl Store,
+    name: &ObjectRef,
+    sets: &[BackendSet],
+) -> Result<Vec<Op>, PlanError> {
+    let mut draft = Draft::new(tables, name);
+    for set in sets.iter().filter(|set| !set.frontends.is_empty()) {
+        draft.set(store, set)?;
+    }
+    draft.finish()
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    tables: &'a Tables,
+    ops: Vec<Op>,
+    new_ids: BTreeMap<PortRef, u32>,
+    generation: u32,
+    taken: Vec<(u32, u32)>,
+    /// What the maps have of the Service and no set has asked for so far.
+    stale_ids: BTreeSet<u32>,
+    stale_keys: BTreeSet<ServiceKey>,
+    added: BTreeSet<ServiceKey>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(tables: &'a Tables, name: &ObjectRef) -> Self {
+        let stale_ids: BTreeSet<_> = tables.ids_of(name).collect();
+        let stale_keys = stale_ids.iter().flat_map(|id| tables.keys_of(*id)).copied().collect();
+        Self {
+            tables,
+            ops: Vec::new(),
+            new_ids: BTreeMap::new(),
+            generation: tables.next_generation(),
+            taken: Vec::new(),
+            stale_ids,
+            stale_keys,
+            added: BTreeSet::new(),
+        }
+    }
+
+    fn set(&mut self, store: &impl Store, set: &BackendSet) -> Result<(), PlanError> {
+        let keys: Vec<ServiceKey> = set.frontends.iter().map(ServiceKey::from).collect();
+        for key in &keys {
+            self.stale_keys.remove(key);
+        }
+        let id = self.id(&set.port);
+        let current = |key: &ServiceKey| self.tables.service(key).filter(|s| s.id == id).copied();
+        let found: Vec<(Service, Vec<Backend>)> = keys
+            .iter()
+            .filter_map(current)
+            .map(|service| (service, store.records(service.block, service.count)))
+            .collect();
+
+        if set.backends.is_empty() && policy::is_api_server(&set.port.service) {
+            let serves =
+                |records: &[Backend]| records.iter().any(|r| r.action() == Action::Forward);
+            if found.len() == keys.len() && found.iter().all(|(_, records)| serves(records)) {
+                return Ok(());
+            }
+        }
+
+        let wanted = records(set);
+        let fits = |(service, records): &&(Service, Vec<Backend>)| {
+            records.iter().copied().eq(wanted.iter().map(|r| r.stamped(service.generation, id)))
+        };
+        let service = match found.iter().find(fits) {
+            Some((service, _)) => *service,
+            None => self.write(id, wanted)?,
+        };
+        for key in keys {
+            let before = self.tables.service(&key);
+            if before != Some(&service) {
+                if before.is_none() {
+                    self.added.insert(key);
+                }
+                self.ops.push(Op::PutService { key, service });
+            }
+        }
+        Ok(())
+    }
+
+    fn id(&mut self, port: &PortRef) -> u32 {
+        if let Some(id) = self.tables.id(port) {
+            self.stale_ids.remove(&id);
+            return id;
+        }
+        if let Some(id) = self.new_ids.get(port) {
+            return *id;
+        }
+        // `unused_ids` has no end.
+        let id = self.tables.unused_ids().nth(self.new_ids.len()).unwrap_or(u32::MAX);
+        self.new_ids.insert(port.clone(), id);
+        self.ops.push(Op::PutName { id, port: port.clone() });
+        id
+    }
+
+    fn write(&mut self, id: u32, wanted: Vec<Backend>) -> Result<Service, PlanError> {
+        let blocks = self.tables.blocks();
+        let full = || PlanError::BackendsFull {
+            needed: wanted.len(),
+            used: blocks.used(),
+            limit: blocks.capacity(),
+        };
+        let count = u32::try_from(wanted.len()).map_err(|_| full())?;
+        let block = blocks.find(count, &self.taken).ok_or_else(full)?;
+        let generation = self.generation;
+        self.generation = generation.wrapping_add(1).max(1);
+        self.taken.push((block, count));
+        let records = wanted.into_iter().map(|r| r.stamped(generation, id)).collect();
+        self.ops.push(Op::WriteBlock { block, records });
+        Ok(Service { block, count, generation, id })
+    }
+
+    fn finish(mut self) -> Result<Vec<Op>, PlanError> {
+        let (needed, free) = (self.added.len(), self.tables.free_services());
+        if needed > free {
+            return Err(PlanError::ServicesFull {
+                needed,
+                free,
+                limit: self.tables.max_services(),
+            });
+        }
+        self.ops.extend(self.stale_keys.into_iter().map(|key| Op::DeleteService { key }));
+        self.ops.extend(self.stale_ids.into_iter().map(|id| Op::DeleteName { id }));
+        Ok(self.ops)
+    }
+}
+
+/// The records of a set, not stamped yet: its backends, or the one that refuses.
+fn records(set: &BackendSet) -> Vec<Backend> {
+    if set.backends.is_empty() {
+        return vec![Backend::refuse()];
+    }
+    set.backends.iter().map(|addr| Backend::forward((*addr).into())).collect()
+}

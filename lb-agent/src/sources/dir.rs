@@ -1,0 +1,1 @@
+//! Services and EndpointSlices from a directory of YAML and JSON files.

@@ -1,0 +1,231 @@
+//! Services and EndpointSlices from the API server: list, watch, and list again after a gap.
+
+use std::{collections::BTreeMap, fmt::Debug, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use futures::{StreamExt as _, pin_mut};
+use k8s_openapi::api::{core::v1::Service as KubeService, discovery::v1::EndpointSlice};
+use kube::{
+    Api, Client, Config, Resource,
+    config::{KubeConfigOptions, Kubeconfig},
+    core::DeserializeGuard,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde::de::DeserializeOwned;
+
+use super::{Changes, Problem, Problems, translate};
+use crate::model::{Change, ObjectRef};
+
+/// Objects per page of a list: what is held decoded at one time.
+const PAGE: u32 = 500;
+/// How long a connection to the API server may take; a client's watch is never idle for longer.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Where the API server is.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// A kubeconfig file; none: `$KUBECONFIG` or `~/.kube/config`, or the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of that file; none: its current one.
+    pub context: Option<String>,
+}
+
+impl Access {
+    /// A client. Says nothing about whether the server answers.
+    pub async fn client(&self) -> Result<Client> {
+        let options =
+            KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let mut config = match &self.kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path)
+                    .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?;
+                Config::from_custom_kubeconfig(file, &options)
+                    .await
+                    .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?
+            }
+            None if self.context.is_some() => Config::from_kubeconfig(&options)
+                .await
+                .context("cannot use the kubeconfig that --context refers to")?,
+            None => Config::infer().await.context(
+                "no access to an API server: give --kubeconfig, set KUBECONFIG, or run in a pod \
+                 with a service account",
+            )?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        tracing::info!(server = %config.cluster_url, "API server");
+        Client::try_from(config).context("cannot make a client of the API access")
+    }
+}
+
+/// Follows both kinds until the receiver is gone.
+pub async fn run(client: Client, changes: Changes) {
+    let services = follow::<KubeService>(
+        client.clone(),
+        // What the API server can leave out by itself; `translate` leaves out the rest (A1, A4).
+        watcher::Config::default().labels("!service.kubernetes.io/service-proxy-name"),
+        changes.clone(),
+    );
+    let slices = follow::<EndpointSlice>(
+        client,
+        watcher::Config::default().labels("!service.kubernetes.io/headless"),
+        changes,
+    );
+    tokio::join!(services, slices);
+}
+
+/// A kind of object that becomes a part of the model.
+trait Kind: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+    /// What it becomes.
+    type Model: Send;
+    /// How logs call it.
+    const NAME: &'static str;
+    fn translate(&self) -> translate::Translated<Self::Model>;
+    fn change(name: ObjectRef, model: Option<Self::Model>) -> Change;
+    fn listed(all: BTreeMap<ObjectRef, Self::Model>) -> Change;
+}
+
+impl Kind for KubeService {
+    type Model = crate::model::Service;
+    const NAME: &'static str = "Service";
+
+    fn translate(&self) -> translate::Translated<Self::Model> {
+        translate::service(self)
+    }
+
+    fn change(name: ObjectRef, model: Option<Self::Model>) -> Change {
+        Change::Service(name, model)
+    }
+
+    fn listed(all: BTreeMap<ObjectRef, Self::Model>) -> Change {
+        Change::ListedServices(all)
+    }
+}
+
+impl Kind for EndpointSlice {
+    type Model = crate::model::Slice;
+    const NAME: &'static str = "EndpointSlice";
+
+    fn translate(&self) -> translate::Translated<Self::Model> {
+        translate::slice(self)
+    }
+
+    fn change(name: ObjectRef, model: Option<Self::Model>) -> Change {
+        Change::Slice(name, model)
+    }
+
+    fn listed(all: BTreeMap<ObjectRef, Self::Model>) -> Change {
+        Change::ListedSlices(all)
+    }
+}
+
+async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Changes) {
+    // One object that does not decode must not stop the watch of all others.
+    let api: Api<DeserializeGuard<K>> = Api::all(client);
+    let events = watcher(api, config.page_size(PAGE)).default_backoff();
+    pin_mut!(events);
+    let mut problems = Problems::default();
+    let mut listing = BTreeMap::new();
+    let mut failing = false;
+    while let Some(event) = events.next().await {
+        let change = match event {
+            Err(error) => {
+                failing = true;
+                tracing::error!(kind = K::NAME, remedy = remedy(&error), "{}", chain(&error));
+                continue;
+            }
+            Ok(event) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!(kind = K::NAME, "the API server answers again");
+                }
+                match event {
+                    watcher::Event::Init => {
+                        listing.clear();
+                        continue;
+                    }
+                    watcher::Event::InitApply(object) => {
+                        let (name, model) = read(object, &mut problems);
+                        if let Some(model) = model {
+                            listing.insert(name, model);
+                        }
+                        continue;
+                    }
+                    watcher::Event::InitDone => {
+                        let all = std::mem::take(&mut listing);
+                        tracing::info!(kind = K::NAME, objects = all.len(), "listed");
+                        K::listed(all)
+                    }
+                    watcher::Event::Apply(object) => {
+                        let (name, model) = read(object, &mut problems);
+                        K::change(name, model)
+                    }
+                    watcher::Event::Delete(object) => {
+                        let name = translate::object_ref(meta(&object));
+                        problems.forget(&label::<K>(&name));
+                        K::change(name, None)
+                    }
+                }
+            }
+        };
+        if changes.send(change).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn meta<K: Kind>(
+    object: &DeserializeGuard<K>,
+) -> &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+    object.meta()
+}
+
+fn label<K: Kind>(name: &ObjectRef) -> String {
+    format!("{} {name}", K::NAME)
+}
+
+fn read<K: Kind>(
+    object: DeserializeGuard<K>,
+    problems: &mut Problems,
+) -> (ObjectRef, Option<K::Model>) {
+    let name = translate::object_ref(meta(&object));
+    let (model, found) = match object.0 {
+        Ok(object) => object.translate(),
+        Err(invalid) => {
+            let remedy = "the object is ignored: correct it";
+            (None, vec![Problem::new("object", invalid.error, remedy)])
+        }
+    };
+    problems.set(&label::<K>(&name), found);
+    (name, model)
+}
+
+/// What the error says, with all that caused it: the outermost message alone names no cause.
+fn chain(error: &watcher::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What to do about it.
+fn remedy(error: &watcher::Error) -> &'static str {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
+    };
+    match status {
+        Some(401) => "the API server does not know us: check the kubeconfig's user or the token",
+        Some(403) => "grant list and watch on services and endpointslices.discovery.k8s.io",
+        Some(410) => "none needed: the lists are read anew",
+        _ => "check the server's address, its certificate and the way to it; trying again",
+    }
+}

@@ -1,0 +1,298 @@
+//! Kubernetes objects in our words. Every rule about their fields is here, and pure.
+//!
+//! What cannot be used becomes a [`Problem`] and is left out; the rest of the object counts.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use k8s_openapi::{
+    api::{
+        core::v1::{Service as KubeService, ServicePort as KubePort},
+        discovery::v1::{
+            Endpoint as KubeEndpoint, EndpointConditions, EndpointPort, EndpointSlice,
+        },
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use super::Problem;
+use crate::{
+    model::{Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort},
+    policy::is_connectable,
+};
+
+/// Another proxy is to serve the Service (kube-proxy A1).
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// The slice belongs to a headless Service (A2).
+const HEADLESS: &str = "service.kubernetes.io/headless";
+/// The Service that a slice belongs to (B2).
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Most bytes of a name: what the API allows, and what the names map holds.
+const LONGEST_NAME: usize = 63;
+
+/// A translation and what was wrong with the object.
+pub type Translated<T> = (Option<T>, Vec<Problem>);
+
+/// Namespace and name; files may leave the namespace out, as `kubectl apply` does.
+pub fn object_ref(meta: &ObjectMeta) -> ObjectRef {
+    let namespace = meta.namespace.as_deref().unwrap_or("default");
+    ObjectRef::new(namespace, meta.name.as_deref().unwrap_or_default())
+}
+
+fn check_name(name: &ObjectRef) -> Result<(), Problem> {
+    for (field, value) in [("metadata.name", &name.name), ("metadata.namespace", &name.namespace)] {
+        if value.is_empty() {
+            return Err(Problem::new(field, "is empty", "the object is ignored: name it"));
+        }
+        if value.len() > LONGEST_NAME {
+            let what = format!("has {} characters", value.len());
+            let remedy = format!("the object is ignored: use at most {LONGEST_NAME}");
+            return Err(Problem::new(field, what, remedy));
+        }
+    }
+    Ok(())
+}
+
+fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+/// A Service; none if it asks for no load balancing here: headless, ExternalName, another proxy's
+/// (A1, A4).
+pub fn service(object: &KubeService) -> Translated<Service> {
+    let name = object_ref(&object.metadata);
+    if let Err(problem) = check_name(&name) {
+        return (None, vec![problem]);
+    }
+    let Some(spec) = &object.spec else { return (None, vec![]) };
+    let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
+    if label(&object.metadata, PROXY_NAME).is_some()
+        || matches!(cluster_ip, "" | "None")
+        || spec.type_.as_deref() == Some("ExternalName")
+    {
+        return (None, vec![]);
+    }
+
+    let mut problems = Vec::new();
+    let mut cluster_ips: Vec<IpAddr> = Vec::new();
+    // `clusterIPs` repeats `clusterIP` as its first element, wherever it is filled in.
+    let listed = spec.cluster_ips.as_deref().unwrap_or_default();
+    let (field, texts): (_, Vec<&str>) = if listed.is_empty() {
+        ("spec.clusterIP", vec![cluster_ip])
+    } else {
+        ("spec.clusterIPs", listed.iter().map(String::as_str).collect())
+    };
+    for (i, text) in texts.into_iter().enumerate() {
+        let field = if listed.is_empty() { field.to_owned() } else { format!("{field}[{i}]") };
+        match address(text) {
+            Ok(ip) if cluster_ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) => {
+                let what = format!("{text} is a second address of its family");
+                problems.push(Problem::new(field, what, "it is not served: give one of each"));
+            }
+            Ok(ip) => cluster_ips.push(ip),
+            Err(what) => {
+                problems.push(Problem::new(field, what, "it is not served: correct the address"));
+            }
+        }
+    }
+
+    let mut ports = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        match service_port(port) {
+            Ok(Some(port)) => {
+                if seen.insert((port.protocol, port.number)) {
+                    ports.push(port);
+                } else {
+                    let what = format!("{}/{} is there twice", port.number, port.protocol);
+                    let remedy = "the first one is served: remove or renumber the other";
+                    problems.push(Problem::new(format!("spec.ports[{i}].port"), what, remedy));
+                }
+            }
+            Ok(None) => {}
+            Err(problem) => problems
+                .push(Problem { field: format!("spec.ports[{i}].{}", problem.field), ..problem }),
+        }
+    }
+
+    let created = object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+    (Some(Service { created, cluster_ips, ports }), problems)
+}
+
+/// A port; none if its protocol is SCTP, which no socket hook sees.
+fn service_port(port: &KubePort) -> Result<Option<ServicePort>, Problem> {
+    let name = port.name.as_deref().unwrap_or_default();
+    let Some(protocol) = protocol(port.protocol.as_deref())? else { return Ok(None) };
+    let number = number(port.port).map_err(|what| {
+        Problem::new("port", what, "the port is not served: use a number from 1 to 65535")
+    })?;
+    Ok(Some(ServicePort { name: short(name)?, protocol, number }))
+}
+
+fn short(name: &str) -> Result<Arc<str>, Problem> {
+    if name.len() > LONGEST_NAME {
+        let what = format!("has {} characters", name.len());
+        let remedy = format!("the port is not served: use at most {LONGEST_NAME}");
+        return Err(Problem::new("name", what, remedy));
+    }
+    Ok(name.into())
+}
+
+fn protocol(text: Option<&str>) -> Result<Option<Protocol>, Problem> {
+    match text.unwrap_or("TCP") {
+        "TCP" => Ok(Some(Protocol::Tcp)),
+        "UDP" => Ok(Some(Protocol::Udp)),
+        "SCTP" => Ok(None),
+        other => Err(Problem::new(
+            "protocol",
+            format!("{other:?} is no protocol"),
+            "the port is not served: use TCP or UDP",
+        )),
+    }
+}
+
+fn number(number: i32) -> Result<u16, String> {
+    u16::try_from(number)
+        .ok()
+        .filter(|number| *number != 0)
+        .ok_or_else(|| format!("{number} is no port number"))
+}
+
+/// An address as kube-proxy reads it (A9): leading zeros are decimal (`010.0.0.1` is 10.0.0.1), and
+/// spaces around it do not matter. An IPv4-mapped address is an IPv4 one.
+pub fn address(text: &str) -> Result<IpAddr, String> {
+    let text = text.trim();
+    let ip = text.parse::<IpAddr>().ok().or_else(|| sloppy_v4(text));
+    match ip.map(|ip| ip.to_canonical()) {
+        None => Err(format!("{text:?} is no IP address")),
+        Some(ip) if !is_connectable(ip) => Err(format!("{ip} cannot be connected to")),
+        Some(ip) => Ok(ip),
+    }
+}
+
+fn sloppy_v4(text: &str) -> Option<IpAddr> {
+    let mut octets = [0; 4];
+    let mut parts = text.split('.');
+    for octet in &mut octets {
+        let part = parts.next()?;
+        if part.is_empty() || !part.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        *octet = part
+            .trim_start_matches('0')
+            .parse()
+            .or(if part.bytes().all(|b| b == b'0') { Ok(0) } else { Err(()) })
+            .ok()?;
+    }
+    parts.next().is_none().then(|| octets.into())
+}
+
+/// An EndpointSlice; none if it serves no Service (A2, B1, B2).
+pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
+    let name = object_ref(&object.metadata);
+    if let Err(problem) = check_name(&name) {
+        return (None, vec![problem]);
+    }
+    if label(&object.metadata, HEADLESS).is_some() {
+        return (None, vec![]);
+    }
+    let Some(service) = label(&object.metadata, SERVICE_NAME).filter(|name| !name.is_empty())
+    else {
+        let field = format!("metadata.labels[{SERVICE_NAME}]");
+        let remedy = "the slice is ignored: label it with the name of its Service";
+        return (None, vec![Problem::new(field, "is missing", remedy)]);
+    };
+    let ipv4 = match object.address_type.as_str() {
+        "IPv4" => true,
+        "IPv6" => false,
+        other => {
+            let what = format!("{other:?} cannot be load-balanced");
+            let remedy = "the slice is ignored: use IPv4 or IPv6";
+            return (None, vec![Problem::new("addressType", what, remedy)]);
+        }
+    };
+
+    let mut problems = Vec::new();
+    let mut ports = Vec::new();
+    for (i, port) in object.ports.iter().flatten().enumerate() {
+        match slice_port(port) {
+            Ok(port) => ports.extend(port),
+            Err(problem) => {
+                problems.push(Problem { field: format!("ports[{i}].{}", problem.field), ..problem })
+            }
+        }
+    }
+    let mut endpoints = Vec::with_capacity(object.endpoints.as_ref().map_or(0, Vec::len));
+    for (i, endpoint) in object.endpoints.iter().flatten().enumerate() {
+        match self::endpoint(endpoint, ipv4) {
+            Ok(endpoint) => endpoints.extend(endpoint),
+            Err(what) => problems.push(Problem::new(
+                format!("endpoints[{i}].addresses[0]"),
+                what,
+                "the endpoint is ignored: correct the address, or put it into a slice of its type",
+            )),
+        }
+    }
+    let service = ObjectRef { namespace: name.namespace, name: service.into() };
+    (Some(Slice { service, ports, endpoints }), problems)
+}
+
+/// A port; none if it is SCTP.
+fn slice_port(port: &EndpointPort) -> Result<Option<SlicePort>, Problem> {
+    let name = port.name.as_deref().unwrap_or_default();
+    let Some(protocol) = protocol(port.protocol.as_deref())? else { return Ok(None) };
+    // "All ports", says the API of a port that is nil; no proxy implements it (B4).
+    let Some(port) = port.port else {
+        let remedy = "the port is ignored: give a number";
+        return Err(Problem::new("port", "is missing", remedy));
+    };
+    let number = number(port).map_err(|what| {
+        Problem::new("port", what, "the port is ignored: use a number from 1 to 65535")
+    })?;
+    Ok(Some(SlicePort { name: short(name)?, protocol, number }))
+}
+
+/// An endpoint: its first address, as the API says of all of them that they are the same pod (B3).
+fn endpoint(endpoint: &KubeEndpoint, ipv4: bool) -> Result<Option<Endpoint>, String> {
+    let Some(text) = endpoint.addresses.first() else { return Ok(None) };
+    let addr = address(text)?;
+    if addr.is_ipv4() != ipv4 {
+        let family = if ipv4 { "IPv4" } else { "IPv6" };
+        return Err(format!("{addr} is no {family} address, as addressType says"));
+    }
+    let EndpointConditions { ready, serving, terminating } =
+        endpoint.conditions.clone().unwrap_or_default();
+    let conditions = Conditions {
+        ready: ready.unwrap_or(true),
+        serving: serving.unwrap_or(true),
+        terminating: terminating.unwrap_or(false),
+    };
+    Ok(Some(Endpoint { addr, conditions }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_kube_proxy_does() {
+        for (text, ip) in [
+            ("10.96.0.10", "10.96.0.10"),
+            ("172.30.0.041", "172.30.0.41"),
+            ("010.00.000.010", "10.0.0.10"),
+            (" 10.0.0.1 ", "10.0.0.1"),
+            ("fd00::1", "fd00::1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+        ] {
+            assert_eq!(address(text), Ok(ip.parse().unwrap()), "{text}");
+        }
+        for text in
+            ["", "None", "10.0.0", "10.0.0.256", "10.0.0.1.2", "10.0.0.0x1", "10..0.1", "1.2.3.+4"]
+        {
+            let error = address(text).unwrap_err();
+            assert!(error.contains("is no IP address"), "{text}: {error}");
+        }
+        for text in ["0.0.0.0", "::", "224.0.0.1", "ff02::1"] {
+            assert!(address(text).unwrap_err().contains("cannot be connected to"), "{text}");
+        }
+    }
+}

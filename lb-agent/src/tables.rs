@@ -1,0 +1,202 @@
+//! What stands in the maps, as the agent knows it: the mirror that plans are made against.
+//!
+//! There is no other state. At the start the mirror is read from the pinned maps
+//! ([`Tables::adopt`]); after that it changes with each [`Op`] that the maps have taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::abi::{Service, ServiceKey};
+
+use crate::{
+    blocks::Blocks,
+    maps::Snapshot,
+    model::{Frontend, ObjectRef, PortRef},
+    plan::Op,
+};
+
+/// The mirror of the maps.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    max_services: u32,
+    services: BTreeMap<ServiceKey, Service>,
+    names: BTreeMap<u32, PortRef>,
+    ids: BTreeMap<PortRef, u32>,
+    keys: BTreeMap<u32, BTreeSet<ServiceKey>>,
+    /// Ids below `next_id` that are not in use: ids stay dense, so that they can index an array.
+    free_ids: BTreeSet<u32>,
+    next_id: u32,
+    next_generation: u32,
+    blocks: Blocks,
+}
+
+impl Tables {
+    /// Empty maps of these sizes.
+    pub fn new(max_services: u32, max_backends: u32) -> Self {
+        Self {
+            max_services,
+            services: BTreeMap::new(),
+            names: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            free_ids: BTreeSet::new(),
+            next_id: 0,
+            next_generation: 1,
+            blocks: Blocks::new(max_backends),
+        }
+    }
+
+    /// The mirror of what an agent before us left, and the ops that remove what makes no sense:
+    /// frontends of no known service port, or in no block. Only damage from outside makes them.
+    pub fn adopt(snapshot: &Snapshot) -> (Self, Vec<Op>) {
+        let mut tables = Self::new(snapshot.max_services, snapshot.max_backends);
+        tables.next_generation = snapshot.last_generation.wrapping_add(1).max(1);
+        for (&id, port) in &snapshot.names {
+            tables.put_name(id, port.clone());
+        }
+        let mut repairs = Vec::new();
+        for (&key, &service) in &snapshot.services {
+            let known = tables.names.contains_key(&service.id);
+            let placed = tables.blocks.len(service.block) == Some(service.count)
+                || tables.blocks.take(service.block, service.count);
+            if known && placed {
+                tables.put_service(key, service);
+            } else {
+                repairs.push(Op::DeleteService { key });
+            }
+        }
+        (tables, repairs)
+    }
+
+    /// Takes in what an op did to the maps.
+    pub fn apply(&mut self, op: &Op) {
+        match op {
+            Op::PutName { id, port } => self.put_name(*id, port.clone()),
+            Op::WriteBlock { block, records } => {
+                let len = u32::try_from(records.len()).unwrap_or(u32::MAX);
+                let taken = self.blocks.take(*block, len);
+                debug_assert!(taken, "block {block} is not free");
+                if let Some(record) = records.first() {
+                    self.next_generation = record.generation.wrapping_add(1).max(1);
+                }
+            }
+            Op::PutService { key, service } => self.put_service(*key, *service),
+            Op::DeleteService { key } => self.remove_service(key),
+            Op::DeleteName { id } => {
+                if let Some(port) = self.names.remove(id) {
+                    self.ids.remove(&port);
+                    self.free_ids.insert(*id);
+                }
+            }
+        }
+    }
+
+    fn put_name(&mut self, id: u32, port: PortRef) {
+        self.free_ids.extend(self.next_id..id);
+        self.free_ids.remove(&id);
+        self.next_id = self.next_id.max(id + 1);
+        self.ids.insert(port.clone(), id);
+        self.names.insert(id, port);
+    }
+
+    fn put_service(&mut self, key: ServiceKey, service: Service) {
+        self.blocks.name(service.block);
+        self.remove_service(&key);
+        self.services.insert(key, service);
+        self.keys.entry(service.id).or_default().insert(key);
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) {
+        let Some(before) = self.services.remove(key) else { return };
+        self.blocks.unname(before.block);
+        if let Some(keys) = self.keys.get_mut(&before.id) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.keys.remove(&before.id);
+            }
+        }
+    }
+
+    /// The entry of a frontend.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// All entries, sorted.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = (&ServiceKey, &Service)> {
+        self.services.iter()
+    }
+
+    /// Most entries that fit.
+    pub const fn max_services(&self) -> u32 {
+        self.max_services
+    }
+
+    /// How many more entries fit.
+    pub fn free_services(&self) -> usize {
+        usize::try_from(self.max_services).unwrap_or(usize::MAX).saturating_sub(self.services.len())
+    }
+
+    /// The service port behind an id.
+    pub fn name(&self, id: u32) -> Option<&PortRef> {
+        self.names.get(&id)
+    }
+
+    /// The id of a service port.
+    pub fn id(&self, port: &PortRef) -> Option<u32> {
+        self.ids.get(port).copied()
+    }
+
+    /// Ids that are not in use, smallest first.
+    pub fn unused_ids(&self) -> impl Iterator<Item = u32> {
+        self.free_ids.iter().copied().chain(self.next_id..)
+    }
+
+    /// The ids of a Service's ports.
+    pub fn ids_of(&self, service: &ObjectRef) -> impl Iterator<Item = u32> {
+        let first = PortRef {
+            service: service.clone(),
+            port: "".into(),
+            protocol: crate::model::Protocol::Tcp,
+        };
+        self.ids
+            .range(first..)
+            .take_while(move |(port, _)| port.service == *service)
+            .map(|(_, id)| *id)
+    }
+
+    /// The frontends of a service port.
+    pub fn keys_of(&self, id: u32) -> impl Iterator<Item = &ServiceKey> {
+        self.keys.get(&id).into_iter().flatten()
+    }
+
+    /// The Services that have entries.
+    pub fn service_names(&self) -> BTreeSet<ObjectRef> {
+        self.ids.keys().map(|port| port.service.clone()).collect()
+    }
+
+    /// Generation for the next block.
+    pub const fn next_generation(&self) -> u32 {
+        self.next_generation
+    }
+
+    /// The blocks of the backends array.
+    pub const fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    /// Frees a block that a plan wrote and then, since an op failed, never named.
+    pub fn discard(&mut self, block: u32) {
+        self.blocks.discard(block);
+    }
+
+    /// Frees the retired blocks, see [`Blocks::reclaim`].
+    pub fn reclaim(&mut self) {
+        self.blocks.reclaim();
+    }
+}
+
+impl From<&Frontend> for ServiceKey {
+    fn from(frontend: &Frontend) -> Self {
+        Self { peer: frontend.addr.into(), protocol: frontend.protocol.number(), scope: 0 }
+    }
+}
