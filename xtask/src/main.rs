@@ -1,5 +1,34 @@
-//! Project tasks.
+//! The project's tasks: `cargo xtask --help`. Each brings what it needs.
+
+mod build;
+mod cargo;
+mod exec;
 mod pins;
-fn main() {
-    println!("{}", pins::STABLE);
+mod root;
+mod run;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser as _;
+
+/// The project's tasks. Each brings what it needs, and says what it installs.
+#[derive(clap::Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    Setup(setup::Args),
+    Build(build::Args),
+    Run(run::Args),
+    Test(test::Args),
+}
+
+fn main() -> Result<ExitCode> {
+    match Task::parse() {
+        Task::Setup(args) => setup::run(&args),
+        Task::Build(args) => build::run(&args),
+        Task::Run(args) => run::run(&args),
+        Task::Test(args) => Ok(test::run(&args)),
+    }
 }

@@ -4,12 +4,12 @@
 //! writes, and an LLVM reads no bitcode of a newer one. Nightlies from 2026-08-06 on write LLVM 23.
 
 /// Builds everything that runs in user space; what aya 0.16 needs.
-pub const STABLE: &str = "1.98.0";
+pub(crate) const STABLE: &str = "1.98.0";
 /// Builds `lb-ebpf`, with `-Z build-std=core`.
-pub const NIGHTLY: &str = "nightly-2026-08-01";
+pub(crate) const NIGHTLY: &str = "nightly-2026-08-01";
 /// The linker for `bpfel-unknown-none`.
-pub const BPF_LINKER: &str = "0.13.0";
+pub(crate) const BPF_LINKER: &str = "0.13.0";
 /// Major version of the LLVM that `BPF_LINKER` is built against.
-pub const LLVM: &str = "22";
-/// Checks licences, advisories and duplicate crates.
-pub const CARGO_DENY: &str = "0.19.0";
+pub(crate) const LLVM: &str = "22";
+/// Checks licences, advisories and where crates come from.
+pub(crate) const CARGO_DENY: &str = "0.20.2";

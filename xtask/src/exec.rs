@@ -1,0 +1,71 @@
+//! Running commands, so that everybody sees what is run.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Prints the command in one line, runs it, and fails unless it succeeds.
+pub(crate) fn exec(command: &mut Command) -> Result<()> {
+    let line = announce(command);
+    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
+    ensure!(status.success(), "`{line}`: {status}");
+    Ok(())
+}
+
+/// Prints the command in one line, and returns that line for error messages.
+pub(crate) fn announce(command: &Command) -> String {
+    let line = show(command);
+    eprintln!("$ {line}");
+    line
+}
+
+/// What a command says on stdout, in silence; `None` unless it is there and succeeds.
+pub(crate) fn ask(command: &mut Command) -> Option<String> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The command as one would type it: `VAR=value program argument 'argument with spaces'`.
+pub(crate) fn show(command: &Command) -> String {
+    let environment = command.get_envs().filter_map(|(name, value)| {
+        Some(format!("{}={}", name.to_string_lossy(), quote(&value?.to_string_lossy())))
+    });
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    environment
+        .chain(words.map(|word| quote(&word.to_string_lossy())))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_command_can_be_pasted() {
+        let mut command = Command::new("cargo");
+        command.args(["run", "--", "it's", "", "a=b"]).env("LLVM_PREFIX", "/usr/lib/llvm 22");
+        command.env_remove("CARGO");
+        assert_eq!(show(&command), r"LLVM_PREFIX='/usr/lib/llvm 22' cargo run -- 'it'\''s' '' a=b");
+    }
+
+    #[test]
+    fn success_is_silent_and_failure_has_the_command_in_it() {
+        exec(&mut Command::new("true")).unwrap();
+        let failed = exec(Command::new("false").arg("x")).unwrap_err().to_string();
+        assert!(failed.starts_with("`false x`: exit status: 1"), "{failed}");
+        let absent = exec(&mut Command::new("no-such-program")).unwrap_err().to_string();
+        assert_eq!(absent, "cannot start `no-such-program`");
+        assert_eq!(ask(&mut Command::new("false")), None);
+        assert_eq!(ask(Command::new("echo").arg("a")), Some("a\n".to_owned()));
+    }
+}

@@ -1,0 +1,33 @@
+//! `run`: the agent, just built, as root.
+
+use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    build,
+    exec::announce,
+    root::{as_root, require_root},
+};
+
+/// Build, then run lb-agent as root.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    build: build::Args,
+    /// What lb-agent gets: `-- --source dir:services`.
+    #[arg(last = true)]
+    agent: Vec<OsString>,
+}
+
+/// Returns only when the agent cannot be started: it takes this process's place, so signals and
+/// the exit code are its own.
+pub(crate) fn run(args: &Args) -> Result<std::process::ExitCode> {
+    let programs = build::programs(args.build.release)?;
+    require_root()?;
+    let mut agent = Command::new(programs.agent);
+    agent.args(&args.agent);
+    let mut agent = as_root(agent);
+    let line = announce(&agent);
+    Err(agent.exec()).with_context(|| format!("cannot start `{line}`"))
+}

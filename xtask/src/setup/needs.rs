@@ -1,0 +1,245 @@
+//! What has to be on the machine, how to see that it is, and where it comes from: one table.
+
+use std::{env, path::PathBuf, process::Command};
+
+use crate::{
+    cargo::{cargo, prebuilt_object},
+    exec::ask,
+    pins,
+};
+
+/// What a tool is needed for; a command asks for the scopes that it touches.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// User space.
+    Agent,
+    /// The BPF programs. Nothing, when a prebuilt object is embedded.
+    Programs,
+    /// Formatting, lints, licences.
+    Lint,
+    /// Network namespaces, for demo and tests.
+    Network,
+}
+
+impl Scope {
+    pub(crate) const ALL: &[Self] = &[Self::Agent, Self::Programs, Self::Lint, Self::Network];
+}
+
+pub(super) struct Need {
+    pub(super) what: String,
+    pub(super) why: &'static str,
+    scope: Scope,
+    /// Is it there? If not: what was seen instead.
+    probe: fn() -> Result<(), String>,
+    pub(super) source: Source,
+}
+
+impl Need {
+    /// What is wrong, if anything is.
+    pub(super) fn missing(&self) -> Option<String> {
+        (self.probe)().err()
+    }
+}
+
+pub(super) enum Source {
+    /// The distribution: package names in Debian, and what to look for in another one.
+    Packages { debian: &'static [&'static str], elsewhere: &'static str },
+    /// A command that needs no root.
+    Command(fn() -> Command),
+    /// Nothing that we would run for somebody.
+    ByHand(&'static str),
+}
+
+/// The needs of some scopes, in the order in which they can be installed.
+pub(super) fn of(scopes: &[Scope]) -> Vec<Need> {
+    let mut needs = table();
+    needs.retain(|need| {
+        scopes.contains(&need.scope)
+            && !(need.scope == Scope::Programs && prebuilt_object().is_some())
+    });
+    needs
+}
+
+const STABLE_COMPONENTS: &[&str] = &["rustfmt", "clippy"];
+const NIGHTLY_COMPONENTS: &[&str] = &["rust-src", "clippy"];
+/// Of the version `pins::LLVM`, as a test below makes sure.
+const LLVM_PACKAGES: &[&str] = &["llvm-22-dev"];
+const LLVM_ELSEWHERE: &str = "LLVM 22 with libLLVM.so (llvm-devel or llvm22-devel on Fedora, \
+    llvm-22-dev from apt.llvm.org on a Debian or Ubuntu without it), and LLVM_PREFIX=DIR, its \
+    directory above lib64 or lib. Or none of it: SOCKLB_BPF_OBJECT=FILE embeds a prebuilt object";
+
+fn table() -> Vec<Need> {
+    vec![
+        Need {
+            what: "C compiler".to_owned(),
+            why: "links everything, and builds C parts of crates",
+            scope: Scope::Agent,
+            probe: || starts("cc", "--version"),
+            source: Source::Packages {
+                debian: &["gcc", "libc6-dev"],
+                elsewhere: "`cc`: gcc or clang, with the headers of the C library",
+            },
+        },
+        Need {
+            what: "ip".to_owned(),
+            why: "makes the network namespaces of demo and tests",
+            scope: Scope::Network,
+            probe: || starts("ip", "-V"),
+            source: Source::Packages {
+                debian: &["iproute2"],
+                elsewhere: "`ip`: iproute2, iproute on Fedora",
+            },
+        },
+        Need {
+            what: format!("LLVM {}", pins::LLVM),
+            why: "bpf-linker is built against it",
+            scope: Scope::Programs,
+            probe: llvm,
+            source: Source::Packages { debian: LLVM_PACKAGES, elsewhere: LLVM_ELSEWHERE },
+        },
+        Need {
+            what: "rustup".to_owned(),
+            why: "brings the pinned toolchains",
+            scope: Scope::Agent,
+            probe: || starts("rustup", "--version"),
+            source: Source::ByHand("rustup, from https://rustup.rs or the distribution"),
+        },
+        Need {
+            what: format!("Rust {} with {}", pins::STABLE, STABLE_COMPONENTS.join(", ")),
+            why: "builds user space",
+            scope: Scope::Agent,
+            probe: || toolchain(pins::STABLE, STABLE_COMPONENTS),
+            source: Source::Command(|| rustup(pins::STABLE, STABLE_COMPONENTS)),
+        },
+        Need {
+            what: format!("Rust {} with {}", pins::NIGHTLY, NIGHTLY_COMPONENTS.join(", ")),
+            why: "builds the BPF programs",
+            scope: Scope::Programs,
+            probe: || toolchain(pins::NIGHTLY, NIGHTLY_COMPONENTS),
+            source: Source::Command(|| rustup(pins::NIGHTLY, NIGHTLY_COMPONENTS)),
+        },
+        Need {
+            what: format!("bpf-linker {}", pins::BPF_LINKER),
+            why: "links the BPF programs; a minute to build",
+            scope: Scope::Programs,
+            probe: linker,
+            source: Source::Command(|| {
+                let mut install = install("bpf-linker", pins::BPF_LINKER);
+                install.args(["--no-default-features", "--features"]);
+                install.arg(format!("llvm-{}", pins::LLVM)).env("LLVM_PREFIX", llvm_prefix());
+                install
+            }),
+        },
+        Need {
+            what: format!("cargo-deny {}", pins::CARGO_DENY),
+            why: "checks licences and sources of crates; some minutes to build",
+            scope: Scope::Lint,
+            probe: || says("cargo-deny", pins::CARGO_DENY),
+            source: Source::Command(|| install("cargo-deny", pins::CARGO_DENY)),
+        },
+    ]
+}
+
+/// A program that `cargo install` put into its directory, or else one on the PATH. rustup searches
+/// in the same order.
+fn installed(program: &str) -> Command {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let own = home.map(|home| home.join("bin").join(program)).filter(|path| path.exists());
+    own.map_or_else(|| Command::new(program), Command::new)
+}
+
+fn starts(program: &str, version: &str) -> Result<(), String> {
+    let answer = ask(installed(program).arg(version));
+    answer.map(drop).ok_or_else(|| format!("`{program} {version}` does not run"))
+}
+
+/// `PROGRAM --version` says exactly this version.
+fn says(program: &str, version: &str) -> Result<(), String> {
+    let Some(answer) = ask(installed(program).arg("--version")) else {
+        return Err(format!("`{program} --version` does not run"));
+    };
+    match answer.split_whitespace().last() {
+        Some(found) if found == version => Ok(()),
+        found => Err(format!("{} would be replaced", found.unwrap_or("what is there"))),
+    }
+}
+
+fn linker() -> Result<(), String> {
+    says("bpf-linker", pins::BPF_LINKER)
+}
+
+/// All that the linker's build wants of LLVM is its shared library; a linker that runs has found it.
+fn llvm() -> Result<(), String> {
+    if linker().is_ok() {
+        return Ok(());
+    }
+    let prefix = llvm_prefix();
+    let find = |directory| prefix.join(directory).join("libLLVM.so").canonicalize().ok();
+    // The order in which bpf-linker's build script looks.
+    let Some(library) = ["lib64", "lib"].into_iter().find_map(find) else {
+        return Err(format!("no libLLVM.so below {}", prefix.display()));
+    };
+    let name = library.file_name().unwrap_or_default().to_string_lossy();
+    let version = name.trim_start_matches("libLLVM").trim_start_matches(['-', '.']);
+    if version.trim_start_matches("so.").starts_with(pins::LLVM) {
+        Ok(())
+    } else {
+        Err(format!("{} is of another version", library.display()))
+    }
+}
+
+/// Where LLVM is; Debian's place, unless the caller knows another.
+fn llvm_prefix() -> PathBuf {
+    let prefix = env::var_os("LLVM_PREFIX").map(PathBuf::from);
+    prefix.unwrap_or_else(|| format!("/usr/lib/llvm-{}", pins::LLVM).into())
+}
+
+fn toolchain(name: &str, components: &[&str]) -> Result<(), String> {
+    let mut list = Command::new("rustup");
+    list.args(["component", "list", "--installed", "--toolchain", name]);
+    // A question must not be answered by installing.
+    let Some(installed) = ask(list.env("RUSTUP_AUTO_INSTALL", "0")) else {
+        return Err("not installed".to_owned());
+    };
+    // Most names carry the host behind them: clippy-x86_64-unknown-linux-gnu.
+    let has = |component: &str| installed.lines().any(|line| line.starts_with(component));
+    let lacks: Vec<_> = components.iter().copied().filter(|component| !has(component)).collect();
+    if lacks.is_empty() { Ok(()) } else { Err(format!("without {}", lacks.join(", "))) }
+}
+
+fn rustup(toolchain: &str, components: &[&str]) -> Command {
+    let mut rustup = Command::new("rustup");
+    rustup.args(["toolchain", "install", toolchain, "--profile", "minimal", "--no-self-update"]);
+    rustup.args(components.iter().flat_map(|component| ["--component", component]));
+    rustup
+}
+
+fn install(name: &str, version: &str) -> Command {
+    let mut install = cargo();
+    install.args(["install", "--locked", name, "--version", version]);
+    install
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llvm_is_one_version_everywhere() {
+        assert_eq!(LLVM_PACKAGES, [format!("llvm-{}-dev", pins::LLVM)]);
+        assert!(LLVM_ELSEWHERE.starts_with(&format!("LLVM {} ", pins::LLVM)));
+    }
+
+    #[test]
+    fn a_tool_of_another_version_is_not_the_tool() {
+        assert_eq!(starts("true", "--version"), Ok(()));
+        assert!(says("true", "0.0.1").unwrap_err().ends_with("would be replaced"));
+        assert!(says("no-such-program", "0.0.1").unwrap_err().ends_with("does not run"));
+    }
+
+    #[test]
+    fn an_absent_toolchain_is_not_installed_by_asking() {
+        assert_eq!(toolchain("1.0.0", &[]), Err("not installed".to_owned()));
+    }
+}

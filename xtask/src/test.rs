@@ -1,0 +1,219 @@
+//! `test`: the whole suite, layer by layer. Cargo builds as the user; what needs root is only the
+//! finished test program. The last line of stdout is the sum, whatever happened before.
+
+mod layers;
+mod lint;
+mod tally;
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{BufRead as _, BufReader},
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::builder::PossibleValuesParser;
+use layers::{LAYERS, Layer, Made, Work, is_claimed};
+use lint::Check;
+use tally::Tally;
+
+use crate::{
+    cargo::{Executable, cargo, executables, workspace},
+    exec::{announce, ask, exec},
+    root::{as_root, require_root},
+    setup,
+};
+
+/// Run the test suite, or some of its layers.
+///
+/// Layers that need root fail without it; with SOCKLB_SKIP_ROOT=1 their tests are counted as
+/// skipped.
+#[derive(clap::Args)]
+#[command(after_help = layers::help())]
+pub(crate) struct Args {
+    /// Which layers; all of them if none is named.
+    #[arg(value_parser = PossibleValuesParser::new(LAYERS.iter().map(|layer| layer.name)))]
+    #[arg(hide_possible_values = true)]
+    layer: Vec<String>,
+    /// Arguments for the test programs: `-- a_test_name`, `-- --nocapture`.
+    #[arg(last = true)]
+    rust_test: Vec<OsString>,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let mut total = Tally::default();
+    for layer in LAYERS {
+        if !args.layer.is_empty() && !args.layer.iter().any(|name| name == layer.name) {
+            continue;
+        }
+        println!("\n== {}: {}", layer.name, layer.purpose);
+        let start = Instant::now();
+        let tally = layer.run(&args.rust_test).unwrap_or_else(|error| {
+            eprintln!("{error:#}");
+            Tally::FAIL
+        });
+        println!("-- {}: {tally} ({} s)", layer.name, start.elapsed().as_secs());
+        total += tally;
+    }
+    println!("\n{total}");
+    if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Layer {
+    fn run(&self, arguments: &[OsString]) -> Result<Tally> {
+        setup::ensure(self.needs)?;
+        match self.work {
+            Work::Checks(checks) => Ok(check_all(checks)),
+            Work::Unclaimed => unclaimed(arguments),
+            Work::Root { target, with } => root(target, with, arguments),
+            Work::Task(task) => self::task(task),
+        }
+    }
+}
+
+fn check_all(checks: &[Check]) -> Tally {
+    let mut sum = Tally::default();
+    for check in checks {
+        sum += match (check.command)() {
+            Err(reason) => {
+                println!("check {} ... skipped: {reason}", check.name);
+                Tally::SKIP
+            }
+            Ok(mut command) => match exec(&mut command) {
+                Ok(()) => {
+                    println!("check {} ... ok", check.name);
+                    Tally::PASS
+                }
+                Err(error) => {
+                    println!("check {} ... FAILED: {error:#}", check.name);
+                    Tally::FAIL
+                }
+            },
+        };
+    }
+    sum
+}
+
+fn unclaimed(arguments: &[OsString]) -> Result<Tally> {
+    let workspace = ["test", "--workspace", "--exclude", "lb-ebpf"];
+    let mut sum = Tally::default();
+    for program in executables(cargo().args(workspace).arg("--no-run"))? {
+        // Integration tests come with the programs they start; those are no tests.
+        if program.kind == "test" && is_claimed(&program.name) || !program.is_test {
+            continue;
+        }
+        sum += count(test(&program).args(arguments))?;
+    }
+    sum += count(cargo().args(workspace).args(["--doc", "--"]).args(arguments))?;
+    Ok(sum)
+}
+
+fn root(target: &str, with: Option<Made>, arguments: &[OsString]) -> Result<Tally> {
+    let mut build = cargo();
+    build.args(["test", "--package", "lb-agent", "--test", target, "--no-run"]);
+    let programs = executables(&mut build)?;
+    let program = programs.iter().find(|program| program.is_test && program.name == target);
+    let program = program.with_context(|| format!("cargo built no test {target}"))?;
+    if skips_root() {
+        let list = ask(test(program).args(["--list", "--format", "terse"]).args(arguments));
+        let tally = Tally::skipping(&list.context("the test program does not list its tests")?);
+        println!("skipped: {} tests need root, and SOCKLB_SKIP_ROOT=1", tally.skipped);
+        return Ok(tally);
+    }
+    require_root().context(NEEDS_ROOT)?;
+    let mut test = test(program);
+    test.arg("--test-threads=1").args(arguments);
+    if let Some((variable, make)) = with {
+        test.env(variable, make()?);
+    }
+    count(&mut as_root(test))
+}
+
+fn task(task: &str) -> Result<Tally> {
+    if skips_root() {
+        println!("skipped: {task} needs root, and SOCKLB_SKIP_ROOT=1");
+        return Ok(Tally::SKIP);
+    }
+    require_root().context(NEEDS_ROOT)?;
+    exec(Command::new("cargo").args(["xtask", task]).current_dir(workspace()))?;
+    Ok(Tally::PASS)
+}
+
+const NEEDS_ROOT: &str = "this layer needs root (SOCKLB_SKIP_ROOT=1 leaves it out)";
+
+fn skips_root() -> bool {
+    env::var_os("SOCKLB_SKIP_ROOT").is_some_and(|value| value == "1")
+}
+
+/// A test program as cargo would start it.
+fn test(program: &Executable) -> Command {
+    let mut test = Command::new(&program.path);
+    test.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
+    test
+}
+
+/// Runs test programs, passes on what they say and counts it. A program that ends without a count,
+/// or unhappily without a failed test, is a failure itself.
+fn count(command: &mut Command) -> Result<Tally> {
+    let line = announce(command);
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let mut stdout = BufReader::new(child.stdout.take().context("stdout is piped")?);
+    let (mut sum, mut counts, mut bytes) = (Tally::default(), 0, Vec::new());
+    while stdout.read_until(b'\n', &mut bytes)? > 0 {
+        let text = String::from_utf8_lossy(&bytes);
+        print!("{text}");
+        if let Some(tally) = Tally::of_line(text.trim_end()) {
+            sum += tally;
+            counts += 1;
+        }
+        bytes.clear();
+    }
+    let status = child.wait()?;
+    match (status.success(), counts) {
+        (true, 0) => bail!("`{line}` ended well, but counted no tests"),
+        (false, _) if sum.failed == 0 => {
+            println!("`{line}`: {status}");
+            sum += Tally::FAIL;
+        }
+        _ => {}
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Result<Tally> {
+        count(Command::new("sh").args(["-c", script]))
+    }
+
+    const ONE: &str = "echo 'test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 x'; ";
+
+    #[test]
+    fn results_are_summed() {
+        let two = sh(&format!("{ONE}{ONE}")).unwrap();
+        assert_eq!(two, Tally { passed: 2, failed: 0, skipped: 2 });
+    }
+
+    #[test]
+    fn a_program_that_dies_has_failed_whatever_it_said_before() {
+        assert_eq!(sh(&format!("{ONE} kill -9 $$")).unwrap().failed, 1);
+        assert_eq!(sh("exit 3").unwrap(), Tally::FAIL);
+        assert!(sh("exit 0").is_err());
+        assert!(count(&mut Command::new("no-such-program")).is_err());
+    }
+
+    #[test]
+    fn every_check_counts() {
+        const CHECKS: &[Check] = &[
+            Check { name: "good", command: || Ok(Command::new("true")) },
+            Check { name: "bad", command: || Ok(Command::new("false")) },
+            Check { name: "absent", command: || Err("not here") },
+        ];
+        assert_eq!(check_all(CHECKS), Tally { passed: 1, failed: 1, skipped: 1 });
+    }
+}

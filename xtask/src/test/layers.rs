@@ -1,0 +1,100 @@
+//! The layers of the test suite: one row each. To add a layer, add a row.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::lint::{self, Check};
+use crate::setup::Scope::{self, Agent, Lint, Network, Programs};
+
+pub(super) struct Layer {
+    pub(super) name: &'static str,
+    /// What a failure here would mean.
+    pub(super) purpose: &'static str,
+    /// What has to be installed.
+    pub(super) needs: &'static [Scope],
+    pub(super) work: Work,
+}
+
+pub(super) enum Work {
+    /// Each counts as one test; none needs root.
+    Checks(&'static [Check]),
+    /// Every test of the workspace, documentation included, that no other row names; without root.
+    Unclaimed,
+    /// The integration test `lb-agent/tests/NAME.rs`, as root, one test at a time: what they touch
+    /// (cgroups, namespaces, the BPF file system) they share with the machine.
+    Root { target: &'static str, with: Option<Made> },
+    /// `cargo xtask TASK` as one test. It gets root by itself.
+    Task(&'static str),
+}
+
+/// What a test finds in its environment: the variable that names a directory, and what makes that
+/// directory when the layer runs. It may take a while.
+pub(super) type Made = (&'static str, fn() -> Result<PathBuf>);
+
+pub(super) const LAYERS: &[Layer] = &[
+    Layer {
+        name: "lint",
+        purpose: "format, lints, documentation, licences",
+        needs: &[Agent, Programs, Lint],
+        work: Work::Checks(lint::CHECKS),
+    },
+    Layer {
+        name: "unit",
+        purpose: "every stage alone and the control plane on YAML, without a kernel",
+        needs: &[Agent, Programs],
+        work: Work::Unclaimed,
+    },
+    Layer {
+        name: "kernel",
+        purpose: "the BPF programs under real sockets, in a cgroup and namespace of their own",
+        needs: &[Agent, Programs, Network],
+        work: Work::Root { target: "kernel", with: None },
+    },
+    Layer {
+        name: "demo",
+        purpose: "the demo shows what it promises",
+        needs: &[Agent, Programs, Network],
+        work: Work::Task("demo"),
+    },
+];
+
+/// Is this integration test of lb-agent the business of a row of its own?
+pub(super) fn is_claimed(test: &str) -> bool {
+    LAYERS.iter().any(|layer| matches!(layer.work, Work::Root { target, .. } if target == test))
+}
+
+/// The layers in one paragraph each, for `--help`.
+pub(super) fn help() -> String {
+    let rows = LAYERS.iter().map(|layer| {
+        let root = if layer.work.needs_root() { " [root]" } else { "" };
+        format!("  {:10} {}{root}", layer.name, layer.purpose)
+    });
+    format!("Layers:\n{}", rows.collect::<Vec<_>>().join("\n"))
+}
+
+impl Work {
+    pub(super) fn needs_root(&self) -> bool {
+        matches!(self, Self::Root { .. } | Self::Task(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_in_the_help() {
+        let help = help();
+        for (i, layer) in LAYERS.iter().enumerate() {
+            assert!(LAYERS[..i].iter().all(|other| other.name != layer.name));
+            assert!(help.contains(layer.name));
+        }
+    }
+
+    #[test]
+    fn a_root_test_is_not_run_without_root() {
+        assert!(is_claimed("kernel"));
+        assert!(!is_claimed("cases"));
+    }
+}
