@@ -3,6 +3,7 @@
 mod build;
 mod cargo;
 mod exec;
+mod kube;
 mod pins;
 mod root;
 mod run;
@@ -21,6 +22,7 @@ enum Task {
     Setup(setup::Args),
     Build(build::Args),
     Run(run::Args),
+    Kube(kube::Args),
     Test(test::Args),
 }
 
@@ -29,6 +31,7 @@ fn main() -> Result<ExitCode> {
         Task::Setup(args) => setup::run(&args),
         Task::Build(args) => build::run(&args),
         Task::Run(args) => run::run(&args),
+        Task::Kube(args) => kube::run(&args),
         Task::Test(args) => Ok(test::run(&args)),
     }
 }
