@@ -26,12 +26,19 @@ enum Task {
     Test(test::Args),
 }
 
-fn main() -> Result<ExitCode> {
-    match Task::parse() {
-        Task::Setup(args) => setup::run(&args),
-        Task::Build(args) => build::run(&args),
-        Task::Run(args) => run::run(&args),
-        Task::Kube(args) => kube::run(&args),
-        Task::Test(args) => Ok(test::run(&args)),
+fn main() -> ExitCode {
+    perform(&Task::parse()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn perform(task: &Task) -> Result<ExitCode> {
+    match task {
+        Task::Setup(args) => setup::run(args),
+        Task::Build(args) => build::run(args),
+        Task::Run(args) => run::run(args),
+        Task::Kube(args) => kube::run(args),
+        Task::Test(args) => Ok(test::run(args)),
     }
 }

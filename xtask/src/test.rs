@@ -126,7 +126,7 @@ fn root(target: &str, with: Option<Made>, arguments: &[OsString]) -> Result<Tall
     let mut test = test(program);
     test.arg("--test-threads=1").args(arguments);
     if let Some((variable, make)) = with {
-        test.env(variable, make()?);
+        test.env(variable, env::var_os(variable).map_or_else(make, |path| Ok(path.into()))?);
     }
     count(&mut as_root(test))
 }

@@ -64,9 +64,10 @@ const STABLE_COMPONENTS: &[&str] = &["rustfmt", "clippy"];
 const NIGHTLY_COMPONENTS: &[&str] = &["rust-src", "clippy"];
 /// Of the version `pins::LLVM`, as a test below makes sure.
 const LLVM_PACKAGES: &[&str] = &["llvm-22-dev"];
-const LLVM_ELSEWHERE: &str = "LLVM 22 with libLLVM.so (llvm-devel or llvm22-devel on Fedora, \
-    llvm-22-dev from apt.llvm.org on a Debian or Ubuntu without it), and LLVM_PREFIX=DIR, its \
-    directory above lib64 or lib. Or none of it: SOCKLB_BPF_OBJECT=FILE embeds a prebuilt object";
+const LLVM_ELSEWHERE: &str = "LLVM 22 with libLLVM.so (Fedora: dnf install llvm-devel, or \
+    llvm22-devel once llvm is newer; Arch: pacman -S llvm, or llvm22; older Debian and Ubuntu: \
+    llvm-22-dev from apt.llvm.org), and LLVM_PREFIX=DIR, the directory above its lib64 or lib. Or \
+    none of it: SOCKLB_BPF_OBJECT=FILE embeds a prebuilt object";
 
 fn table() -> Vec<Need> {
     vec![
@@ -77,7 +78,7 @@ fn table() -> Vec<Need> {
             probe: || starts("cc", "--version"),
             source: Source::Packages {
                 debian: &["gcc", "libc6-dev"],
-                elsewhere: "`cc`: gcc or clang, with the headers of the C library",
+                elsewhere: "`cc` (Fedora: dnf install gcc; Arch: pacman -S gcc)",
             },
         },
         Need {
@@ -87,7 +88,7 @@ fn table() -> Vec<Need> {
             probe: || starts("ip", "-V"),
             source: Source::Packages {
                 debian: &["iproute2"],
-                elsewhere: "`ip`: iproute2, iproute on Fedora",
+                elsewhere: "`ip` (Fedora: dnf install iproute; Arch: pacman -S iproute2)",
             },
         },
         Need {
@@ -178,7 +179,7 @@ fn llvm() -> Result<(), String> {
     let find = |directory| prefix.join(directory).join("libLLVM.so").canonicalize().ok();
     // The order in which bpf-linker's build script looks.
     let Some(library) = ["lib64", "lib"].into_iter().find_map(find) else {
-        return Err(format!("no libLLVM.so below {}", prefix.display()));
+        return Err(format!("no libLLVM.so below LLVM_PREFIX={}", prefix.display()));
     };
     let name = library.file_name().unwrap_or_default().to_string_lossy();
     let version = name.trim_start_matches("libLLVM").trim_start_matches(['-', '.']);

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::lint::{self, Check};
-use crate::setup::Scope::{self, Agent, Lint, Network, Programs};
+use crate::{
+    kube,
+    setup::Scope::{self, Agent, Lint, Network, Programs},
+};
 
 pub(super) struct Layer {
     pub(super) name: &'static str,
@@ -29,7 +32,7 @@ pub(super) enum Work {
 }
 
 /// What a test finds in its environment: the variable that names a directory, and what makes that
-/// directory when the layer runs. It may take a while.
+/// directory, which may take a while, unless the caller has set the variable.
 pub(super) type Made = (&'static str, fn() -> Result<PathBuf>);
 
 pub(super) const LAYERS: &[Layer] = &[
@@ -50,6 +53,12 @@ pub(super) const LAYERS: &[Layer] = &[
         purpose: "the BPF programs under real sockets, in a cgroup and namespace of their own",
         needs: &[Agent, Programs, Network],
         work: Work::Root { target: "kernel", with: None },
+    },
+    Layer {
+        name: "apiserver",
+        purpose: "the agent against a real kube-apiserver: changes, restarts, outages",
+        needs: &[Agent, Programs, Network],
+        work: Work::Root { target: "apiserver", with: Some(("SOCKLB_KUBE_BIN", kube::binaries)) },
     },
     Layer {
         name: "demo",
