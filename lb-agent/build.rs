@@ -32,8 +32,16 @@ fn main() -> Result<()> {
         features,
         ..Package::default()
     };
+    quiet();
     aya_build::build_ebpf([package], Toolchain::Custom(pins::NIGHTLY)).context(
         "the BPF programs need their own toolchain: run `cargo xtask setup` once, or set \
          SOCKLB_BPF_OBJECT to a prebuilt object",
     )
+}
+
+/// aya-build passes on what the inner cargo says as warnings; only real ones are of interest.
+#[expect(unsafe_code, reason = "aya-build takes no environment for the cargo that it starts")]
+fn quiet() {
+    // SAFETY: nothing else runs in this process yet.
+    unsafe { env::set_var("CARGO_TERM_QUIET", "true") };
 }

@@ -2,14 +2,26 @@
 //!
 //! The modules stand in the order of the data, see ARCHITECTURE.md.
 
-pub mod model;
-pub mod policy;
-
 pub mod sources;
 
-mod blocks;
+pub mod model;
+
+pub mod policy;
+
 mod claims;
-pub mod maps;
-pub mod pipeline;
+
+mod blocks;
 pub mod plan;
 pub mod tables;
+
+pub mod maps;
+pub mod pipeline;
+
+pub mod datapath;
+pub mod pins;
+
+pub mod agent;
+pub mod config;
+pub mod dump;
+pub mod host;
+pub mod mounts;

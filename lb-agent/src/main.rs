@@ -1,1 +1,44 @@
-fn main() {}
+//! `lb-agent`: see [`lb_agent::config::Config`] for the flags.
+
+use std::{io::IsTerminal as _, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use lb_agent::{
+    agent,
+    config::{Config, LogFormat},
+};
+use tracing_subscriber::EnvFilter;
+
+/// As sysexits(3): the command line was wrong.
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    if let Err(error) = config.check() {
+        eprintln!("error: {error}");
+        return USAGE.into();
+    }
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Config) -> Result<()> {
+    let filter = EnvFilter::try_new(&config.log).context("--log")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    // One thread: the work is short and waits for one thing at a time.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(agent::run(config))
+}

@@ -26,22 +26,22 @@ const FAIL: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
 #[cgroup_sock_addr(connect4)]
-pub fn connect4(ctx: SockAddrContext) -> i32 {
+fn connect4(ctx: SockAddrContext) -> i32 {
     connect(&V4(ctx))
 }
 
 #[cgroup_sock_addr(connect6)]
-pub fn connect6(ctx: SockAddrContext) -> i32 {
+fn connect6(ctx: SockAddrContext) -> i32 {
     connect(&V6(ctx))
 }
 
 #[cgroup_sock_addr(getpeername4)]
-pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+fn getpeername4(ctx: SockAddrContext) -> i32 {
     getpeername(&V4(ctx))
 }
 
 #[cgroup_sock_addr(getpeername6)]
-pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+fn getpeername6(ctx: SockAddrContext) -> i32 {
     getpeername(&V6(ctx))
 }
 

@@ -26,7 +26,7 @@ static NAMES: HashMap<u32, Name, 1, { BPF_F_NO_PREALLOC as usize }> = HashMap::n
 static SOCKETS: SkStorage<Translation> = SkStorage::new();
 
 /// The lookup's view of the maps.
-pub struct Kernel;
+pub(crate) struct Kernel;
 
 impl Tables for Kernel {
     #[inline(always)]
@@ -47,7 +47,7 @@ impl Tables for Kernel {
 /// Stores what the socket was translated to. Without memory for it the connection still works; only
 /// getpeername() then tells the backend.
 #[inline(always)]
-pub fn remember(ctx: &SockAddrContext, mut translation: Translation) {
+pub(crate) fn remember(ctx: &SockAddrContext, mut translation: Translation) {
     let stored = SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut translation));
     if !stored.is_null() {
         // SAFETY: valid while the program runs; the socket is locked by its connect().
@@ -57,14 +57,14 @@ pub fn remember(ctx: &SockAddrContext, mut translation: Translation) {
 
 /// What [`remember`] stored for the socket.
 #[inline(always)]
-pub fn recall(ctx: &SockAddrContext) -> Option<Translation> {
+pub(crate) fn recall(ctx: &SockAddrContext) -> Option<Translation> {
     // SAFETY: a non-null pointer is valid while the program runs.
     unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }.copied()
 }
 
 /// Undoes [`remember`].
 #[inline(always)]
-pub fn forget(ctx: &SockAddrContext) {
+pub(crate) fn forget(ctx: &SockAddrContext) {
     // SAFETY: as in `recall`.
     if let Some(translation) = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() } {
         *translation = bytemuck::Zeroable::zeroed();

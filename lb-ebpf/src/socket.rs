@@ -8,7 +8,7 @@ use aya_ebpf::programs::SockAddrContext;
 use lb_common::{Addr, Flow, Port, abi::Peer};
 
 /// A socket in the middle of `connect` or `getpeername`.
-pub trait Socket {
+pub(crate) trait Socket {
     /// What the helpers take.
     fn context(&self) -> &SockAddrContext;
     /// Destination and protocol.
@@ -18,9 +18,9 @@ pub trait Socket {
 }
 
 /// The context of a `*4` hook: a `sockaddr_in`.
-pub struct V4(pub SockAddrContext);
+pub(crate) struct V4(pub(crate) SockAddrContext);
 /// The context of a `*6` hook: a `sockaddr_in6`, perhaps with an IPv4-mapped address.
-pub struct V6(pub SockAddrContext);
+pub(crate) struct V6(pub(crate) SockAddrContext);
 
 /// `user_port` is 32 bits wide; the port stands in the lower address, as in a `sockaddr`.
 macro_rules! field {

@@ -1,0 +1,273 @@
+//! The BPF programs and their maps: loaded, pinned, attached, taken over, replaced, removed.
+//!
+//! Promises: what is attached stays attached, with maps that belong together, whatever happens to
+//! this process at whatever moment. A program is replaced in its link, atomically; its maps are
+//! complete before that.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
+    maps::{MapError, MapInfo},
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError, cgroup_sock_addr::CgroupSockAddrLink,
+        links::FdLink,
+    },
+};
+use lb_common::abi::{BACKENDS, NAMES, SERVICES, SOCKETS};
+
+use crate::{
+    maps::{Access, Pinned, Snapshot, Store as _},
+    pins::{self, PROGRAMS, Pins},
+    plan::Op,
+};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/socklb-bpf"));
+
+/// Sizes of the maps, in entries.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sizes {
+    /// `--max-services`.
+    pub services: u32,
+    /// `--max-backends`.
+    pub backends: u32,
+}
+
+/// The programs, loaded, and the maps they use.
+#[derive(Debug)]
+pub struct Datapath {
+    programs: Ebpf,
+    pins: Pins,
+    /// The directory of the maps before them, which another size made useless.
+    replaced: Option<PathBuf>,
+    /// Whether the maps say what an agent before us wrote.
+    adopted: bool,
+}
+
+impl Datapath {
+    /// Loads the programs on the pinned maps, making those that are missing. Maps of another size
+    /// are copied into new ones. Nothing is attached yet.
+    pub fn load(pins: &Pins, sizes: Sizes) -> Result<(Self, Pinned)> {
+        pins.create().with_context(|| format!("cannot make {}", pins.links().display()))?;
+        let mut sets = pins.map_sets().context("cannot read the pins")?;
+        let current = sets.pop_first();
+        for unfinished in sets.into_values() {
+            pins::remove(&unfinished, &mut Vec::new())
+                .with_context(|| format!("cannot remove {}", unfinished.display()))?;
+        }
+        let (dir, replaced) = match current {
+            None => (pins.map_set(1), None),
+            Some((_, dir)) if !is_complete(&dir) => {
+                // A start that was interrupted: no program ever used them.
+                pins::remove(&dir, &mut Vec::new())?;
+                (dir, None)
+            }
+            Some((_, dir)) if sizes_of(&dir)? == sizes => (dir, None),
+            Some((number, dir)) => (pins.map_set(number + 1), Some(dir)),
+        };
+        let adopted = dir.exists() || replaced.is_some();
+
+        if !dir.exists() {
+            fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        let programs = load(pins, &dir, sizes)?;
+        let mut maps = Pinned::open(&dir, Access::Write)?;
+        if let Some(old) = &replaced {
+            let snapshot = Pinned::open(old, Access::Read)?.snapshot()?;
+            copy(&snapshot, &mut maps).with_context(|| {
+                format!(
+                    "cannot move the maps from {} services and {} backends to {} and {}",
+                    snapshot.max_services, snapshot.max_backends, sizes.services, sizes.backends
+                )
+            })?;
+            tracing::info!(services = sizes.services, backends = sizes.backends, "maps resized");
+        }
+        Ok((Self { programs, pins: pins.clone(), replaced, adopted }, maps))
+    }
+
+    /// Whether the maps say what an agent before us wrote. If not, they are to be filled before
+    /// [`Datapath::attach`]: other programs may be at work with maps of their own.
+    pub const fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Puts the programs to work for the sockets of a cgroup and all below it.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
+        let dir = File::open(cgroup)
+            .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
+        for name in PROGRAMS {
+            self.attach_one(name, &dir).with_context(|| {
+                format!("cannot attach the program {name} to {}", cgroup.display())
+            })?;
+        }
+        if let Some(old) = self.replaced.take() {
+            pins::remove(&old, &mut Vec::new())
+                .with_context(|| format!("cannot remove {}", old.display()))?;
+        }
+        for removed in self.pins.remove_other_layouts()? {
+            tracing::info!(path = %removed.display(), "removed another version's pins");
+        }
+        Ok(())
+    }
+
+    fn attach_one(&mut self, name: &str, cgroup: &File) -> Result<()> {
+        let program: &mut CgroupSockAddr =
+            self.programs.program_mut(name).context("it is not in the object")?.try_into()?;
+        let pin = self.pins.link(name);
+        if pin.exists() {
+            let (link, attached_to) = pins::open_link(&pin)
+                .with_context(|| format!("{} is not a link of ours", pin.display()))?;
+            if attached_to == pins::cgroup_id(cgroup)? {
+                program.attach_to_link(CgroupSockAddrLink::try_from(link)?)?;
+                return Ok(());
+            }
+            tracing::info!(program = name, "moves to another cgroup");
+        }
+        let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        // Renaming replaces a link to another cgroup, if there is one, in one step.
+        let fresh = self.pins.link(&format!("{name}_new"));
+        if fresh.exists() {
+            fs::remove_file(&fresh)?;
+        }
+        link.pin(&fresh).with_context(|| format!("cannot pin {}", fresh.display()))?;
+        fs::rename(&fresh, &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+        Ok(())
+    }
+}
+
+/// Whether the directory holds every map.
+fn is_complete(dir: &Path) -> bool {
+    [SERVICES, BACKENDS, NAMES].iter().all(|name| dir.join(name).exists())
+}
+
+fn sizes_of(dir: &Path) -> Result<Sizes> {
+    let size = |name| -> Result<u32> {
+        let path = dir.join(name);
+        let info = MapInfo::from_pin(&path)
+            .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+        Ok(info.max_entries())
+    };
+    Ok(Sizes { services: size(SERVICES)?, backends: size(BACKENDS)? })
+}
+
+fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
+    let mut programs = EbpfLoader::new()
+        .map_max_entries(SERVICES, sizes.services)
+        .map_max_entries(NAMES, sizes.services)
+        .map_max_entries(BACKENDS, sizes.backends)
+        .map_pin_path(SERVICES, dir.join(SERVICES))
+        .map_pin_path(NAMES, dir.join(NAMES))
+        .map_pin_path(BACKENDS, dir.join(BACKENDS))
+        .map_pin_path(SOCKETS, pins.sockets())
+        .load(OBJECT)
+        .map_err(|error| explain(error, dir))?;
+    for name in PROGRAMS {
+        let program: &mut CgroupSockAddr = programs
+            .program_mut(name)
+            .with_context(|| {
+                format!("the object has no program {name}: was another one embedded?")
+            })?
+            .try_into()?;
+        program.load().map_err(|error| refused(name, error))?;
+    }
+    Ok(programs)
+}
+
+fn explain(error: EbpfError, dir: &Path) -> anyhow::Error {
+    match error {
+        EbpfError::MapError(MapError::IncompatiblePinnedMap {
+            name,
+            property,
+            expected,
+            actual,
+        }) => {
+            anyhow::anyhow!(
+                "the map {name} pinned at {} is not one of this version of socklb: its {property} is \
+                 {actual}, not {expected}; remove all pins with `lb-agent --cleanup` (Services are \
+                 not translated until the agent runs again), or choose another --bpffs",
+                dir.display()
+            )
+        }
+        other => anyhow::Error::new(other).context("cannot make the maps"),
+    }
+}
+
+/// The oldest kernel on which socklb is tested.
+const FLOOR: (u32, u32) = (6, 1);
+
+fn refused(name: &str, error: ProgramError) -> anyhow::Error {
+    let release = nix::sys::utsname::uname()
+        .map_or_else(|_| "?".to_owned(), |uts| uts.release().to_string_lossy().into_owned());
+    let text = if is_older(&release) {
+        format!(
+            "the kernel refuses the program {name}: it is {release}, and socklb needs {}.{} or later",
+            FLOOR.0, FLOOR.1
+        )
+    } else {
+        format!("the kernel ({release}) refuses the program {name}")
+    };
+    anyhow::Error::new(error).context(text)
+}
+
+fn is_older(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < FLOOR,
+        _ => false,
+    }
+}
+
+/// Writes into empty maps what others say, each thing in its place.
+fn copy(snapshot: &Snapshot, maps: &mut Pinned) -> Result<()> {
+    for (id, port) in &snapshot.names {
+        maps.apply(&Op::PutName { id: *id, port: port.clone() })?;
+    }
+    for (block, records) in &snapshot.blocks {
+        maps.apply(&Op::WriteBlock { block: *block, records: records.clone() })?;
+    }
+    for (key, service) in &snapshot.services {
+        maps.apply(&Op::PutService { key: *key, service: *service })?;
+    }
+    Ok(())
+}
+
+/// Detaches the programs and removes every pin. Returns what was removed; nothing if nothing was there.
+pub fn cleanup(pins: &Pins) -> Result<Vec<PathBuf>> {
+    let lock = match pins.lock() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            bail!("an agent is running on {}: stop it first", pins.home().display())
+        }
+        lock => lock.with_context(|| format!("cannot lock {}", pins.home().display()))?,
+    };
+    let removed = pins
+        .remove_all()
+        .with_context(|| format!("cannot remove everything below {}", pins.home().display()))?;
+    drop(lock);
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        for (release, older) in [
+            ("5.15.0-91-generic", true),
+            ("6.0.19", true),
+            ("6.1.0-13-amd64", false),
+            ("6.18.44-fc-v595", false),
+            ("10.0", false),
+            ("custom", false),
+        ] {
+            assert_eq!(is_older(release), older, "{release}");
+        }
+    }
+}

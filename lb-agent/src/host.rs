@@ -1,0 +1,117 @@
+//! What the agent needs of the machine, and what to do where it is missing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{config::Config, mounts, pins};
+
+/// `CAP_NET_ADMIN`, to attach the programs.
+const NET_ADMIN: u32 = 12;
+/// `CAP_SYS_ADMIN`, which stands for both others.
+const SYS_ADMIN: u32 = 21;
+/// `CAP_BPF`, to make maps and load programs.
+const BPF: u32 = 39;
+
+/// Fails if the process may not do what it is about to do.
+pub fn check_capabilities() -> Result<()> {
+    let status =
+        fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let missing = missing_capabilities(&status);
+    if !missing.is_empty() {
+        bail!(
+            "not permitted: {} is missing; run as root (sudo lb-agent ...), or give the process \
+             CAP_BPF and CAP_NET_ADMIN",
+            missing.join(" and ")
+        );
+    }
+    Ok(())
+}
+
+fn missing_capabilities(status: &str) -> Vec<&'static str> {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let has = |capability: u32| effective & (1 << capability) != 0;
+    if has(SYS_ADMIN) {
+        return Vec::new();
+    }
+    [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN")]
+        .into_iter()
+        .filter_map(|(capability, name)| (!has(capability)).then_some(name))
+        .collect()
+}
+
+/// The bpffs to pin to: mounted, and writable.
+pub fn bpffs(config: &Config) -> Result<PathBuf> {
+    const MOUNT: &str = "mount -t bpf bpf";
+    let path = match &config.bpffs {
+        Some(path) => path.clone(),
+        None => pins::default_bpffs()?.with_context(|| {
+            format!("no bpf file system is mounted: `{MOUNT} /sys/fs/bpf`, or name one by --bpffs")
+        })?,
+    };
+    let mount = mounts::of(&path).with_context(|| format!("--bpffs {}", path.display()))?;
+    match mount {
+        Some(mount) if mount.kind == "bpf" => {
+            if mount.read_only {
+                let at = mount.path.display();
+                bail!("the bpf file system at {at} is read-only: `mount -o remount,rw {at}`");
+            }
+            Ok(path)
+        }
+        _ => bail!("{0} is not in a bpf file system: `{MOUNT} {0}`", path.display()),
+    }
+}
+
+/// The cgroup to attach to.
+pub fn cgroup(config: &Config) -> Result<PathBuf> {
+    let path =
+        match &config.cgroup {
+            Some(path) => path.clone(),
+            None => mounts::first("cgroup2")?
+                .context(
+                    "cgroup2 is not mounted: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`, or in a \
+                     container mount the host's cgroup2 and name it by --cgroup",
+                )?
+                .path,
+        };
+    let kind = mounts::of(&path)
+        .with_context(|| format!("--cgroup {}", path.display()))?
+        .map(|mount| mount.kind);
+    if kind.as_deref() != Some("cgroup2") {
+        bail!("{} is not a cgroup2 directory: name one by --cgroup", path.display());
+    }
+    Ok(path)
+}
+
+/// The name of this node, as kube-proxy forms it (B7).
+pub fn node_name(config: &Config) -> Result<String> {
+    let name = match &config.node_name {
+        Some(name) => name.clone(),
+        None => fs::read_to_string(Path::new("/proc/sys/kernel/hostname"))
+            .context("cannot read the host name: give --node-name")?,
+    };
+    let name = name.trim().to_lowercase();
+    if name.is_empty() {
+        bail!("the node has no name: give --node-name");
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_bits_of_cap_eff() {
+        let missing = |hex: &str| missing_capabilities(&format!("Name:\tx\nCapEff:\t{hex}\n"));
+        assert_eq!(missing("000001ffffffffff"), [""; 0]);
+        assert_eq!(missing("0000000000200000"), [""; 0], "CAP_SYS_ADMIN");
+        assert_eq!(missing("0000008000001000"), [""; 0], "both");
+        assert_eq!(missing("0000008000000000"), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing("0000000000000000"), ["CAP_BPF", "CAP_NET_ADMIN"]);
+    }
+}

@@ -1,0 +1,202 @@
+//! Where things are pinned.
+//!
+//! ```text
+//! <bpffs>/socklb/                     locked by the agent that runs
+//! <bpffs>/socklb/v1/                  one directory for each layout of the maps
+//! <bpffs>/socklb/v1/maps-1/           services, backends, names
+//! <bpffs>/socklb/v1/sockets           the state of live sockets; has no size, so is never replaced
+//! <bpffs>/socklb/v1/links/connect4    ... one for each program
+//! ```
+//!
+//! Maps that change size are made anew in the directory with the next number, filled, and then the
+//! links are moved to programs that use them. Of two directories the lower one is the one that was
+//! complete when the agent stopped; the other one is thrown away.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use lb_common::abi::{LAYOUT, SOCKETS};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::mounts;
+
+/// The directory of all pins below a bpffs.
+const HOME: &str = "socklb";
+/// The programs, by the names they have in the object; also the names of their links' pins. In the
+/// order in which they are attached: who is translated must be able to ask for its peer's name.
+pub const PROGRAMS: [&str; 4] = ["getpeername4", "getpeername6", "connect4", "connect6"];
+
+/// The pins below one bpffs.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    home: PathBuf,
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The pins below `bpffs`; nothing is read or made.
+    pub fn new(bpffs: &Path) -> Self {
+        let home = bpffs.join(HOME);
+        let root = home.join(format!("v{LAYOUT}"));
+        Self { home, root }
+    }
+
+    /// `<bpffs>/socklb`.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// `<bpffs>/socklb/v<LAYOUT>`.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of maps with this number.
+    pub fn map_set(&self, number: u32) -> PathBuf {
+        self.root.join(format!("maps-{number}"))
+    }
+
+    /// The directories of maps there are, by number.
+    pub fn map_sets(&self) -> io::Result<BTreeMap<u32, PathBuf>> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            entries => entries?,
+        };
+        let mut sets = BTreeMap::new();
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let number = name.and_then(|name| name.strip_prefix("maps-")?.parse().ok());
+            sets.extend(number.map(|number| (number, path)));
+        }
+        Ok(sets)
+    }
+
+    /// The directory of the maps in use.
+    pub fn maps(&self) -> io::Result<Option<PathBuf>> {
+        Ok(self.map_sets()?.pop_first().map(|(_, path)| path))
+    }
+
+    /// The map of live sockets.
+    pub fn sockets(&self) -> PathBuf {
+        self.root.join(SOCKETS)
+    }
+
+    /// The directory of links.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// The link of a program.
+    pub fn link(&self, program: &str) -> PathBuf {
+        self.links().join(program)
+    }
+
+    /// Makes the directories.
+    pub fn create(&self) -> io::Result<()> {
+        fs::create_dir_all(self.links())
+    }
+
+    /// Keeps every other agent away from these pins while the lock lives. `WouldBlock` if there is
+    /// one.
+    pub fn lock(&self) -> io::Result<Flock<File>> {
+        let home = File::open(&self.home)?;
+        Flock::lock(home, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+    }
+
+    /// Whether an agent holds the lock.
+    pub fn is_locked(&self) -> io::Result<bool> {
+        match Flock::lock(File::open(&self.home)?, FlockArg::LockSharedNonblock) {
+            Ok(_) => Ok(false),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// Removes everything of every layout: links first, so that no program is left that looks into
+    /// maps nobody fills. Returns what was removed.
+    pub fn remove_all(&self) -> io::Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for layout in subdirectories(&self.home)? {
+            remove(&layout.join("links"), &mut removed)?;
+        }
+        remove(&self.home, &mut removed)?;
+        Ok(removed)
+    }
+
+    /// Removes the pins of other layouts. Only when the own links are in place.
+    pub fn remove_other_layouts(&self) -> io::Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for layout in subdirectories(&self.home)? {
+            if layout != self.root {
+                remove(&layout.join("links"), &mut removed)?;
+                remove(&layout, &mut removed)?;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn subdirectories(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            paths.push(entry.path());
+        }
+    }
+    Ok(paths)
+}
+
+/// Removes a directory and what is in it.
+pub(crate) fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => removed.push(path.to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Where bpffs is mounted, unless `--bpffs` says otherwise.
+pub fn default_bpffs() -> io::Result<Option<PathBuf>> {
+    Ok(mounts::first("bpf")?.map(|mount| mount.path))
+}
+
+/// Opens a pinned link. The second part is the id of the cgroup it is attached to; 0 if that cgroup
+/// is gone.
+pub fn open_link(path: &Path) -> Result<(FdLink, u64), LinkError> {
+    let link: FdLink = PinnedLink::from_pin(path)?.into();
+    let id = link.info()?.id();
+    let cgroup = fdinfo(|lines| {
+        let field =
+            |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        (field("link_id:") == Some(u64::from(id))).then(|| field("cgroup_id:"))?
+    });
+    Ok((link, cgroup.unwrap_or(0)))
+}
+
+/// The first file of this process about which the kernel says what `wanted` looks for: aya keeps
+/// the descriptor of a link to itself, and the kernel tells the cgroup only here.
+fn fdinfo(wanted: impl Fn(&[&str]) -> Option<u64>) -> Option<u64> {
+    let entries = fs::read_dir("/proc/self/fdinfo").ok()?;
+    entries.flatten().find_map(|entry| {
+        let text = fs::read_to_string(entry.path()).ok()?;
+        wanted(&text.lines().collect::<Vec<_>>())
+    })
+}
+
+/// The id of a cgroup: the number of its directory's inode.
+pub fn cgroup_id(cgroup: &File) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    Ok(cgroup.metadata()?.ino())
+}
