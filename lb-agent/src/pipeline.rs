@@ -11,7 +11,7 @@ use crate::{
     maps::{Snapshot, Store, StoreError},
     model::{Change, Cluster, ObjectRef},
     plan::{Op, PlanError, plan},
-    policy,
+    policy::{self, BackendSet},
     tables::Tables,
 };
 
@@ -99,17 +99,18 @@ impl<S: Store> Pipeline<S> {
             self.dirty.extend(self.tables.service_names());
             self.dirty.extend(self.cluster.service_names().cloned());
         }
-        let mut queue = std::mem::take(&mut self.dirty);
-        while let Some(name) = queue.pop_first() {
-            report.services += 1;
-            match self.service(&name, &mut queue, &mut report, show) {
-                Ok(()) => {
-                    report.failed.remove(&name);
-                }
-                Err(error) => {
-                    report.failed.insert(name, error);
-                }
-            }
+        let wanted = self.wanted(&mut report);
+        let mut endings = Vec::new();
+        self.write(&wanted, &mut endings, &mut report, show);
+        // Only now: a frontend that passes from one Service to another has its new entry already.
+        self.end(endings, &mut report, show);
+        if report.failed.values().any(|error| matches!(error, SyncError::Plan(_))) {
+            // What has ended may have made room.
+            let failed = std::mem::take(&mut report.failed);
+            let again = wanted.into_iter().filter(|(name, _)| failed.contains_key(name)).collect();
+            let mut endings = Vec::new();
+            self.write(&again, &mut endings, &mut report, show);
+            self.end(endings, &mut report, show);
         }
         self.dirty.extend(report.failed.keys().cloned());
         self.repair(&mut report, show);
@@ -117,33 +118,80 @@ impl<S: Store> Pipeline<S> {
         report
     }
 
-    fn service(
+    /// What each Service that changed is to have, after all of them have claimed their frontends;
+    /// also those that won or lost a frontend by that.
+    fn wanted(&mut self, report: &mut Report) -> BTreeMap<ObjectRef, Vec<BackendSet>> {
+        let mut wanted = BTreeMap::new();
+        while let Some(name) = self.dirty.pop_first() {
+            let mut sets = policy::backend_sets(&self.cluster, &name);
+            let created = self.cluster.service(&name).map_or(0, |service| service.created);
+            let (lost, mut affected) = self.claims.settle(&name, created, &mut sets);
+            self.dirty.append(&mut affected);
+            if lost.is_empty() {
+                report.lost.remove(&name);
+            } else {
+                report.lost.insert(name.clone(), lost);
+            }
+            wanted.insert(name, sets);
+        }
+        report.services = wanted.len();
+        wanted
+    }
+
+    /// Everything but removals, which go to `endings`.
+    fn write(
         &mut self,
-        name: &ObjectRef,
-        queue: &mut BTreeSet<ObjectRef>,
+        wanted: &BTreeMap<ObjectRef, Vec<BackendSet>>,
+        endings: &mut Vec<(ObjectRef, Op)>,
         report: &mut Report,
         show: &mut dyn FnMut(&Op),
-    ) -> Result<(), SyncError> {
-        let mut sets = policy::backend_sets(&self.cluster, name);
-        let created = self.cluster.service(name).map_or(0, |service| service.created);
-        let (lost, mut affected) = self.claims.settle(name, created, &mut sets);
-        queue.append(&mut affected);
-        if lost.is_empty() {
-            report.lost.remove(name);
-        } else {
-            report.lost.insert(name.clone(), lost);
+    ) {
+        for (name, sets) in wanted {
+            let written = self.plan(name, sets).and_then(|ops| {
+                let (ends, ops): (Vec<_>, Vec<_>) = ops.into_iter().partition(Op::is_removal);
+                self.execute(&ops, report, show)?;
+                endings.extend(ends.into_iter().map(|op| (name.clone(), op)));
+                Ok(())
+            });
+            if let Err(error) = written {
+                report.failed.insert(name.clone(), error);
+            }
         }
+    }
 
-        let ops = match plan(&self.tables, &self.store, name, &sets) {
+    fn plan(&mut self, name: &ObjectRef, sets: &[BackendSet]) -> Result<Vec<Op>, SyncError> {
+        match plan(&self.tables, &self.store, name, sets) {
             // The room may be there, only not yet safe to use.
             Err(PlanError::BackendsFull { .. }) if self.tables.blocks().retired() > 0 => {
                 self.reclaim()?;
-                plan(&self.tables, &self.store, name, &sets)?
+                Ok(plan(&self.tables, &self.store, name, sets)?)
             }
-            planned => planned?,
-        };
-        self.execute(&ops, report, show)?;
-        Ok(())
+            planned => Ok(planned?),
+        }
+    }
+
+    fn end(
+        &mut self,
+        endings: Vec<(ObjectRef, Op)>,
+        report: &mut Report,
+        show: &mut dyn FnMut(&Op),
+    ) {
+        for (name, op) in endings {
+            // A name is needed for as long as a frontend has it.
+            if report.failed.contains_key(&name) {
+                continue;
+            }
+            let taken_over = match &op {
+                Op::DeleteService { key } => {
+                    let owner = self.tables.service(key).and_then(|s| self.tables.name(s.id));
+                    owner.is_none_or(|owner| owner.service != name)
+                }
+                _ => false,
+            };
+            if !taken_over && let Err(error) = self.execute(&[op], report, show) {
+                report.failed.insert(name, error.into());
+            }
+        }
     }
 
     fn execute(

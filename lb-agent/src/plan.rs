@@ -54,6 +54,13 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Whether the op takes something away.
+    pub const fn is_removal(&self) -> bool {
+        matches!(self, Self::DeleteService { .. } | Self::DeleteName { .. })
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
