@@ -95,11 +95,15 @@ fn install<'a>(sources: impl Iterator<Item = &'a Source>) -> Result<()> {
         if !has_apt() {
             bail!("there is no apt here; install by this system's own means:\n{names}");
         }
-        require_root()?;
-        for command in apt(&packages) {
-            exec(&mut as_root(command))
-                .with_context(|| format!("apt could not bring it; what is needed:\n{names}"))?;
+        let list = packages.join(" ");
+        require_root().with_context(|| format!("cannot install {list}"))?;
+        let [update, install] = apt(&packages);
+        // One unreachable archive among several makes an error; the package may be in another.
+        if let Err(error) = exec(&mut as_root(update)) {
+            eprintln!("{error:#}; going on with the lists that are there");
         }
+        exec(&mut as_root(install))
+            .with_context(|| format!("apt could not bring {list}; what is needed:\n{names}"))?;
     }
     commands.iter_mut().try_for_each(exec)
 }
