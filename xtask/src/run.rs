@@ -1,6 +1,10 @@
 //! `run`: the agent, just built, as root.
 
-use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -16,13 +20,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     build: build::Args,
     /// What lb-agent gets: `-- --source dir:services`.
-    #[arg(last = true)]
+    #[arg(last = true, value_name = "ARGS")]
     agent: Vec<OsString>,
 }
 
 /// Returns only when the agent cannot be started: it takes this process's place, so signals and
 /// the exit code are its own.
-pub(crate) fn run(args: &Args) -> Result<std::process::ExitCode> {
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let programs = build::programs(args.build.release)?;
     require_root()?;
     let mut agent = Command::new(programs.agent);

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(hide_possible_values = true)]
     layer: Vec<String>,
     /// Arguments for the test programs: `-- a_test_name`, `-- --nocapture`.
-    #[arg(last = true)]
+    #[arg(last = true, value_name = "ARGS")]
     rust_test: Vec<OsString>,
 }
 
@@ -101,7 +101,7 @@ fn unclaimed(arguments: &[OsString]) -> Result<Tally> {
     let mut sum = Tally::default();
     for program in executables(cargo().args(workspace).arg("--no-run"))? {
         // Integration tests come with the programs they start; those are no tests.
-        if program.kind == "test" && is_claimed(&program.name) || !program.is_test {
+        if !program.is_test || (program.kind == "test" && is_claimed(&program.name)) {
             continue;
         }
         sum += count(test(&program).args(arguments))?;
