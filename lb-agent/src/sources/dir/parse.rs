@@ -5,20 +5,7 @@
 
 use std::fmt;
 
-use k8s_openapi::api::{core::v1::Service as KubeService, discovery::v1::EndpointSlice};
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
-};
-use serde_json::{Map, Value};
-
-use crate::{
-    model::{ObjectRef, Service, Slice},
-    sources::{
-        Problem,
-        translate::{self, Translated},
-    },
-};
+use super::object::{Fault, Object, Raw};
 
 /// How deep a document may nest; below what a thread's stack can hold.
 const DEPTH: usize = 128;
@@ -57,39 +44,6 @@ pub struct Document {
     pub item: Option<usize>,
     /// The object.
     pub object: Object,
-}
-
-/// An object, already in our words.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Object {
-    /// A v1 Service.
-    Service(Named<Service>),
-    /// A discovery.k8s.io/v1 EndpointSlice.
-    EndpointSlice(Named<Slice>),
-    /// A v1 Node. Nothing depends on it yet.
-    Node,
-    /// Something else.
-    Other {
-        /// `apps/v1 Deployment`.
-        kind: String,
-    },
-}
-
-/// What an object says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Named<T> {
-    /// Its name.
-    pub name: ObjectRef,
-    /// What counts of it; none if it asks for nothing.
-    pub model: Option<T>,
-    /// What is wrong with it.
-    pub problems: Vec<Problem>,
-}
-
-impl<T> Named<T> {
-    fn new(name: ObjectRef, (model, problems): Translated<T>) -> Self {
-        Self { name, model, problems }
-    }
 }
 
 /// Why a text is no list of objects.
@@ -134,7 +88,7 @@ pub fn parse(text: &str, format: Format) -> Result<Vec<Document>, ParseError> {
             for (line, text) in split(text) {
                 number += 1;
                 let raw = yaml(text).map_err(|error| syntax_error(number, line, text, &error))?;
-                raw.documents(number, line, &mut documents)?;
+                add(&mut documents, number, line, raw)?;
             }
         }
         Format::Json => {
@@ -152,11 +106,27 @@ pub fn parse(text: &str, format: Format) -> Result<Vec<Document>, ParseError> {
                 // A value begins behind the space that separates it from the one before.
                 let space = text[before.len()..].trim_start();
                 let line = lines(&text[..text.len() - space.len()]) + 1;
-                raw.documents(number, line, &mut documents)?;
+                add(&mut documents, number, line, raw)?;
             }
         }
     }
     Ok(documents)
+}
+
+fn add(
+    documents: &mut Vec<Document>,
+    number: usize,
+    line: u64,
+    raw: Raw,
+) -> Result<(), ParseError> {
+    let objects = raw.objects().map_err(|Fault { field, what }| ParseError {
+        document: number,
+        line,
+        field,
+        what,
+    })?;
+    documents.extend(objects.into_iter().map(|(item, object)| Document { number, item, object }));
+    Ok(())
 }
 
 fn lines(text: &str) -> u64 {
@@ -173,9 +143,9 @@ fn split(text: &str) -> Vec<(u64, &str)> {
     let (mut start, mut first, mut empty) = (0, 1, true);
     let (mut at, mut number) = (0, 1);
     for line in text.split_inclusive('\n') {
-        let rest = line.strip_prefix("---").filter(|rest| {
-            rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])
-        });
+        let rest = line
+            .strip_prefix("---")
+            .filter(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if rest.is_some() {
             if !empty {
                 documents.push((first, &text[start..at]));
@@ -216,12 +186,7 @@ fn yaml(text: &str) -> Result<Raw, serde_saphyr::Error> {
 }
 
 /// The error, with line numbers of the file instead of the document.
-fn syntax_error(
-    document: usize,
-    line: u64,
-    text: &str,
-    error: &serde_saphyr::Error,
-) -> ParseError {
+fn syntax_error(document: usize, line: u64, text: &str, error: &serde_saphyr::Error) -> ParseError {
     // The text of the error speaks of lines too, so read it again at the place where it stands.
     let skipped = usize::try_from(line.saturating_sub(1)).unwrap_or(0);
     let padded = "\n".repeat(skipped) + text;
@@ -229,175 +194,4 @@ fn syntax_error(
     let error = padded.as_ref().unwrap_or(error);
     let line = error.location().map_or(line, |location| location.line());
     ParseError { document, line, field: String::new(), what: error.to_string() }
-}
-
-/// A document, read but not understood: what stands in it, with the items of a list apart.
-#[derive(Default)]
-struct Raw {
-    fields: Map<String, Value>,
-    items: Option<Items>,
-}
-
-impl<'de> Deserialize<'de> for Raw {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(RawVisitor)
-    }
-}
-
-struct RawVisitor;
-
-impl<'de> Visitor<'de> for RawVisitor {
-    type Value = Raw;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a Kubernetes object")
-    }
-
-    fn visit_unit<E>(self) -> Result<Raw, E> {
-        Ok(Raw::default())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
-        let mut raw = Raw::default();
-        while let Some(key) = map.next_key::<String>()? {
-            if key == "items" {
-                raw.items = map.next_value()?;
-            } else {
-                raw.fields.insert(key, map.next_value()?);
-            }
-        }
-        Ok(raw)
-    }
-}
-
-/// The items of a list, each translated as soon as it is read: a whole list of raw values would take
-/// ten times the memory of the file.
-struct Items(Vec<Item>);
-
-enum Item {
-    Read(Result<Object, Fault>),
-    /// In a ServiceList the items themselves do not say what they are.
-    Kindless(Map<String, Value>),
-}
-
-impl<'de> Deserialize<'de> for Items {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(ItemsVisitor)
-    }
-}
-
-struct ItemsVisitor;
-
-impl<'de> Visitor<'de> for ItemsVisitor {
-    type Value = Items;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of objects")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Items, A::Error> {
-        let mut items = Vec::new();
-        while let Some(map) = seq.next_element::<Map<String, Value>>()? {
-            items.push(if map.contains_key("kind") {
-                Item::Read(object(map))
-            } else {
-                Item::Kindless(map)
-            });
-        }
-        Ok(Items(items))
-    }
-}
-
-/// What is wrong with a field.
-struct Fault {
-    field: String,
-    what: String,
-}
-
-impl Raw {
-    fn documents(
-        self,
-        number: usize,
-        line: u64,
-        documents: &mut Vec<Document>,
-    ) -> Result<(), ParseError> {
-        let fault = |Fault { field, what }| ParseError { document: number, line, field, what };
-        let Self { fields, items } = self;
-        if fields.is_empty() && items.is_none() {
-            return Ok(());
-        }
-        let (version, kind) = type_of(&fields).map_err(fault)?;
-        let Some(of) = list_of(&version, &kind) else {
-            let object = object(fields).map_err(fault)?;
-            documents.push(Document { number, item: None, object });
-            return Ok(());
-        };
-        for (i, item) in items.map_or_else(Vec::new, |items| items.0).into_iter().enumerate() {
-            let object = match (item, of) {
-                (Item::Read(object), _) => object,
-                (Item::Kindless(mut map), Some((version, kind))) => {
-                    map.insert("apiVersion".to_owned(), version.into());
-                    map.insert("kind".to_owned(), kind.into());
-                    object(map)
-                }
-                (Item::Kindless(map), None) => object(map),
-            };
-            let object = object.map_err(|Fault { field, what }| {
-                fault(Fault { field: format!("items[{i}].{field}"), what })
-            })?;
-            documents.push(Document { number, item: Some(i), object });
-        }
-        Ok(())
-    }
-}
-
-/// Whether it is a list, and of what, if its name says so.
-fn list_of(version: &str, kind: &str) -> Option<Option<(&'static str, &'static str)>> {
-    match (version, kind) {
-        ("v1", "List") => Some(None),
-        ("v1", "ServiceList") => Some(Some(("v1", "Service"))),
-        ("v1", "NodeList") => Some(Some(("v1", "Node"))),
-        ("discovery.k8s.io/v1", "EndpointSliceList") => {
-            Some(Some(("discovery.k8s.io/v1", "EndpointSlice")))
-        }
-        _ => None,
-    }
-}
-
-fn type_of(fields: &Map<String, Value>) -> Result<(String, String), Fault> {
-    let text = |field: &str| match fields.get(field) {
-        Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
-        Some(Value::Null) | None => {
-            Err(Fault { field: field.to_owned(), what: "is missing".to_owned() })
-        }
-        Some(other) => {
-            Err(Fault { field: field.to_owned(), what: format!("{other} is no name") })
-        }
-    };
-    Ok((text("apiVersion")?, text("kind")?))
-}
-
-fn object(fields: Map<String, Value>) -> Result<Object, Fault> {
-    let (version, kind) = type_of(&fields)?;
-    match (version.as_str(), kind.as_str()) {
-        ("v1", "Service") => {
-            let object: KubeService = typed(fields)?;
-            let name = translate::object_ref(&object.metadata);
-            Ok(Object::Service(Named::new(name, translate::service(&object))))
-        }
-        ("discovery.k8s.io/v1", "EndpointSlice") => {
-            let object: EndpointSlice = typed(fields)?;
-            let name = translate::object_ref(&object.metadata);
-            Ok(Object::EndpointSlice(Named::new(name, translate::slice(&object))))
-        }
-        ("v1", "Node") => Ok(Object::Node),
-        _ => Ok(Object::Other { kind: format!("{version} {kind}") }),
-    }
-}
-
-fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, Fault> {
-    serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| Fault {
-        field: error.path().to_string(),
-        what: error.into_inner().to_string(),
-    })
 }

@@ -1,0 +1,227 @@
+//! All files of the directory, and what they say together. Pure: whoever reads them is elsewhere.
+//!
+//! A file that cannot be read keeps its last good content as a whole. Two files may speak of the same
+//! object only by mistake; the first one by name has it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+};
+
+use super::{
+    object::{Named, Object},
+    parse::{Document, Format, parse},
+};
+use crate::{
+    model::{Change, ObjectRef, Service, Slice},
+    sources::Problem,
+};
+
+/// The files, by name.
+#[derive(Debug, Default)]
+pub struct Files(BTreeMap<String, File>);
+
+#[derive(Debug, Default)]
+struct File {
+    /// What it said when it could be read last; none if it never could.
+    good: Option<Vec<Document>>,
+    /// Why it cannot be read now.
+    error: Option<Problem>,
+}
+
+/// What the files say together.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The Services that ask for load balancing.
+    pub services: BTreeMap<ObjectRef, Service>,
+    /// The EndpointSlices that belong to a Service.
+    pub slices: BTreeMap<ObjectRef, Slice>,
+    /// What is wrong, by object (`Service default/web (web.yaml, document 2)`) or file.
+    pub problems: BTreeMap<String, Vec<Problem>>,
+}
+
+impl Listing {
+    /// The two lists.
+    pub fn changes(self) -> [Change; 2] {
+        [Change::ListedServices(self.services), Change::ListedSlices(self.slices)]
+    }
+}
+
+impl Files {
+    /// A file has this content now.
+    pub fn put(&mut self, name: &str, content: &[u8]) {
+        let format = Format::of(name).unwrap_or(Format::Yaml);
+        let parsed = std::str::from_utf8(content)
+            .map_err(|error| {
+                let line = content[..error.valid_up_to()].split(|b| *b == b'\n').count();
+                let line = u64::try_from(line).unwrap_or(u64::MAX);
+                ("content".to_owned(), format!("line {line} is no UTF-8"))
+            })
+            .and_then(|text| parse(text, format).map_err(|error| (error.place(), error.what)));
+        match parsed {
+            Ok(documents) => {
+                let before = self.0.get(name).and_then(|file| file.good.as_deref());
+                say_skipped(name, before.unwrap_or_default(), &documents);
+                self.0.insert(name.to_owned(), File { good: Some(documents), error: None });
+            }
+            Err((field, what)) => {
+                self.fail(name, field, what);
+            }
+        }
+    }
+
+    /// A file is there, but cannot be read. True if that is news.
+    pub fn fail(&mut self, name: &str, field: impl Into<String>, what: impl Into<String>) -> bool {
+        let file = self.0.entry(name.to_owned()).or_default();
+        let remedy = if file.good.is_some() {
+            "its last good content stays in force: correct or remove the file"
+        } else {
+            "nothing of the file is known: correct or remove it"
+        };
+        let error = Some(Problem::new(field, what, remedy));
+        let news = file.error != error;
+        file.error = error;
+        news
+    }
+
+    /// A file is gone.
+    pub fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    /// A file has another name now.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        if let Some(file) = self.0.remove(from) {
+            self.0.insert(to.to_owned(), file);
+        }
+    }
+
+    /// The files of which nothing is known, for they never could be read.
+    pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(_, file)| file.good.is_none()).map(|(name, _)| name.as_str())
+    }
+
+    /// How many files there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What they say together.
+    pub fn listing(&self) -> Listing {
+        let mut listing = Listing::default();
+        let mut services = Seen { kind: "Service", ..Seen::default() };
+        let mut slices = Seen { kind: "EndpointSlice", ..Seen::default() };
+        for (name, file) in &self.0 {
+            if let Some(error) = &file.error {
+                listing.problems.insert(name.clone(), vec![error.clone()]);
+            }
+            for document in file.good.iter().flatten() {
+                let place = Place { file: name, document };
+                let Listing { services: by_name, slices: slices_by_name, problems } = &mut listing;
+                match &document.object {
+                    Object::Service(object) => services.put(object, place, by_name, problems),
+                    Object::EndpointSlice(object) => {
+                        slices.put(object, place, slices_by_name, problems);
+                    }
+                    Object::Node | Object::Other { .. } => {}
+                }
+            }
+        }
+        listing
+    }
+
+    /// Whether a key of [`Listing::problems`] names something that is still there.
+    pub fn has(&self, label: &str) -> bool {
+        self.0.iter().any(|(name, file)| {
+            name == label
+                || file.good.iter().flatten().any(|document| {
+                    let place = Place { file: name, document };
+                    match &document.object {
+                        Object::Service(object) => place.label("Service", &object.name) == label,
+                        Object::EndpointSlice(object) => {
+                            place.label("EndpointSlice", &object.name) == label
+                        }
+                        Object::Node | Object::Other { .. } => false,
+                    }
+                })
+        })
+    }
+}
+
+/// Says once which kinds of a file are not for us.
+fn say_skipped(file: &str, before: &[Document], now: &[Document]) {
+    let kinds = |documents: &[Document]| -> BTreeSet<String> {
+        let kind = |document: &Document| match &document.object {
+            Object::Other { kind } => Some(kind.clone()),
+            _ => None,
+        };
+        documents.iter().filter_map(kind).collect()
+    };
+    for kind in kinds(now).difference(&kinds(before)) {
+        tracing::info!(file, kind, "skipped: only Services and EndpointSlices are read");
+    }
+}
+
+/// Where an object stands.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    file: &'a str,
+    document: &'a Document,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, document {}", self.file, self.document.number)?;
+        if let Some(item) = self.document.item {
+            write!(f, ", items[{item}]")?;
+        }
+        Ok(())
+    }
+}
+
+impl Place<'_> {
+    fn label(self, kind: &str, name: &ObjectRef) -> String {
+        format!("{kind} {name} ({self})")
+    }
+}
+
+/// The objects of one kind so far, and where each of them stands.
+#[derive(Default)]
+struct Seen<'a> {
+    kind: &'static str,
+    places: HashMap<&'a ObjectRef, Place<'a>>,
+}
+
+impl<'a> Seen<'a> {
+    fn put<T: Clone>(
+        &mut self,
+        object: &'a Named<T>,
+        place: Place<'a>,
+        by_name: &mut BTreeMap<ObjectRef, T>,
+        problems: &mut BTreeMap<String, Vec<Problem>>,
+    ) {
+        let name = &object.name;
+        if let Some(first) = self.places.get(name) {
+            let what = format!("{name} is also in {first}");
+            let remedy = "that one counts: remove one of them";
+            problems
+                .insert(place.label(self.kind, name), vec![Problem::new("metadata", what, remedy)]);
+            return;
+        }
+        // Objects without a name are all problems of their own.
+        if !name.name.is_empty() {
+            self.places.insert(name, place);
+        }
+        if let Some(model) = &object.model {
+            by_name.insert(name.clone(), model.clone());
+        }
+        if !object.problems.is_empty() {
+            problems.insert(place.label(self.kind, name), object.problems.clone());
+        }
+    }
+}
