@@ -118,7 +118,10 @@ async fn serve(config: &Config) -> Result<()> {
         lock => lock.with_context(|| format!("cannot lock {}", pins.home().display()))?,
     };
     let sizes = Sizes { services: config.max_services, backends: config.max_backends };
-    let (datapath, maps) = Datapath::load(&pins, sizes)?;
+    #[cfg_attr(not(feature = "bpf-log"), expect(unused_mut, reason = "only logging changes it"))]
+    let (mut datapath, maps) = Datapath::load(&pins, sizes)?;
+    #[cfg(feature = "bpf-log")]
+    datapath.follow_log().context("cannot follow the log of the programs")?;
     let snapshot = maps.snapshot().context("cannot read the pinned maps")?;
     tracing::info!(
         node,

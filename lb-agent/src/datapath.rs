@@ -96,6 +96,19 @@ impl Datapath {
         self.adopted
     }
 
+    /// Writes to the log what the programs of a `bpf-log` build say, until the runtime ends.
+    #[cfg(feature = "bpf-log")]
+    pub fn follow_log(&mut self) -> Result<()> {
+        let mut logger = aya_log::EbpfLogger::init(&mut self.programs)?;
+        tokio::spawn(async move {
+            loop {
+                logger.flush();
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
+        Ok(())
+    }
+
     /// Puts the programs to work for the sockets of a cgroup and all below it.
     pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
         let dir = File::open(cgroup)

@@ -8,7 +8,7 @@ pub mod model;
 
 pub mod policy;
 
-mod claims;
+pub mod claims;
 
 mod blocks;
 pub mod plan;
@@ -22,6 +22,7 @@ pub mod pins;
 
 pub mod agent;
 pub mod config;
+pub mod ctl;
 pub mod dump;
 pub mod host;
 pub mod mounts;

@@ -72,6 +72,12 @@ impl Addr {
         self.words()[3]
     }
 
+    /// The bytes, in network order.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 16] {
+        self.0
+    }
+
     /// The address as the standard library has it, IPv4-mapped ones as IPv4.
     pub const fn ip(self) -> IpAddr {
         Ipv6Addr::from_octets(self.0).to_canonical()

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Verdict,
+    Flow, Verdict,
     abi::{TCP, Translation, UDP},
     select,
 };
@@ -53,7 +53,9 @@ fn connect(socket: &impl Socket) -> i32 {
     }
     // SAFETY: the helper takes no argument.
     let random = unsafe { bpf_get_prandom_u32() };
-    match select(&maps::Kernel, &flow, random) {
+    let verdict = select(&maps::Kernel, &flow, random);
+    log(socket.context(), &flow, &verdict);
+    match verdict {
         Verdict::Miss => {
             // The socket may have been connected through a Service before.
             maps::forget(socket.context());
@@ -75,6 +77,26 @@ fn connect(socket: &impl Socket) -> i32 {
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             FAIL
         }
+    }
+}
+
+#[cfg(not(feature = "log"))]
+#[inline(always)]
+const fn log(_: &SockAddrContext, _: &Flow, _: &Verdict) {}
+
+#[cfg(feature = "log")]
+fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
+    use aya_log_ebpf::info;
+
+    let (addr, port) = (flow.peer.addr.octets(), flow.peer.port.number());
+    match verdict {
+        Verdict::Miss => info!(ctx, "{:i}:{} is no Service", addr, port),
+        Verdict::Forward(backend) => {
+            let (to, at) = (backend.peer.addr.octets(), backend.peer.port.number());
+            info!(ctx, "{:i}:{} goes to {:i}:{}", addr, port, to, at);
+        }
+        Verdict::Refuse(_) => info!(ctx, "{:i}:{} has no endpoints", addr, port),
+        Verdict::Unstable => info!(ctx, "{:i}:{} changes too fast", addr, port),
     }
 }
 
