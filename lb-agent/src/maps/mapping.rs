@@ -5,12 +5,15 @@
 use std::{io, num::NonZeroUsize, os::fd::BorrowedFd, ptr::NonNull};
 
 use lb_common::abi::{BACKENDS, Backend};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{Access, StoreError};
 
 /// An array of [`Backend`] in memory shared with the kernel, and perhaps with other processes:
 /// every access is a volatile copy, none a reference.
+///
+/// The kernel enters all pages when the map is mapped, and has no way to bring one back: after
+/// `MADV_DONTNEED` an access is SIGBUS. So all of it counts as resident in this process.
 #[derive(Debug)]
 pub(super) struct Mapping {
     base: NonNull<Backend>,
@@ -68,20 +71,13 @@ impl Mapping {
         Ok(())
     }
 
-    /// The greatest generation of any record. The pages read for it are given back at once: they
-    /// are the kernel's, but would count as the agent's.
+    /// The greatest generation of any record.
     pub(super) fn last_generation(&self) -> u32 {
-        let last = (0..self.len)
+        (0..self.len)
             // SAFETY: as in `read`.
             .map(|index| unsafe { self.base.add(index as usize).read_volatile() }.generation)
-            .max();
-        // SAFETY: the range is the mapping; shared memory keeps its content.
-        let advised =
-            unsafe { madvise(self.base.cast(), Self::bytes(self.len), MmapAdvise::MADV_DONTNEED) };
-        if let Err(error) = advised {
-            tracing::debug!(map = BACKENDS, %error, "madvise");
-        }
-        last.unwrap_or(0)
+            .max()
+            .unwrap_or(0)
     }
 }
 
