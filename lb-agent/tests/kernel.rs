@@ -1,0 +1,24 @@
+//! The programs under real sockets. Needs root, cgroup2 and iproute2:
+//! `cargo xtask test kernel`.
+//!
+//! Each test has a cgroup, a network namespace without a way out and a bpffs of its own, see
+//! [`kernel::world`]. What tells a translated connection from one that is not: no Service address
+//! has a route there, so without the programs connect() says ENETUNREACH. What tells the backend:
+//! every backend is an address of `lo`, and the kernel takes a local destination for the source
+//! too, so getsockname() names it, whatever the programs make getpeername() say.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "this is all test code")]
+
+mod kernel {
+    mod control;
+    mod echo;
+    mod raw;
+    mod world;
+
+    mod connect;
+    mod flips;
+    mod peername;
+    mod recycling;
+    mod refusal;
+    mod spread;
+    mod untouched;
+}

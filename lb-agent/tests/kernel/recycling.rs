@@ -1,0 +1,78 @@
+//! The kernel gives a hash element that was removed to the next one that is put in, also under a
+//! reader that has just found it. Whoever connects to one Service never gets the backend of another.
+
+use std::{
+    net::IpAddr,
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    control::Control,
+    flips::{Load, udp_backend},
+    world::{World, backend4},
+};
+
+const TIME: Duration = Duration::from_secs(8);
+const A: &str = "10.96.0.1";
+const B: &str = "10.96.0.2";
+
+/// Two Services are changed in turn; `round` says how. Threads connect to both of them all the time.
+fn churn(
+    gone_at_times: bool,
+    mut round: impl FnMut(&mut Control, usize, &[[IpAddr; 4]; 2]) + Send,
+) {
+    World::run(|world| {
+        let sets = [[1, 2, 3, 4].map(backend4), [5, 6, 7, 8].map(backend4)];
+        let mut control = Control::start(world);
+        control.put("a", &[A], 80, &sets[0]);
+        control.put("b", &[B], 80, &sets[1]);
+
+        let load = Load::default();
+        let start = Instant::now();
+        let mut rounds = 0;
+        thread::scope(|scope| {
+            for (ip, set) in [(A, &sets[0]), (B, &sets[1])] {
+                let load = &load;
+                scope.spawn(move || {
+                    load.run(u32::MAX, set, || match udp_backend(&format!("{ip}:80")) {
+                        // Without its entry the address is nobody's, and leads nowhere.
+                        Err(error)
+                            if gone_at_times && error.raw_os_error() == Some(libc::ENETUNREACH) =>
+                        {
+                            Ok((set[0], 0).into())
+                        }
+                        other => other,
+                    });
+                });
+            }
+            while start.elapsed() < TIME {
+                rounds += 1;
+                round(&mut control, rounds, &sets);
+            }
+            load.stop.store(true, Ordering::Relaxed);
+        });
+        println!("{} connects, {rounds} rounds", load.done.load(Ordering::Relaxed));
+        load.verdict();
+    });
+}
+
+#[test]
+fn deleted_and_made_again() {
+    churn(true, |control, _, sets| {
+        control.delete("a");
+        control.delete("b");
+        control.put("b", &[B], 80, &sets[1]);
+        control.put("a", &[A], 80, &sets[0]);
+    });
+}
+
+#[test]
+fn changed_in_turn() {
+    churn(false, |control, n, sets| {
+        let halves = |set: &[IpAddr; 4]| if n % 2 == 0 { set[..2].to_vec() } else { set.to_vec() };
+        control.put("a", &[A], 80, &halves(&sets[0]));
+        control.put("b", &[B], 80, &halves(&sets[1]));
+    });
+}
