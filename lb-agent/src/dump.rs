@@ -5,6 +5,9 @@
 //! The JSON is an interface: fields are added, never renamed; another [`API_VERSION`] would be
 //! another schema.
 
+#[cfg(test)]
+pub(crate) mod sample;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -36,7 +39,12 @@ pub struct Entry<'a> {
     pub records: &'a [Backend],
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    /// Namespace, name and port; empty if they are not known.
+    pub fn names(&self) -> [&'a str; 3] {
+        names(self.port)
+    }
+
     /// The addresses that a connection may get, sorted; none if it is refused.
     pub fn backends(&self) -> Vec<Peer> {
         let mut peers: Vec<Peer> = self.forwarding().map(|(_, record)| record.peer).collect();
@@ -57,11 +65,11 @@ impl Entry<'_> {
             || u32::try_from(self.records.len()) != Ok(self.service.count)
             || self.records.iter().any(|record| record.generation != self.service.generation)
     }
+}
 
-    /// Namespace, name and port; empty if they are not known.
-    pub fn names(&self) -> [&str; 3] {
-        self.port.map_or([""; 3], |port| [&port.service.namespace, &port.service.name, &port.port])
-    }
+/// Namespace, name and port; empty if they are not known.
+pub fn names(port: Option<&PortRef>) -> [&str; 3] {
+    port.map_or([""; 3], |port| [&port.service.namespace, &port.service.name, &port.port])
 }
 
 /// The frontends, sorted by namespace, name, port and address.
@@ -155,13 +163,14 @@ pub struct ServiceItem<'a> {
 
 impl<'a> From<&Entry<'a>> for ServiceItem<'a> {
     fn from(entry: &Entry<'a>) -> Self {
-        let Entry { port, key, service: &Service { block, count, generation, id }, .. } = *entry;
+        let [namespace, name, port] = entry.names();
+        let Service { block, count, generation, id } = *entry.service;
         Self {
-            namespace: port.map_or("", |port| &port.service.namespace),
-            name: port.map_or("", |port| &port.service.name),
-            port: port.map_or("", |port| &port.port),
-            protocol: protocol(key.protocol),
-            frontend: key.peer.to_string(),
+            namespace,
+            name,
+            port,
+            protocol: protocol(entry.key.protocol),
+            frontend: entry.key.peer.to_string(),
             id,
             block,
             count,
@@ -200,16 +209,20 @@ pub fn services<'a>(entries: &[Entry<'a>]) -> List<ServiceItem<'a>> {
     List { api_version: API_VERSION, kind: "ServiceList", items }
 }
 
-/// `kind: BackendList`.
-pub fn backends<'a>(entries: &[Entry<'a>]) -> List<BackendItem<'a>> {
+/// `kind: BackendList`, of those backends that `wanted` says, given a frontend and a backend of it.
+pub fn backends<'a>(
+    entries: &[Entry<'a>],
+    wanted: impl Fn(&Entry<'_>, Peer) -> bool,
+) -> List<BackendItem<'a>> {
     let mut items = BTreeMap::new();
     for entry in entries {
-        for (index, record) in entry.forwarding() {
+        for (index, record) in entry.forwarding().filter(|(_, r)| wanted(entry, r.peer)) {
             let order = (entry.port, entry.key.protocol, record.peer, index);
+            let [namespace, name, port] = entry.names();
             let item = items.entry(order).or_insert_with(|| BackendItem {
-                namespace: entry.port.map_or("", |port| &port.service.namespace),
-                name: entry.port.map_or("", |port| &port.service.name),
-                port: entry.port.map_or("", |port| &port.port),
+                namespace,
+                name,
+                port,
                 protocol: protocol(entry.key.protocol),
                 address: record.peer.to_string(),
                 id: entry.service.id,
@@ -230,63 +243,10 @@ pub fn protocol(number: u8) -> Cow<'static, str> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        maps::{Memory, Store as _},
-        model::ObjectRef,
-        plan::Op,
-    };
-
-    fn peer(text: &str) -> Peer {
-        text.parse::<SocketAddr>().unwrap().into()
-    }
-
-    /// A set of `backends` at `block` for the frontends.
-    fn put(
-        memory: &mut Memory,
-        (id, namespace, name, port): (u32, &str, &str, &str),
-        frontends: &[&str],
-        block: u32,
-        backends: &[&str],
-    ) {
-        let protocol = if port == "dns" { Protocol::Udp } else { Protocol::Tcp };
-        let generation = block + 100;
-        let mut records: Vec<Backend> =
-            backends.iter().map(|addr| Backend::forward(peer(addr))).collect();
-        if records.is_empty() {
-            records.push(Backend::refuse());
-        }
-        let count = records.len().try_into().unwrap();
-        let records = records.into_iter().map(|r| r.stamped(generation, id)).collect();
-        let service = ObjectRef::new(namespace, name);
-        let port = PortRef { service, port: port.into(), protocol };
-        memory.apply(&Op::PutName { id, port }).unwrap();
-        memory.apply(&Op::WriteBlock { block, records }).unwrap();
-        for frontend in frontends {
-            let key = ServiceKey { peer: peer(frontend), protocol: protocol.number(), scope: 0 };
-            let service = Service { block, count, generation, id };
-            memory.apply(&Op::PutService { key, service }).unwrap();
-        }
-    }
-
-    fn memory() -> Memory {
-        let mut memory = Memory::new(16, 64);
-        put(&mut memory, (3, "kube-system", "kube-dns", "dns"), &["10.96.0.2:53"], 9, &[]);
-        put(
-            &mut memory,
-            (0, "default", "web", "http"),
-            &["10.96.0.10:80", "192.0.2.7:80"],
-            2,
-            &["10.0.0.10:8080", "10.0.0.9:8080"],
-        );
-        put(&mut memory, (0, "default", "web", "http"), &["[fd00::a]:80"], 5, &["[fd01::1]:8080"]);
-        put(&mut memory, (1, "default", "db", ""), &["10.96.0.9:5432"], 6, &["10.0.0.1:5432"]);
-        memory
-    }
+    use crate::{dump::sample::memory, maps::Store as _, plan::Op};
 
     #[test]
     fn text_is_sorted_by_name_and_has_no_volatile_numbers() {
@@ -334,7 +294,7 @@ mod tests {
     #[test]
     fn the_schema_of_backends() {
         let snapshot = memory().snapshot();
-        let list = serde_json::to_value(backends(&entries(&snapshot))).unwrap();
+        let list = serde_json::to_value(backends(&entries(&snapshot), |_, _| true)).unwrap();
         assert_eq!(list["apiVersion"], "socklb/v1");
         assert_eq!(list["kind"], "BackendList");
         assert_eq!(list["items"].as_array().unwrap().len(), 4, "a set that refuses has none");

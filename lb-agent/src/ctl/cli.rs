@@ -1,0 +1,179 @@
+//! Flags and arguments of `lbctl`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::target::{Destination, Target};
+
+const CODES: &str = "\
+Exit codes:
+  0  yes: found, served, healthy
+  1  no: not found, not served, degraded
+  2  the command line is wrong
+  3  no permission (CAP_BPF is needed: use sudo)
+  4  no maps to look into";
+
+/// Shows what socklb's datapath does on this node, from the maps it uses. The agent need not run.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "lbctl", version, max_term_width = 100, after_help = CODES)]
+pub struct Cli {
+    /// Where the agent's programs and maps are pinned [default: the first bpf file system mounted].
+    #[arg(long, env = "SOCKLB_BPFFS", value_name = "DIR", global = true)]
+    pub bpffs: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// List the frontends of Services, or their backends.
+    Get(Get),
+    /// Tell what a connection to an address would get, by the datapath's own lookup.
+    Explain(Explain),
+    /// Tell whether the datapath works: what is attached where, how full the maps are, whether an
+    /// agent runs.
+    Status(Status),
+}
+
+/// List the frontends of Services, or their backends.
+///
+/// `services` has a row for each frontend (address, port, protocol), `backends` one for each backend
+/// of each service port.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lbctl get services                       all of them
+  lbctl get services web -o wide           those named web, with the backends' addresses
+  lbctl get services 10.96.0.10:80         whose is this address?
+  lbctl get backends default/web:http      where do connections to this port go?
+  lbctl get backends 10.0.0.1              which Services use this pod?
+  lbctl get services -o json | jq -r '.items[] | select(.backends == []) | .name'")]
+pub struct Get {
+    /// What to list.
+    pub what: What,
+    /// Only these: NAME, NAMESPACE/NAME, either with :PORT; ADDR, ADDR:PORT, ADDR:PORT/tcp.
+    #[arg(value_name = "NAME|ADDRESS")]
+    pub targets: Vec<Target>,
+    /// Only this namespace. There is no current one: without this flag, all.
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// All namespaces; so it is without this flag.
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// In which form: with more columns, for programs, or only names.
+    #[arg(short, long, value_name = "FORM")]
+    pub output: Option<GetOutput>,
+    /// No line of titles.
+    #[arg(long)]
+    pub no_headers: bool,
+}
+
+/// What can be listed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum What {
+    /// The frontends.
+    #[value(aliases = ["service", "svc"])]
+    Services,
+    /// The backends.
+    #[value(aliases = ["backend", "endpoints", "ep"])]
+    Backends,
+}
+
+/// Forms of a list.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum GetOutput {
+    /// More columns.
+    Wide,
+    /// One document, its schema named by `apiVersion` and `kind`.
+    Json,
+    /// NAMESPACE/NAME of each Service, or ADDR:PORT of each backend, once.
+    Name,
+}
+
+/// Tell what a connection to an address would get, by the datapath's own lookup.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(after_help = "\
+Exit code 0 if a connection would be sent to a backend; 1 if the address is no Service's or the
+Service has no endpoints.
+
+Examples:
+  lbctl explain 10.96.0.10:80
+  lbctl explain 10.96.0.10:53/udp
+  lbctl explain '[fd00::a]:80' -o json")]
+pub struct Explain {
+    /// ADDR:PORT, ADDR:PORT/tcp or ADDR:PORT/udp; IPv6 as [ADDR]:PORT. TCP if nothing is said.
+    #[arg(value_name = "ADDR:PORT")]
+    pub destination: Destination,
+    /// In which form.
+    #[arg(short, long, value_name = "FORM")]
+    pub output: Option<Output>,
+}
+
+/// Tell whether the datapath works: what is attached where, how full the maps are, whether an agent
+/// runs.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(
+    after_help = "Exit code 0 if all is well, 1 if something is wrong; each thing that is, is named."
+)]
+pub struct Status {
+    /// In which form.
+    #[arg(short, long, value_name = "FORM")]
+    pub output: Option<Output>,
+}
+
+/// Forms of an answer that is no list.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Output {
+    /// One document, its schema named by `apiVersion` and `kind`.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn get(words: &str) -> Get {
+        match Cli::parse_from(words.split(' ')).command {
+            Command::Get(get) => get,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn as_kubectl_has_it() {
+        assert_eq!(get("lbctl get svc").what, What::Services);
+        assert_eq!(get("lbctl get ep -A").what, What::Backends);
+        let get = get("lbctl get services web -n shop -owide --no-headers --bpffs /x");
+        assert_eq!(get.namespace.as_deref(), Some("shop"));
+        assert_eq!(get.output, Some(GetOutput::Wide));
+        assert!(get.no_headers);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for words in [
+            "lbctl",
+            "lbctl get",
+            "lbctl get pods",
+            "lbctl get services -A -n x",
+            "lbctl get services -o yaml",
+            "lbctl explain",
+            "lbctl explain default/web",
+            "lbctl explain 10.0.0.1",
+            "lbctl status -o wide",
+        ] {
+            let error = Cli::try_parse_from(words.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words}");
+        }
+    }
+}

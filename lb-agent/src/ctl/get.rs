@@ -1,0 +1,373 @@
+//! `lbctl get`: the frontends or the backends, all or those asked for.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
+
+use super::{
+    cli::{Get, GetOutput, What},
+    failure::{Answer, Failure},
+    json,
+    table::{Table, or_none},
+    target::{ServiceName, Target},
+};
+use crate::{
+    dump::{self, BackendItem, Entry, List, ServiceItem},
+    maps::Snapshot,
+    plan::KeyText,
+};
+
+/// What stands for a Service whose name the maps do not know.
+const UNKNOWN: &str = "<unknown>";
+
+impl Get {
+    /// What clap cannot check by itself.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        for target in &self.targets {
+            if let (Target::Name(ServiceName { namespace: Some(own), .. }), Some(flag)) =
+                (target, &self.namespace)
+                && own != flag
+            {
+                return Err(Failure::Usage(format!(
+                    "`{target}` is in the namespace {own}, but -n says {flag}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_wanted(&self, wanted: impl Fn(&Target) -> bool) -> bool {
+        self.targets.is_empty() || self.targets.iter().any(wanted)
+    }
+}
+
+pub(super) fn run(
+    get: &Get,
+    snapshot: &Snapshot,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> Result<Answer, Failure> {
+    let all = dump::entries(snapshot);
+    let mut entries = all.clone();
+    entries.retain(|entry| get.namespace.as_ref().is_none_or(|wanted| wanted == entry.names()[0]));
+
+    let empty = match get.what {
+        What::Services => {
+            let mut chosen = entries.clone();
+            chosen.retain(|entry| get.is_wanted(|target| target.is_frontend(entry)));
+            services(get, &chosen, out)?;
+            chosen.is_empty()
+        }
+        What::Backends => {
+            let wanted = |entry: &Entry<'_>, peer| get.is_wanted(|t| t.is_backend(entry, peer));
+            let list = dump::backends(&entries, wanted);
+            backends(get, &list, out)?;
+            list.items.is_empty()
+        }
+    };
+    // The rows come before the remarks about them.
+    out.flush()?;
+    let mut answer = Answer::Yes;
+    for target in &get.targets {
+        if !is_known(get, &entries, target) {
+            answer = Answer::No;
+            writeln!(notes, "error: {}", not_found(get, &all, target))?;
+        }
+    }
+    if empty && answer == Answer::Yes {
+        writeln!(notes, "{}", nothing(get, &entries))?;
+    }
+    Ok(answer)
+}
+
+/// Whether the target is there at all, though perhaps without backends.
+fn is_known(get: &Get, entries: &[Entry<'_>], target: &Target) -> bool {
+    entries.iter().any(|entry| match get.what {
+        What::Services => target.is_frontend(entry),
+        What::Backends => {
+            target.is_frontend(entry)
+                || entry.backends().iter().any(|peer| target.is_backend(entry, *peer))
+        }
+    })
+}
+
+fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result<()> {
+    match get.output {
+        Some(GetOutput::Json) => return json(out, &dump::services(entries)),
+        Some(GetOutput::Name) => {
+            let names = entries.iter().map(|entry| {
+                entry.port.map_or_else(|| UNKNOWN.to_owned(), |port| port.service.to_string())
+            });
+            return once(names, out);
+        }
+        Some(GetOutput::Wide) | None => {}
+    }
+    let wide = get.output == Some(GetOutput::Wide);
+    let mut titles = vec!["NAMESPACE", "NAME", "PORT", "FRONTEND", "BACKENDS"];
+    if wide {
+        titles.extend(["ID", "BLOCK", "GENERATION", "ADDRESSES"]);
+    }
+    let mut table = Table::new(&titles);
+    for entry in entries {
+        let ServiceItem { namespace, name, port, id, block, generation, backends, .. } =
+            ServiceItem::from(entry);
+        let count =
+            if entry.is_damaged() { "<damaged>".to_owned() } else { backends.len().to_string() };
+        let mut row = names(entry.port.is_some(), [namespace, name, port]);
+        row.extend([KeyText(entry.key).to_string(), count]);
+        if wide {
+            let addresses = or_none(&backends.join(","));
+            row.extend([id.to_string(), block.to_string(), generation.to_string(), addresses]);
+        }
+        table.push(row);
+    }
+    write(get, &table, out, entries.is_empty())
+}
+
+fn backends(get: &Get, list: &List<BackendItem<'_>>, out: &mut dyn Write) -> io::Result<()> {
+    match get.output {
+        Some(GetOutput::Json) => return json(out, list),
+        Some(GetOutput::Name) => {
+            return once(list.items.iter().map(|item| item.address.clone()), out);
+        }
+        Some(GetOutput::Wide) | None => {}
+    }
+    let wide = get.output == Some(GetOutput::Wide);
+    let mut titles = vec!["NAMESPACE", "NAME", "PORT", "BACKEND"];
+    if wide {
+        titles.extend(["ID", "INDEX", "FRONTENDS"]);
+    }
+    let mut table = Table::new(&titles);
+    for item in &list.items {
+        let known = !item.name.is_empty();
+        let mut row = names(known, [item.namespace, item.name, item.port]);
+        row.push(format!("{}/{}", item.address, item.protocol.to_ascii_lowercase()));
+        if wide {
+            row.extend([item.id.to_string(), item.index.to_string(), item.frontends.join(",")]);
+        }
+        table.push(row);
+    }
+    write(get, &table, out, list.items.is_empty())
+}
+
+fn names(known: bool, names: [&str; 3]) -> Vec<String> {
+    names.map(|name| if known { or_none(name) } else { UNKNOWN.to_owned() }).to_vec()
+}
+
+/// Titles without rows are noise: what is missing is said elsewhere.
+fn write(get: &Get, table: &Table, out: &mut dyn Write, empty: bool) -> io::Result<()> {
+    if empty { Ok(()) } else { table.write(out, !get.no_headers) }
+}
+
+fn once(lines: impl Iterator<Item = String>, out: &mut dyn Write) -> io::Result<()> {
+    let mut told = BTreeSet::new();
+    for line in lines {
+        if told.insert(line.clone()) {
+            writeln!(out, "{line}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Why there is no row although nothing asked for is missing.
+fn nothing(get: &Get, entries: &[Entry<'_>]) -> String {
+    let place = place(get);
+    match get.what {
+        What::Backends if !entries.is_empty() => {
+            let whose = if get.targets.is_empty() { "the Services" } else { "what was asked for" };
+            format!("No backends found{place}: connections to {whose} are refused.")
+        }
+        _ => format!("No services found{place}."),
+    }
+}
+
+fn place(get: &Get) -> String {
+    get.namespace.as_ref().map_or_else(String::new, |name| format!(" in namespace {name}"))
+}
+
+fn not_found(get: &Get, all: &[Entry<'_>], target: &Target) -> String {
+    let near = near(all, target);
+    let hint =
+        if near.is_empty() { String::new() } else { format!("; there is {}", near.join(", ")) };
+    format!("`{target}` not found{}{hint}", place(get))
+}
+
+/// How many near misses are named.
+const NEAR: usize = 5;
+
+/// The same name in another namespace or with other ports; the same address with another port, or
+/// as a backend.
+fn near(all: &[Entry<'_>], target: &Target) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for entry in all {
+        let Some(port) = entry.port else { continue };
+        let text = match target {
+            Target::Name(ServiceName { name, .. }) if **name == *port.service.name => {
+                port.to_string()
+            }
+            Target::Address(addr) if addr.is_host(entry.key.peer) => {
+                format!("{} ({port})", KeyText(entry.key))
+            }
+            Target::Address(addr) if entry.backends().iter().any(|peer| addr.is_at(*peer)) => {
+                format!("a backend of {port} at this address")
+            }
+            _ => continue,
+        };
+        if !found.contains(&text) {
+            if found.len() == NEAR {
+                found.push("...".to_owned());
+                break;
+            }
+            found.push(text);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        ctl::{Cli, Command},
+        dump::sample,
+        maps::Memory,
+    };
+
+    /// Answer, standard output, standard error.
+    fn get_from(memory: &Memory, words: &str) -> (Answer, String, String) {
+        let Command::Get(get) = Cli::parse_from(format!("lbctl get {words}").split(' ')).command
+        else {
+            unreachable!()
+        };
+        let (mut out, mut notes) = (Vec::new(), Vec::new());
+        let answer = run(&get, &memory.snapshot(), &mut out, &mut notes).unwrap();
+        (answer, String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap())
+    }
+
+    fn get(words: &str) -> (Answer, String, String) {
+        get_from(&sample::memory(), words)
+    }
+
+    #[test]
+    fn services_in_columns() {
+        let (answer, out, notes) = get("services");
+        assert_eq!(
+            out,
+            "\
+NAMESPACE     NAME       PORT     FRONTEND             BACKENDS
+default       db         <none>   10.96.0.9:5432/tcp   1
+default       web        http     10.96.0.10:80/tcp    2
+default       web        http     192.0.2.7:80/tcp     2
+default       web        http     [fd00::a]:80/tcp     1
+kube-system   kube-dns   dns      10.96.0.2:53/udp     0
+"
+        );
+        assert_eq!((answer, notes.as_str()), (Answer::Yes, ""));
+    }
+
+    #[test]
+    fn wide_adds_columns() {
+        let (_, out, _) = get("services kube-dns 10.96.0.10 -o wide");
+        assert_eq!(
+            out,
+            "\
+NAMESPACE     NAME       PORT   FRONTEND            BACKENDS   ID   BLOCK   GENERATION   ADDRESSES
+default       web        http   10.96.0.10:80/tcp   2          0    2       102          10.0.0.9:8080,10.0.0.10:8080
+kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109          <none>
+"
+        );
+        let (_, out, _) = get("backends db -o wide --no-headers");
+        assert_eq!(out, "default   db   <none>   10.0.0.1:5432/tcp   1   6   10.96.0.9:5432\n");
+    }
+
+    #[test]
+    fn backends_by_service_by_frontend_and_by_address() {
+        let backends = |words: &str| get(&format!("backends {words} -o name")).1;
+        assert_eq!(backends("web"), "10.0.0.9:8080\n10.0.0.10:8080\n[fd01::1]:8080\n");
+        assert_eq!(backends("192.0.2.7:80"), "10.0.0.9:8080\n10.0.0.10:8080\n");
+        assert_eq!(backends("10.0.0.9"), "10.0.0.9:8080\n");
+        assert_eq!(backends("::ffff:10.0.0.9"), "10.0.0.9:8080\n");
+    }
+
+    #[test]
+    fn names_once() {
+        let (_, out, _) = get("services -o name");
+        assert_eq!(out, "default/db\ndefault/web\nkube-system/kube-dns\n");
+    }
+
+    #[test]
+    fn what_is_not_found_is_an_answer_and_comes_with_near_misses() {
+        let (answer, out, notes) = get("services web -n kube-system");
+        assert_eq!((answer, out.as_str()), (Answer::No, ""));
+        assert_eq!(
+            notes,
+            "error: `web` not found in namespace kube-system; there is default/web:http\n"
+        );
+        let (answer, out, notes) = get("services 10.96.0.10:443 db --no-headers");
+        assert_eq!(answer, Answer::No);
+        assert_eq!(out, "default   db   <none>   10.96.0.9:5432/tcp   1\n", "what there is");
+        assert_eq!(
+            notes,
+            "error: `10.96.0.10:443` not found; there is 10.96.0.10:80/tcp (default/web:http)\n"
+        );
+        let (_, _, notes) = get("services 10.0.0.9:8080");
+        assert!(notes.ends_with("a backend of default/web:http at this address\n"), "{notes}");
+    }
+
+    #[test]
+    fn a_service_without_backends_is_there() {
+        let (answer, out, notes) = get("backends kube-dns");
+        assert_eq!((answer, out.as_str()), (Answer::Yes, ""));
+        assert_eq!(notes, "No backends found: connections to what was asked for are refused.\n");
+    }
+
+    #[test]
+    fn nothing_at_all() {
+        let empty = Memory::new(1, 1);
+        for (words, out) in [("services", ""), ("backends -o wide", ""), ("services -o name", "")] {
+            let expected = (Answer::Yes, out.to_owned(), "No services found.\n".to_owned());
+            assert_eq!(get_from(&empty, words), expected, "{words}");
+        }
+        let (_, _, notes) = get("services -n shop");
+        assert_eq!(notes, "No services found in namespace shop.\n");
+    }
+
+    #[test]
+    fn json_is_a_list_also_of_nothing() {
+        let (answer, out, _) = get("services shop/web -o json");
+        assert_eq!(answer, Answer::No);
+        let list: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(list, json!({ "apiVersion": "socklb/v1", "kind": "ServiceList", "items": [] }));
+        let (_, out, _) = get("backends web -o json");
+        let list: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(list["kind"], "BackendList");
+        assert_eq!(list["items"].as_array().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_namespace_said_twice_must_be_the_same() {
+        let check = |words: &str| match Cli::parse_from(words.split(' ')).command {
+            Command::Get(get) => get.check().map_err(|failure| failure.code()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(check("lbctl get svc a/web -n a"), Ok(()));
+        assert_eq!(check("lbctl get svc a/web -n b"), Err(2));
+    }
+
+    #[test]
+    fn the_longest_names_stay_aligned() {
+        let mut memory = sample::memory();
+        let (namespace, name) = ("n".repeat(63), "s".repeat(63));
+        let port = (7, namespace.as_str(), name.as_str(), "a-port-name-15b");
+        let v6 = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535";
+        sample::put(&mut memory, port, &[v6], 20, &[v6]);
+        let (_, out, _) = get_from(&memory, "services");
+        assert!(out.ends_with(&format!("{v6}/tcp   1\n")), "{out}");
+        let starts: BTreeSet<_> = out.lines().map(|line| line.rfind(' ')).collect();
+        assert_eq!(starts.len(), 1, "the last column begins at one place:\n{out}");
+    }
+}

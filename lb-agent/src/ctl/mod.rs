@@ -1,0 +1,50 @@
+//! `lbctl`: what the pinned maps say, whether the agent is alive or dead.
+//!
+//! Nothing is ever written. Standard output has the answer only, in the form asked for; errors and
+//! remarks go to standard error.
+
+mod cli;
+mod explain;
+mod failure;
+mod get;
+mod open;
+mod status;
+mod table;
+mod target;
+
+use std::io::{self, Write};
+
+pub use self::{
+    cli::{Cli, Command},
+    failure::{Answer, Failure},
+};
+
+/// Does what the command line says. `notes` takes remarks that are no part of the answer.
+pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Answer, Failure> {
+    // What is wrong with the question is said before what is wrong with the machine.
+    if let Command::Get(get) = &cli.command {
+        get.check()?;
+    }
+    let pins = open::pins(cli.bpffs.as_deref())?;
+    let maps = open::maps(&pins)?;
+    let snapshot = maps.snapshot().map_err(|error| failure::unreadable(&pins, &error))?;
+    match &cli.command {
+        Command::Get(get) => get::run(get, &snapshot, out, notes),
+        Command::Explain(explain) => {
+            if !["connect4", "connect6"].iter().all(|program| pins.link(program).exists()) {
+                writeln!(
+                    notes,
+                    "note: the programs are not attached (see `lbctl status`): no connection is translated now"
+                )?;
+            }
+            explain::run(explain, &maps, &snapshot, out)
+        }
+        Command::Status(status) => status::run(*status, &pins, &snapshot, out),
+    }
+}
+
+/// One JSON document, indented.
+fn json(out: &mut dyn Write, value: &impl serde::Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}

@@ -1,0 +1,75 @@
+//! From a bpffs to the maps in it; where there are none, what to do about it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use lb_common::abi::LAYOUT;
+
+use super::failure::{self, Failure};
+use crate::{
+    maps::{Access, Pinned},
+    mounts,
+    pins::{self, Pins},
+};
+
+/// The pins below `bpffs`, or below the first bpffs there is.
+pub(super) fn pins(bpffs: Option<&Path>) -> Result<Pins, Failure> {
+    let bpffs = match bpffs {
+        Some(path) => checked(path)?,
+        None => pins::default_bpffs()
+            .map_err(|error| failure::kernel("cannot read the mounts", &error))?
+            .ok_or_else(|| {
+                Failure::Unreachable(
+                    "no bpf file system is mounted here, so no agent can have pinned anything; if \
+                     it runs elsewhere, run lbctl in its mount namespace"
+                        .to_owned(),
+                )
+            })?,
+    };
+    Ok(Pins::new(&bpffs))
+}
+
+fn checked(path: &Path) -> Result<PathBuf, Failure> {
+    let mount = mounts::of(path)
+        .map_err(|error| failure::kernel(&format!("--bpffs {}", path.display()), &error))?;
+    if mount.is_none_or(|mount| mount.kind != "bpf") {
+        let text = format!("--bpffs {}: not in a bpf file system", path.display());
+        return Err(Failure::Unreachable(text));
+    }
+    Ok(path.to_owned())
+}
+
+/// The maps in use.
+pub(super) fn maps(pins: &Pins) -> Result<Pinned, Failure> {
+    let root = pins.root();
+    let dir = pins
+        .maps()
+        .map_err(|error| failure::kernel(&format!("cannot read {}", root.display()), &error))?
+        .ok_or_else(|| missing(pins))?;
+    Pinned::open(&dir, Access::Read).map_err(|error| failure::open(&error))
+}
+
+/// No maps: the agent was never here, or one of another version was.
+fn missing(pins: &Pins) -> Failure {
+    let (root, home) = (pins.root().display(), pins.home());
+    let names = fs::read_dir(home).into_iter().flatten().flatten();
+    let mut others: Vec<_> = names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| *name != format!("v{LAYOUT}"))
+        .collect();
+    others.sort();
+    Failure::Unreachable(if others.is_empty() {
+        format!(
+            "no maps are pinned at {root}: start lb-agent, or name its bpf file system by --bpffs"
+        )
+    } else {
+        format!(
+            "no maps of layout v{LAYOUT} are pinned at {}, only {}: use the lbctl of the lb-agent \
+             that pinned them",
+            home.display(),
+            others.join(", ")
+        )
+    })
+}

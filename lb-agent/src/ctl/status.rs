@@ -1,0 +1,301 @@
+//! `lbctl status`: what is attached where, how full the maps are, whether an agent runs.
+
+mod agent;
+mod programs;
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use lb_common::abi::{BACKENDS, LAYOUT, NAMES, SERVICES, SOCKETS};
+use serde::Serialize;
+
+use self::{
+    agent::Agent,
+    programs::{Attachment, State},
+};
+use super::{
+    cli::{self, Output},
+    failure::{self, Answer, Failure},
+    json,
+    table::{NONE, Table},
+};
+use crate::{dump::API_VERSION, maps::Snapshot, pins::Pins};
+
+/// A map fuller than this is a problem: sets that change need room for old and new records.
+const FULL: f64 = 0.9;
+
+/// `kind: Status`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    api_version: &'static str,
+    kind: &'static str,
+    healthy: bool,
+    /// Each thing that is wrong, in words.
+    problems: Vec<String>,
+    /// Version of the layout of the maps.
+    layout: u32,
+    /// Where everything is pinned.
+    pins: PathBuf,
+    /// Where the maps in use are pinned.
+    live_maps: Option<PathBuf>,
+    agent: Agent,
+    programs: Vec<Attachment>,
+    maps: Vec<Fill>,
+}
+
+/// How full a map is, in entries.
+#[derive(Debug, Serialize)]
+struct Fill {
+    name: &'static str,
+    used: usize,
+    size: u32,
+}
+
+impl Fill {
+    fn ratio(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a map has fewer than 2^32 entries")]
+        let used = self.used as f64;
+        used / f64::from(self.size.max(1))
+    }
+}
+
+pub(super) fn run(
+    status: cli::Status,
+    pins: &Pins,
+    snapshot: &Snapshot,
+    out: &mut dyn Write,
+) -> Result<Answer, Failure> {
+    let what = || format!("cannot read {}", pins.root().display());
+    let agent = agent::find(pins).map_err(|error| failure::kernel(&what(), &error))?;
+    let live_maps = pins.maps().map_err(|error| failure::kernel(&what(), &error))?;
+    let mut found = Status {
+        api_version: API_VERSION,
+        kind: "Status",
+        healthy: true,
+        problems: Vec::new(),
+        layout: LAYOUT,
+        pins: pins.root().to_owned(),
+        live_maps,
+        agent,
+        programs: programs::find(pins)?,
+        maps: fills(snapshot),
+    };
+    found.problems = found.problems(pins.sockets().exists());
+    found.healthy = found.problems.is_empty();
+    match status.output {
+        Some(Output::Json) => json(out, &found)?,
+        None => found.write(out)?,
+    }
+    Ok(if found.healthy { Answer::Yes } else { Answer::No })
+}
+
+fn fills(snapshot: &Snapshot) -> Vec<Fill> {
+    vec![
+        Fill { name: SERVICES, used: snapshot.services.len(), size: snapshot.max_services },
+        Fill {
+            name: BACKENDS,
+            used: snapshot.blocks.values().map(Vec::len).sum(),
+            size: snapshot.max_backends,
+        },
+        // There are never more service ports than frontends.
+        Fill { name: NAMES, used: snapshot.names.len(), size: snapshot.max_services },
+    ]
+}
+
+impl Status {
+    fn problems(&self, sockets: bool) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.agent.running {
+            problems.push(
+                "no agent is running: connections are translated as it left the maps, and nothing \
+                 changes; start lb-agent"
+                    .to_owned(),
+            );
+        }
+        for program in &self.programs {
+            let name = program.name;
+            match program.state {
+                State::Attached => {}
+                State::Missing => problems.push(format!(
+                    "{name} is not attached: start lb-agent, which attaches it once its lists are \
+                     complete"
+                )),
+                State::CgroupGone => problems.push(format!(
+                    "the cgroup that {name} was attached to is gone: restart lb-agent"
+                )),
+            }
+        }
+        let cgroups: BTreeSet<_> = self.programs.iter().filter_map(|p| p.cgroup_id).collect();
+        if cgroups.len() > 1 {
+            problems
+                .push("the programs are attached to different cgroups: restart lb-agent".into());
+        }
+        if !sockets {
+            let text = format!("the map {SOCKETS} is not pinned: restart lb-agent");
+            problems.push(text);
+        }
+        for fill in self.maps.iter().filter(|fill| fill.ratio() > FULL) {
+            let flag = if fill.name == BACKENDS { "--max-backends" } else { "--max-services" };
+            problems.push(format!(
+                "the map {} is {} full: restart lb-agent with a larger {flag}",
+                fill.name,
+                percent(fill.ratio())
+            ));
+        }
+        problems
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", if self.healthy { "healthy" } else { "degraded" })?;
+        for problem in &self.problems {
+            writeln!(out, "  {problem}")?;
+        }
+        writeln!(out)?;
+
+        writeln!(out, "agent:   {}", self.agent)?;
+        let live = self.live_maps.as_ref().and_then(|path| path.file_name());
+        let live = live.map_or_else(|| NONE.into(), |name| name.to_string_lossy());
+        writeln!(out, "pins:    {} (layout {}, {live})", self.pins.display(), self.layout)?;
+        writeln!(out)?;
+
+        let mut table = Table::new(&["PROGRAM", "STATE", "CGROUP"]);
+        for program in &self.programs {
+            let state = program.state.to_string();
+            table.push(vec![program.name.to_owned(), state, program.cgroup_text()]);
+        }
+        table.write(out, true)?;
+        writeln!(out)?;
+
+        let mut table = Table::new(&["MAP", "USED", "SIZE", "FILL"]);
+        for fill in &self.maps {
+            let ratio = percent(fill.ratio());
+            table.push(vec![
+                fill.name.to_owned(),
+                fill.used.to_string(),
+                fill.size.to_string(),
+                ratio,
+            ]);
+        }
+        table.write(out, true)
+    }
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{:.1}%", ratio * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::dump::sample;
+
+    fn program(name: &'static str, cgroup_id: u64) -> Attachment {
+        Attachment {
+            name,
+            state: State::Attached,
+            cgroup: Some("/sys/fs/cgroup".into()),
+            cgroup_id: Some(cgroup_id),
+            program_id: Some(7),
+            link_id: Some(8),
+        }
+    }
+
+    fn status(programs: Vec<Attachment>, agent: Agent) -> Status {
+        let mut status = Status {
+            api_version: API_VERSION,
+            kind: "Status",
+            healthy: true,
+            problems: Vec::new(),
+            layout: LAYOUT,
+            pins: "/bpf/socklb/v1".into(),
+            live_maps: Some("/bpf/socklb/v1/maps-1".into()),
+            agent,
+            programs,
+            maps: fills(&sample::memory().snapshot()),
+        };
+        status.problems = status.problems(true);
+        status.healthy = status.problems.is_empty();
+        status
+    }
+
+    fn text(status: &Status) -> String {
+        let mut out = Vec::new();
+        status.write(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    const RUNNING: Agent = Agent { running: true, pid: Some(42) };
+
+    #[test]
+    fn healthy() {
+        let status = status(vec![program("connect4", 1), program("connect6", 1)], RUNNING);
+        assert_eq!(
+            text(&status),
+            "\
+healthy
+
+agent:   running (pid 42)
+pins:    /bpf/socklb/v1 (layout 1, maps-1)
+
+PROGRAM    STATE      CGROUP
+connect4   attached   /sys/fs/cgroup
+connect6   attached   /sys/fs/cgroup
+
+MAP        USED   SIZE   FILL
+services   5      16     31.2%
+backends   5      64     7.8%
+names      3      16     18.8%
+"
+        );
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_is_named() {
+        let mut programs = vec![program("connect4", 1), program("connect6", 2)];
+        programs.push(Attachment { state: State::CgroupGone, ..program("getpeername4", 1) });
+        programs.push(Attachment { state: State::Missing, ..program("getpeername6", 1) });
+        let mut status = status(programs, Agent { running: false, pid: None });
+        status.maps[1].used = 63;
+        let problems = status.problems(false);
+        for (problem, word) in problems.iter().zip([
+            "no agent is running",
+            "getpeername4",
+            "getpeername6 is not attached",
+            "different cgroups",
+            "sockets",
+            "--max-backends",
+        ]) {
+            assert!(problem.contains(word), "{problem}");
+        }
+        assert_eq!(problems.len(), 6);
+        assert!(text(&status).starts_with("degraded\n  no agent is running"));
+    }
+
+    #[test]
+    fn the_schema() {
+        let status = status(vec![program("connect4", 1)], RUNNING);
+        assert_eq!(
+            serde_json::to_value(&status).unwrap(),
+            json!({
+                "apiVersion": "socklb/v1", "kind": "Status", "healthy": true, "problems": [],
+                "layout": 1, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
+                "agent": { "running": true, "pid": 42 },
+                "programs": [{
+                    "name": "connect4", "state": "attached", "cgroup": "/sys/fs/cgroup",
+                    "cgroupId": 1, "programId": 7, "linkId": 8,
+                }],
+                "maps": [
+                    { "name": "services", "used": 5, "size": 16 },
+                    { "name": "backends", "used": 5, "size": 64 },
+                    { "name": "names", "used": 3, "size": 16 },
+                ],
+            })
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! The programs, and the cgroups they are attached to.
+
+use std::{
+    collections::HashMap,
+    fmt, fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{programs::links::LinkError, sys::SyscallError};
+use serde::Serialize;
+
+use crate::{
+    ctl::{
+        failure::{self, Failure},
+        table::NONE,
+    },
+    mounts,
+    pins::{self, PROGRAMS, Pins},
+};
+
+/// One program, and where it is at work.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Attachment {
+    pub(super) name: &'static str,
+    pub(super) state: State,
+    /// Where it is attached, as this process sees it; null if it does not see it.
+    pub(super) cgroup: Option<PathBuf>,
+    pub(super) cgroup_id: Option<u64>,
+    /// The kernel's id of the program, as `bpftool prog` has it.
+    pub(super) program_id: Option<u32>,
+    /// The kernel's id of the link, as `bpftool link` has it.
+    pub(super) link_id: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum State {
+    /// At work.
+    Attached,
+    /// No link is pinned.
+    Missing,
+    /// A link is pinned, but what it led to was removed.
+    CgroupGone,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Attached => "attached",
+            Self::Missing => "missing",
+            Self::CgroupGone => "detached",
+        })
+    }
+}
+
+impl Attachment {
+    pub(super) fn cgroup_text(&self) -> String {
+        match (self.state, &self.cgroup, self.cgroup_id) {
+            (State::Missing, ..) => NONE.to_owned(),
+            (State::CgroupGone, ..) => "<gone>".to_owned(),
+            (State::Attached, Some(path), _) => path.display().to_string(),
+            // Another cgroup namespace, or no cgroup2 mounted here.
+            (State::Attached, None, id) => format!("<hidden>, id {}", id.unwrap_or(0)),
+        }
+    }
+}
+
+/// All programs, in the order of their names.
+pub(super) fn find(pins: &Pins) -> Result<Vec<Attachment>, Failure> {
+    let mut paths = HashMap::new();
+    let mut names = PROGRAMS;
+    names.sort_unstable();
+    names.into_iter().map(|name| program(pins, name, &mut paths)).collect()
+}
+
+fn program(
+    pins: &Pins,
+    name: &'static str,
+    paths: &mut HashMap<u64, Option<PathBuf>>,
+) -> Result<Attachment, Failure> {
+    let path = pins.link(name);
+    if !path.exists() {
+        return Ok(Attachment {
+            name,
+            state: State::Missing,
+            cgroup: None,
+            cgroup_id: None,
+            program_id: None,
+            link_id: None,
+        });
+    }
+    let fail = |error: LinkError| {
+        let what = format!("cannot look at the link {}", path.display());
+        match error {
+            LinkError::SyscallError(SyscallError { io_error, .. }) => {
+                failure::kernel(&what, &io_error)
+            }
+            other => Failure::Unreachable(format!("{what}: {other}")),
+        }
+    };
+    let (link, cgroup_id) = pins::open_link(&path).map_err(fail)?;
+    let info = link.info().map_err(fail)?;
+    let gone = cgroup_id == 0;
+    Ok(Attachment {
+        name,
+        state: if gone { State::CgroupGone } else { State::Attached },
+        cgroup: paths.entry(cgroup_id).or_insert_with(|| cgroup_path(cgroup_id)).clone(),
+        cgroup_id: (!gone).then_some(cgroup_id),
+        program_id: Some(info.program_id()),
+        link_id: Some(info.id()),
+    })
+}
+
+/// The directory of a cgroup, if it is visible here: a cgroup's id is its directory's inode.
+fn cgroup_path(id: u64) -> Option<PathBuf> {
+    let mounts = mounts::mounts().ok()?.into_iter().filter(|mount| mount.kind == "cgroup2");
+    mounts.map(|mount| mount.path).find_map(|root| search(&root, id))
+}
+
+/// The directory with this inode, `dir` itself or below it. Level by level: the root of a hierarchy
+/// is the likeliest place.
+fn search(dir: &Path, inode: u64) -> Option<PathBuf> {
+    let mut level = vec![dir.to_owned()];
+    while !level.is_empty() {
+        let found = |path: &&PathBuf| fs::metadata(path).is_ok_and(|meta| meta.ino() == inode);
+        if let Some(path) = level.iter().find(found) {
+            return Some(path.clone());
+        }
+        level = level.iter().flat_map(|dir| subdirectories(dir)).collect();
+    }
+    None
+}
+
+/// None, if the directory went meanwhile.
+fn subdirectories(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_found_by_its_inode() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("a/b/c");
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        assert_eq!(search(root.path(), inode(root.path())).as_deref(), Some(root.path()));
+        assert_eq!(search(root.path(), inode(&deep)), Some(deep));
+        assert_eq!(search(root.path(), inode(&root.path().join("file"))), None);
+        assert_eq!(search(root.path(), u64::MAX), None);
+    }
+}
