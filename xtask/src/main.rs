@@ -2,6 +2,7 @@
 
 mod build;
 mod cargo;
+mod demo;
 mod exec;
 mod kube;
 mod pins;
@@ -22,6 +23,7 @@ enum Task {
     Setup(setup::Args),
     Build(build::Args),
     Run(run::Args),
+    Demo(demo::Args),
     Kube(kube::Args),
     Test(test::Args),
 }
@@ -38,6 +40,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Setup(args) => setup::run(args),
         Task::Build(args) => build::run(args),
         Task::Run(args) => run::run(args),
+        Task::Demo(args) => demo::run(args),
         Task::Kube(args) => kube::run(args),
         Task::Test(args) => Ok(test::run(args)),
     }

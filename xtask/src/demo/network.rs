@@ -1,0 +1,112 @@
+//! The network: a namespace for the node with a bridge, one for each pod with a veth to it. Pods
+//! reach each other and the node, and nothing else: no route leads out, and no end of any of these
+//! links is in the machine's own namespace.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::Write as _,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    place::{HOME, home},
+    quietly,
+};
+
+/// The namespace of the node itself.
+pub(super) const NODE: &str = "node";
+const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 244, 7, 1);
+
+/// Something with an address of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pod {
+    pub(super) name: String,
+    pub(super) address: Ipv4Addr,
+}
+
+impl Pod {
+    pub(super) fn client() -> Self {
+        Self { name: "client".to_owned(), address: Ipv4Addr::new(10, 244, 7, 2) }
+    }
+
+    /// The backends web-1 to web-N.
+    pub(super) fn backends(count: u8) -> Vec<Self> {
+        let pod = |i| Self { name: format!("web-{i}"), address: Ipv4Addr::new(10, 244, 7, 10 + i) };
+        (1..=count).map(pod).collect()
+    }
+}
+
+/// Makes the network, and the script `in`.
+pub(super) fn make(pods: &[Pod], cgroup: &Path) -> Result<()> {
+    fs::create_dir(home("net"))?;
+    namespace(NODE)?;
+    ip(
+        NODE,
+        &format!(
+            "link set lo up\nlink add pods type bridge\nlink set pods up\naddr add {BRIDGE}/24 dev pods\n"
+        ),
+    )?;
+    let mut links = String::new();
+    for Pod { name, .. } in pods {
+        namespace(name)?;
+        let peer = path(name);
+        writeln!(links, "link add {name} type veth peer name eth0 netns {}", peer.display())?;
+        writeln!(links, "link set {name} master pods up")?;
+    }
+    ip(NODE, &links)?;
+    for Pod { name, address } in pods {
+        ip(name, &format!("link set lo up\nlink set eth0 up\naddr add {address}/24 dev eth0\n"))?;
+    }
+    let procs = cgroup.join("cgroup.procs");
+    let script = format!(
+        "# sh {HOME}/in POD COMMAND...: runs a command on the node, in the network of a pod\n\
+         pod=$1; shift\n\
+         echo $$ >{} && exec nsenter --net={HOME}/net/\"$pod\" -- \"$@\"\n",
+        procs.display()
+    );
+    fs::write(home("in"), script).context("cannot write the script")
+}
+
+/// A command that runs in the network of a pod and in the cgroup of the node. Not by `ip netns`: it
+/// mounts another /sys, and the cgroups would be out of sight.
+pub(super) fn inside(name: &str, program: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.arg(home("in")).arg(name).arg(program);
+    command
+}
+
+fn path(name: &str) -> PathBuf {
+    home("net").join(name)
+}
+
+/// A namespace lasts as long as its mount, whether or not a process is in it.
+fn namespace(name: &str) -> Result<()> {
+    let path = path(name);
+    File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    let mut option = std::ffi::OsString::from("--net=");
+    option.push(&path);
+    quietly(Command::new("unshare").arg(option).arg("true"))
+}
+
+/// Runs lines of `ip` in a namespace.
+fn ip(name: &str, lines: &str) -> Result<()> {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", path(name).display())).args(["ip", "-batch", "-"]);
+    let line = crate::exec::show(&command);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    child.stdin.take().context("stdin is piped")?.write_all(lines.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{line}` of\n{lines}{}", error.trim());
+    Ok(())
+}
