@@ -225,3 +225,85 @@ impl<'a> Seen<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str, ip: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+             spec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n---\n"
+        )
+    }
+
+    fn addresses(files: &Files) -> Vec<String> {
+        let line = |(name, service): (ObjectRef, Service)| {
+            let ips: Vec<_> = service.cluster_ips.iter().map(ToString::to_string).collect();
+            format!("{name} {}", ips.join(" "))
+        };
+        files.listing().services.into_iter().map(line).collect()
+    }
+
+    fn problems(files: &Files) -> Vec<String> {
+        let all = files.listing().problems;
+        all.iter().flat_map(|(of, all)| all.iter().map(move |p| format!("{of}: {p}"))).collect()
+    }
+
+    #[test]
+    fn a_broken_file_keeps_its_last_good_content_as_a_whole() {
+        let mut files = Files::default();
+        files.put("a.yaml", (service("a", "10.0.0.1") + &service("b", "10.0.0.2")).as_bytes());
+        let broken = service("a", "10.0.0.9") + "kind: [";
+        files.put("a.yaml", broken.as_bytes());
+        assert_eq!(addresses(&files), ["default/a 10.0.0.1", "default/b 10.0.0.2"]);
+        let [problem] = &problems(&files)[..] else { panic!("{:?}", problems(&files)) };
+        assert!(problem.starts_with("a.yaml: document 2, line 6: "), "{problem}");
+        assert!(
+            problem.ends_with("its last good content stays in force: correct or remove the file")
+        );
+
+        files.put("a.yaml", b"\xff");
+        assert!(problems(&files)[0].contains("line 1 is no UTF-8"), "{:?}", problems(&files));
+        assert!(!files.fail("a.yaml", "content", "line 1 is no UTF-8"), "that is known");
+        assert!(files.has("a.yaml"));
+
+        files.put("a.yaml", b"");
+        assert_eq!((addresses(&files).len(), problems(&files).len()), (0, 0));
+    }
+
+    #[test]
+    fn a_file_that_never_was_good_is_unknown() {
+        let mut files = Files::default();
+        files.put("a.yaml", b"kind: [");
+        assert_eq!(files.unknown().collect::<Vec<_>>(), ["a.yaml"]);
+        files.rename("a.yaml", "b.yaml");
+        assert_eq!(files.unknown().collect::<Vec<_>>(), ["b.yaml"]);
+        files.remove("b.yaml");
+        assert!(files.is_empty() && files.unknown().next().is_none());
+    }
+
+    #[test]
+    fn of_two_files_with_one_object_the_first_by_name_has_it() {
+        let mut files = Files::default();
+        files.put("b.yaml", service("a", "10.0.0.2").as_bytes());
+        files.put("a.yaml", service("a", "10.0.0.1").as_bytes());
+        assert_eq!(addresses(&files), ["default/a 10.0.0.1"]);
+        let label = "Service default/a (b.yaml, document 1)";
+        assert_eq!(
+            problems(&files),
+            [format!(
+                "{label}: metadata: default/a is also in a.yaml, document 1; that one counts: \
+                 remove one of them"
+            )]
+        );
+        assert!(files.has(label));
+        files.remove("a.yaml");
+        assert_eq!(addresses(&files), ["default/a 10.0.0.2"]);
+        assert!(problems(&files).is_empty());
+
+        // The first one counts even if it asks for nothing.
+        files.put("a.yaml", service("a", "None").as_bytes());
+        assert_eq!((addresses(&files).len(), problems(&files).len()), (0, 1));
+    }
+}

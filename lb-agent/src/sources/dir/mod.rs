@@ -157,3 +157,166 @@ impl Follower {
         Vec::from(listing.changes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink, path::Path};
+
+    use tempfile::TempDir;
+    use tokio::{sync::mpsc, time::timeout};
+
+    use super::*;
+    use crate::sources::BACKLOG;
+
+    /// Much longer than anything should take: a machine may be slow, the answer must be right.
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    fn service(name: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+             spec: {{clusterIP: 10.0.0.1, ports: [{{port: 80}}]}}\n---\n"
+        )
+    }
+
+    struct Running {
+        receiver: mpsc::Receiver<Change>,
+        task: tokio::task::JoinHandle<Result<()>>,
+    }
+
+    impl Running {
+        fn start(path: &Path) -> Self {
+            let (sender, receiver) = mpsc::channel(BACKLOG);
+            Self { receiver, task: tokio::spawn(run(path.to_owned(), sender)) }
+        }
+
+        /// The names of the next list of Services, with the list of slices behind it.
+        async fn next(&mut self) -> Vec<String> {
+            let services = timeout(DEADLINE, self.receiver.recv()).await.unwrap();
+            let slices = timeout(DEADLINE, self.receiver.recv()).await.unwrap();
+            assert!(matches!(slices, Some(Change::ListedSlices(_))), "{slices:?}");
+            let Some(Change::ListedServices(services)) = services else { panic!("{services:?}") };
+            services.keys().map(|name| name.name.to_string()).collect()
+        }
+
+        /// Waits for this list; each one before it must be in `passing`.
+        async fn reaches(&mut self, wanted: &[&str], passing: &[&[&str]]) {
+            loop {
+                let now = self.next().await;
+                if now == wanted {
+                    return;
+                }
+                assert!(passing.iter().any(|names| now == *names), "{now:?}, not {wanted:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_are_taken_up_through_inotify() {
+        let dir = TempDir::new().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("a.yaml"), service("a")).unwrap();
+        let mut running = Running::start(dir.path());
+        assert_eq!(running.next().await, ["a"]);
+
+        fs::write(
+            path("b.json"),
+            r#"{"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "b"}, "spec": {"clusterIP": "10.0.0.2"}}"#,
+        )
+        .unwrap();
+        running.reaches(&["a", "b"], &[&["a"]]).await;
+
+        // In place: never seen empty, though the file was for a moment.
+        fs::write(path("a.yaml"), service("a") + &service("a2")).unwrap();
+        running.reaches(&["a", "a2", "b"], &[&["a", "b"]]).await;
+
+        // Renamed over, as careful writers do.
+        fs::write(path(".a.yaml.new"), service("a3")).unwrap();
+        fs::rename(path(".a.yaml.new"), path("a.yaml")).unwrap();
+        running.reaches(&["a3", "b"], &[&["a", "a2", "b"]]).await;
+
+        // Broken, then removed: the other file's change shows that nothing was lost meanwhile.
+        fs::write(path("a.yaml"), "kind: [").unwrap();
+        fs::write(path("b.json"), "").unwrap();
+        running.reaches(&["a3"], &[&["a3", "b"]]).await;
+        fs::write(path("a.yaml"), service("a4")).unwrap();
+        running.reaches(&["a4"], &[&["a3"]]).await;
+        fs::remove_file(path("a.yaml")).unwrap();
+        running.reaches(&[], &[&["a4"]]).await;
+
+        for (target, name) in [("..1", "one"), ("..2", "two")] {
+            fs::create_dir(path(target)).unwrap();
+            fs::write(path(target).join("c.yaml"), service(name)).unwrap();
+        }
+        symlink("..1", path("..data")).unwrap();
+        symlink("..data/c.yaml", path("c.yaml")).unwrap();
+        running.reaches(&["one"], &[&[]]).await;
+        symlink("..2", path("..data_tmp")).unwrap();
+        fs::rename(path("..data_tmp"), path("..data")).unwrap();
+        running.reaches(&["two"], &[&["one"]]).await;
+
+        drop(running.receiver);
+        timeout(DEADLINE, running.task).await.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_takes_its_time_is_waited_for() {
+        use std::io::Write as _;
+
+        let dir = TempDir::new().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("a.yaml"), service("a")).unwrap();
+        let mut running = Running::start(dir.path());
+        assert_eq!(running.next().await, ["a"]);
+        let mut slow = fs::File::create(path("a.yaml")).unwrap();
+        slow.write_all(service("b").as_bytes()).unwrap();
+        // Another file makes the reader look meanwhile.
+        fs::write(path("z.yaml"), service("z")).unwrap();
+        running.reaches(&["a", "z"], &[&["a"]]).await;
+        slow.write_all(service("c").as_bytes()).unwrap();
+        drop(slow);
+        running.reaches(&["b", "c", "z"], &[&["a", "z"]]).await;
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_back_is_followed_again() {
+        let parent = TempDir::new().unwrap();
+        let (dir, away) = (parent.path().join("dir"), parent.path().join("away"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("a.yaml"), service("a")).unwrap();
+        let mut running = Running::start(&dir);
+        assert_eq!(running.next().await, ["a"]);
+        fs::rename(&dir, &away).unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("b.yaml"), service("b")).unwrap();
+        running.reaches(&["b"], &[&["a"], &["a", "b"]]).await;
+        fs::write(dir.join("b.yaml"), service("c")).unwrap();
+        running.reaches(&["c"], &[&["b"]]).await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_before_all_files_were_read() {
+        let dir = TempDir::new().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("a.yaml"), service("a")).unwrap();
+        fs::write(path("b.yaml"), "kind: [").unwrap();
+        let mut running = Running::start(dir.path());
+        let early = timeout(SETTLE * 10, running.receiver.recv()).await;
+        assert!(early.is_err(), "{early:?}");
+        fs::write(path("b.yaml"), service("b")).unwrap();
+        assert_eq!(running.next().await, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn a_directory_missing_at_the_start_is_an_error() {
+        let dir = TempDir::new().unwrap();
+        let file = dir.path().join("a.yaml");
+        fs::write(&file, service("a")).unwrap();
+        for path in [dir.path().join("missing"), file] {
+            let (sender, _receiver) = mpsc::channel(1);
+            let error = format!("{:#}", run(path.clone(), sender).await.unwrap_err());
+            assert!(error.contains(&path.display().to_string()), "{error}");
+            assert!(error.contains("give --source dir:PATH"), "{error}");
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::fmt;
 use super::object::{Fault, Object, Raw};
 
 /// How deep a document may nest; below what a thread's stack can hold.
-const DEPTH: usize = 128;
+const DEPTH: usize = 64;
 /// Most nodes that aliases may stand for, in one document.
 const ALIASED: usize = 100_000;
 
@@ -97,12 +97,7 @@ pub fn parse(text: &str, format: Format) -> Result<Vec<Document>, ParseError> {
                 let before = &text[..values.byte_offset()];
                 let Some(raw) = values.next() else { break };
                 number += 1;
-                let raw = raw.map_err(|error| ParseError {
-                    document: number,
-                    line: u64::try_from(error.line()).unwrap_or(u64::MAX),
-                    field: String::new(),
-                    what: error.to_string(),
-                })?;
+                let raw = raw.map_err(|error| json_error(number, &error))?;
                 // A value begins behind the space that separates it from the one before.
                 let space = text[before.len()..].trim_start();
                 let line = lines(&text[..text.len() - space.len()]) + 1;
@@ -180,6 +175,8 @@ fn yaml(text: &str) -> Result<Raw, serde_saphyr::Error> {
             max_depth: DEPTH,
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED },
+        // `n` is a fine name for a port.
+        strict_booleans: true,
         with_snippet: false,
     };
     serde_saphyr::from_str_with_options(text, options)
@@ -189,9 +186,198 @@ fn yaml(text: &str) -> Result<Raw, serde_saphyr::Error> {
 fn syntax_error(document: usize, line: u64, text: &str, error: &serde_saphyr::Error) -> ParseError {
     // The text of the error speaks of lines too, so read it again at the place where it stands.
     let skipped = usize::try_from(line.saturating_sub(1)).unwrap_or(0);
-    let padded = "\n".repeat(skipped) + text;
-    let padded = yaml(&padded).err();
+    let padded = yaml(&("\n".repeat(skipped) + text)).err();
     let error = padded.as_ref().unwrap_or(error);
-    let line = error.location().map_or(line, |location| location.line());
-    ParseError { document, line, field: String::new(), what: error.to_string() }
+    let what = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+    let Some(at) = error.location() else {
+        return ParseError { document, line, field: String::new(), what };
+    };
+    let known = format!(" at line {}, column {}", at.line(), at.column());
+    let what = what.trim_end_matches(known.as_str()).to_owned();
+    ParseError { document, line: at.line(), field: String::new(), what }
+}
+
+fn json_error(document: usize, error: &serde_json::Error) -> ParseError {
+    let (line, column) = (error.line(), error.column());
+    let known = format!(" at line {line} column {column}");
+    let what = error.to_string().trim_end_matches(known.as_str()).to_owned();
+    let line = u64::try_from(line).unwrap_or(u64::MAX);
+    ParseError { document, line, field: String::new(), what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+                           spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n";
+
+    /// `1 Service default/web`, one line for each object.
+    fn objects(text: &str, format: Format) -> Vec<String> {
+        let line = |Document { number, item, object }: Document| {
+            let item = item.map_or_else(String::new, |item| format!("[{item}]"));
+            let object = match object {
+                Object::Service(service) => format!("Service {}", service.name),
+                Object::EndpointSlice(slice) => format!("EndpointSlice {}", slice.name),
+                Object::Node => "Node".to_owned(),
+                Object::Other { kind } => kind,
+            };
+            format!("{number}{item} {object}")
+        };
+        parse(text, format).unwrap().into_iter().map(line).collect()
+    }
+
+    fn error(text: &str) -> String {
+        parse(text, Format::Yaml).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn files_are_chosen_by_name() {
+        let yaml = ["a.yaml", "a.yml", "a.b.yaml"].map(Format::of);
+        assert_eq!(yaml, [Some(Format::Yaml); 3]);
+        assert_eq!(Format::of("a.json"), Some(Format::Json));
+        for name in ["a", "yaml", ".a.yaml", "a.yaml~", "a.yaml.swp", "..data", "a.YAML.txt"] {
+            assert_eq!(Format::of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn documents_are_counted_as_people_do() {
+        let none: [&str; 0] = [];
+        for empty in ["", "\n", "# nothing\n", "---\n", "---\n# a\n--- # b\n...\n", "null\n"] {
+            assert_eq!(objects(empty, Format::Yaml), none, "{empty:?}");
+        }
+        for text in [
+            format!("{SERVICE}---\nkind: Node\napiVersion: v1\n"),
+            format!("# licence\n---\n{SERVICE}...\n---\n---   \n# nothing\n---\tkind: Node\n"),
+            format!("\u{feff}%YAML 1.2\n---\n{SERVICE}--- {{apiVersion: v1, kind: Node}}"),
+            format!("{SERVICE}---\nkind: Node\napiVersion: v1\n").replace('\n', "\r\n"),
+        ] {
+            let text = text.replace("---\tkind: Node", "---\nkind: Node\napiVersion: v1");
+            assert_eq!(objects(&text, Format::Yaml), ["1 Service default/web", "2 Node"], "{text}");
+        }
+        let text = "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    x\n    ---\n    y\n";
+        assert_eq!(objects(text, Format::Yaml), ["1 v1 ConfigMap"]);
+    }
+
+    #[test]
+    fn lists_are_what_kubectl_prints() {
+        let list = "apiVersion: v1\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: a}}\n\
+                    - {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: b, \
+                    namespace: n}, addressType: IPv4, endpoints: null, ports: null}\n\
+                    kind: List\nmetadata: {resourceVersion: \"\"}\n";
+        let wanted = ["1[0] Service default/a", "1[1] EndpointSlice n/b"];
+        assert_eq!(objects(list, Format::Yaml), wanted);
+        // As the API server answers: the items do not say what they are.
+        let typed = r#"{"kind": "ServiceList", "apiVersion": "v1", "items": [{"metadata": {"name": "a"}}]}
+            {"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "items": null}"#;
+        for format in [Format::Json, Format::Yaml] {
+            let text = typed.replace(
+                "\n            {",
+                if format == Format::Yaml { "\n---\n{" } else { "\n{" },
+            );
+            assert_eq!(objects(&text, format), ["1[0] Service default/a"]);
+        }
+    }
+
+    #[test]
+    fn traps_of_yaml() {
+        let text = "apiVersion: v1\nkind: Service\nmetadata:\n  name: &name \"1\"\n  labels: &l {app: *name}\n\
+                    \u{20} annotations: {<<: *l}\n  creationTimestamp: null\nspec:\n  clusterIP: None\n  ports: []\n\
+                    status: {loadBalancer: {}}\n";
+        assert_eq!(objects(text, Format::Yaml), ["1 Service default/1"]);
+        let created =
+            SERVICE.replace("name: web", "name: web, creationTimestamp: 2024-01-01T00:00:00Z");
+        let parsed = parse(&created, Format::Yaml).unwrap();
+        let Object::Service(service) = &parsed[0].object else { panic!("{parsed:?}") };
+        assert_eq!(service.model.as_ref().unwrap().created, 1_704_067_200);
+    }
+
+    #[test]
+    fn an_error_names_the_document_and_the_field_or_the_line() {
+        let second = |text: &str| error(&format!("# one\n{SERVICE}---\n{text}"));
+        for (text, wanted) in [
+            (
+                SERVICE.replace("port: 80", "port: '80'"),
+                "document 2 (from line 6), spec.ports[0].port: invalid type: string \"80\", expected i32",
+            ),
+            (
+                SERVICE.replace("port: 80", "port: 80000000000"),
+                "document 2 (from line 6), spec.ports[0].port: invalid value: integer `80000000000`, \
+                 expected i32",
+            ),
+            (
+                SERVICE.replace("name: web", "name: web, labels: {version: 1.0}"),
+                "document 2 (from line 6), metadata.labels.version: invalid type: floating point \
+                 `1.0`, expected a string",
+            ),
+            ("metadata: {}".to_owned(), "document 2 (from line 6), apiVersion: is missing"),
+            (SERVICE.replace("Service", "[]"), "document 2 (from line 6), kind: [] is no name"),
+        ] {
+            assert_eq!(second(&text), wanted);
+        }
+        for (text, line, what) in [
+            ("a: [1\nb: 2\n".to_owned(), 8, "illegal placement of ':'"),
+            (format!("{SERVICE}kind: Node\n"), 11, "duplicate mapping key"),
+            ("a:\n\tb: 1\n".to_owned(), 8, "tab"),
+            ("a: *b\n".to_owned(), 7, "reference to unknown"),
+            ("just text\n".to_owned(), 6, "expected a Kubernetes object"),
+            (format!("{SERVICE}...\nmore: 1\n"), 12, "multiple"),
+            ("a: \"half writ".to_owned(), 7, "quoted scalar"),
+        ] {
+            let error = second(&text);
+            assert!(error.starts_with(&format!("document 2, line {line}: ")), "{text:?}: {error}");
+            assert!(error.to_lowercase().contains(what), "{text:?}: {error}");
+            assert!(!error.contains("at line"), "{text:?}: {error}");
+        }
+        let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Node}\n- {kind: Service}\n";
+        assert_eq!(error(list), "document 1 (from line 1), items[1].apiVersion: is missing");
+
+        let json = |text: &str| parse(text, Format::Json).unwrap_err().to_string();
+        let node = r#"{"apiVersion": "v1", "kind": "Node"}"#;
+        assert!(json(&format!("{node}\n{node}\n{{\"a\"\n")).starts_with("document 3, line 4: EOF"));
+        let service =
+            r#"{"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": true}]}}"#;
+        assert_eq!(
+            json(&format!("{node}\n\n{service}")),
+            "document 2 (from line 3), spec.ports[0].port: invalid type: boolean `true`, expected i32"
+        );
+    }
+
+    #[test]
+    fn bombs_do_not_go_off() {
+        let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for i in 1..10 {
+            let before = vec![format!("*a{}", i - 1); 10].join(", ");
+            text += &format!("a{i}: &a{i} [{before}]\n");
+        }
+        assert!(error(&text).contains("document 1, line"), "{}", error(&text));
+        for (open, close) in [("[", "]"), ("{a: ", "}"), ("- ", "")] {
+            let deep = format!("a:\n  {}x{}\n", open.repeat(10_000), close.repeat(10_000));
+            assert!(error(&deep).starts_with("document 1, line 2: "), "{}", error(&deep));
+        }
+        let deep = format!("{{\"a\": {}{}}}", "[".repeat(10_000), "]".repeat(10_000));
+        assert!(parse(&deep, Format::Json).unwrap_err().what.contains("recursion limit"));
+    }
+
+    #[test]
+    fn ten_thousand_services_fit_into_one_list() {
+        let item = "- apiVersion: v1\n  kind: Service\n  metadata: {name: web}\n\
+                    \u{20} spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n\
+                    - apiVersion: discovery.k8s.io/v1\n  kind: EndpointSlice\n  addressType: IPv4\n\
+                    \u{20} metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}\n\
+                    \u{20} endpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}]\n";
+        let padding = format!("# {}\n", "x".repeat(700));
+        let list =
+            format!("apiVersion: v1\nkind: List\nitems:\n{}", (padding + item).repeat(10_000));
+        assert!(list.len() > 10_000_000, "{}", list.len());
+        assert_eq!(parse(&list, Format::Yaml).unwrap().len(), 20_000);
+    }
+
+    #[test]
+    fn each_document_is_read_once() {
+        // Were the time to grow with the square of their number, this would take minutes.
+        let text = format!("{SERVICE}---\n").repeat(5_000);
+        assert_eq!(parse(&text, Format::Yaml).unwrap().last().unwrap().number, 5_000);
+    }
 }

@@ -266,3 +266,195 @@ fn content(path: &Path) -> io::Result<(Vec<u8>, Stamp)> {
     }
     Ok((content, after))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, collections::BTreeSet, os::unix::fs::symlink};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A directory and its reader; the clock and the watch are ours.
+    struct Bench {
+        dir: TempDir,
+        reader: Reader,
+        files: Files,
+        now: Instant,
+        writing: Writing,
+    }
+
+    #[derive(Default)]
+    struct Writing(RefCell<BTreeSet<String>>);
+
+    impl Writers for Writing {
+        fn is_writing(&self, file: &str) -> bool {
+            self.0.borrow().contains(file)
+        }
+
+        fn give_up_writer(&self, file: &str) {
+            self.0.borrow_mut().remove(file);
+        }
+    }
+
+    impl Bench {
+        fn new(content: &[(&str, &str)]) -> Self {
+            let dir = TempDir::new().unwrap();
+            let reader = Reader::new(dir.path().to_owned());
+            let (files, now) = (Files::default(), Instant::now());
+            let mut bench = Self { dir, reader, files, now, writing: Writing::default() };
+            for (name, service) in content {
+                bench.write(name, service);
+            }
+            bench.reader.read_all(&mut bench.files).unwrap();
+            bench
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        /// A Service of this name, or nothing.
+        fn write(&self, file: &str, service: &str) {
+            let text = match service {
+                "" => String::new(),
+                name => format!(
+                    "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+                     spec: {{clusterIP: 10.0.0.1}}}}"
+                ),
+            };
+            fs::write(self.path(file), text).unwrap();
+        }
+
+        fn look(&mut self, signs: &Signs) -> bool {
+            self.reader.look(signs, &self.writing, self.now, &mut self.files).unwrap()
+        }
+
+        fn later(&mut self, by: Duration) -> bool {
+            self.now += by;
+            self.look(&Signs::default())
+        }
+
+        fn services(&self) -> Vec<String> {
+            self.files.listing().services.keys().map(|name| name.name.to_string()).collect()
+        }
+    }
+
+    fn done(name: &str) -> Signs {
+        Signs { done: [name.to_owned()].into(), ..Signs::default() }
+    }
+
+    fn gone(name: &str) -> Signs {
+        Signs { gone: [name.to_owned()].into(), ..Signs::default() }
+    }
+
+    #[test]
+    fn a_change_with_a_sign_counts_at_once() {
+        let mut bench = Bench::new(&[("a.yaml", "a"), ("skip.txt", "x")]);
+        assert_eq!(bench.services(), ["a"]);
+        assert!(!bench.look(&done("a.yaml")), "nothing changed");
+        bench.write("a.yaml", "changed");
+        assert!(bench.look(&done("a.yaml")));
+        assert_eq!(bench.services(), ["changed"]);
+        bench.write("a.yaml", "");
+        assert!(bench.look(&done("a.yaml")));
+        assert!(bench.services().is_empty());
+        fs::remove_file(bench.path("a.yaml")).unwrap();
+        assert!(
+            bench.look(&gone("a.yaml")) && bench.files.is_empty() && !bench.reader.is_waiting()
+        );
+    }
+
+    #[test]
+    fn a_change_without_a_sign_must_last() {
+        let mut bench = Bench::new(&[("a.yaml", "a")]);
+        bench.write("a.yaml", "changed");
+        assert!(!bench.look(&done("b.yaml")) && bench.reader.is_waiting());
+        assert!(!bench.later(LASTING / 2));
+        bench.write("a.yaml", "changed-again");
+        assert!(!bench.later(LASTING / 2) && !bench.later(LASTING / 2), "it counts anew");
+        assert!(bench.later(LASTING / 2) && !bench.reader.is_waiting());
+        assert_eq!(bench.services(), ["changed-again"]);
+
+        bench.write("a.yaml", "");
+        assert!(!bench.look(&Signs::default()) && !bench.later(LASTING));
+        assert!(bench.later(LASTING_EMPTY), "an empty file has no objects");
+
+        fs::remove_file(bench.path("a.yaml")).unwrap();
+        assert!(!bench.look(&Signs::default()));
+        assert!(bench.later(LASTING) && bench.files.is_empty());
+    }
+
+    #[test]
+    fn a_file_being_written_is_left_alone() {
+        let mut bench = Bench::new(&[("a.yaml", "a")]);
+        bench.writing.0.borrow_mut().insert("a.yaml".to_owned());
+        bench.write("a.yaml", "");
+        assert!(!bench.look(&done("a.yaml")));
+        bench.write("a.yaml", "slow");
+        assert!(!bench.look(&done("a.yaml")));
+        assert_eq!(bench.services(), ["a"]);
+        assert!(bench.later(LASTING), "its writer seems to keep it open for ever");
+        assert_eq!(bench.services(), ["slow"]);
+        assert!(bench.writing.0.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_broken_file_takes_its_last_good_content_along() {
+        let mut bench = Bench::new(&[("a.yaml", "a")]);
+        fs::write(bench.path("a.yaml"), "kind: [").unwrap();
+        assert!(bench.look(&done("a.yaml")));
+        fs::rename(bench.path("a.yaml"), bench.path("b.yaml")).unwrap();
+        bench.look(&Signs { gone: ["a.yaml".to_owned()].into(), ..done("b.yaml") });
+        assert_eq!(bench.services(), ["a"]);
+        assert_eq!(bench.files.listing().problems.keys().collect::<Vec<_>>(), ["b.yaml"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_keeps_its_last_good_content() {
+        let mut bench = Bench::new(&[("a.yaml", "a")]);
+        fs::remove_file(bench.path("a.yaml")).unwrap();
+        symlink("nowhere", bench.path("a.yaml")).unwrap();
+        assert!(bench.look(&done("a.yaml")));
+        assert_eq!(bench.services(), ["a"]);
+        assert!(!bench.later(LASTING) && !bench.later(LASTING), "nothing new");
+        bench.write("nowhere", "b");
+        assert!(bench.look(&done("a.yaml")));
+        assert_eq!(bench.services(), ["b"]);
+
+        // Not a file at all: not ours.
+        fs::create_dir(bench.path("dir.yaml")).unwrap();
+        nix::unistd::mkfifo(&bench.path("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(!bench.look(&done("pipe.yaml")));
+    }
+
+    #[test]
+    fn links_to_a_directory_that_is_exchanged() {
+        let mut bench = Bench::new(&[]);
+        for (dir, service) in [("..1", "one"), ("..2", "two")] {
+            fs::create_dir(bench.path(dir)).unwrap();
+            bench.write(&format!("{dir}/a.yaml"), service);
+        }
+        symlink("..1", bench.path("..data")).unwrap();
+        symlink("..data/a.yaml", bench.path("a.yaml")).unwrap();
+        bench.look(&done("a.yaml"));
+        assert_eq!(bench.services(), ["one"]);
+        symlink("..2", bench.path("..tmp")).unwrap();
+        fs::rename(bench.path("..tmp"), bench.path("..data")).unwrap();
+        assert!(bench.look(&Signs { linked: true, ..Signs::default() }));
+        assert_eq!(bench.services(), ["two"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_away_changes_nothing() {
+        let mut bench = Bench::new(&[("a.yaml", "a")]);
+        let away = bench.dir.path().with_extension("away");
+        fs::rename(bench.dir.path(), &away).unwrap();
+        let result =
+            bench.reader.look(&gone("a.yaml"), &bench.writing, bench.now, &mut bench.files);
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(bench.services(), ["a"]);
+        fs::rename(&away, bench.dir.path()).unwrap();
+        assert!(!bench.look(&Signs::default()) && !bench.reader.is_waiting());
+    }
+}
