@@ -11,6 +11,7 @@
 mod backend;
 mod client;
 mod network;
+mod node;
 mod place;
 mod play;
 mod services;

@@ -49,9 +49,7 @@ impl Spread {
     /// All of these answered, each at its own address, nobody else did, and no request failed; or
     /// what is not so.
     pub(super) fn is_over(&self, backends: &[Pod]) -> Result<(), String> {
-        if let Some((errno, count)) = self.failures.first_key_value() {
-            return Err(format!("{count} of {} requests: {}", self.total, error(*errno)));
-        }
+        self.all_answered()?;
         let mut missing: Vec<_> = backends.iter().map(identity).collect();
         for (name, reached) in self.answers.keys() {
             match missing.iter().position(|expected| expected == &(name.clone(), *reached)) {
@@ -64,6 +62,16 @@ impl Spread {
         }
         match self.misnamed {
             Some(peer) => Err(format!("getpeername() told a client {peer}")),
+            None => Ok(()),
+        }
+    }
+
+    /// No request failed; or what is not so.
+    pub(super) fn all_answered(&self) -> Result<(), String> {
+        match self.failures.first_key_value() {
+            Some((errno, count)) => {
+                Err(format!("{count} of {} requests: {}", self.total, error(*errno)))
+            }
             None => Ok(()),
         }
     }
