@@ -321,7 +321,7 @@ mod tests {
             (format!("{SERVICE}kind: Node\n"), 11, "duplicate mapping key"),
             ("a:\n\tb: 1\n".to_owned(), 8, "tab"),
             ("a: *b\n".to_owned(), 7, "reference to unknown"),
-            ("just text\n".to_owned(), 6, "expected a Kubernetes object"),
+            ("just text\n".to_owned(), 6, "expected a kubernetes object"),
             (format!("{SERVICE}...\nmore: 1\n"), 12, "multiple"),
             ("a: \"half writ".to_owned(), 7, "quoted scalar"),
         ] {
