@@ -16,6 +16,9 @@ mod kernel {
 
     mod connect;
     mod flips;
+    mod zz;
+    mod programs;
+    mod lbctl;
     mod peername;
     mod recycling;
     mod refusal;

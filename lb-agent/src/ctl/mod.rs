@@ -31,11 +31,8 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Answ
     match &cli.command {
         Command::Get(get) => get::run(get, &snapshot, out, notes),
         Command::Explain(explain) => {
-            if !["connect4", "connect6"].iter().all(|program| pins.link(program).exists()) {
-                writeln!(
-                    notes,
-                    "note: the programs are not attached (see `lbctl status`): no connection is translated now"
-                )?;
+            if !status::is_attached(&pins)? {
+                writeln!(notes, "note: nothing is translated now, see `lbctl status`")?;
             }
             explain::run(explain, &maps, &snapshot, out)
         }

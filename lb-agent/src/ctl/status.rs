@@ -63,6 +63,13 @@ impl Fill {
     }
 }
 
+/// Whether both programs that translate are attached to a cgroup that is still there.
+pub(super) fn is_attached(pins: &Pins) -> Result<bool, Failure> {
+    let mut programs = programs::find(pins)?;
+    programs.retain(|program| program.name.starts_with("connect"));
+    Ok(programs.iter().all(|program| program.state == State::Attached))
+}
+
 pub(super) fn run(
     status: cli::Status,
     pins: &Pins,
@@ -116,18 +123,20 @@ impl Status {
                     .to_owned(),
             );
         }
-        for program in &self.programs {
-            let name = program.name;
-            match program.state {
-                State::Attached => {}
-                State::Missing => problems.push(format!(
-                    "{name} is not attached: start lb-agent, which attaches it once its lists are \
-                     complete"
-                )),
-                State::CgroupGone => problems.push(format!(
-                    "the cgroup that {name} was attached to is gone: restart lb-agent"
-                )),
-            }
+        let missing = self.in_state(State::Missing);
+        if !missing.is_empty() {
+            problems.push(format!(
+                "not attached: {}; lb-agent attaches them once it knows all Services: start it, or \
+                 see its log",
+                missing.join(", ")
+            ));
+        }
+        let detached = self.in_state(State::CgroupGone);
+        if !detached.is_empty() {
+            problems.push(format!(
+                "not attached any more, for their cgroup is gone: {}; restart lb-agent",
+                detached.join(", ")
+            ));
         }
         let cgroups: BTreeSet<_> = self.programs.iter().filter_map(|p| p.cgroup_id).collect();
         if cgroups.len() > 1 {
@@ -147,6 +156,10 @@ impl Status {
             ));
         }
         problems
+    }
+
+    fn in_state(&self, state: State) -> Vec<&'static str> {
+        self.programs.iter().filter(|p| p.state == state).map(|p| p.name).collect()
     }
 
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -265,8 +278,8 @@ names      3      16     18.8%
         let problems = status.problems(false);
         for (problem, word) in problems.iter().zip([
             "no agent is running",
-            "getpeername4",
-            "getpeername6 is not attached",
+            "not attached: getpeername6;",
+            "cgroup is gone: getpeername4;",
             "different cgroups",
             "sockets",
             "--max-backends",

@@ -1,0 +1,161 @@
+//! What `lbctl` says of real maps and links is what the kernel does with them.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, Permissions},
+    io,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    process::{self, Command},
+};
+
+use serde_json::Value;
+
+use super::{
+    connect::V4,
+    control::{Control, SIZES},
+    raw::udp,
+    world::{PORT, World, backend4, backend6},
+};
+
+const NOBODY: u32 = 65_534;
+
+fn lbctl(world: &World, words: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+    command.arg("--bpffs").arg(world.bpffs()).args(words.split(' '));
+    command
+}
+
+/// Exit code, standard output, standard error.
+fn ask(world: &World, words: &str) -> (i32, String, String) {
+    let output = lbctl(world, words).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn json(world: &World, words: &str) -> Value {
+    serde_json::from_str(&ask(world, &format!("{words} -o json")).1).unwrap()
+}
+
+#[test]
+fn explain_names_exactly_the_backends_that_connections_get() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let backends = [backend4(1), backend4(2), backend4(3)];
+        control.put("web", &["10.96.0.10"], 80, &backends);
+
+        let explained = json(world, &format!("explain {V4}/udp"));
+        assert_eq!(explained["verdict"], "forward");
+        assert_eq!(explained["service"]["name"], "web");
+        let candidates = explained["candidates"].as_array().unwrap();
+        let said: BTreeSet<_> =
+            candidates.iter().map(|c| c["address"].as_str().unwrap().to_owned()).collect();
+        // The odds that one of three is not met in 200 connections: 10^-35.
+        let got: BTreeSet<_> = (0..200)
+            .map(|_| {
+                let backend = udp(V4.parse().unwrap()).unwrap().local_addr().unwrap().ip();
+                format!("{backend}:{PORT}")
+            })
+            .collect();
+        assert_eq!(said, got);
+
+        control.put("web", &["10.96.0.10"], 80, &[]);
+        let (code, out, _) = ask(world, &format!("explain {V4}"));
+        assert!(code == 1 && out.contains("ECONNREFUSED"), "{code} {out}");
+        control.delete("web");
+        let (code, out, _) = ask(world, &format!("explain {V4}"));
+        assert!(code == 1 && out.contains("is no Service's"), "{code} {out}");
+    });
+}
+
+#[test]
+fn lists_of_no_service_and_of_many() {
+    World::run(|world| {
+        let (code, out, notes) = ask(world, "get services");
+        assert_eq!((code, out.as_str()), (4, ""));
+        assert!(notes.contains("start lb-agent"), "{notes}");
+
+        let mut control = Control::start(world);
+        let nothing = (0, String::new(), "No services found.\n".to_owned());
+        assert_eq!(ask(world, "get services"), nothing);
+
+        control.put("web", &["10.96.0.10", "fd00:96::a"], 80, &[backend4(1), backend6(1)]);
+        let (code, out, notes) = ask(world, "get services web:tcp");
+        assert_eq!((code, notes.as_str()), (0, ""));
+        assert_eq!(
+            out,
+            "\
+NAMESPACE   NAME   PORT   FRONTEND              BACKENDS
+default     web    tcp    10.96.0.10:80/tcp     1
+default     web    tcp    [fd00:96::a]:80/tcp   1
+"
+        );
+        let items = json(world, "get backends")["items"].clone();
+        assert_eq!(items.as_array().unwrap().len(), 4, "two families, two protocols");
+        assert_eq!(ask(world, "get services nope").0, 1);
+    });
+}
+
+#[test]
+fn status_names_what_is_wrong() {
+    World::run(|world| {
+        let control = Control::start(world);
+        // The lock is what makes an agent one that runs.
+        let lock = world.pins().lock().unwrap();
+        let status = json(world, "status");
+        assert_eq!(status["problems"], serde_json::json!([]));
+        assert_eq!(status["agent"]["pid"], process::id());
+        for program in status["programs"].as_array().unwrap() {
+            assert_eq!(program["cgroup"], world.cgroup().to_str().unwrap(), "{program}");
+        }
+        assert_eq!(status["maps"][0]["size"], SIZES.services);
+        drop(lock);
+
+        let (code, out, _) = ask(world, "status");
+        assert!(code == 1 && out.starts_with("degraded\n  no agent is running"), "{code} {out}");
+        drop(control);
+        fs::remove_file(world.pins().link("connect6")).unwrap();
+        let (_, out, _) = ask(world, "status");
+        assert!(out.contains("not attached: connect6;"), "{out}");
+        let (_, _, notes) = ask(world, &format!("explain {V4}"));
+        assert_eq!(notes, "note: nothing is translated now, see `lbctl status`\n");
+    });
+}
+
+#[test]
+fn a_user_is_told_what_is_missing() {
+    World::run(|world| {
+        let _control = Control::start(world);
+        // The program may lie where only root may go.
+        let program = world.bpffs().with_file_name("lbctl");
+        fs::copy(env!("CARGO_BIN_EXE_lbctl"), &program).unwrap();
+        fs::set_permissions(world.dir(), Permissions::from_mode(0o755)).unwrap();
+        let command = lbctl(world, "get services");
+        let output = Command::new(program)
+            .args(command.get_args())
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        let notes = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{notes}");
+        assert!(notes.contains("CAP_BPF") && notes.contains("sudo lbctl"), "{notes}");
+    });
+}
+
+#[test]
+fn a_reader_that_goes_is_no_error_and_a_full_disk_is_one() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let output = lbctl(world, "get services").stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = lbctl(world, "get services").stdout(full).output().unwrap();
+        let notes = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(notes.starts_with("error: cannot write the answer: No space left"), "{notes}");
+    });
+}
