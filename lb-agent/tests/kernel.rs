@@ -16,8 +16,6 @@ mod kernel {
 
     mod connect;
     mod flips;
-    mod zz;
-    mod programs;
     mod lbctl;
     mod peername;
     mod recycling;
