@@ -52,15 +52,12 @@ fn unescape(field: &str) -> String {
     while let Some((before, after)) = rest.split_once('\\') {
         text.push_str(before);
         let code = after.get(..3).and_then(|code| u8::from_str_radix(code, 8).ok());
-        match code {
-            Some(code) => {
-                text.push(code.into());
-                rest = &after[3..];
-            }
-            None => {
-                text.push('\\');
-                rest = after;
-            }
+        if let Some(code) = code {
+            text.push(code.into());
+            rest = &after[3..];
+        } else {
+            text.push('\\');
+            rest = after;
         }
     }
     text + rest

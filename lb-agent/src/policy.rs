@@ -36,7 +36,7 @@ pub fn backend_sets(cluster: &Cluster, name: &ObjectRef) -> Vec<BackendSet> {
                     protocol: port.protocol,
                 },
                 frontends: vec![frontend],
-                backends: usable(endpoints(cluster, name, port, ip.is_ipv4())),
+                backends: usable(&endpoints(cluster, name, port, ip.is_ipv4())),
             });
         }
     }
@@ -77,7 +77,7 @@ fn endpoints(
 }
 
 /// The ready ones; if there are none, those that still serve while they terminate (D4, D10).
-fn usable(endpoints: BTreeMap<SocketAddr, Conditions>) -> Vec<SocketAddr> {
+fn usable(endpoints: &BTreeMap<SocketAddr, Conditions>) -> Vec<SocketAddr> {
     let chosen = |wanted: fn(&Conditions) -> bool| -> Vec<SocketAddr> {
         endpoints.iter().filter(|(_, c)| wanted(c)).map(|(addr, _)| *addr).collect()
     };

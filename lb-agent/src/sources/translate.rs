@@ -217,7 +217,8 @@ pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
         match slice_port(port) {
             Ok(port) => ports.extend(port),
             Err(problem) => {
-                problems.push(Problem { field: format!("ports[{i}].{}", problem.field), ..problem })
+                let field = format!("ports[{i}].{}", problem.field);
+                problems.push(Problem { field, ..problem });
             }
         }
     }
