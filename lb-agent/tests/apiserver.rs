@@ -18,9 +18,9 @@ use std::{
 
 use lab::{
     api::Cluster,
-    control_plane::{ADDRESS, ControlPlane, ENDPOINT, KUBERNETES, write_kubeconfig},
+    control_plane::{ADDRESS, ControlPlane, ENDPOINT, GUEST, KUBERNETES, write_kubeconfig},
     node::{Agent, Node},
-    objects::{namespace, node, pod, pod_status, selecting_service, service, slice},
+    objects::{grant, namespace, node, pod, pod_status, reader, selecting_service, service, slice},
     sandbox::Sandbox,
     sockets::Backends,
 };
@@ -44,6 +44,7 @@ const STEPS: &[(&str, Step)] = &[
     ("relist", what_happened_before_a_compaction_is_noticed),
     ("restart", what_happened_while_the_agent_was_dead_is_noticed),
     ("crash", what_happened_after_a_crash_is_noticed),
+    ("rights", nothing_is_written_while_half_is_unknown),
     ("authority", a_server_that_another_ca_signed_is_not_believed),
     ("invalid", slices_that_make_no_sense_harm_nobody),
 ];
@@ -67,6 +68,8 @@ fn the_agent_follows_a_real_api_server() {
             failed.push(name);
         }
     }
+    // What the control plane said is of interest only if it did not come up.
+    drop(world);
     assert!(failed.is_empty(), "of {} steps these failed: {failed:?}", STEPS.len());
 }
 
@@ -147,6 +150,21 @@ fn objects_come_change_and_go(world: &mut World, ns: &str) {
     cluster.apply(&slice(ns, "web-2", "web", &three, 9090));
     let other_port: Vec<_> = three.iter().map(|address| format!("{address}:9090")).collect();
     node.await_backends("10.96.1.1:81", &other_port);
+
+    // Ports are told apart by their names, not by their numbers.
+    let mut both = service(ns, "both", "10.96.1.2", 80);
+    both["spec"]["ports"] =
+        json!([{ "name": "http", "port": 80 }, { "name": "admin", "port": 9000 }]);
+    let mut both_slice = slice(ns, "both-1", "both", &two, 0);
+    both_slice["ports"] =
+        json!([{ "name": "admin", "port": 8080 }, { "name": "http", "port": 8081 }]);
+    cluster.apply(&both);
+    cluster.apply(&both_slice);
+    let http: Vec<_> = two.iter().map(|address| format!("{address}:8081")).collect();
+    let http = node.await_backends("10.96.1.2:80", &http);
+    let admin = node.await_backends("10.96.1.2:9000", &at_port(&two));
+    assert_eq!((http.port.as_str(), admin.port.as_str()), ("http", "admin"));
+    assert_ne!(http.id, admin.id);
 
     let mut v6 = service(ns, "six", "fd00:96::1:1", 80);
     v6["spec"]["ipFamilies"] = json!(["IPv6"]);
@@ -238,7 +256,14 @@ fn the_api_server_is_killed(world: &mut World, ns: &str) {
     assert_eq!(node.services().expect("services"), before, "an outage changed the maps");
     flow.stop().assert_unbroken(&backends[..3]);
 
+    // An agent that starts now knows nothing but what is pinned, and keeps to it.
     let flow = node.flow("10.96.4.1:80");
+    agent.stop(Signal::SIGKILL);
+    let agent = world.agent(&node);
+    for kind in ["Service", "EndpointSlice"] {
+        agent.await_line(&["ERROR", &format!("kind=\"{kind}\"")]);
+    }
+    assert_eq!(node.services().expect("services"), before, "a start in an outage changed the maps");
     world.control_plane.start_apiserver();
     world.cluster.apply(&service(ns, "new", "10.96.4.2", 80));
     world.cluster.apply(&slice(ns, "new-1", "new", &pods(4, 4, 4), 8080));
@@ -338,10 +363,40 @@ fn a_restart(world: &mut World, ns: &str, net: u8, end: Signal) {
     assert_eq!(node.spread(&frontend(2), 50).iter().cloned().collect::<Vec<_>>(), backends[1..3]);
 }
 
+fn nothing_is_written_while_half_is_unknown(world: &mut World, ns: &str) {
+    let cluster = &world.cluster;
+    let backends = at_port(&pods(8, 1, 3));
+    let _backends = Backends::listen(&backends);
+    let node = world.node(ns);
+    cluster.apply(&service(ns, "web", "10.96.8.1", 80));
+    cluster.apply(&slice(ns, "web-1", "web", &pods(8, 1, 2), 8080));
+    let agent = world.agent(&node);
+    node.await_backends("10.96.8.1:80", &backends[..2]);
+    let before = node.services().expect("services");
+    agent.stop(Signal::SIGTERM);
+
+    // It may read Services, and these have changed; what endpoints they have it may not.
+    cluster.apply(&reader("services", "", "services"));
+    cluster.apply(&grant("services", GUEST));
+    cluster.apply(&slice(ns, "web-1", "web", &pods(8, 2, 3), 8080));
+    cluster.apply(&service(ns, "new", "10.96.8.2", 80));
+    let agent = node.agent(&world.control_plane.guest_kubeconfig());
+    agent.await_line(&["ERROR", "EndpointSlice", "endpointslices", "forbidden"]);
+    agent.await_line(&["INFO", "kind=\"Service\"", "listed"]);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(node.services().expect("services"), before, "half of it was believed");
+    assert!(node.spread("10.96.8.1:80", 50).iter().eq(&backends[..2]));
+
+    cluster.apply(&reader("slices", "discovery.k8s.io", "endpointslices"));
+    cluster.apply(&grant("slices", GUEST));
+    node.await_backends("10.96.8.1:80", &backends[1..]);
+    node.await_backends("10.96.8.2:80", &[]);
+}
+
 fn a_server_that_another_ca_signed_is_not_believed(world: &mut World, ns: &str) {
     let node = world.node(ns);
     let kubeconfig = world.sandbox.directory().join("other-ca.kubeconfig");
-    write_kubeconfig(&kubeconfig, OTHER_CA.as_bytes());
+    write_kubeconfig(&kubeconfig, OTHER_CA.as_bytes(), "any");
     let agent = node.agent(&kubeconfig);
     agent.await_line(&["ERROR", "certificate"]);
     agent.await_line(&[ENDPOINT]);
@@ -379,6 +434,11 @@ fn slices_that_make_no_sense_harm_nobody(world: &mut World, ns: &str) {
     warned(&late, "addressType");
     node.await_backends("10.96.9.1:80", &backends);
     assert!(node.spread("10.96.9.1:80", 30).iter().eq(&backends));
+    // Its name may be longer than that of a Service.
+    let name = "long".repeat(30);
+    cluster.apply(&slice(ns, &name, "web", &pods(9, 3, 3), 8080));
+    node.await_backends("10.96.9.1:80", &at_port(&pods(9, 1, 3)));
+    cluster.delete(&slice(ns, &name, "web", &pods(9, 3, 3), 8080));
     // What is corrected counts.
     cluster.apply(&slice(ns, "portless", "web", &pods(9, 9, 9), 8080));
     node.await_backends("10.96.9.1:80", &at_port(&[pods(9, 1, 2), pods(9, 9, 9)].concat()));

@@ -7,6 +7,7 @@ use futures::StreamExt as _;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use kube::{
     Api, Client, Config, Resource,
@@ -98,6 +99,8 @@ impl Cluster {
     fn api(&self, object: &Value) -> (Api<DynamicObject>, String) {
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
         let resource = match text("/kind") {
+            Some("ClusterRole") => ApiResource::erase::<ClusterRole>(&()),
+            Some("ClusterRoleBinding") => ApiResource::erase::<ClusterRoleBinding>(&()),
             Some("Namespace") => ApiResource::erase::<Namespace>(&()),
             Some("Node") => ApiResource::erase::<Node>(&()),
             Some("Pod") => ApiResource::erase::<Pod>(&()),

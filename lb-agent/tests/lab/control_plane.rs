@@ -29,7 +29,11 @@ pub(crate) const ENDPOINT: &str = "172.31.255.1:6443";
 pub(crate) const KUBERNETES: &str = "10.96.0.1:443";
 const SERVICES: &str = "10.96.0.0/16,fd00:96::/108";
 const ETCD: &str = "127.0.0.1:2379";
+/// Of a user who may do everything.
 const TOKEN: &str = "the-token-of-the-test";
+/// Of the user [`GUEST`], who may do nothing until somebody grants it.
+pub(crate) const GUEST_TOKEN: &str = "the-token-of-the-guest";
+pub(crate) const GUEST: &str = "guest";
 /// What stands before a point of P-256 in a public key (RFC 5480): its algorithm and its curve.
 const P256_PUBLIC: &[u8] = b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\
     \x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00";
@@ -77,6 +81,11 @@ impl ControlPlane {
     /// A kubeconfig with the CA that signed the API server's certificate.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.directory.join("kubeconfig")
+    }
+
+    /// The same for [`GUEST`].
+    pub(crate) fn guest_kubeconfig(&self) -> PathBuf {
+        self.directory.join("guest.kubeconfig")
     }
 
     /// A client with all rights.
@@ -130,7 +139,8 @@ impl ControlPlane {
         // It listens after it has written its certificate, and long before it answers.
         self.await_progress(|| TcpStream::connect(ENDPOINT));
         let authority = fs::read(certificate).expect("the API server's certificate");
-        write_kubeconfig(&self.kubeconfig(), &authority);
+        write_kubeconfig(&self.kubeconfig(), &authority, TOKEN);
+        write_kubeconfig(&self.guest_kubeconfig(), &authority, GUEST_TOKEN);
         let client = self.client();
         self.await_progress(|| client.get::<v1::Service>("default", "kubernetes"));
     }
@@ -180,8 +190,8 @@ fn etcd(path: &str, body: &Value) -> Value {
 }
 
 fn write_secrets(directory: &Path) {
-    fs::write(directory.join("tokens.csv"), format!("{TOKEN},test,test,system:masters\n"))
-        .expect("a file of tokens");
+    let users = format!("{TOKEN},test,test,system:masters\n{GUEST_TOKEN},{GUEST},{GUEST}\n");
+    fs::write(directory.join("tokens.csv"), users).expect("a file of tokens");
     let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_ASN1_SIGNING);
     let private = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("a key");
     let pair = EcdsaKeyPair::from_pkcs8(algorithm, private.as_ref(), &random).expect("that key");
@@ -197,7 +207,7 @@ fn write_pem(path: &Path, kind: &str, bytes: &[u8]) {
 }
 
 /// A kubeconfig for the API server that trusts `authority` (PEM).
-pub(crate) fn write_kubeconfig(path: &Path, authority: &[u8]) {
+pub(crate) fn write_kubeconfig(path: &Path, authority: &[u8], token: &str) {
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
@@ -205,7 +215,7 @@ pub(crate) fn write_kubeconfig(path: &Path, authority: &[u8]) {
             "server": format!("https://{ENDPOINT}"),
             "certificate-authority-data": base64(authority),
         }}],
-        "users": [{ "name": "test", "user": { "token": TOKEN } }],
+        "users": [{ "name": "test", "user": { "token": token } }],
         "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
         "current-context": "test",
     });

@@ -94,3 +94,25 @@ pub(crate) fn pod_status(namespace: &str, name: &str, ip: &str, ready: bool) -> 
         },
     })
 }
+
+/// The right to read `resource` of `group` everywhere.
+pub(crate) fn reader(name: &str, group: &str, resource: &str) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": { "name": name },
+        "rules": [{ "apiGroups": [group], "resources": [resource], "verbs": ["list", "watch"] }],
+    })
+}
+
+/// Grants the right of that name to a user.
+pub(crate) fn grant(name: &str, user: &str) -> Value {
+    let group = "rbac.authorization.k8s.io";
+    json!({
+        "apiVersion": format!("{group}/v1"),
+        "kind": "ClusterRoleBinding",
+        "metadata": { "name": name },
+        "roleRef": { "apiGroup": group, "kind": "ClusterRole", "name": name },
+        "subjects": [{ "apiGroup": group, "kind": "User", "name": user }],
+    })
+}
