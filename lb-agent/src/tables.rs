@@ -189,7 +189,7 @@ impl Tables {
         self.blocks.discard(block);
     }
 
-    /// Frees the retired blocks, see [`Blocks::reclaim`].
+    /// Frees the retired blocks, see `Blocks::reclaim`.
     pub fn reclaim(&mut self) {
         self.blocks.reclaim();
     }

@@ -30,6 +30,9 @@ pub struct Cli {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// List the frontends of Services, or their backends.
+    ///
+    /// `services` has a row for each frontend (address, port, protocol), `backends` one for each
+    /// backend of each service port.
     Get(Get),
     /// Tell what a connection to an address would get, by the datapath's own lookup.
     Explain(Explain),
@@ -38,10 +41,7 @@ pub enum Command {
     Status(Status),
 }
 
-/// List the frontends of Services, or their backends.
-///
-/// `services` has a row for each frontend (address, port, protocol), `backends` one for each backend
-/// of each service port.
+/// `lbctl get`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -74,10 +74,10 @@ pub struct Get {
 /// What can be listed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum What {
-    /// The frontends.
+    /// The frontends; also `svc`.
     #[value(aliases = ["service", "svc"])]
     Services,
-    /// The backends.
+    /// The backends; also `ep`.
     #[value(aliases = ["backend", "endpoints", "ep"])]
     Backends,
 }
@@ -93,7 +93,7 @@ pub enum GetOutput {
     Name,
 }
 
-/// Tell what a connection to an address would get, by the datapath's own lookup.
+/// `lbctl explain`.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(after_help = "\
 Exit code 0 if a connection would be sent to a backend; 1 if the address is no Service's or the
@@ -104,7 +104,7 @@ Examples:
   lbctl explain 10.96.0.10:53/udp
   lbctl explain '[fd00::a]:80' -o json")]
 pub struct Explain {
-    /// ADDR:PORT, ADDR:PORT/tcp or ADDR:PORT/udp; IPv6 as [ADDR]:PORT. TCP if nothing is said.
+    /// ADDR:PORT, ADDR:PORT/tcp or ADDR:PORT/udp; IPv6 as `[ADDR]:PORT`. TCP if nothing is said.
     #[arg(value_name = "ADDR:PORT")]
     pub destination: Destination,
     /// In which form.
@@ -112,8 +112,7 @@ pub struct Explain {
     pub output: Option<Output>,
 }
 
-/// Tell whether the datapath works: what is attached where, how full the maps are, whether an agent
-/// runs.
+/// `lbctl status`.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(
     after_help = "Exit code 0 if all is well, 1 if something is wrong; each thing that is, is named."
