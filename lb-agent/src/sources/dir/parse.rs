@@ -207,6 +207,8 @@ fn json_error(document: usize, error: &serde_json::Error) -> ParseError {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
@@ -349,7 +351,7 @@ mod tests {
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for i in 1..10 {
             let before = vec![format!("*a{}", i - 1); 10].join(", ");
-            text += &format!("a{i}: &a{i} [{before}]\n");
+            writeln!(text, "a{i}: &a{i} [{before}]").unwrap();
         }
         assert!(error(&text).contains("document 1, line"), "{}", error(&text));
         for (open, close) in [("[", "]"), ("{a: ", "}"), ("- ", "")] {

@@ -1,0 +1,510 @@
+//! Golden tests of the whole control plane: YAML in, the maps as `lbctl` prints them out.
+//!
+//! A case is a file in `tests/cases`, made of sections:
+//!
+//! - before the first one: what it is about, and `max-services: N`, `max-backends: N` for small maps;
+//!   `fits: any` if what fits into them depends on the order of events;
+//! - `-- apply FILE --`: the file has this content now;
+//! - `-- remove FILE --`: the file is gone;
+//! - `-- expect --`: a sync, and what the maps say then; below it the Services that failed and the
+//!   frontends that went to another Service;
+//! - `-- warn --`, right behind it: what is wrong with the objects at that moment.
+//!
+//! `UPDATE=1 cargo test --test cases` writes down what is. Each case runs three times: as it is,
+//! with a fresh pipeline that adopts the maps after each step and must find nothing to do; with one op
+//! in ten failing; and with each object sent by itself, in another order each time.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::format_push_string, reason = "short texts, and no error to handle")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use lb_agent::{
+    dump,
+    maps::{Memory, Snapshot, Store, StoreError},
+    model::Change,
+    pipeline::{Pipeline, Report},
+    plan::Op,
+    sources::dir::{Files, Listing},
+};
+use lb_common::abi::Backend;
+
+const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases");
+/// Different series of failures and orders, per case.
+const SEEDS: u64 = 20;
+/// A retry fails as often as the first try; so many in a row do not happen.
+const SYNCS: usize = 200;
+
+#[derive(Clone, Debug, PartialEq)]
+enum Section {
+    Apply(String, String),
+    Remove(String),
+    /// What the maps say, and what is wrong.
+    Expect(String, String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Case {
+    head: String,
+    sections: Vec<Section>,
+}
+
+impl Case {
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut case = Self { head: String::new(), sections: Vec::new() };
+        let mut warn = false;
+        for (i, line) in text.lines().enumerate() {
+            let title = line.strip_prefix("-- ").and_then(|rest| rest.strip_suffix(" --"));
+            if let Some(title) = title {
+                warn = false;
+                let section = match title.split_once(' ').unwrap_or((title, "")) {
+                    ("apply", file) => Section::Apply(file.to_owned(), String::new()),
+                    ("remove", file) => Section::Remove(file.to_owned()),
+                    ("expect", "") => Section::Expect(String::new(), String::new()),
+                    ("warn", "") if matches!(case.sections.last(), Some(Section::Expect(..))) => {
+                        warn = true;
+                        continue;
+                    }
+                    _ => return Err(format!("line {}: {line}", i + 1)),
+                };
+                case.sections.push(section);
+                continue;
+            }
+            let text = match case.sections.last_mut() {
+                None => &mut case.head,
+                Some(Section::Expect(_, text)) if warn => text,
+                Some(Section::Apply(_, text) | Section::Expect(text, _)) => text,
+                Some(Section::Remove(_)) if line.is_empty() => continue,
+                Some(Section::Remove(_)) => return Err(format!("line {}: {line}", i + 1)),
+            };
+            *text += line;
+            text.push('\n');
+        }
+        Ok(case)
+    }
+
+    fn header(&self, key: &str) -> Option<&str> {
+        let line = self.head.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+        line.map(str::trim)
+    }
+
+    fn size(&self, key: &str) -> u32 {
+        self.header(key).map_or(1024, |size| size.parse().unwrap())
+    }
+
+    fn maps(&self) -> Memory {
+        Memory::new(self.size("max-services"), self.size("max-backends"))
+    }
+
+    fn print(&self) -> String {
+        let mut text = self.head.clone();
+        for section in &self.sections {
+            text += &match section {
+                Section::Apply(file, content) => format!("-- apply {file} --\n{content}"),
+                Section::Remove(file) => format!("-- remove {file} --\n"),
+                Section::Expect(maps, wrong) if wrong.is_empty() => {
+                    format!("-- expect --\n{maps}")
+                }
+                Section::Expect(maps, wrong) => format!("-- expect --\n{maps}-- warn --\n{wrong}"),
+            };
+        }
+        text
+    }
+
+    /// The listings at the case's expectations, each with its number.
+    fn steps(&self) -> Vec<Listing> {
+        let mut files = Files::default();
+        let mut steps = Vec::new();
+        for section in &self.sections {
+            match section {
+                Section::Apply(file, content) => files.put(file, content.as_bytes()),
+                Section::Remove(file) => files.remove(file),
+                Section::Expect(..) => steps.push(files.listing()),
+            }
+        }
+        steps
+    }
+}
+
+/// Memory that fails every tenth time or so; a failed op leaves it as it was.
+struct Faulty {
+    memory: Memory,
+    random: Random,
+    failed: usize,
+}
+
+impl Faulty {
+    fn fail(&mut self) -> Result<(), StoreError> {
+        if self.random.below(10) > 0 {
+            return Ok(());
+        }
+        self.failed += 1;
+        Err(StoreError::Kernel { call: "update", map: "any", error: "injected".to_owned() })
+    }
+}
+
+impl Store for Faulty {
+    fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+        self.fail()?;
+        self.memory.apply(op)
+    }
+
+    fn records(&self, block: u32, count: u32) -> Vec<Backend> {
+        self.memory.records(block, count)
+    }
+
+    fn grace_period(&mut self) -> Result<(), StoreError> {
+        self.fail()?;
+        self.memory.grace_period()
+    }
+}
+
+/// splitmix64: the same numbers on every machine.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            let j = self.below(i as u64 + 1);
+            items.swap(i, usize::try_from(j).unwrap());
+        }
+    }
+}
+
+/// The maps, and what did not get into them.
+fn state(snapshot: &Snapshot, report: &Report) -> String {
+    let mut text = dump::text(snapshot);
+    for (name, error) in &report.failed {
+        text += &format!("failed {name}: {error}\n");
+    }
+    for (name, lost) in &report.lost {
+        for lost in lost {
+            text += &format!("lost {name} {} to {}\n", lost.frontend, lost.owner);
+        }
+    }
+    text
+}
+
+/// The dump without what depends on the order of events.
+fn meaning(maps: &Memory) -> String {
+    let line = |line: &str| {
+        let words = line.split(' ').filter(|word| !word.starts_with("id="));
+        words.collect::<Vec<_>>().join(" ") + "\n"
+    };
+    dump::text(&maps.snapshot()).lines().map(line).collect()
+}
+
+fn problems(listing: &Listing) -> String {
+    let all = listing.problems.iter();
+    all.flat_map(|(of, all)| all.iter().map(move |problem| format!("{of}: {problem}\n"))).collect()
+}
+
+/// What is, in the form of the case.
+fn run_plain(case: &Case) -> Result<Case, String> {
+    let mut pipeline = Pipeline::new(case.maps(), &case.maps().snapshot());
+    let mut found = case.clone();
+    let mut steps = case.steps().into_iter();
+    for section in &mut found.sections {
+        let Section::Expect(maps, wrong) = section else { continue };
+        let mut listing = steps.next().unwrap();
+        *wrong = problems(&listing);
+        listing.problems.clear();
+        let (services, slices) = (listing.services.clone(), listing.slices.clone());
+        listing.changes().into_iter().for_each(|change| pipeline.change(change));
+        let report = pipeline.sync();
+        let snapshot = pipeline.store().snapshot();
+        *maps = state(&snapshot, &report);
+
+        let mut fresh = Pipeline::new(Memory::from(&snapshot), &snapshot);
+        fresh.change(Change::ListedServices(services));
+        assert_eq!(fresh.sync().ops, 0, "half of what is known is nothing");
+        fresh.change(Change::ListedSlices(slices));
+        let mut ops = String::new();
+        fresh.sync_with(&mut |op| ops += &format!("  {op}\n"));
+        if !ops.is_empty() {
+            return Err(format!("an agent that adopts\n{maps}does\n{ops}"));
+        }
+    }
+    Ok(found)
+}
+
+/// Runs the case with failing ops; the maps must say the same in the end. Returns how many failed.
+fn run_faulty(case: &Case, seed: u64) -> Result<usize, String> {
+    let memory = case.maps();
+    let snapshot = memory.snapshot();
+    let faulty = Faulty { memory, random: Random(seed), failed: 0 };
+    let mut pipeline = Pipeline::new(faulty, &snapshot);
+    let mut reference = Reference::new(case);
+    for listing in case.steps() {
+        for change in reference.step(listing) {
+            pipeline.change(change);
+        }
+        let mut syncs = 0;
+        let report = loop {
+            let report = pipeline.sync();
+            let injected = report.failed.values().any(|e| e.to_string().contains("injected"));
+            // What failed for want of room may have it after what else this sync did.
+            if report.ops == 0 && !injected && pipeline.is_dirty() != report.failed.is_empty() {
+                break report;
+            }
+            syncs += 1;
+            assert!(syncs < SYNCS, "no end of retries");
+        };
+        reference.compare(&pipeline.store().memory, &report)?;
+    }
+    Ok(pipeline.store().failed)
+}
+
+/// Runs the case as a watch would tell it: object by object, in any order, a sync after each.
+fn run_shuffled(case: &Case, seed: u64) -> Result<(), String> {
+    let mut random = Random(seed);
+    let mut pipeline = Pipeline::new(case.maps(), &case.maps().snapshot());
+    let mut reference = Reference::new(case);
+    let (mut services, mut slices) = (BTreeMap::new(), BTreeMap::new());
+    for change in Listing::default().changes() {
+        pipeline.change(change);
+    }
+    for listing in case.steps() {
+        let mut changes = Vec::new();
+        for name in listing.services.keys().chain(services.keys()) {
+            changes.push(Change::Service(name.clone(), listing.services.get(name).cloned()));
+        }
+        for name in listing.slices.keys().chain(slices.keys()) {
+            changes.push(Change::Slice(name.clone(), listing.slices.get(name).cloned()));
+        }
+        (services, slices) = (listing.services.clone(), listing.slices.clone());
+        random.shuffle(&mut changes);
+        for change in changes {
+            pipeline.change(change);
+            pipeline.sync();
+        }
+        reference.step(listing);
+        let report = pipeline.sync();
+        reference.compare(pipeline.store(), &report)?;
+    }
+    Ok(())
+}
+
+/// What the maps should say, by a plain run of the case.
+struct Reference {
+    plain: Pipeline<Memory>,
+    failed: usize,
+    /// With room for everything; only for cases in which it matters what fits.
+    roomy: Option<Pipeline<Memory>>,
+    /// All lines that its dump ever had.
+    ever: BTreeSet<String>,
+    steps: usize,
+}
+
+impl Reference {
+    fn new(case: &Case) -> Self {
+        let new = |memory: Memory| {
+            let snapshot = memory.snapshot();
+            Pipeline::new(memory, &snapshot)
+        };
+        let any = case.header("fits") == Some("any");
+        Self {
+            plain: new(case.maps()),
+            failed: 0,
+            roomy: any.then(|| new(Memory::new(1024, 1024))),
+            ever: BTreeSet::new(),
+            steps: 0,
+        }
+    }
+
+    fn step(&mut self, listing: Listing) -> [Change; 2] {
+        let changes = listing.changes();
+        for change in changes.clone() {
+            self.plain.change(change);
+        }
+        self.failed = self.plain.sync().failed.len();
+        if let Some(roomy) = &mut self.roomy {
+            for change in changes.clone() {
+                roomy.change(change);
+            }
+            roomy.sync();
+            self.ever.extend(meaning(roomy.store()).lines().map(ToOwned::to_owned));
+        }
+        self.steps += 1;
+        changes
+    }
+
+    fn compare(&self, found: &Memory, report: &Report) -> Result<(), String> {
+        let found = meaning(found);
+        let wanted = meaning(self.roomy.as_ref().unwrap_or(&self.plain).store());
+        let same = match self.roomy {
+            None => found == wanted && report.failed.len() == self.failed,
+            Some(_) if report.failed.is_empty() => found == wanted,
+            // What is there is some whole set of a Service that is still there; a Service without
+            // a slice is one of those.
+            Some(_) => found.lines().all(|line| {
+                let (frontend, set) = line.split_once(" -> ").unwrap();
+                wanted.lines().any(|line| line.split_once(" -> ").unwrap().0 == frontend)
+                    && (self.ever.contains(line) || set == "refuse")
+            }),
+        };
+        if same {
+            return Ok(());
+        }
+        let failed: Vec<_> = report.failed.values().map(ToString::to_string).collect();
+        Err(format!("step {}: failed: {failed:?}\n{}", self.steps, diff(&wanted, &found)))
+    }
+}
+
+/// Line by line: `-` is wanted, `+` is found.
+fn diff(wanted: &str, found: &str) -> String {
+    let (a, b): (Vec<_>, Vec<_>) = (wanted.lines().collect(), found.lines().collect());
+    // Lengths of the longest common rest of each pair of rests.
+    let mut common = vec![vec![0usize; b.len() + 1]; a.len() + 1];
+    for i in (0..a.len()).rev() {
+        for j in (0..b.len()).rev() {
+            common[i][j] = if a[i] == b[j] {
+                common[i + 1][j + 1] + 1
+            } else {
+                common[i + 1][j].max(common[i][j + 1])
+            };
+        }
+    }
+    let (mut i, mut j, mut text) = (0, 0, String::new());
+    while i < a.len() || j < b.len() {
+        let (sign, line) = if i < a.len() && j < b.len() && a[i] == b[j] {
+            (i, j) = (i + 1, j + 1);
+            (' ', a[i - 1])
+        } else if j == b.len() || (i < a.len() && common[i + 1][j] >= common[i][j + 1]) {
+            i += 1;
+            ('-', a[i - 1])
+        } else {
+            j += 1;
+            ('+', b[j - 1])
+        };
+        text += &format!("{sign} {line}\n");
+    }
+    text
+}
+
+fn run(path: &Path) -> Result<(), String> {
+    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let case = Case::parse(&text)?;
+    if case.print() != text {
+        return Err(diff(&text, &case.print()));
+    }
+    let found = run_plain(&case)?;
+    if env::var_os("UPDATE").is_some() {
+        fs::write(path, found.print()).map_err(|error| error.to_string())?;
+    } else if found != case {
+        return Err(diff(&text, &found.print()));
+    }
+    let mut failed = 0;
+    for seed in 0..SEEDS {
+        failed += run_faulty(&case, seed).map_err(|e| format!("failing ops, seed {seed}, {e}"))?;
+        run_shuffled(&case, seed).map_err(|e| format!("object by object, seed {seed}, {e}"))?;
+    }
+    if failed == 0
+        && !found.sections.iter().all(|s| matches!(s, Section::Expect(m, _) if m.is_empty()))
+    {
+        return Err("no op failed".to_owned());
+    }
+    Ok(())
+}
+
+#[test]
+fn cases() {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(DIR).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));
+    paths.sort();
+    assert!(paths.len() >= 15, "where are they?");
+    let mut wrong = BTreeMap::new();
+    for path in paths {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        match run(&path) {
+            Ok(()) => println!("{name}: ok"),
+            Err(error) => {
+                println!("{name}: {error}");
+                wrong.insert(name, error);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "failed: {:?}", wrong.keys().collect::<Vec<_>>());
+}
+
+/// One Service with many ports and endpoints.
+fn wide(ports: usize, endpoints: usize) -> Listing {
+    let mut files = Files::default();
+    let list = |line: &dyn Fn(usize) -> String| (0..ports).map(line).collect::<Vec<_>>().join(", ");
+    let service = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, \
+         spec: {{clusterIP: 10.96.0.10, ports: [{}]}}}}",
+        list(&|i| format!("{{name: p{i}, port: {}}}", 1000 + i)),
+    );
+    let endpoints: Vec<_> =
+        (0..endpoints).map(|i| format!("{{addresses: [10.0.{}.{}]}}", i / 250, i % 250)).collect();
+    let slice = format!(
+        "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: web-1, \
+         labels: {{kubernetes.io/service-name: web}}}}, addressType: IPv4, ports: [{}], \
+         endpoints: [{}]}}",
+        list(&|i| format!("{{name: p{i}, port: {}}}", 8000 + i)),
+        endpoints.join(", "),
+    );
+    files.put("web.yaml", format!("{service}\n---\n{slice}\n").as_bytes());
+    files.listing()
+}
+
+#[test]
+fn a_thousand_endpoints_with_fifty_ports() {
+    let maps = || Memory::new(100, 110_000);
+    let mut pipeline = Pipeline::new(maps(), &maps().snapshot());
+    for endpoints in [1000, 999, 0, 1000] {
+        wide(50, endpoints).changes().into_iter().for_each(|change| pipeline.change(change));
+        let report = pipeline.sync();
+        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        let dump = meaning(pipeline.store());
+        assert_eq!(dump.lines().count(), 50);
+        for (i, line) in dump.lines().collect::<BTreeSet<_>>().into_iter().enumerate() {
+            let (frontend, backends) = line.split_once(" -> ").unwrap();
+            let port: usize = frontend.split([' ', ':', '/']).nth(4).unwrap().parse().unwrap();
+            assert!((1000..1050).contains(&port), "{i}: {frontend}");
+            let backends: Vec<_> = backends.split(' ').collect();
+            if endpoints == 0 {
+                assert_eq!(backends, ["refuse"]);
+                continue;
+            }
+            assert_eq!(backends.len(), endpoints, "{frontend}");
+            let suffix = format!(":{}", port + 7000);
+            assert!(backends.iter().all(|b| b.ends_with(&suffix)), "{frontend}");
+            assert_eq!(backends.iter().collect::<BTreeSet<_>>().len(), endpoints);
+        }
+    }
+    let snapshot = pipeline.store().snapshot();
+    let mut fresh = Pipeline::new(Memory::from(&snapshot), &snapshot);
+    wide(50, 1000).changes().into_iter().for_each(|change| fresh.change(change));
+    assert_eq!(fresh.sync().ops, 0);
+}
+
+#[test]
+fn a_case_that_is_wrong_is_found() {
+    let text = fs::read_to_string(Path::new(DIR).join("endpoints.txt")).unwrap();
+    let mut case = run_plain(&Case::parse(&text).unwrap()).unwrap();
+    assert_eq!(run_plain(&case).unwrap(), case);
+    let Some(Section::Expect(maps, _)) =
+        case.sections.iter_mut().find(|s| matches!(s, Section::Expect(..)))
+    else {
+        panic!("it expects nothing")
+    };
+    *maps = maps.replace("10.0.0.3:8080", "10.0.0.4:8080");
+    assert_ne!(run_plain(&case).unwrap(), case);
+    assert!(Case::parse("-- aply x --\n").is_err() && Case::parse("-- warn --\n").is_err());
+    assert_eq!(diff("a\nb\nc\n", "a\nx\nc\nd\n"), "  a\n- b\n+ x\n  c\n+ d\n");
+}
