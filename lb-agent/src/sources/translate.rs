@@ -28,6 +28,8 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Most bytes of a name: what the API allows, and what the names map holds.
 const LONGEST_NAME: usize = 63;
+/// The same for a slice: the API allows more, and no map holds it.
+const LONGEST_SLICE_NAME: usize = 253;
 
 /// A translation and what was wrong with the object.
 pub type Translated<T> = (Option<T>, Vec<Problem>);
@@ -38,14 +40,17 @@ pub fn object_ref(meta: &ObjectMeta) -> ObjectRef {
     ObjectRef::new(namespace, meta.name.as_deref().unwrap_or_default())
 }
 
-fn check_name(name: &ObjectRef) -> Result<(), Problem> {
-    for (field, value) in [("metadata.name", &name.name), ("metadata.namespace", &name.namespace)] {
+fn check_name(name: &ObjectRef, longest: usize) -> Result<(), Problem> {
+    for (field, value, longest) in [
+        ("metadata.name", &name.name, longest),
+        ("metadata.namespace", &name.namespace, LONGEST_NAME),
+    ] {
         if value.is_empty() {
             return Err(Problem::new(field, "is empty", "the object is ignored: name it"));
         }
-        if value.len() > LONGEST_NAME {
+        if value.len() > longest {
             let what = format!("has {} characters", value.len());
-            let remedy = format!("the object is ignored: use at most {LONGEST_NAME}");
+            let remedy = format!("the object is ignored: use at most {longest}");
             return Err(Problem::new(field, what, remedy));
         }
     }
@@ -60,7 +65,7 @@ fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
 /// (A1, A4).
 pub fn service(object: &KubeService) -> Translated<Service> {
     let name = object_ref(&object.metadata);
-    if let Err(problem) = check_name(&name) {
+    if let Err(problem) = check_name(&name, LONGEST_NAME) {
         return (None, vec![problem]);
     }
     let Some(spec) = &object.spec else { return (None, vec![]) };
@@ -189,7 +194,7 @@ fn sloppy_v4(text: &str) -> Option<IpAddr> {
 /// An EndpointSlice; none if it serves no Service (A2, B1, B2).
 pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
     let name = object_ref(&object.metadata);
-    if let Err(problem) = check_name(&name) {
+    if let Err(problem) = check_name(&name, LONGEST_SLICE_NAME) {
         return (None, vec![problem]);
     }
     if label(&object.metadata, HEADLESS).is_some() {
