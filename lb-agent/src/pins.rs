@@ -17,6 +17,8 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -105,8 +107,18 @@ impl Pins {
     /// Keeps every other agent away from these pins while the lock lives. `WouldBlock` if there is
     /// one.
     pub fn lock(&self) -> io::Result<Flock<File>> {
-        let home = File::open(&self.home)?;
-        Flock::lock(home, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+        let mut home = File::open(&self.home)?;
+        // `lbctl status` may be asking, which takes an instant.
+        for _ in 0..5 {
+            match Flock::lock(home, FlockArg::LockExclusiveNonblock) {
+                Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    home = file;
+                    thread::sleep(Duration::from_millis(50));
+                }
+                locked => return locked.map_err(|(_, errno)| errno.into()),
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Whether an agent holds the lock.
