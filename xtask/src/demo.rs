@@ -95,6 +95,7 @@ trap 'kill "$!"' HUP INT QUIT TERM
 exec 2>/dev/null
 wait "$!"; code=$?
 trap '' HUP INT QUIT TERM
+[ "$code" -le 128 ] || echo
 if [ "$code" -ne 0 ] || [ "$keep" != true ]; then
     "$0" demo sweep 2>&3 || code=1
 fi
@@ -129,9 +130,12 @@ fn become_root(command: Command) -> Result<()> {
 
 fn sweep(asked: bool) -> Result<()> {
     let Some(_turn) = place::Turn::wait()? else {
-        // Whoever holds it also cleans up. Ours has ended without having had it.
+        // Another demo has begun since, and by taking away what ours had left.
         return if asked { Err(place::busy()) } else { Ok(()) };
     };
+    if !asked && !place::is_ours() {
+        return Ok(());
+    }
     if place::sweep()? {
         say!("Removed: processes, namespaces, mounts, cgroups, files.");
     } else if asked {

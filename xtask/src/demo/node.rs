@@ -18,7 +18,7 @@ use super::{
     client::Outcome,
     myself,
     network::{self, NODE, Pod},
-    place::{Cgroups, HOME, home},
+    place::{Cgroups, home, make_home},
     quietly,
     services::{self, NODE_NAME, SERVICE, TARGET_PORT},
     spread::Spread,
@@ -43,8 +43,8 @@ pub(super) struct Node {
 impl Node {
     /// Cgroups, network, backends, a Service without endpoints; no agent yet.
     pub(super) fn make(agent: PathBuf, lbctl: PathBuf) -> Result<Self> {
+        make_home()?;
         let cgroup = Cgroups::make()?.node();
-        fs::create_dir(HOME).with_context(|| format!("cannot make {HOME}"))?;
         fs::create_dir(home("bpf"))?;
         let mut mount = Command::new("mount");
         quietly(mount.args(["-t", "bpf", "-o", "mode=0700", "socklb-demo"]).arg(home("bpf")))?;

@@ -5,6 +5,7 @@
 //!   services/                  what the agent reads
 //!   net/NAME                   a network namespace: the node's, and one for each pod
 //!   bpf/                       a bpffs of its own: without it the pins are gone
+//!   guard                      the process that will see to the end of it
 //!   in                         runs a command in one of the pods
 //!   log
 //! <cgroup2>/socklb-demo/play   the demo itself and what it starts in passing
@@ -18,7 +19,10 @@ use std::{
     fs, io,
     os::{
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixListener},
+        unix::{
+            net::{SocketAddr, UnixListener},
+            process::parent_id,
+        },
     },
     path::{Path, PathBuf},
     process::{self, Command},
@@ -34,6 +38,7 @@ use super::quietly;
 pub(super) const HOME: &str = "/run/socklb-demo";
 /// The directory of cgroups below the root of cgroup2, and the lock.
 const NAME: &str = "socklb-demo";
+const GUARD: &str = "guard";
 
 pub(super) fn home(name: &str) -> PathBuf {
     Path::new(HOME).join(name)
@@ -67,6 +72,18 @@ impl Turn {
 
 pub(super) fn busy() -> Error {
     anyhow!("a demo is running on this machine: Ctrl-C ends it, or wait for its end")
+}
+
+/// Makes the directory. Before anything else: it says whose the rest is.
+pub(super) fn make_home() -> Result<()> {
+    fs::create_dir(HOME).with_context(|| format!("cannot make {HOME}"))?;
+    fs::write(home(GUARD), parent_id().to_string())?;
+    Ok(())
+}
+
+/// Not somebody else's, who has begun after ours had ended.
+pub(super) fn is_ours() -> bool {
+    fs::read_to_string(home(GUARD)).map_or(true, |guard| guard == parent_id().to_string())
 }
 
 /// The cgroups.
