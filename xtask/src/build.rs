@@ -11,6 +11,8 @@ use crate::{
 
 /// Build the BPF object, lb-agent and lbctl.
 #[derive(clap::Args)]
+// `run` has these arguments too, and a group `Args` of its own.
+#[group(skip)]
 pub(crate) struct Args {
     /// With optimisation.
     #[arg(long)]

@@ -45,3 +45,18 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Test(args) => Ok(test::run(args)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Task::command().debug_assert();
+        Task::try_parse_from(["xtask", "run", "--release", "--", "--dry-run"]).unwrap();
+        Task::try_parse_from(["xtask", "test", "unit", "kernel", "--", "a_name"]).unwrap();
+        Task::try_parse_from(["xtask", "test", "no-such-layer"]).map(drop).unwrap_err();
+    }
+}
