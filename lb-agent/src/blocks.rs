@@ -128,6 +128,13 @@ impl Blocks {
         }
     }
 
+    /// Retires all that is free: whoever had the array before may have freed it a moment ago.
+    pub fn retire_free(&mut self) {
+        self.free_by_len.clear();
+        let free = std::mem::take(&mut self.free_by_start);
+        self.retired.extend(free.into_iter().map(|(start, len)| Extent { len, start }));
+    }
+
     /// Number of records of a block in use.
     pub fn len(&self, start: u32) -> Option<u32> {
         self.used.get(&start).map(|used| used.len)

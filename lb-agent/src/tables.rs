@@ -10,7 +10,7 @@ use lb_common::abi::{Service, ServiceKey};
 use crate::{
     blocks::Blocks,
     maps::Snapshot,
-    model::{Frontend, ObjectRef, PortRef},
+    model::{Frontend, ObjectRef, PortRef, Protocol},
     plan::Op,
 };
 
@@ -22,9 +22,9 @@ pub struct Tables {
     names: BTreeMap<u32, PortRef>,
     ids: BTreeMap<PortRef, u32>,
     keys: BTreeMap<u32, BTreeSet<ServiceKey>>,
-    /// Ids below `next_id` that are not in use: ids stay dense, so that they can index an array.
-    free_ids: BTreeSet<u32>,
-    next_id: u32,
+    /// Ids that are not in use, as ranges, by start. The smallest is taken first: ids stay dense,
+    /// so that they can index an array.
+    free_ids: BTreeMap<u32, u32>,
     next_generation: u32,
     blocks: Blocks,
 }
@@ -38,31 +38,40 @@ impl Tables {
             names: BTreeMap::new(),
             ids: BTreeMap::new(),
             keys: BTreeMap::new(),
-            free_ids: BTreeSet::new(),
-            next_id: 0,
+            free_ids: [(0, u32::MAX)].into(),
             next_generation: 1,
             blocks: Blocks::new(max_backends),
         }
     }
 
     /// The mirror of what an agent before us left, and the ops that remove what makes no sense:
-    /// frontends of no known service port, or in no block. Only damage from outside makes them.
+    /// frontends of no known service port, or in no block, and second ids of one service port. Only
+    /// damage from outside makes them.
     pub fn adopt(snapshot: &Snapshot) -> (Self, Vec<Op>) {
         let mut tables = Self::new(snapshot.max_services, snapshot.max_backends);
         tables.next_generation = snapshot.last_generation.wrapping_add(1).max(1);
-        for (&id, port) in &snapshot.names {
-            tables.put_name(id, port.clone());
-        }
         let mut repairs = Vec::new();
+        for (&id, port) in &snapshot.names {
+            if tables.ids.contains_key(port) {
+                repairs.push(Op::DeleteName { id });
+            } else {
+                tables.put_name(id, port.clone());
+            }
+        }
         for (&key, &service) in &snapshot.services {
             let known = tables.names.contains_key(&service.id);
             let placed = tables.blocks.len(service.block) == Some(service.count)
                 || tables.blocks.take(service.block, service.count);
-            if known && placed {
+            if placed {
                 tables.put_service(key, service);
-            } else {
+            }
+            if !known || !placed {
                 repairs.push(Op::DeleteService { key });
             }
+        }
+        if snapshot.last_generation > 0 {
+            // A reader of a block that the agent before us gave up may still be in it.
+            tables.blocks.retire_free();
         }
         (tables, repairs)
     }
@@ -84,16 +93,20 @@ impl Tables {
             Op::DeleteName { id } => {
                 if let Some(port) = self.names.remove(id) {
                     self.ids.remove(&port);
-                    self.free_ids.insert(*id);
+                    self.free_ids.extend(id.checked_add(1).map(|end| (*id, end)));
                 }
             }
         }
     }
 
     fn put_name(&mut self, id: u32, port: PortRef) {
-        self.free_ids.extend(self.next_id..id);
-        self.free_ids.remove(&id);
-        self.next_id = self.next_id.max(id + 1);
+        if let Some((&start, &end)) = self.free_ids.range(..=id).next_back()
+            && id < end
+        {
+            self.free_ids.remove(&start);
+            let rest = [(start, id), (id + 1, end)];
+            self.free_ids.extend(rest.into_iter().filter(|(start, end)| start < end));
+        }
         self.ids.insert(port.clone(), id);
         self.names.insert(id, port);
     }
@@ -148,16 +161,14 @@ impl Tables {
 
     /// Ids that are not in use, smallest first.
     pub fn unused_ids(&self) -> impl Iterator<Item = u32> {
-        self.free_ids.iter().copied().chain(self.next_id..)
+        let free = self.free_ids.iter().flat_map(|(start, end)| *start..*end);
+        // An entry may have an id that stands for nothing, see `adopt`.
+        free.filter(|id| !self.keys.contains_key(id))
     }
 
     /// The ids of a Service's ports.
     pub fn ids_of(&self, service: &ObjectRef) -> impl Iterator<Item = u32> {
-        let first = PortRef {
-            service: service.clone(),
-            port: "".into(),
-            protocol: crate::model::Protocol::Tcp,
-        };
+        let first = PortRef { service: service.clone(), port: "".into(), protocol: Protocol::Tcp };
         self.ids
             .range(first..)
             .take_while(move |(port, _)| port.service == *service)
@@ -198,5 +209,13 @@ impl Tables {
 impl From<&Frontend> for ServiceKey {
     fn from(frontend: &Frontend) -> Self {
         Self { peer: frontend.addr.into(), protocol: frontend.protocol.number(), scope: 0 }
+    }
+}
+
+impl Frontend {
+    /// The frontend behind a key; none if the key is none of ours.
+    pub fn from_key(key: &ServiceKey) -> Option<Self> {
+        let protocol = Protocol::from_number(key.protocol)?;
+        (key.scope == 0).then(|| Self { addr: key.peer.into(), protocol })
     }
 }
