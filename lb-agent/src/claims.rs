@@ -32,18 +32,21 @@ pub struct Lost {
 }
 
 impl Claims {
-    /// Replaces a Service's claims by the frontends of `sets`, and takes those out of `sets` that
-    /// belong to another Service. Returns them, and the other Services that won or lost something.
-    pub fn settle(
+    /// Replaces a Service's claims by the frontends of `sets`. Returns the other Services that won
+    /// or lost something by it.
+    pub fn stake(
         &mut self,
         name: &ObjectRef,
         created: i64,
-        sets: &mut [BackendSet],
-    ) -> (Vec<Lost>, BTreeSet<ObjectRef>) {
-        let wanted: BTreeSet<Frontend> =
-            sets.iter().flat_map(|set| set.frontends.iter().copied()).collect();
-        let affected = self.replace(name, created, &wanted);
+        sets: &[BackendSet],
+    ) -> BTreeSet<ObjectRef> {
+        let wanted = sets.iter().flat_map(|set| set.frontends.iter().copied()).collect();
+        self.replace(name, created, &wanted)
+    }
 
+    /// Takes the frontends out of `sets` that belong to another Service, and returns them. Says the
+    /// truth once all have staked their claims.
+    pub fn award(&self, name: &ObjectRef, sets: &mut [BackendSet]) -> Vec<Lost> {
         let mut lost = Vec::new();
         for set in sets {
             set.frontends.retain(|frontend| match self.owner(frontend) {
@@ -54,7 +57,7 @@ impl Claims {
                 _ => true,
             });
         }
-        (lost, affected)
+        lost
     }
 
     fn replace(
@@ -98,21 +101,27 @@ impl Claims {
         affected
     }
 
-    fn owner(&self, frontend: &Frontend) -> Option<&ObjectRef> {
+    /// The Service that is to have a frontend.
+    pub fn owner(&self, frontend: &Frontend) -> Option<&ObjectRef> {
         self.queues.get(frontend)?.first().map(|(_, name)| name)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::{collection::vec, prelude::*, sample::subsequence};
+
     use super::*;
     use crate::model::{PortRef, Protocol};
 
-    fn sets(name: &ObjectRef, frontends: &[&str]) -> Vec<BackendSet> {
-        let frontends = frontends
-            .iter()
-            .map(|addr| Frontend { addr: addr.parse().unwrap(), protocol: Protocol::Tcp })
-            .collect();
+    fn frontend(addr: &str) -> Frontend {
+        Frontend { addr: addr.parse().unwrap(), protocol: Protocol::Tcp }
+    }
+
+    fn sets(name: &ObjectRef, addrs: &[&str]) -> Vec<BackendSet> {
+        let frontends = addrs.iter().copied().map(frontend).collect();
         let port = PortRef { service: name.clone(), port: "".into(), protocol: Protocol::Tcp };
         vec![BackendSet { port, frontends, backends: vec![] }]
     }
@@ -123,22 +132,22 @@ mod tests {
         let mut claims = Claims::default();
 
         let mut of_b = sets(&b, &["10.0.0.1:80", "10.0.0.2:80"]);
-        assert_eq!(claims.settle(&b, 20, &mut of_b), (vec![], [].into()));
+        assert_eq!(claims.stake(&b, 20, &of_b), [].into());
+        assert_eq!(claims.award(&b, &mut of_b), []);
 
-        // An older Service takes the first frontend: b is affected, and loses it when asked again.
-        let mut of_a = sets(&a, &["10.0.0.1:80"]);
-        assert_eq!(claims.settle(&a, 10, &mut of_a), (vec![], [b.clone()].into()));
-        let (lost, affected) = claims.settle(&b, 20, &mut of_b);
-        assert_eq!((lost[0].owner.clone(), lost.len(), affected), (a.clone(), 1, [].into()));
+        // An older Service takes the first frontend.
+        assert_eq!(claims.stake(&a, 10, &sets(&a, &["10.0.0.1:80"])), [b.clone()].into());
+        let lost = claims.award(&b, &mut of_b);
+        assert_eq!((lost[0].owner.clone(), lost.len()), (a.clone(), 1));
         assert_eq!(of_b, sets(&b, &["10.0.0.2:80"]));
 
         // The owner goes: b inherits.
-        assert_eq!(claims.settle(&a, 0, &mut []), (vec![], [b.clone()].into()));
+        assert_eq!(claims.stake(&a, 0, &[]), [b.clone()].into());
         let mut of_b = sets(&b, &["10.0.0.1:80", "10.0.0.2:80"]);
-        assert_eq!(claims.settle(&b, 20, &mut of_b).0, vec![]);
+        assert_eq!(claims.award(&b, &mut of_b), []);
         assert_eq!(of_b[0].frontends.len(), 2);
 
-        claims.settle(&b, 20, &mut []);
+        claims.stake(&b, 20, &[]);
         assert!(claims.queues.is_empty() && claims.claimed.is_empty(), "nothing is kept");
     }
 
@@ -148,9 +157,49 @@ mod tests {
         for order in [[&a, &b], [&b, &a]] {
             let mut claims = Claims::default();
             for name in order {
-                claims.settle(name, 5, &mut sets(name, &["10.0.0.1:80"]));
+                claims.stake(name, 5, &sets(name, &["10.0.0.1:80"]));
             }
-            assert_eq!(claims.owner(&sets(&a, &["10.0.0.1:80"])[0].frontends[0]), Some(&a));
+            assert_eq!(claims.owner(&frontend("10.0.0.1:80")), Some(&a));
+        }
+    }
+
+    proptest! {
+        /// Against a plain list of who asks for what.
+        #[test]
+        fn owners_are_the_oldest_of_all_that_ask(
+            stakes in vec((0..4usize, 0..3i64, subsequence(vec!["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"], 0..=3)), 1..40),
+        ) {
+            let names = ["a", "b", "c", "d"].map(|name| ObjectRef::new("default", name));
+            let mut claims = Claims::default();
+            let mut asked: BTreeMap<&ObjectRef, (i64, BTreeSet<Frontend>)> = BTreeMap::new();
+            let owners = |asked: &BTreeMap<&ObjectRef, (i64, BTreeSet<Frontend>)>| {
+                let of = |frontend: Frontend| {
+                    let claims = asked.iter().filter(|(_, (_, wanted))| wanted.contains(&frontend));
+                    claims.map(|(name, (created, _))| (*created, (*name).clone())).min().map(|c| c.1)
+                };
+                ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"].map(frontend).map(|f| (f, of(f)))
+            };
+            for (who, created, addrs) in stakes {
+                let (name, before) = (&names[who], owners(&asked));
+                asked.insert(name, (created, addrs.iter().copied().map(frontend).collect()));
+                let after = owners(&asked);
+                let changed = before.iter().zip(&after).filter(|(before, after)| before != after);
+                let mut affected: BTreeSet<ObjectRef> =
+                    changed.flat_map(|((_, a), (_, b))| a.iter().chain(b)).cloned().collect();
+                affected.remove(name);
+                prop_assert_eq!(claims.stake(name, created, &sets(name, &addrs)), affected);
+                for (frontend, owner) in &after {
+                    prop_assert_eq!(claims.owner(frontend), owner.as_ref());
+                }
+                let mut awarded = sets(name, &addrs);
+                let lost = claims.award(name, &mut awarded);
+                prop_assert!(lost.iter().all(|lost| after.contains(&(lost.frontend, Some(lost.owner.clone())))));
+                prop_assert_eq!(awarded[0].frontends.len() + lost.len(), addrs.len());
+            }
+            for name in &names {
+                claims.stake(name, 0, &[]);
+            }
+            prop_assert!(claims.queues.is_empty() && claims.claimed.is_empty());
         }
     }
 }

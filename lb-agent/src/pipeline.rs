@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lb_common::abi::ServiceKey;
+
 use crate::{
     claims::{Claims, Lost},
     maps::{Snapshot, Store, StoreError},
-    model::{Change, Cluster, ObjectRef},
-    plan::{Op, PlanError, plan},
+    model::{Change, Cluster, Frontend, ObjectRef},
+    plan::{Op, PlanError, endings, plan},
     policy::{self, BackendSet},
     tables::Tables,
 };
@@ -99,19 +101,20 @@ impl<S: Store> Pipeline<S> {
             self.dirty.extend(self.tables.service_names());
             self.dirty.extend(self.cluster.service_names().cloned());
         }
-        let wanted = self.wanted(&mut report);
-        let mut endings = Vec::new();
-        self.write(&wanted, &mut endings, &mut report, show);
-        // Only now: a frontend that passes from one Service to another has its new entry already.
-        self.end(endings, &mut report, show);
-        if report.failed.values().any(|error| matches!(error, SyncError::Plan(_))) {
-            // What has ended may have made room.
-            let failed = std::mem::take(&mut report.failed);
-            let again = wanted.into_iter().filter(|(name, _)| failed.contains_key(name)).collect();
-            let mut endings = Vec::new();
-            self.write(&again, &mut endings, &mut report, show);
-            self.end(endings, &mut report, show);
+        let mut wanted = self.wanted(&mut report);
+        loop {
+            let ops = report.ops;
+            let waiting = self.write(&wanted, &mut report, show);
+            // What others gave up may have made room; what was promised may have been taken.
+            wanted.retain(|name, _| match report.failed.get(name) {
+                Some(error) => matches!(error, SyncError::Plan(_)),
+                None => waiting.contains(name),
+            });
+            if report.ops == ops {
+                break;
+            }
         }
+        self.dirty.extend(wanted.into_keys());
         self.dirty.extend(report.failed.keys().cloned());
         self.repair(&mut report, show);
         self.synced = true;
@@ -123,75 +126,70 @@ impl<S: Store> Pipeline<S> {
     fn wanted(&mut self, report: &mut Report) -> BTreeMap<ObjectRef, Vec<BackendSet>> {
         let mut wanted = BTreeMap::new();
         while let Some(name) = self.dirty.pop_first() {
-            let mut sets = policy::backend_sets(&self.cluster, &name);
+            let sets = policy::backend_sets(&self.cluster, &name);
             let created = self.cluster.service(&name).map_or(0, |service| service.created);
-            let (lost, mut affected) = self.claims.settle(&name, created, &mut sets);
-            self.dirty.append(&mut affected);
-            if lost.is_empty() {
-                report.lost.remove(&name);
-            } else {
+            self.dirty.append(&mut self.claims.stake(&name, created, &sets));
+            wanted.insert(name, sets);
+        }
+        for (name, sets) in &mut wanted {
+            let lost = self.claims.award(name, sets);
+            if !lost.is_empty() {
                 report.lost.insert(name.clone(), lost);
             }
-            wanted.insert(name, sets);
         }
         report.services = wanted.len();
         wanted
     }
 
-    /// Everything but removals, which go to `endings`.
+    /// Writes what is wanted; returns the Services that have entries promised to others.
     fn write(
         &mut self,
         wanted: &BTreeMap<ObjectRef, Vec<BackendSet>>,
-        endings: &mut Vec<(ObjectRef, Op)>,
         report: &mut Report,
         show: &mut dyn FnMut(&Op),
-    ) {
+    ) -> BTreeSet<ObjectRef> {
+        let mut waiting = BTreeSet::new();
         for (name, sets) in wanted {
-            let written = self.plan(name, sets).and_then(|ops| {
-                let (ends, ops): (Vec<_>, Vec<_>) = ops.into_iter().partition(Op::is_removal);
-                self.execute(&ops, report, show)?;
-                endings.extend(ends.into_iter().map(|op| (name.clone(), op)));
-                Ok(())
-            });
-            if let Err(error) = written {
-                report.failed.insert(name.clone(), error);
+            let promised = self.promised(name);
+            match self.write_one(name, sets, &promised, report, show) {
+                Ok(()) => report.failed.remove(name),
+                Err(error) => report.failed.insert(name.clone(), error),
+            };
+            if !promised.is_empty() {
+                waiting.insert(name.clone());
             }
         }
+        waiting
     }
 
-    fn plan(&mut self, name: &ObjectRef, sets: &[BackendSet]) -> Result<Vec<Op>, SyncError> {
-        match plan(&self.tables, &self.store, name, sets) {
-            // The room may be there, only not yet safe to use.
-            Err(PlanError::BackendsFull { .. }) if self.tables.blocks().retired() > 0 => {
-                self.reclaim()?;
-                Ok(plan(&self.tables, &self.store, name, sets)?)
-            }
-            planned => Ok(planned?),
-        }
+    /// The entries of a Service that another one is to have. They stay until that one replaces them:
+    /// a frontend that changes hands never vanishes, even if its new owner does not fit.
+    fn promised(&self, name: &ObjectRef) -> BTreeSet<ServiceKey> {
+        let keys = self.tables.ids_of(name).flat_map(|id| self.tables.keys_of(id));
+        let owner = |key| self.claims.owner(&Frontend::from_key(key)?);
+        keys.filter(|key| owner(key).is_some_and(|owner| owner != name)).copied().collect()
     }
 
-    fn end(
+    fn write_one(
         &mut self,
-        endings: Vec<(ObjectRef, Op)>,
+        name: &ObjectRef,
+        sets: &[BackendSet],
+        promised: &BTreeSet<ServiceKey>,
         report: &mut Report,
         show: &mut dyn FnMut(&Op),
-    ) {
-        for (name, op) in endings {
-            // A name is needed for as long as a frontend has it.
-            if report.failed.contains_key(&name) {
-                continue;
+    ) -> Result<(), SyncError> {
+        let mut planned = plan(&self.tables, &self.store, name, sets, promised);
+        if let Err(error) = &planned {
+            let blocks = matches!(error, PlanError::BackendsFull { .. });
+            // What the Service gives up is in its own way.
+            self.execute(&endings(&self.tables, name, sets, promised), report, show)?;
+            if blocks && self.retired() > 0 {
+                // The room may be there, only not yet safe to use.
+                self.reclaim()?;
             }
-            let taken_over = match &op {
-                Op::DeleteService { key } => {
-                    let owner = self.tables.service(key).and_then(|s| self.tables.name(s.id));
-                    owner.is_none_or(|owner| owner.service != name)
-                }
-                _ => false,
-            };
-            if !taken_over && let Err(error) = self.execute(&[op], report, show) {
-                report.failed.insert(name, error.into());
-            }
+            planned = plan(&self.tables, &self.store, name, sets, promised);
         }
+        Ok(self.execute(&planned?, report, show)?)
     }
 
     fn execute(
@@ -221,9 +219,12 @@ impl<S: Store> Pipeline<S> {
     /// Removes what [`Tables::adopt`] could make no sense of, unless a Service has claimed it since.
     fn repair(&mut self, report: &mut Report, show: &mut dyn FnMut(&Op)) {
         for op in std::mem::take(&mut self.repairs) {
-            if let Op::DeleteService { key } = &op
-                && self.tables.service(key).is_some()
-            {
+            let id = match &op {
+                Op::DeleteService { key } => self.tables.service(key).map(|service| service.id),
+                Op::DeleteName { id } => Some(*id),
+                _ => None,
+            };
+            if id.is_some_and(|id| self.tables.name(id).is_some()) {
                 continue;
             }
             if let Err(error) = self.execute(std::slice::from_ref(&op), report, show) {

@@ -54,13 +54,6 @@ pub enum Op {
     },
 }
 
-impl Op {
-    /// Whether the op takes something away.
-    pub const fn is_removal(&self) -> bool {
-        matches!(self, Self::DeleteService { .. } | Self::DeleteName { .. })
-    }
-}
-
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -132,17 +125,38 @@ pub enum PlanError {
 }
 
 /// The ops that make the maps say what `sets` says of the Service `name`, and nothing else of it.
+///
+/// Entries in `promised` are left alone: another Service is to have them, and replaces them itself.
 pub fn plan(
     tables: &Tables,
     store: &impl Store,
     name: &ObjectRef,
     sets: &[BackendSet],
+    promised: &BTreeSet<ServiceKey>,
 ) -> Result<Vec<Op>, PlanError> {
     let mut draft = Draft::new(tables, name);
     for set in sets.iter().filter(|set| !set.frontends.is_empty()) {
         draft.set(store, set)?;
     }
-    draft.finish()
+    draft.finish(promised, endings(tables, name, sets, promised))
+}
+
+/// The ops that remove what the Service has and no set asks for: part of its plan, and the part that
+/// can be carried out when the rest does not fit.
+pub fn endings(
+    tables: &Tables,
+    name: &ObjectRef,
+    sets: &[BackendSet],
+    promised: &BTreeSet<ServiceKey>,
+) -> Vec<Op> {
+    let wanted: BTreeSet<ServiceKey> =
+        sets.iter().flat_map(|set| &set.frontends).map(ServiceKey::from).collect();
+    let keys: BTreeSet<ServiceKey> =
+        tables.ids_of(name).flat_map(|id| tables.keys_of(id)).copied().collect();
+    keys.into_iter()
+        .filter(|key| !wanted.contains(key) && !promised.contains(key))
+        .map(|key| Op::DeleteService { key })
+        .collect()
 }
 
 /// A plan in the making.
@@ -152,33 +166,26 @@ struct Draft<'a> {
     new_ids: BTreeMap<PortRef, u32>,
     generation: u32,
     taken: Vec<(u32, u32)>,
-    /// What the maps have of the Service and no set has asked for so far.
+    /// Ids that the Service has and no set has asked for so far.
     stale_ids: BTreeSet<u32>,
-    stale_keys: BTreeSet<ServiceKey>,
     added: BTreeSet<ServiceKey>,
 }
 
 impl<'a> Draft<'a> {
     fn new(tables: &'a Tables, name: &ObjectRef) -> Self {
-        let stale_ids: BTreeSet<_> = tables.ids_of(name).collect();
-        let stale_keys = stale_ids.iter().flat_map(|id| tables.keys_of(*id)).copied().collect();
         Self {
             tables,
             ops: Vec::new(),
             new_ids: BTreeMap::new(),
             generation: tables.next_generation(),
             taken: Vec::new(),
-            stale_ids,
-            stale_keys,
+            stale_ids: tables.ids_of(name).collect(),
             added: BTreeSet::new(),
         }
     }
 
     fn set(&mut self, store: &impl Store, set: &BackendSet) -> Result<(), PlanError> {
         let keys: Vec<ServiceKey> = set.frontends.iter().map(ServiceKey::from).collect();
-        for key in &keys {
-            self.stale_keys.remove(key);
-        }
         let id = self.id(&set.port);
         let current = |key: &ServiceKey| self.tables.service(key).filter(|s| s.id == id).copied();
         let found: Vec<(Service, Vec<Backend>)> = keys
@@ -188,9 +195,11 @@ impl<'a> Draft<'a> {
             .collect();
 
         if set.backends.is_empty() && policy::is_api_server(&set.port.service) {
-            let serves =
-                |records: &[Backend]| records.iter().any(|r| r.action() == Action::Forward);
-            if found.len() == keys.len() && found.iter().all(|(_, records)| serves(records)) {
+            let serves = |(service, records): &(Service, Vec<Backend>)| {
+                records.iter().all(|record| record.generation == service.generation)
+                    && records.iter().any(|record| record.action() == Action::Forward)
+            };
+            if found.len() == keys.len() && found.iter().all(serves) {
                 return Ok(());
             }
         }
@@ -247,17 +256,19 @@ impl<'a> Draft<'a> {
         Ok(Service { block, count, generation, id })
     }
 
-    fn finish(mut self) -> Result<Vec<Op>, PlanError> {
-        let (needed, free) = (self.added.len(), self.tables.free_services());
+    fn finish(
+        mut self,
+        promised: &BTreeSet<ServiceKey>,
+        endings: Vec<Op>,
+    ) -> Result<Vec<Op>, PlanError> {
+        let tables = self.tables;
+        let (needed, free) = (self.added.len(), tables.free_services());
         if needed > free {
-            return Err(PlanError::ServicesFull {
-                needed,
-                free,
-                limit: self.tables.max_services(),
-            });
+            return Err(PlanError::ServicesFull { needed, free, limit: tables.max_services() });
         }
-        self.ops.extend(self.stale_keys.into_iter().map(|key| Op::DeleteService { key }));
-        self.ops.extend(self.stale_ids.into_iter().map(|id| Op::DeleteName { id }));
+        self.ops.extend(endings);
+        let unused = |id: &u32| tables.keys_of(*id).all(|key| !promised.contains(key));
+        self.ops.extend(self.stale_ids.into_iter().filter(unused).map(|id| Op::DeleteName { id }));
         Ok(self.ops)
     }
 }
