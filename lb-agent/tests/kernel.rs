@@ -16,6 +16,7 @@ mod kernel {
 
     mod connect;
     mod flips;
+    mod programs;
     mod lbctl;
     mod peername;
     mod recycling;

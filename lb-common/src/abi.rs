@@ -175,11 +175,27 @@ pub struct ServiceKey {
     pub scope: u8,
 }
 
+impl ServiceKey {
+    /// 32 bits of the key: equal for two different keys once in 2^32 times. The sum of the words,
+    /// each multiplied by an odd number of its own, costs the datapath little.
+    #[inline(always)]
+    const fn digest(&self) -> u32 {
+        let [a, b, c, d] = self.peer.addr.words();
+        let rest =
+            self.peer.port.raw() as u64 | (self.protocol as u64) << 16 | (self.scope as u64) << 24;
+        let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+        let rest = rest.wrapping_mul(0x1656_67b1_9e37_79f9);
+        (high.wrapping_add(low).wrapping_add(rest) >> 32) as u32
+    }
+}
+
 /// Value of [`SERVICES`]: which block holds the frontend's backends. 16 bytes.
 ///
-/// A hash element is recycled while readers still hold it, so a reader may see a mix of two values.
-/// It therefore believes nothing here that a [`Backend`] with the same generation does not confirm;
-/// all else that is true of the set stands in the records.
+/// A hash element is recycled while readers still hold it, so a reader may see a mix of two values,
+/// or the value of another key. It therefore believes nothing here that a [`Backend`] with the same
+/// generation does not confirm, and the generation stands in the map [sealed](Self::sealed) with the
+/// key; all else that is true of the set stands in the records.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Service {
@@ -192,6 +208,16 @@ pub struct Service {
     /// The service port this frontend belongs to, key of [`NAMES`]. For people; the datapath takes
     /// the id from the record.
     pub id: u32,
+}
+
+impl Service {
+    /// The value as it stands in the map under `key`, made from what it says; and the inverse. What
+    /// was sealed with another key says a generation that no record has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sealed(self, key: &ServiceKey) -> Self {
+        Self { generation: self.generation ^ key.digest(), ..self }
+    }
 }
 
 /// Element of [`BACKENDS`]: one endpoint of one backend set. 32 bytes, so none straddles a cache line.
@@ -303,6 +329,8 @@ const _: () = {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
 
     #[test]
@@ -327,6 +355,31 @@ mod tests {
     fn a_port_is_in_network_order() {
         assert_eq!(Port::from(80).raw().to_ne_bytes(), [0, 80]);
         assert_eq!(Port::from_raw(Port::from(8080).raw()).number(), 8080);
+    }
+
+    #[test]
+    fn keys_that_differ_anywhere_seal_differently() {
+        let key = |addr: &str, protocol, scope| ServiceKey {
+            peer: addr.parse::<SocketAddr>().unwrap().into(),
+            protocol,
+            scope,
+        };
+        let mut keys = std::vec![key("10.96.0.1:80", UDP, 0), key("10.96.0.1:80", TCP, 1)];
+        for n in 1..=250 {
+            keys.push(key(&std::format!("10.96.0.{n}:80"), TCP, 0));
+            keys.push(key(&std::format!("10.{n}.0.1:80"), TCP, 0));
+            keys.push(key(&std::format!("10.96.1.0:{n}"), TCP, 0));
+            keys.push(key(&std::format!("[fd00:{n}::1]:80"), TCP, 0));
+            keys.push(key(&std::format!("[fd01::1:{n}:0:0]:80"), TCP, 0));
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let digests: std::collections::BTreeSet<_> = keys.iter().map(ServiceKey::digest).collect();
+        assert_eq!(digests.len(), keys.len());
+
+        let service = Service { block: 1, count: 2, generation: 3, id: 4 };
+        assert_eq!(service.sealed(&keys[0]).sealed(&keys[0]), service);
+        assert_ne!(service.sealed(&keys[0]).sealed(&keys[1]).generation, service.generation);
     }
 
     #[test]

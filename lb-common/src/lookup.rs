@@ -10,7 +10,7 @@ pub const ATTEMPTS: u32 = 4;
 
 /// The maps, as far as the lookup reads them. Values are copies, each read from memory once.
 pub trait Tables {
-    /// The frontend's entry in [`SERVICES`](crate::abi::SERVICES).
+    /// The frontend's entry in [`SERVICES`](crate::abi::SERVICES), its seal undone.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// The record at `index` of [`BACKENDS`](crate::abi::BACKENDS); none if out of bounds.
     fn backend(&self, index: u32) -> Option<Backend>;

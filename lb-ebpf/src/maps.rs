@@ -32,9 +32,9 @@ impl Tables for Kernel {
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         // SAFETY: the pointer is valid while the program runs. The element may be recycled under us,
-        // which the generation detects; a volatile read makes the copy once, so that what was
-        // checked is what is used.
-        SERVICES.get_ptr(key).map(|service| unsafe { service.read_volatile() })
+        // also for another key, which the sealed generation detects; a volatile read makes the copy
+        // once, so that what was checked is what is used.
+        SERVICES.get_ptr(key).map(|service| unsafe { service.read_volatile() }.sealed(key))
     }
 
     #[inline(always)]

@@ -98,7 +98,7 @@ impl Pinned {
         for entry in self.services.iter() {
             let (key, value): (_, [u8; SERVICE]) = entry?;
             let key: ServiceKey = must_cast(key);
-            let mut service: Service = must_cast(value);
+            let mut service = must_cast::<_, Service>(value).sealed(&key);
             for _ in 0..ATTEMPTS {
                 let records = self.records(service.block, service.count);
                 if records.iter().all(|record| record.generation == service.generation) {
@@ -156,7 +156,7 @@ impl Store for Pinned {
             Op::WriteBlock { block, records } => self.backends.write(*block, records),
             Op::PutService { key, service } => self
                 .services
-                .insert(&must_cast(*key), &must_cast(*service), 0)
+                .insert(&must_cast(*key), &must_cast(service.sealed(key)), 0)
                 .map_err(|error| kernel("update", SERVICES, &error)),
             Op::DeleteService { key } => gone(self.services.remove(&must_cast(*key)))
                 .map_err(|e| kernel("delete from", SERVICES, &e)),
@@ -204,7 +204,8 @@ fn kernel(call: &'static str, map: &'static str, error: &MapError) -> StoreError
 
 impl Tables for Pinned {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
-        self.services.get(&must_cast(*key), 0).ok().map(must_cast)
+        let value = self.services.get(&must_cast(*key), 0).ok()?;
+        Some(must_cast::<_, Service>(value).sealed(key))
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {
