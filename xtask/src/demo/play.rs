@@ -33,7 +33,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         return Err(place::busy());
     };
     if place::sweep()? {
-        say!("Removed what an earlier demo had left.\n");
+        say!("\nRemoved what an earlier demo had left.");
     }
     let start = Instant::now();
     let node = acts(args).inspect_err(|_| show_log())?;
@@ -59,7 +59,7 @@ fn acts(args: &Args) -> Result<Node> {
 
 fn nobody_balances(node: &mut Node) -> Result<()> {
     let client = Pod::client().address;
-    say!("socklb: a connection to a Service goes straight to one of its backends.");
+    say!("\nsocklb: a connection to a Service goes straight to one of its backends.");
     paragraph(&[
         "Here is a node, made of network namespaces with no way out. On it are a client",
         &format!("({client}) and five HTTP servers that answer with their name: web-1 to"),
