@@ -7,7 +7,7 @@ mod pins;
 
 use std::{env, fs, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya_build::{Package, Toolchain};
 
 const OBJECT: &str = "SOCKLB_BPF_OBJECT";
@@ -17,6 +17,8 @@ fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
     if let Some(object) = env::var_os(OBJECT) {
         let object = PathBuf::from(object);
+        // Build scripts run in their package, wherever cargo was started.
+        ensure!(object.is_absolute(), "{OBJECT}={}: give an absolute path", object.display());
         println!("cargo::rerun-if-changed={}", object.display());
         fs::copy(&object, out.join("socklb-bpf"))
             .with_context(|| format!("{OBJECT}={}", object.display()))?;
