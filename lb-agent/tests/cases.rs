@@ -263,6 +263,11 @@ fn run_faulty(case: &Case, seed: u64) -> Result<usize, String> {
             assert!(syncs < SYNCS, "no end of retries");
         };
         reference.compare(&pipeline.store().memory, &report)?;
+        let named = pipeline.store().memory.snapshot().blocks;
+        let named: usize = named.values().map(Vec::len).sum();
+        if usize::try_from(pipeline.tables().blocks().used()) != Ok(named) {
+            return Err("records that a failed op left behind are lost".to_owned());
+        }
     }
     Ok(pipeline.store().failed)
 }
