@@ -9,18 +9,26 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "this is all test code")]
 
 mod kernel {
+    mod agent;
     mod control;
     mod echo;
     mod raw;
     mod world;
+    mod yaml;
 
+    mod capacity;
     mod connect;
+    mod exclusive;
     mod flips;
-    mod programs;
+    mod healing;
     mod lbctl;
     mod peername;
+    mod programs;
     mod recycling;
     mod refusal;
+    mod resize;
+    mod restart;
     mod spread;
+    mod startup;
     mod untouched;
 }

@@ -1,0 +1,115 @@
+//! A start that was interrupted at any point is completed by the next one.
+
+use std::fs;
+
+use aya::programs::links::{FdLink, PinnedLink};
+use lb_agent::datapath::{Datapath, Sizes};
+
+use super::{
+    connect::V4,
+    control::{Control, SIZES, pinned},
+    flips::udp_backend,
+    raw::udp_socket,
+    restart::{a_while, content, under_load},
+    world::{World, backend4},
+};
+
+const OTHER: Sizes = Sizes { services: 100, backends: 100 };
+
+/// What is to be found in the links' directory, and nothing else.
+fn only_the_links(world: &World) {
+    let mut names: Vec<_> = fs::read_dir(world.pins().links())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["connect4", "connect6", "getpeername4", "getpeername6"]);
+}
+
+/// The first start, with some of the maps made.
+#[test]
+fn half_a_set_of_maps() {
+    World::run(|world| {
+        for missing in
+            [&["names"][..], &["services", "backends"], &["services", "names", "backends"]]
+        {
+            drop(Datapath::load(&world.pins(), SIZES).unwrap());
+            for name in missing {
+                fs::remove_file(world.pins().map_set(1).join(name)).unwrap();
+            }
+            let mut control = Control::start(world);
+            control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+            assert!(udp_backend(V4).is_ok());
+            lb_agent::datapath::cleanup(&world.pins()).unwrap();
+        }
+    });
+}
+
+/// A resize that was interrupted: new maps, half full or whole, and the links not moved yet.
+#[test]
+fn two_sets_of_maps() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        control.put("web", &["10.96.0.10"], 80, &[1, 2].map(backend4));
+        let before = content(&pinned(world));
+        drop(control);
+        under_load(|load| {
+            for missing in [None, Some("names")] {
+                for next in [SIZES, OTHER, SIZES] {
+                    let interrupted = Sizes { services: 70, backends: 77 };
+                    drop(Datapath::load(&world.pins(), interrupted).unwrap());
+                    let sets = world.pins().map_sets().unwrap();
+                    assert_eq!(sets.len(), 2);
+                    if let Some(missing) = missing {
+                        let (_, path) = sets.last_key_value().unwrap();
+                        fs::remove_file(path.join(missing)).unwrap();
+                    }
+                    a_while(load);
+                    let (mut datapath, _) = Datapath::load(&world.pins(), next).unwrap();
+                    datapath.attach(world.cgroup()).unwrap();
+                    a_while(load);
+                    assert_eq!(world.pins().map_sets().unwrap().len(), 1);
+                    assert_eq!(content(&pinned(world)), before);
+                    assert_eq!(pinned(world).max_services, next.services);
+                }
+            }
+        });
+    });
+}
+
+/// A link that was pinned under its first name, and not renamed.
+#[test]
+fn a_link_not_in_its_place() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+        let (links, pins) = (world.pins().links(), world.pins());
+        fs::rename(pins.link("connect4"), links.join("connect4_new")).unwrap();
+        Datapath::load(&pins, SIZES).unwrap().0.attach(world.cgroup()).unwrap();
+        only_the_links(world);
+        assert!(udp_backend(V4).is_ok());
+        assert_eq!(udp_socket(true).connect(V4).map_err(|e| e.raw_os_error()), Ok(()));
+    });
+}
+
+/// A move to another cgroup that was interrupted, and then called off.
+#[test]
+fn a_link_to_a_cgroup_that_was_given_up() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+        let pins = world.pins();
+        let elsewhere = world.cgroup().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        // All links at the other cgroup, then one of them as it would be just before its renaming.
+        Datapath::load(&pins, SIZES).unwrap().0.attach(&elsewhere).unwrap();
+        let moved: FdLink = PinnedLink::from_pin(pins.link("connect4")).unwrap().into();
+        Datapath::load(&pins, SIZES).unwrap().0.attach(world.cgroup()).unwrap();
+        moved.pin(pins.links().join("connect4_new")).unwrap();
+
+        Datapath::load(&pins, SIZES).unwrap().0.attach(world.cgroup()).unwrap();
+        only_the_links(world);
+        assert!(udp_backend(V4).is_ok());
+        fs::remove_dir(&elsewhere).unwrap();
+    });
+}
