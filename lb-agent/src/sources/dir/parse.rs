@@ -325,7 +325,7 @@ mod tests {
             ("a: *b\n".to_owned(), 7, "reference to unknown"),
             ("just text\n".to_owned(), 6, "expected a kubernetes object"),
             (format!("{SERVICE}...\nmore: 1\n"), 12, "multiple"),
-            ("a: \"half writ".to_owned(), 7, "quoted scalar"),
+            ("a: \"half writ".to_owned(), 7, "unclosed quote"),
         ] {
             let error = second(&text);
             assert!(error.starts_with(&format!("document 2, line {line}: ")), "{text:?}: {error}");

@@ -253,4 +253,21 @@ mod tests {
         let (state, urgent) = state(&[("..data", MOVED_IN)]);
         assert!(urgent && state.signs.linked);
     }
+
+    #[tokio::test]
+    async fn the_watch_moves_to_the_directory_that_has_the_path() {
+        let parent = tempfile::TempDir::new().unwrap();
+        let path = parent.path().join("dir");
+        fs::create_dir(&path).unwrap();
+        let mut watch = Watch::new(&path);
+        fs::rename(&path, parent.path().join("old")).unwrap();
+        fs::create_dir(&path).unwrap();
+        watch.renew(&path);
+        fs::write(path.join("a.yaml"), "").unwrap();
+        while !watch.signs().done.contains("a.yaml") {
+            tokio::time::timeout(std::time::Duration::from_secs(30), watch.changed())
+                .await
+                .expect("no sign of the new directory");
+        }
+    }
 }
