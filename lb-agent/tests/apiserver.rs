@@ -284,17 +284,23 @@ fn what_happened_before_a_compaction_is_noticed(world: &mut World, ns: &str) {
         cluster.apply(&service(ns, name, ip, 80));
         cluster.apply(&slice(ns, name, name, &pods(5, 1, 3), 8080));
     }
+    cluster.apply(&slice(ns, "changes", "changes", &pods(5, 2, 3), 8080));
+    let goes = slice(ns, "changes-2", "changes", &pods(5, 1, 1), 8080);
+    cluster.apply(&goes);
     let stays = node.await_backends("10.96.5.1:80", &backends[..3]);
     node.await_backends("10.96.5.2:80", &backends[..3]);
     node.await_backends("10.96.5.3:80", &backends[..3]);
 
-    // The agent sleeps; its watches are broken while it does, so that it has to ask for what it
-    // missed; and what it missed is forgotten by then.
+    // The agent sleeps. Its watches are broken before anything happens, so that nothing waits in its
+    // sockets: it has to ask for what it missed, and by then that is forgotten.
     agent.suspend();
     let seen = cluster.revision();
     let flow = node.flow("10.96.5.1:80");
+    world.control_plane.kill_apiserver();
+    world.control_plane.start_apiserver();
     cluster.delete(&service(ns, "goes", "10.96.5.3", 80));
     cluster.delete(&slice(ns, "goes", "goes", &pods(5, 1, 3), 8080));
+    cluster.delete(&goes);
     cluster.apply(&slice(ns, "changes", "changes", &pods(5, 2, 4), 8080));
     cluster.apply(&service(ns, "comes", "10.96.5.4", 80));
     cluster.apply(&slice(ns, "comes", "comes", &pods(5, 4, 4), 8080));

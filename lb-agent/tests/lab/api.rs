@@ -1,7 +1,7 @@
-//! A client of the API server that does what `kubectl apply`, `get` and `delete` do, one thing at a
-//! time. An object is written as JSON, so that it can be as wrong as the API server lets it be.
+//! A client of the API server that does what `kubectl apply` and `kubectl delete` do, one thing
+//! at a time. An object is written as JSON, so that it can be as wrong as the API server lets it be.
 
-use std::{fmt::Debug, path::Path};
+use std::path::Path;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::{
@@ -10,12 +10,10 @@ use k8s_openapi::api::{
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use kube::{
-    Api, Client, Config, Resource,
+    Api, Client, Config,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, WatchEvent, WatchParams},
     config::{KubeConfigOptions, Kubeconfig},
-    core::NamespaceResourceScope,
 };
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
@@ -60,15 +58,11 @@ impl Cluster {
         deleted.unwrap_or_else(|error| panic!("cannot delete {object}: {error}"));
     }
 
-    pub(crate) fn get<K>(&self, namespace: &str, name: &str) -> kube::Result<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned,
-    {
-        let api = Api::<K>::namespaced(self.client.clone(), namespace);
-        self.runtime.block_on(api.get(name))
+    /// Whether the API server would take the object now. It does not keep it.
+    pub(crate) fn would_apply(&self, object: &Value) -> kube::Result<()> {
+        let (api, name) = self.api(object);
+        let params = PatchParams { dry_run: true, ..PatchParams::apply("test").force() };
+        self.runtime.block_on(api.patch(&name, &params, &Patch::Apply(object))).map(drop)
     }
 
     /// The version that a list of all Services has now.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{ByteString, api::core::v1};
+use k8s_openapi::ByteString;
 use nix::sys::signal::Signal;
 use ring::{
     rand::SystemRandom,
@@ -19,7 +19,7 @@ use ring::{
 };
 use serde_json::{Value, json};
 
-use super::{api::Cluster, cgroup, eventually, process::Process};
+use super::{api::Cluster, cgroup, eventually, objects::service, process::Process};
 
 /// The address that the API server says it has; it refuses to say 127.0.0.1.
 pub(crate) const ADDRESS: &str = "172.31.255.1";
@@ -142,7 +142,10 @@ impl ControlPlane {
         write_kubeconfig(&self.kubeconfig(), &authority, TOKEN);
         write_kubeconfig(&self.guest_kubeconfig(), &authority, GUEST_TOKEN);
         let client = self.client();
-        self.await_progress(|| client.get::<v1::Service>("default", "kubernetes"));
+        // Addresses are what it has ready last.
+        let mut probe = service("default", "probe", "", 80);
+        probe["spec"]["ipFamilyPolicy"] = json!("RequireDualStack");
+        self.await_progress(|| client.would_apply(&probe));
     }
 
     /// Repeats what does not work yet, as long as the API server runs.
