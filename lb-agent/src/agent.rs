@@ -70,7 +70,7 @@ async fn dry_run(config: &Config) -> Result<()> {
         },
     };
     let mut pipeline = Pipeline::new(Memory::from(&snapshot), &snapshot);
-    let (_source, mut changes) = start_source(config).await?;
+    let (_source, mut changes) = start_source(config, !snapshot.services.is_empty()).await?;
     let lists = async {
         while !pipeline.is_dirty() {
             match changes.recv().await {
@@ -142,7 +142,7 @@ async fn serve(config: &Config) -> Result<()> {
     if agent.attach.as_ref().is_some_and(|(datapath, _)| datapath.is_adopted()) {
         agent.attach()?;
     }
-    let (source, changes) = start_source(config).await?;
+    let (source, changes) = start_source(config, !snapshot.services.is_empty()).await?;
     let follow = agent.follow(changes);
     let stopped = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
@@ -158,13 +158,16 @@ async fn serve(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// The source at work, and what it says.
-async fn start_source(config: &Config) -> Result<(JoinHandle<Result<()>>, mpsc::Receiver<Change>)> {
+/// The source at work, and what it says. `in_force`: the maps have entries already.
+async fn start_source(
+    config: &Config,
+    in_force: bool,
+) -> Result<(JoinHandle<Result<()>>, mpsc::Receiver<Change>)> {
     let (sender, receiver): (Changes, _) = mpsc::channel(BACKLOG);
     let task = match &config.source {
         Source::Dir(path) => {
             let path = path.clone();
-            tokio::spawn(async move { sources::dir::run(path, sender).await })
+            tokio::spawn(async move { sources::dir::run(path, in_force, sender).await })
         }
         Source::Kubernetes => {
             let access = sources::kubernetes::Access {

@@ -4,7 +4,8 @@
 //! are followed, so a mounted ConfigMap will do. A change is taken up as soon as its writer is done.
 //!
 //! Nothing is deleted on partial knowledge: while a file cannot be read, what it said last holds;
-//! while the directory is away, all holds; and before each file was read once, nothing is said at all.
+//! while the directory is away, all holds; and after a restart, nothing is said at all before each
+//! file was read once.
 
 mod files;
 mod object;
@@ -39,8 +40,11 @@ const RESCAN_CHANGING: Duration = Duration::from_millis(250);
 
 /// Follows the directory until the receiver is gone. Fails only if the directory cannot be read at
 /// the start.
-pub async fn run(path: PathBuf, changes: Changes) -> Result<()> {
-    let mut follower = tokio::task::spawn_blocking(move || Follower::start(path))
+///
+/// `in_force`: an earlier agent's maps are at work. Then nothing is said before each file was read
+/// once, since what an unreadable one says may be in them.
+pub async fn run(path: PathBuf, in_force: bool, changes: Changes) -> Result<()> {
+    let mut follower = tokio::task::spawn_blocking(move || Follower::start(path, in_force))
         .await
         .context("reading the directory did not end")??;
     let mut send = true;
@@ -76,12 +80,12 @@ struct Follower {
     /// The keys of `problems`.
     told: BTreeSet<String>,
     away: bool,
-    /// Whether each file was read once.
+    /// Whether each file was read once, or need not be.
     complete: bool,
 }
 
 impl Follower {
-    fn start(path: PathBuf) -> Result<Self> {
+    fn start(path: PathBuf, in_force: bool) -> Result<Self> {
         let remedy = "give --source dir:PATH a directory that is there and may be read";
         let watch = Watch::new(&path);
         let mut reader = Reader::new(path.clone());
@@ -98,7 +102,7 @@ impl Follower {
             problems: Problems::default(),
             told: BTreeSet::new(),
             away: false,
-            complete: false,
+            complete: !in_force,
         })
     }
 
@@ -185,8 +189,12 @@ mod tests {
 
     impl Running {
         fn start(path: &Path) -> Self {
+            Self::start_with(path, true)
+        }
+
+        fn start_with(path: &Path, in_force: bool) -> Self {
             let (sender, receiver) = mpsc::channel(BACKLOG);
-            Self { receiver, task: tokio::spawn(run(path.to_owned(), sender)) }
+            Self { receiver, task: tokio::spawn(run(path.to_owned(), in_force, sender)) }
         }
 
         /// The names of the next list of Services, with the list of slices behind it.
@@ -279,6 +287,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_broken_file_holds_up_the_others_only_where_it_may_be_in_force() {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("a.yaml"), service("a")).unwrap();
+        fs::write(dir.path().join("b.yaml"), "kind: [").unwrap();
+        let mut fresh = Running::start_with(dir.path(), false);
+        assert_eq!(fresh.next().await, ["a"]);
+        let mut restarted = Running::start_with(dir.path(), true);
+        fs::write(dir.path().join("b.yaml"), service("b")).unwrap();
+        assert_eq!(restarted.next().await, ["a", "b"], "nothing was said before");
+        fresh.reaches(&["a", "b"], &[&["a"]]).await;
+    }
+
+    #[tokio::test]
     async fn a_directory_that_comes_back_is_followed_again() {
         let parent = TempDir::new().unwrap();
         let (dir, away) = (parent.path().join("dir"), parent.path().join("away"));
@@ -314,7 +335,7 @@ mod tests {
         fs::write(&file, service("a")).unwrap();
         for path in [dir.path().join("missing"), file] {
             let (sender, _receiver) = mpsc::channel(1);
-            let error = format!("{:#}", run(path.clone(), sender).await.unwrap_err());
+            let error = format!("{:#}", run(path.clone(), true, sender).await.unwrap_err());
             assert!(error.contains(&path.display().to_string()), "{error}");
             assert!(error.contains("give --source dir:PATH"), "{error}");
         }
