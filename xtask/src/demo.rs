@@ -89,10 +89,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// the shell itself has to say about that (bash: "Terminated") is no news to anybody.
 const GUARD: &str = r#"
 keep=$1; shift
-exec 3>&2
-trap 'kill "$!"' HUP INT QUIT TERM
+stopped=; exec 3>&2
+trap 'stopped=1; kill "$!" 2>/dev/null' HUP INT QUIT TERM
 "$0" demo play "$@" &
 exec 2>/dev/null
+[ -z "$stopped" ] || kill "$!"
 wait "$!"; code=$?
 trap '' HUP INT QUIT TERM
 [ "$code" -le 128 ] || echo

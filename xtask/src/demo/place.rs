@@ -12,7 +12,8 @@
 //! <cgroup2>/socklb-demo/node   the node: the programs are attached here
 //! ```
 //!
-//! Every process of the demo is in one of the two cgroups from before it makes anything. So after
+//! Every process of the demo is in one of the two cgroups before it makes a namespace or
+//! a mount. So after
 //! the cgroups are killed nothing can come back, and the rest may be removed in peace.
 
 use std::{
