@@ -79,7 +79,7 @@ impl Datapath {
         let mut maps = Pinned::open(&dir, Access::Write)?;
         if let Some(old) = &replaced {
             let snapshot = Pinned::open(old, Access::Read)?.snapshot()?;
-            copy(&snapshot, &mut maps).with_context(|| {
+            copy(&snapshot, &mut maps, sizes).with_context(|| {
                 format!(
                     "cannot move the maps from {} services and {} backends to {} and {}",
                     snapshot.max_services, snapshot.max_backends, sizes.services, sizes.backends
@@ -132,25 +132,34 @@ impl Datapath {
         let program: &mut CgroupSockAddr =
             self.programs.program_mut(name).context("it is not in the object")?.try_into()?;
         let pin = self.pins.link(name);
+        let fresh = self.pins.link(&format!("{name}_new"));
         if pin.exists() {
             let (link, attached_to) = pins::open_link(&pin)
                 .with_context(|| format!("{} is not a link of ours", pin.display()))?;
             if attached_to == pins::cgroup_id(cgroup)? {
                 program.attach_to_link(CgroupSockAddrLink::try_from(link)?)?;
-                return Ok(());
+                // A move to another cgroup that was interrupted, and given up.
+                return remove_pin(&fresh);
             }
             tracing::info!(program = name, "moves to another cgroup");
         }
         let id = program.attach(cgroup, CgroupAttachMode::Single)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         // Renaming replaces a link to another cgroup, if there is one, in one step.
-        let fresh = self.pins.link(&format!("{name}_new"));
-        if fresh.exists() {
-            fs::remove_file(&fresh)?;
-        }
+        remove_pin(&fresh)?;
         link.pin(&fresh).with_context(|| format!("cannot pin {}", fresh.display()))?;
         fs::rename(&fresh, &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
         Ok(())
+    }
+}
+
+/// Removes a pin, if it is there.
+fn remove_pin(pin: &Path) -> Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", pin.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -237,7 +246,12 @@ fn is_older(release: &str) -> bool {
 }
 
 /// Writes into empty maps what others say, each thing in its place.
-fn copy(snapshot: &Snapshot, maps: &mut Pinned) -> Result<()> {
+fn copy(snapshot: &Snapshot, maps: &mut Pinned, sizes: Sizes) -> Result<()> {
+    let end = |(block, records): (&u32, &Vec<_>)| u64::from(*block) + records.len() as u64;
+    let needed = snapshot.blocks.iter().map(end).max().unwrap_or(0);
+    if needed > u64::from(sizes.backends) {
+        bail!("records up to the {needed}th are in use; raise --max-backends to {needed} at least");
+    }
     for (id, port) in &snapshot.names {
         maps.apply(&Op::PutName { id: *id, port: port.clone() })?;
     }

@@ -184,22 +184,50 @@ pub fn default_bpffs() -> io::Result<Option<PathBuf>> {
     Ok(mounts::first("bpf")?.map(|mount| mount.path))
 }
 
-/// Opens a pinned link. The second part is the id of the cgroup it is attached to; 0 if that cgroup
-/// is gone.
-pub fn open_link(path: &Path) -> Result<(FdLink, u64), LinkError> {
-    let link: FdLink = PinnedLink::from_pin(path)?.into();
-    let id = link.info()?.id();
-    let cgroup = fdinfo(|lines| {
-        let field =
-            |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        (field("link_id:") == Some(u64::from(id))).then(|| field("cgroup_id:"))?
-    });
-    Ok((link, cgroup.unwrap_or(0)))
+/// Why a pinned link could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenLinkError {
+    /// There is no such pin, or no permission to open it.
+    #[error(transparent)]
+    Open(#[from] LinkError),
+    /// The pin is something else.
+    #[error("it is {0}; remove it, or remove all pins with `lb-agent --cleanup`")]
+    Foreign(String),
 }
 
-/// The first file of this process about which the kernel says what `wanted` looks for: aya keeps
-/// the descriptor of a link to itself, and the kernel tells the cgroup only here.
-fn fdinfo(wanted: impl Fn(&[&str]) -> Option<u64>) -> Option<u64> {
+/// Opens the pinned link of the program that the pin is named after. The second part is the id of
+/// the cgroup it is attached to; 0 if that cgroup is gone.
+///
+/// What is pinned there may be anything: the kernel opens a map by the same call, and lets a program
+/// be put into the link of another attach type, where it does harm.
+pub fn open_link(path: &Path) -> Result<(FdLink, u64), OpenLinkError> {
+    let foreign = |what: &str| OpenLinkError::Foreign(what.to_owned());
+    let link: FdLink = PinnedLink::from_pin(path)?.into();
+    let id = link.info()?.id();
+    let found = fdinfo(|lines| {
+        let field =
+            |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        (field("link_id:") == Some(u64::from(id)))
+            .then(|| (field("cgroup_id:"), field("attach_type:")))
+    });
+    let (Some(cgroup), Some(attach_type)) = found.ok_or_else(|| foreign("no link"))? else {
+        return Err(foreign("no link to a cgroup"));
+    };
+    let program = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if ATTACH_TYPES.contains(&(program, attach_type)) {
+        Ok((link, cgroup))
+    } else {
+        Err(foreign(&format!("the link of another program (attach type {attach_type})")))
+    }
+}
+
+/// As in `linux/bpf.h`: `BPF_CGROUP_INET4_CONNECT` and so on.
+const ATTACH_TYPES: [(&str, u64); PROGRAMS.len()] =
+    [("connect4", 10), ("connect6", 11), ("getpeername4", 29), ("getpeername6", 30)];
+
+/// What `wanted` finds in what the kernel says of a file of this process: aya keeps the descriptor
+/// of a link to itself, and the kernel tells the cgroup only here.
+fn fdinfo<T>(wanted: impl Fn(&[&str]) -> Option<T>) -> Option<T> {
     let entries = fs::read_dir("/proc/self/fdinfo").ok()?;
     entries.flatten().find_map(|entry| {
         let text = fs::read_to_string(entry.path()).ok()?;

@@ -16,7 +16,7 @@ use crate::{
         table::NONE,
     },
     mounts,
-    pins::{self, PROGRAMS, Pins},
+    pins::{self, OpenLinkError, PROGRAMS, Pins},
 };
 
 /// One program, and where it is at work.
@@ -91,17 +91,17 @@ fn program(
             link_id: None,
         });
     }
-    let fail = |error: LinkError| {
+    let fail = |error: OpenLinkError| {
         let what = format!("cannot look at the link {}", path.display());
         match error {
-            LinkError::SyscallError(SyscallError { io_error, .. }) => {
+            OpenLinkError::Open(LinkError::SyscallError(SyscallError { io_error, .. })) => {
                 failure::kernel(&what, &io_error)
             }
             other => Failure::Unreachable(format!("{what}: {other}")),
         }
     };
     let (link, cgroup_id) = pins::open_link(&path).map_err(fail)?;
-    let info = link.info().map_err(fail)?;
+    let info = link.info().map_err(|error| fail(error.into()))?;
     let gone = cgroup_id == 0;
     Ok(Attachment {
         name,
