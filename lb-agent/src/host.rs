@@ -11,8 +11,10 @@ use crate::{config::Config, mounts, pins};
 
 /// `CAP_NET_ADMIN`, to attach the programs.
 const NET_ADMIN: u32 = 12;
-/// `CAP_SYS_ADMIN`, which stands for both others.
+/// `CAP_SYS_ADMIN`, which stands for the others.
 const SYS_ADMIN: u32 = 21;
+/// `CAP_PERFMON`: without it the verifier allows less arithmetic on pointers than the programs do.
+const PERFMON: u32 = 38;
 /// `CAP_BPF`, to make maps and load programs.
 const BPF: u32 = 39;
 
@@ -23,9 +25,9 @@ pub fn check_capabilities() -> Result<()> {
     let missing = missing_capabilities(&status);
     if !missing.is_empty() {
         bail!(
-            "not permitted: {} is missing; run as root (sudo lb-agent ...), or give the process \
-             CAP_BPF and CAP_NET_ADMIN",
-            missing.join(" and ")
+            "not permitted, for lack of {}: run as root (sudo lb-agent ...), or give the process \
+             CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            missing.join(", ")
         );
     }
     Ok(())
@@ -38,7 +40,7 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
     if has(SYS_ADMIN) {
         return Vec::new();
     }
-    [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN")]
+    [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN"), (PERFMON, "CAP_PERFMON")]
         .into_iter()
         .filter_map(|(capability, name)| (!has(capability)).then_some(name))
         .collect()
@@ -110,8 +112,8 @@ mod tests {
         let missing = |hex: &str| missing_capabilities(&format!("Name:\tx\nCapEff:\t{hex}\n"));
         assert_eq!(missing("000001ffffffffff"), [""; 0]);
         assert_eq!(missing("0000000000200000"), [""; 0], "CAP_SYS_ADMIN");
-        assert_eq!(missing("0000008000001000"), [""; 0], "both");
-        assert_eq!(missing("0000008000000000"), ["CAP_NET_ADMIN"]);
-        assert_eq!(missing("0000000000000000"), ["CAP_BPF", "CAP_NET_ADMIN"]);
+        assert_eq!(missing("000000c000001000"), [""; 0], "all three");
+        assert_eq!(missing("000000c000000000"), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing("0000000000000000"), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
     }
 }
