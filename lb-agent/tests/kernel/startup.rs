@@ -21,6 +21,7 @@ use super::{
 
 const NET_ADMIN: u32 = 12;
 const SYS_ADMIN: u32 = 21;
+const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 const LAST: u32 = 40;
 
@@ -50,12 +51,13 @@ fn web(world: &World) {
 fn capabilities() {
     World::run(|world| {
         web(world);
-        let all = without(command(world, &SIZES), [NET_ADMIN, SYS_ADMIN, BPF]);
-        refuses(all, &["CAP_BPF and CAP_NET_ADMIN is missing", "sudo"]);
+        let all = without(command(world, &SIZES), [NET_ADMIN, SYS_ADMIN, PERFMON, BPF]);
+        refuses(all, &["not permitted", "lack of CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", "sudo"]);
         let one = without(command(world, &SIZES), [NET_ADMIN, SYS_ADMIN]);
-        refuses(one, &["not permitted: CAP_NET_ADMIN is missing", "run as root"]);
+        refuses(one, &["lack of CAP_NET_ADMIN:", "run as root"]);
         // The remedy it names is enough.
-        let others = (0..=LAST).filter(|capability| ![NET_ADMIN, BPF].contains(capability));
+        let others =
+            (0..=LAST).filter(|capability| ![NET_ADMIN, PERFMON, BPF].contains(capability));
         let agent = Agent::spawn(without(command(world, &SIZES), others));
         agent.wait_for("in sync");
         assert!(udp_backend(V4).is_ok());
@@ -140,7 +142,10 @@ fn foreign_pins() {
             fs::remove_dir(&link).unwrap();
             let names = MapData::from_pin(maps.join("names")).unwrap();
             Map::HashMap(names).pin(&link).unwrap();
-            refuses(command(world, &SIZES), &["links/connect4", "is not a link of ours"]);
+            refuses(
+                command(world, &SIZES),
+                &["links/connect4", "is not a link of ours", "--cleanup"],
+            );
             fs::remove_file(&link).unwrap();
             fs::rename(&aside, &link).unwrap();
         });
@@ -160,7 +165,7 @@ fn links_that_changed_places() {
         Agent::start(world).kill();
         let pins = world.pins();
         swap(&pins.link("connect4"), &pins.link("getpeername4"));
-        refuses(command(world, &SIZES), &["cannot attach the program"]);
+        refuses(command(world, &SIZES), &["is not a link of ours", "another program", "--cleanup"]);
         swap(&pins.link("connect4"), &pins.link("getpeername4"));
         let _agent = Agent::start(world);
         assert!(udp_backend(V4).is_ok());
