@@ -7,7 +7,7 @@ use std::{io, num::NonZeroUsize, os::fd::BorrowedFd, ptr::NonNull};
 use lb_common::abi::{BACKENDS, Backend};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::{Access, StoreError};
+use super::{Access, StoreError, last_generation};
 
 /// An array of [`Backend`] in memory shared with the kernel, and perhaps with other processes:
 /// every access is a volatile copy, none a reference.
@@ -71,13 +71,12 @@ impl Mapping {
         Ok(())
     }
 
-    /// The greatest generation of any record.
+    /// The generation given last, see [`last_generation`].
     pub(super) fn last_generation(&self) -> u32 {
-        (0..self.len)
+        last_generation((0..self.len).map(|index| {
             // SAFETY: as in `read`.
-            .map(|index| unsafe { self.base.add(index as usize).read_volatile() }.generation)
-            .max()
-            .unwrap_or(0)
+            unsafe { self.base.add(index as usize).read_volatile() }.generation
+        }))
     }
 }
 

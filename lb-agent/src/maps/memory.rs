@@ -8,7 +8,7 @@ use lb_common::{
     abi::{Backend, Name, SERVICES, Service, ServiceKey},
 };
 
-use super::{Snapshot, Store, StoreError};
+use super::{Snapshot, Store, StoreError, last_generation};
 use crate::{model::PortRef, plan::Op};
 
 /// Maps in memory. They know the limits of real ones, and no others.
@@ -32,7 +32,7 @@ impl Memory {
         Snapshot {
             max_services: self.max_services,
             max_backends: self.backends.len().try_into().unwrap_or(u32::MAX),
-            last_generation: self.backends.iter().map(|r| r.generation).max().unwrap_or(0),
+            last_generation: last_generation(self.backends.iter().map(|r| r.generation)),
             services: self.services.clone(),
             names: self.names.clone(),
             blocks: self

@@ -74,7 +74,7 @@ pub struct Snapshot {
     pub max_services: u32,
     /// Size of the backends map.
     pub max_backends: u32,
-    /// The greatest generation of any record, in use or not.
+    /// The generation given last, as far as the records show, in use or not. 0: none was.
     pub last_generation: u32,
     /// The frontends.
     pub services: BTreeMap<ServiceKey, Service>,
@@ -82,4 +82,35 @@ pub struct Snapshot {
     pub names: BTreeMap<u32, PortRef>,
     /// The records of the blocks that `services` names, by index of the first one.
     pub blocks: BTreeMap<u32, Vec<Backend>>,
+}
+
+/// The generation given last: the one that the widest range without any comes after. They are given
+/// in turn, and begin anew behind the greatest number.
+fn last_generation(of_records: impl Iterator<Item = u32>) -> u32 {
+    let mut given: Vec<u32> = of_records.filter(|generation| *generation != 0).collect();
+    given.sort_unstable();
+    let (Some(&first), Some(&last)) = (given.first(), given.last()) else { return 0 };
+    let mut widest = (u32::MAX - (last - first), last);
+    for pair in given.windows(2) {
+        widest = widest.max((pair[1] - pair[0], pair[0]));
+    }
+    widest.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_generation;
+
+    #[test]
+    fn generations_go_on_where_most_are_unused() {
+        let last = |of_records: &[u32]| last_generation(of_records.iter().copied());
+        assert_eq!(last(&[0, 0]), 0);
+        assert_eq!(last(&[1]), 1);
+        assert_eq!(last(&[0, 3, 7, 7, 5]), 7);
+        assert_eq!(last(&[u32::MAX]), u32::MAX);
+        // Behind the greatest number, and with an old one that is still in use.
+        assert_eq!(last(&[u32::MAX - 1, u32::MAX, 1, 2]), 2);
+        assert_eq!(last(&[5, 3_000_000_000, 3_000_000_100]), 5);
+        assert_eq!(last(&[5, 1_000_000_000, 1_000_000_100]), 1_000_000_100);
+    }
 }
