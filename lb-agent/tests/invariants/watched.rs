@@ -1,0 +1,323 @@
+//! Maps in memory that look at every op.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use bytemuck::Zeroable as _;
+use lb_agent::{
+    maps::{Memory, Snapshot, Store, StoreError},
+    model::PortRef,
+    plan::Op,
+};
+use lb_common::{
+    ATTEMPTS, Flow, Tables, Verdict,
+    abi::{self, Action, Backend, ServiceKey},
+    pick, select,
+};
+
+use super::truth::{Set, Sets};
+
+/// An entry that stood in the map, with its records as they were then.
+#[derive(Clone, Debug)]
+struct Past {
+    key: ServiceKey,
+    value: abi::Service,
+    records: Vec<Backend>,
+    /// It stands there still, or did after the last grace period.
+    readable: bool,
+}
+
+/// Maps in memory that look at every op.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    pub(super) memory: Memory,
+    pub(super) services: BTreeMap<ServiceKey, abi::Service>,
+    pub(super) names: BTreeMap<u32, PortRef>,
+    past: Vec<Past>,
+    generations: BTreeSet<u32>,
+    /// Whether both lists are whole.
+    pub(super) open: bool,
+    /// What the maps said when the sync began, and what they should say when it is over.
+    pub(super) old: Sets,
+    pub(super) new: Sets,
+    /// The next ops that fail, lowest bit first.
+    pub(super) faults: u64,
+    pub(super) grace_fails: bool,
+    /// Nothing is checked: what stands in the maps was not written by an agent.
+    blind: bool,
+}
+
+/// How many values older than a grace period are remembered.
+const OLD_VALUES: usize = 24;
+
+impl Watched {
+    pub(super) fn new(max_services: u32, max_backends: u32) -> Self {
+        Self {
+            memory: Memory::new(max_services, max_backends),
+            services: BTreeMap::new(),
+            names: BTreeMap::new(),
+            past: Vec::new(),
+            generations: BTreeSet::new(),
+            open: false,
+            old: Sets::new(),
+            new: Sets::new(),
+            faults: 0,
+            grace_fails: false,
+            blind: false,
+        }
+    }
+
+    /// Maps of any content; nothing is checked before [`Watched::watch`].
+    pub(super) fn blind(memory: Memory) -> Self {
+        Self { memory, blind: true, ..Self::new(0, 0) }
+    }
+
+    /// From now on all is checked.
+    pub(super) fn watch(&mut self) {
+        let Snapshot { services, names, .. } = self.memory.snapshot();
+        for (&key, &value) in &services {
+            let records = self.records_of(&value);
+            self.past.push(Past { key, value, records, readable: true });
+        }
+        (self.services, self.names) = (services, names);
+        (self.blind, self.open) = (false, true);
+    }
+
+    fn records_of(&self, value: &abi::Service) -> Vec<Backend> {
+        self.memory.records(value.block, value.count)
+    }
+
+    /// Where an entry leads; panics if what it names is no set.
+    fn set(&self, key: &ServiceKey, value: &abi::Service) -> Set {
+        let records = self.records_of(value);
+        assert!(value.count > 0 && value.generation > 0, "{key:?} names no set: {value:?}");
+        assert_eq!(records.len(), value.count as usize, "{key:?} names what is not there");
+        for record in &records {
+            assert_ne!(*record, Backend::zeroed(), "{key:?} names a record never written");
+            let stamp = (record.generation, record.service);
+            assert_eq!(stamp, (value.generation, value.id), "{key:?} names parts of two sets");
+        }
+        let port = self.names.get(&value.id);
+        let refuses = records.iter().filter(|r| r.action() == Action::Refuse).count();
+        assert!(refuses == 0 || records.len() == 1, "{key:?} refuses now and then: {records:?}");
+        let backends = if refuses > 0 { &[] } else { &records[..] };
+        Set {
+            port: port.unwrap_or_else(|| panic!("{key:?} has id {}: nobody's", value.id)).clone(),
+            backends: backends.iter().map(|record| record.peer.into()).collect(),
+        }
+    }
+
+    pub(super) fn sets(&self) -> Sets {
+        self.services.iter().map(|(key, value)| (*key, self.set(key, value))).collect()
+    }
+
+    /// What must be true of an op before it is carried out.
+    fn before(&self, op: &Op) {
+        assert!(self.open, "written before both lists are whole");
+        match op {
+            Op::PutName { id, port } => {
+                assert_eq!(self.names.get(id), None, "id {id} stands for something already");
+                assert!(!self.names.values().any(|other| other == port), "{port} has an id");
+            }
+            Op::WriteBlock { block, records } => self.before_write(*block, records),
+            Op::PutService { key, service } => {
+                assert_ne!(self.services.get(key), Some(service), "it is there already");
+                let old = self.old.get(key);
+                assert!(old.is_none() || old != self.new.get(key), "it is right already");
+            }
+            Op::DeleteService { key } => {
+                assert!(self.services.contains_key(key), "it is gone already");
+            }
+            Op::DeleteName { id } => {
+                assert!(self.names.contains_key(id), "id {id} is gone already");
+                assert!(!self.services.values().any(|s| s.id == *id), "id {id} is in use");
+            }
+        }
+    }
+
+    fn before_write(&self, block: u32, records: &[Backend]) {
+        let Backend { generation, service, .. } = records[0];
+        assert!(generation > 0 && !self.generations.contains(&generation), "an old generation");
+        assert!(self.names.contains_key(&service), "id {service} stands for nothing");
+        let end = block + u32::try_from(records.len()).unwrap();
+        for past in self.past.iter().filter(|past| past.readable) {
+            let abi::Service { block: start, count, .. } = past.value;
+            assert!(end <= start || start + count <= block, "a reader may hold {past:?}");
+        }
+    }
+
+    fn mirror(&mut self, op: &Op) {
+        match op {
+            Op::PutName { id, port } => {
+                self.names.insert(*id, port.clone());
+            }
+            Op::WriteBlock { records, .. } => {
+                self.generations.extend(records.iter().map(|record| record.generation));
+            }
+            Op::PutService { key, service } => {
+                self.services.insert(*key, *service);
+                let records = self.records_of(service);
+                self.past.push(Past { key: *key, value: *service, records, readable: true });
+            }
+            Op::DeleteService { key } => {
+                self.services.remove(key);
+            }
+            Op::DeleteName { id } => {
+                self.names.remove(id);
+            }
+        }
+    }
+
+    fn check_sets(&self) {
+        let sets = self.sets();
+        for (key, set) in &sets {
+            let (old, new) = (self.old.get(key), self.new.get(key));
+            assert!(Some(set) == old || Some(set) == new, "{key:?}: {set:?}, {old:?} or {new:?}");
+        }
+        for key in self.old.keys().filter(|key| self.new.contains_key(key)) {
+            assert!(sets.contains_key(key), "{key:?} disappeared");
+        }
+    }
+
+    fn check_readers(&self) {
+        for past in &self.past {
+            let current = self.services.get(&past.key).map(|value| self.records_of(value));
+            for random in [0, u32::MAX / 2, u32::MAX] {
+                let verdict = self.read(past.key, past.value, 1, random);
+                if past.readable {
+                    let record = past.records[pick(random, past.value.count) as usize];
+                    assert_eq!(record_of(verdict), Some(record), "a reader of {past:?}");
+                } else {
+                    assert_ne!(verdict, Verdict::Unstable, "a late reader of {past:?}");
+                    let seen = record_of(verdict);
+                    let known = |record: &Backend| {
+                        past.records.contains(record)
+                            || current.as_ref().is_some_and(|records| records.contains(record))
+                    };
+                    assert!(
+                        seen.as_ref().map_or(current.is_none(), known),
+                        "a late reader of {past:?} got {verdict:?}"
+                    );
+                }
+            }
+        }
+        let readable: Vec<&Past> = self.past.iter().filter(|past| past.readable).collect();
+        for mine in &readable {
+            for other in &readable {
+                self.check_torn(mine, other);
+            }
+        }
+    }
+
+    /// A reader of `mine.key` that got words of two values, or those of another key: the kernel has
+    /// given the element to it.
+    fn check_torn(&self, mine: &Past, other: &Past) {
+        let key = mine.key;
+        let current = self.services.get(&key).map(|value| self.records_of(value));
+        let (a, b) = (mine.value, other.value.sealed(&other.key).sealed(&key));
+        for bits in 0..8 {
+            let word = |bit, a, b| if bits & bit == 0 { a } else { b };
+            let torn = abi::Service {
+                block: word(1, a.block, b.block),
+                count: word(2, a.count, b.count),
+                generation: word(4, a.generation, b.generation),
+                id: a.id,
+            };
+            for (readings, random) in [(1, u32::MAX), (ATTEMPTS, u32::MAX / 3)] {
+                let verdict = self.read(key, torn, readings, random);
+                let fine = match record_of(verdict) {
+                    Some(record) => {
+                        let of_other = (other.key == key).then_some(&other.records);
+                        let sets = [&mine.records].into_iter().chain(of_other).chain(&current);
+                        sets.into_iter().any(|records| records.contains(&record))
+                    }
+                    None if readings == 1 => verdict == Verdict::Miss && current.is_none(),
+                    None => verdict == Verdict::Unstable,
+                };
+                assert!(fine, "{torn:?} of {mine:?} and {other:?} led to {verdict:?}");
+            }
+        }
+    }
+
+    /// The datapath's own lookup, by a reader whose first `readings` of the entry give `value`.
+    fn read(&self, key: ServiceKey, value: abi::Service, readings: u32, random: u32) -> Verdict {
+        let reader = Reader { maps: &self.memory, value, readings: Cell::new(readings) };
+        select(&reader, &Flow { peer: key.peer, protocol: key.protocol }, random)
+    }
+}
+
+fn record_of(verdict: Verdict) -> Option<Backend> {
+    match verdict {
+        Verdict::Forward(record) if record.action() == Action::Forward => Some(record),
+        Verdict::Refuse(record) if record.action() == Action::Refuse => Some(record),
+        _ => None,
+    }
+}
+
+struct Reader<'a> {
+    maps: &'a Memory,
+    value: abi::Service,
+    readings: Cell<u32>,
+}
+
+impl Tables for Reader<'_> {
+    fn service(&self, key: &ServiceKey) -> Option<abi::Service> {
+        let left = self.readings.get();
+        self.readings.set(left.saturating_sub(1));
+        if left > 0 { Some(self.value) } else { self.maps.service(key) }
+    }
+
+    fn backend(&self, index: u32) -> Option<Backend> {
+        self.maps.backend(index)
+    }
+}
+
+fn injected() -> StoreError {
+    StoreError::Kernel { call: "write", map: "any", error: "injected".into() }
+}
+
+impl Store for Watched {
+    fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+        if self.blind {
+            return self.memory.apply(op);
+        }
+        self.before(op);
+        let fails = self.faults & 1 == 1;
+        self.faults >>= 1;
+        if fails {
+            return Err(injected());
+        }
+        self.memory.apply(op)?;
+        self.mirror(op);
+        self.check_sets();
+        self.check_readers();
+        Ok(())
+    }
+
+    fn records(&self, block: u32, count: u32) -> Vec<Backend> {
+        self.memory.records(block, count)
+    }
+
+    fn grace_period(&mut self) -> Result<(), StoreError> {
+        if self.grace_fails {
+            return Err(injected());
+        }
+        let services = &self.services;
+        let mut superseded = BTreeSet::new();
+        for past in self.past.iter_mut().rev() {
+            // Of several stays of one value the last one counts.
+            past.readable = services.get(&past.key) == Some(&past.value)
+                && superseded.insert((past.key, past.value.generation));
+        }
+        let late = self.past.iter().filter(|past| !past.readable).count();
+        let mut surplus = late.saturating_sub(OLD_VALUES);
+        self.past.retain(|past| {
+            let forgotten = !past.readable && surplus > 0;
+            surplus -= usize::from(forgotten);
+            !forgotten
+        });
+        Ok(())
+    }
+}

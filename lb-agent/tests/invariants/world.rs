@@ -1,0 +1,271 @@
+//! The cluster, and the agent that serves it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use lb_agent::{
+    maps::Snapshot,
+    model::{
+        Change, Conditions, Endpoint, ObjectRef, PortRef, Protocol, Service, ServicePort, Slice,
+        SlicePort,
+    },
+    pipeline::{Pipeline, Report},
+};
+
+use super::{
+    history::{Step, Tweak, ip},
+    truth::{Edit, Sets, Truth, wanted},
+    watched::Watched,
+};
+
+/// The cluster, and the agent that serves it.
+pub(super) struct World {
+    pub(super) truth: Truth,
+    /// What the agent was told of it.
+    pub(super) told: Truth,
+    pub(super) pipeline: Pipeline<Watched>,
+    /// Whether the maps have room for everything.
+    pub(super) roomy: bool,
+}
+
+impl World {
+    pub(super) fn new(max_services: u32, max_backends: u32, roomy: bool) -> Self {
+        let store = Watched::new(max_services, max_backends);
+        let snapshot = store.memory.snapshot();
+        let pipeline = Pipeline::new(store, &snapshot);
+        let (truth, told) = (Truth::default(), Truth::default());
+        let mut world = Self { truth, told, pipeline, roomy };
+        world.list(None, true);
+        world
+    }
+
+    pub(super) fn step(&mut self, step: Step) {
+        match step {
+            Step::Edit(edit) => self.edit(edit),
+            Step::Missed(edit) => self.truth.edit(&edit),
+            Step::Tweak(which, tweak) => self.tweak(which, tweak),
+            Step::ListServices => self.list_services(),
+            Step::ListSlices => self.list_slices(),
+            Step::Sync { faults, grace_fails } => drop(self.sync(faults, grace_fails)),
+            Step::Reclaim { fails } => {
+                self.pipeline.store_mut().grace_fails = fails;
+                assert_eq!(self.pipeline.reclaim().is_err(), fails);
+                assert!(fails || self.pipeline.retired() == 0);
+            }
+            Step::Restart(early, order) => self.restart(early, order),
+        }
+    }
+
+    pub(super) fn edit(&mut self, edit: Edit) {
+        self.told.edit(&edit);
+        self.truth.edit(&edit);
+        self.pipeline.change(edit.into());
+    }
+
+    /// Changes one of the Services, or one of the slices.
+    fn tweak(&mut self, which: usize, tweak: Tweak) {
+        fn nth<T: Clone>(all: &BTreeMap<ObjectRef, T>, n: usize) -> Option<(ObjectRef, T)> {
+            let at = n.checked_rem(all.len())?;
+            all.iter().nth(at).map(|(name, value)| (name.clone(), value.clone()))
+        }
+        let (service, slice) = (nth(&self.told.services, which), nth(&self.told.slices, which));
+        if let Some((name, mut service)) = service {
+            match &tweak {
+                Tweak::Age(created) => service.created = *created,
+                Tweak::Swap(other) => {
+                    let (other, mut heir) = nth(&self.told.services, *other).unwrap();
+                    std::mem::swap(&mut heir.cluster_ips, &mut service.cluster_ips);
+                    if other != name {
+                        self.edit(Edit::Service(other, Some(heir)));
+                    }
+                }
+                Tweak::PortName(to) => service.ports.iter_mut().for_each(|p| p.name = (*to).into()),
+                // One port only: no frontend is twice in a Service.
+                Tweak::PortNumber(to) => {
+                    service.ports.truncate(1);
+                    service.ports.iter_mut().for_each(|port| port.number = *to);
+                }
+                Tweak::PortProtocol(to) => {
+                    service.ports.truncate(1);
+                    service.ports.iter_mut().for_each(|port| port.protocol = *to);
+                }
+                Tweak::NoPort => drop(service.ports.pop()),
+                _ => {}
+            }
+            self.edit(Edit::Service(name, Some(service)));
+        }
+        if let Some((mut name, mut slice)) = slice {
+            match tweak {
+                Tweak::Endpoint(endpoint) => slice.endpoints.push(endpoint),
+                Tweak::NoEndpoint => drop(slice.endpoints.pop()),
+                Tweak::Conditions(to) => {
+                    slice.endpoints.first_mut().into_iter().for_each(|e| e.conditions = to);
+                }
+                Tweak::TargetPort(to) => {
+                    slice.ports.first_mut().into_iter().for_each(|port| port.number = to);
+                }
+                Tweak::Owner(to) => {
+                    // A slice lies beside its Service.
+                    name.namespace = to.namespace.clone();
+                    slice.service = to;
+                }
+                _ => {}
+            }
+            self.edit(Edit::Slice(name, Some(slice)));
+        }
+    }
+
+    fn list_services(&mut self) {
+        self.told.services.clone_from(&self.truth.services);
+        self.pipeline.change(Change::ListedServices(self.truth.services.clone()));
+    }
+
+    fn list_slices(&mut self) {
+        self.told.slices.clone_from(&self.truth.slices);
+        self.pipeline.change(Change::ListedSlices(self.truth.slices.clone()));
+    }
+
+    /// Both lists, one after the other; nothing may happen in between.
+    fn list(&mut self, early: Option<Edit>, order: bool) {
+        self.pipeline.store_mut().open = false;
+        self.pipeline.sync();
+        if let Some(edit) = early {
+            self.edit(edit);
+            self.pipeline.sync();
+        }
+        if order {
+            self.list_services();
+        } else {
+            self.list_slices();
+        }
+        assert!(!self.pipeline.is_dirty());
+        self.pipeline.sync();
+        assert!(!self.pipeline.is_synced());
+        if order {
+            self.list_slices();
+        } else {
+            self.list_services();
+        }
+        assert!(self.pipeline.is_dirty());
+        self.pipeline.store_mut().open = true;
+    }
+
+    /// The agent dies, and another one goes on from the maps.
+    pub(super) fn restart(&mut self, early: Option<Edit>, order: bool) {
+        let store = self.pipeline.store();
+        let settled = store.sets() == wanted(&self.truth, &store.sets()) && early.is_none();
+        let names = store.names.clone();
+        let snapshot = store.memory.snapshot();
+        self.pipeline = Pipeline::new(store.clone(), &snapshot);
+        self.list(early, order);
+        let used: BTreeSet<u32> = snapshot.services.values().map(|service| service.id).collect();
+        if settled && names.keys().all(|id| used.contains(id)) {
+            let report = self.sync(0, true);
+            assert_eq!((report.ops, &self.pipeline.store().names), (0, &names), "after a restart");
+        }
+    }
+
+    /// A sync, and all that must be true after it.
+    pub(super) fn sync(&mut self, faults: u64, grace_fails: bool) -> Report {
+        let store = self.pipeline.store_mut();
+        store.old = store.sets();
+        store.new = wanted(&self.told, &store.old);
+        (store.faults, store.grace_fails) = (faults, grace_fails);
+        let report = self.pipeline.sync();
+        let store = self.pipeline.store_mut();
+        (store.faults, store.grace_fails) = (0, false);
+
+        let store = self.pipeline.store();
+        let sets = store.sets();
+        let failed = |port: &PortRef| report.failed.contains_key(&port.service);
+        for (key, set) in &store.new {
+            assert!(sets.get(key) == Some(set) || failed(&set.port), "{key:?}: no {set:?}");
+        }
+        for (key, set) in &sets {
+            assert!(store.new.contains_key(key) || failed(&set.port), "{key:?}: left of {set:?}");
+        }
+        let used: BTreeSet<u32> = store.services.values().map(|service| service.id).collect();
+        for (id, port) in &store.names {
+            assert!(used.contains(id) || failed(port), "id {id} is left of {port}");
+        }
+        if self.roomy && faults == 0 && !grace_fails {
+            assert!(report.failed.is_empty(), "{:?}", report.failed);
+        }
+        for (name, lost) in &report.lost {
+            let lost = lost.iter().map(|lost| (lost.frontend, lost.owner.clone())).collect();
+            assert_eq!(self.told.lost(name), lost, "what {name} lost");
+        }
+        self.check_mirror();
+
+        assert_eq!(self.pipeline.is_dirty(), !report.failed.is_empty(), "what failed is retried");
+        if report.failed.is_empty() {
+            assert_eq!(self.pipeline.sync().ops, 0, "nothing to do");
+        }
+        report
+    }
+
+    /// The agent's view of the maps, and of the room in them.
+    fn check_mirror(&self) {
+        let (store, tables) = (self.pipeline.store(), self.pipeline.tables());
+        let Snapshot { services, names, .. } = store.memory.snapshot();
+        assert_eq!((&services, &names), (&store.services, &store.names));
+        assert!(tables.services().eq(&services));
+        for (id, port) in &names {
+            assert_eq!((tables.name(*id), tables.id(port)), (Some(port), Some(*id)));
+        }
+        let blocks: BTreeMap<u32, u32> =
+            services.values().map(|service| (service.block, service.count)).collect();
+        assert_eq!(tables.blocks().used(), blocks.values().sum::<u32>(), "a block is leaked");
+    }
+
+    /// Failures are over; then there is room; then all is gone.
+    pub(super) fn finish(mut self) {
+        self.settle();
+        self.truth = small();
+        self.settle();
+        let store = self.pipeline.store();
+        assert_eq!(store.sets(), wanted(&self.truth, &Sets::new()), "with room");
+
+        self.truth = Truth::default();
+        self.settle();
+        self.pipeline.reclaim().unwrap();
+        let blocks = self.pipeline.tables().blocks();
+        assert_eq!((blocks.used(), blocks.find(blocks.capacity(), &[])), (0, Some(0)), "leaked");
+        assert!(self.pipeline.store().names.is_empty(), "leaked");
+        assert_eq!(self.pipeline.tables().unused_ids().next(), Some(0), "leaked");
+    }
+
+    fn settle(&mut self) {
+        self.list_services();
+        self.list_slices();
+        for _ in 0..4 {
+            if self.sync(0, false).failed.is_empty() {
+                break;
+            }
+        }
+    }
+}
+
+/// What fits into the smallest maps, even before what was there is gone: nobody else's frontend.
+pub(super) fn small() -> Truth {
+    let name = ObjectRef::new("default", "c");
+    let port: Arc<str> = "http".into();
+    let (protocol, ready) =
+        (Protocol::Tcp, Conditions { ready: true, serving: true, terminating: false });
+    let service = Service {
+        created: 1,
+        cluster_ips: vec![ip("10.96.0.9")],
+        ports: vec![ServicePort { name: port.clone(), protocol, number: 80 }],
+    };
+    let slice = Slice {
+        service: name.clone(),
+        ports: vec![SlicePort { name: port, protocol, number: 8080 }],
+        endpoints: vec![Endpoint { addr: ip("10.1.0.9"), conditions: ready }],
+    };
+    Truth {
+        services: [(name.clone(), service)].into(),
+        slices: [(ObjectRef::new("default", "z"), slice)].into(),
+    }
+}
