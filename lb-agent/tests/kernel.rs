@@ -31,4 +31,5 @@ mod kernel {
     mod spread;
     mod startup;
     mod untouched;
+    mod uring;
 }

@@ -17,8 +17,6 @@ pub(crate) const SIZES: Sizes = Sizes { services: 64, backends: 256 };
 
 pub(crate) struct Control {
     pub(crate) pipeline: Pipeline<Pinned>,
-    /// The programs are attached by pinned links; the descriptors are not needed any more.
-    pub(crate) datapath: Datapath,
 }
 
 impl Control {
@@ -35,7 +33,7 @@ impl Control {
         pipeline.change(Change::ListedServices([].into()));
         pipeline.change(Change::ListedSlices([].into()));
         assert!(pipeline.sync().failed.is_empty());
-        Self { pipeline, datapath }
+        Self { pipeline }
     }
 
     /// A Service at `port` of these addresses, TCP and UDP, and its backends, all at [`PORT`].

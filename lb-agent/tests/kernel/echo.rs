@@ -69,11 +69,11 @@ impl Backends {
         backends
     }
 
-    fn spawn(&mut self, step: impl Fn() + Send + 'static) {
+    fn spawn(&mut self, turn: impl Fn() + Send + 'static) {
         let stop = Arc::clone(&self.stop);
         self.threads.push(thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                step();
+                turn();
             }
         }));
     }

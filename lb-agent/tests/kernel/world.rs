@@ -115,9 +115,7 @@ impl Drop for World {
         enter(&self.elsewhere);
         // A process that was killed leaves its cgroup a moment later.
         let removed = soon(|| fs::remove_dir(&self.cgroup).is_ok() || !self.cgroup.exists());
-        if !removed && !thread::panicking() {
-            panic!("somebody is left in {}", self.cgroup.display());
-        }
+        assert!(removed || thread::panicking(), "somebody is left in {}", self.cgroup.display());
     }
 }
 
@@ -147,17 +145,17 @@ fn network() {
     let clients: [IpAddr; 2] = ["10.2.0.1".parse().unwrap(), "fd00:2::1".parse().unwrap()];
     let ips: Vec<_> =
         (1..=BACKENDS).flat_map(|n| [backend4(n), backend6(n)]).chain(clients).collect();
-    let mut batch = String::from("link set lo up\n");
+    let mut batch = b"link set lo up\n".to_vec();
     for ip in &ips {
         let (length, option) = if ip.is_ipv4() { (32, "") } else { (128, " nodad") };
-        batch += &format!("address add {ip}/{length} dev lo{option}\n");
+        writeln!(batch, "address add {ip}/{length} dev lo{option}").unwrap();
     }
     let mut ip = Command::new("ip")
         .args(["-batch", "-"])
         .stdin(Stdio::piped())
         .spawn()
         .expect("`ip` of iproute2 is needed");
-    ip.stdin.take().unwrap().write_all(batch.as_bytes()).unwrap();
+    ip.stdin.take().unwrap().write_all(&batch).unwrap();
     assert!(ip.wait().unwrap().success());
     // An IPv6 address is there at once, its route a moment later; packets until then are lost.
     for ip in ips {
