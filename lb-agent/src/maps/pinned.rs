@@ -89,13 +89,13 @@ impl Pinned {
     /// the old one or the new one, each with the records that belong to it.
     pub fn snapshot(&self) -> Result<Snapshot, MapError> {
         let mut names = BTreeMap::new();
-        for entry in self.names.iter() {
+        for entry in &self.names {
             let (id, name) = entry?;
             names.insert(id, PortRef::from(&must_cast::<_, Name>(name)));
         }
         let mut services = BTreeMap::new();
         let mut blocks = BTreeMap::new();
-        for entry in self.services.iter() {
+        for entry in &self.services {
             let (key, value): (_, [u8; SERVICE]) = entry?;
             let key: ServiceKey = must_cast(key);
             let mut service = must_cast::<_, Service>(value).sealed(&key);
