@@ -5,7 +5,7 @@ use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::{Pod, Zeroable, must_cast};
 
 /// Version of everything in this module; part of the pin path (`<bpffs>/socklb/v<LAYOUT>`).
 pub const LAYOUT: u32 = 1;
@@ -34,30 +34,18 @@ pub struct Addr([u8; 16]);
 
 impl Addr {
     /// The four 32-bit words of a `sockaddr_in6`, as they stand in memory.
+    ///
+    /// A cast, not a sum of bytes: LLVM would not put the bytes together again, and the datapath
+    /// would move them one by one.
+    #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        let mut bytes = [0; 16];
-        let mut i = 0;
-        while i < 4 {
-            let word = words[i].to_ne_bytes();
-            bytes[4 * i] = word[0];
-            bytes[4 * i + 1] = word[1];
-            bytes[4 * i + 2] = word[2];
-            bytes[4 * i + 3] = word[3];
-            i += 1;
-        }
-        Self(bytes)
+        must_cast(words)
     }
 
     /// The inverse of [`Addr::from_words`].
     #[inline(always)]
     pub const fn words(self) -> [u32; 4] {
-        let b = self.0;
-        [
-            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
-            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-        ]
+        must_cast(self)
     }
 
     /// The word of a `sockaddr_in`, as it stands in memory.
@@ -163,9 +151,9 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Key of [`SERVICES`]: one frontend. 20 bytes.
+/// Key of [`SERVICES`]: one frontend. 20 bytes, hashed by the kernel word by word, so written so.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct ServiceKey {
     /// Address and port that clients dial.
     pub peer: Peer,
@@ -176,6 +164,14 @@ pub struct ServiceKey {
 }
 
 impl ServiceKey {
+    /// The frontend as any client sees it.
+    #[inline(always)]
+    pub const fn new(peer: Peer, protocol: u8) -> Self {
+        let [a, b, c, d] = peer.addr.words();
+        let Port([high, low]) = peer.port;
+        must_cast([a, b, c, d, u32::from_ne_bytes([high, low, protocol, 0])])
+    }
+
     /// 32 bits of the key: equal for two different keys once in 2^32 times. The sum of the words,
     /// each multiplied by an odd number of its own, costs the datapath little.
     #[inline(always)]
@@ -284,7 +280,8 @@ impl Backend {
     }
 }
 
-/// Value of [`SOCKETS`]: what the socket was told, and where it went. 44 bytes.
+/// Value of [`SOCKETS`]: what the socket was told, and where it went. 48 bytes; each address starts
+/// at a word.
 ///
 /// `connect(AF_UNSPEC)` runs no program, so the value may outlive the connection it describes:
 /// believe it only while `backend` is the socket's peer.
@@ -293,12 +290,31 @@ impl Backend {
 pub struct Translation {
     /// What the application dialled.
     pub frontend: Peer,
+    /// Always 0.
+    pub reserved: [u8; 2],
     /// What it got.
     pub backend: Peer,
+    /// Always 0.
+    pub reserved_too: [u8; 2],
     /// Id of the service port.
     pub service: u32,
     /// Generation of the block the backend was taken from.
     pub generation: u32,
+}
+
+impl Translation {
+    /// Of a socket that dialled `frontend`.
+    #[inline(always)]
+    pub const fn new(frontend: Peer, backend: &Backend) -> Self {
+        Self {
+            frontend,
+            reserved: [0; 2],
+            backend: backend.peer,
+            reserved_too: [0; 2],
+            service: backend.service,
+            generation: backend.generation,
+        }
+    }
 }
 
 /// Value of [`NAMES`]: the service port behind an id. 200 bytes.
@@ -323,7 +339,7 @@ const _: () = {
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<Service>() == 16);
     assert!(size_of::<Backend>() == 32);
-    assert!(size_of::<Translation>() == 44);
+    assert!(size_of::<Translation>() == 48);
     assert!(size_of::<Name>() == 200);
 };
 

@@ -38,14 +38,15 @@ pub enum Verdict {
     Unstable,
 }
 
-/// Where the flow goes, given 32 random bits. One HASH and one ARRAY lookup; one HASH on a miss.
+/// Where the flow goes, given a source of 32 random bits, which a miss does not ask. One HASH and
+/// one ARRAY lookup; one HASH on a miss.
 #[inline(always)]
-pub fn select(tables: &impl Tables, flow: &Flow, random: u32) -> Verdict {
-    let key = ServiceKey { peer: flow.peer, protocol: flow.protocol, scope: 0 };
+pub fn select(tables: &impl Tables, flow: &Flow, random: impl Fn() -> u32) -> Verdict {
+    let key = ServiceKey::new(flow.peer, flow.protocol);
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let Some(service) = tables.service(&key) else { return Verdict::Miss };
-        let index = service.block.wrapping_add(pick(random, service.count));
+        let index = service.block.wrapping_add(pick(random(), service.count));
         if let Some(backend) = tables.backend(index)
             && backend.generation == service.generation
         {
@@ -116,7 +117,7 @@ mod tests {
         }
         let service = Service { block: 2, count: 3, generation: 7, id: 9 };
         Fake {
-            key: ServiceKey { peer: peer("10.96.0.10:80"), protocol: 6, scope: 0 },
+            key: ServiceKey::new(peer("10.96.0.10:80"), 6),
             stale: service,
             stale_readings: Cell::new(0),
             service,
@@ -131,12 +132,12 @@ mod tests {
     #[test]
     fn address_port_and_protocol_all_count() {
         let fake = fake();
-        assert_eq!(select(&fake, &flow("10.96.0.11:80", 6), 0), Verdict::Miss);
-        assert_eq!(select(&fake, &flow("10.96.0.10:81", 6), 0), Verdict::Miss);
-        assert_eq!(select(&fake, &flow("10.96.0.10:80", 17), 0), Verdict::Miss);
-        assert_eq!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Forward(record(2, 7)));
+        assert_eq!(select(&fake, &flow("10.96.0.11:80", 6), || 0), Verdict::Miss);
+        assert_eq!(select(&fake, &flow("10.96.0.10:81", 6), || 0), Verdict::Miss);
+        assert_eq!(select(&fake, &flow("10.96.0.10:80", 17), || 0), Verdict::Miss);
+        assert_eq!(select(&fake, &flow("10.96.0.10:80", 6), || 0), Verdict::Forward(record(2, 7)));
         assert_eq!(
-            select(&fake, &flow("[::ffff:10.96.0.10]:80", 6), u32::MAX),
+            select(&fake, &flow("[::ffff:10.96.0.10]:80", 6), || u32::MAX),
             Verdict::Forward(record(4, 7))
         );
     }
@@ -147,7 +148,7 @@ mod tests {
         // The torn reading: block and generation of one value, count of another.
         fake.stale = Service { count: 5, ..fake.service };
         fake.stale_readings = Cell::new(1);
-        let verdict = select(&fake, &flow("10.96.0.10:80", 6), u32::MAX);
+        let verdict = select(&fake, &flow("10.96.0.10:80", 6), || u32::MAX);
         assert_eq!(verdict, Verdict::Forward(record(4, 7)));
     }
 
@@ -157,9 +158,9 @@ mod tests {
         fake.stale = Service { generation: 6, ..fake.service };
         fake.stale_readings = Cell::new(ATTEMPTS - 1);
         let to = flow("10.96.0.10:80", 6);
-        assert_eq!(select(&fake, &to, 0), Verdict::Forward(record(2, 7)));
+        assert_eq!(select(&fake, &to, || 0), Verdict::Forward(record(2, 7)));
         fake.stale_readings = Cell::new(ATTEMPTS);
-        assert_eq!(select(&fake, &to, 0), Verdict::Unstable);
+        assert_eq!(select(&fake, &to, || 0), Verdict::Unstable);
     }
 
     #[test]
@@ -168,9 +169,9 @@ mod tests {
         fake.records[2] = Backend::refuse().stamped(7, 9);
         fake.service.count = 1;
         let to = flow("10.96.0.10:80", 6);
-        assert_eq!(select(&fake, &to, 5), Verdict::Refuse(fake.records[2]));
+        assert_eq!(select(&fake, &to, || 5), Verdict::Refuse(fake.records[2]));
         fake.service.block = u32::MAX;
-        assert_eq!(select(&fake, &to, 5), Verdict::Unstable);
+        assert_eq!(select(&fake, &to, || 5), Verdict::Unstable);
     }
 
     proptest::proptest! {

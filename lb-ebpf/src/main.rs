@@ -52,7 +52,7 @@ fn connect(socket: &impl Socket) -> i32 {
         return PROCEED;
     }
     // SAFETY: the helper takes no argument.
-    let random = unsafe { bpf_get_prandom_u32() };
+    let random = || unsafe { bpf_get_prandom_u32() };
     let verdict = select(&maps::Kernel, &flow, random);
     log(socket.context(), &flow, &verdict);
     match verdict {
@@ -62,13 +62,7 @@ fn connect(socket: &impl Socket) -> i32 {
             PROCEED
         }
         Verdict::Forward(backend) => {
-            let translation = Translation {
-                frontend: flow.peer,
-                backend: backend.peer,
-                service: backend.service,
-                generation: backend.generation,
-            };
-            maps::remember(socket.context(), translation);
+            maps::remember(socket.context(), Translation::new(flow.peer, &backend));
             socket.set_peer(backend.peer);
             PROCEED
         }

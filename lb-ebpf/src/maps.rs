@@ -47,9 +47,13 @@ impl Tables for Kernel {
 /// Stores what the socket was translated to. Without memory for it the connection still works; only
 /// getpeername() then tells the backend.
 #[inline(always)]
-pub(crate) fn remember(ctx: &SockAddrContext, mut translation: Translation) {
-    let stored = SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut translation));
-    if !stored.is_null() {
+pub(crate) fn remember(ctx: &SockAddrContext, translation: Translation) {
+    let stored = SOCKETS.get_ptr_mut(ctx);
+    if stored.is_null() {
+        // A copy of its own: what a helper has a pointer to, LLVM keeps in memory.
+        let mut first = translation;
+        SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut first));
+    } else {
         // SAFETY: valid while the program runs; the socket is locked by its connect().
         unsafe { *stored = translation };
     }

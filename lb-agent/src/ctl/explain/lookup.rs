@@ -53,14 +53,15 @@ pub(super) fn outcome(tables: &impl Tables, flow: &Flow, limit: u32) -> Outcome 
     let mut last = Outcome::Miss;
     // Again if the set was replaced between two candidates.
     for _ in 0..ATTEMPTS {
-        let verdict = select(&traced, flow, 0);
+        let verdict = select(&traced, flow, || 0);
         let Some(service) = traced.service.get().filter(|_| verdict != Verdict::Miss) else {
             return Outcome::Miss;
         };
         let count = service.count.max(1);
         let candidate = |i| {
             let (first, next) = (first_random(i, count), first_random(i + 1, count));
-            let verdict = select(&traced, flow, u32::try_from(first).unwrap_or(u32::MAX));
+            let random = u32::try_from(first).unwrap_or(u32::MAX);
+            let verdict = select(&traced, flow, || random);
             Candidate { index: traced.index.get(), verdict, probability: share(next - first) }
         };
         let candidates = (0..count.min(limit.max(1))).map(candidate).collect();
