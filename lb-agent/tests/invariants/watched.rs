@@ -244,7 +244,7 @@ impl Watched {
     /// The datapath's own lookup, by a reader whose first `readings` of the entry give `value`.
     fn read(&self, key: ServiceKey, value: abi::Service, readings: u32, random: u32) -> Verdict {
         let reader = Reader { maps: &self.memory, value, readings: Cell::new(readings) };
-        select(&reader, &Flow { peer: key.peer, protocol: key.protocol }, random)
+        select(&reader, &Flow { peer: key.peer, protocol: key.protocol }, || random)
     }
 }
 
