@@ -22,9 +22,9 @@ use aya::{
 use lb_common::abi::{BACKENDS, NAMES, SERVICES, SOCKETS};
 
 use crate::{
+    maps::Op,
     maps::{Access, Pinned, Snapshot, Store as _},
     pins::{self, PROGRAMS, Pins},
-    plan::Op,
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/socklb-bpf"));

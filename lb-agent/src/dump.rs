@@ -18,9 +18,9 @@ use lb_common::abi::{Action, Backend, Peer, Service, ServiceKey};
 use serde::Serialize;
 
 use crate::{
+    maps::KeyText,
     maps::Snapshot,
     model::{PortRef, Protocol},
-    plan::KeyText,
 };
 
 /// Names the schema of all JSON that `lbctl` prints.
@@ -246,7 +246,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{dump::sample::memory, maps::Store as _, plan::Op};
+    use crate::{
+        dump::sample::memory,
+        maps::{Op, Store as _},
+    };
 
     #[test]
     fn text_is_sorted_by_name_and_has_no_volatile_numbers() {

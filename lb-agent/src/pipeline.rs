@@ -10,9 +10,9 @@ use lb_common::abi::ServiceKey;
 
 use crate::{
     claims::{Claims, Lost},
-    maps::{Snapshot, Store, StoreError},
+    maps::{Op, Snapshot, Store, StoreError},
     model::{Change, Cluster, Frontend, ObjectRef},
-    plan::{Op, PlanError, endings, plan},
+    plan::{PlanError, endings, plan},
     policy::{self, BackendSet},
     tables::Tables,
 };

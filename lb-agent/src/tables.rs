@@ -9,9 +9,9 @@ use lb_common::abi::{Service, ServiceKey};
 
 use crate::{
     blocks::Blocks,
+    maps::Op,
     maps::Snapshot,
     model::{Frontend, ObjectRef, PortRef, Protocol},
-    plan::Op,
 };
 
 /// The mirror of the maps.

@@ -25,10 +25,10 @@ use std::{
 
 use lb_agent::{
     dump,
+    maps::Op,
     maps::{Memory, Snapshot, Store, StoreError},
     model::Change,
     pipeline::{Pipeline, Report},
-    plan::Op,
     sources::dir::{Files, Listing},
 };
 use lb_common::abi::Backend;

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     dump::{self, API_VERSION, Entry},
+    maps::KeyText,
     maps::Snapshot,
-    plan::KeyText,
 };
 
 pub(super) fn run(
@@ -242,8 +242,8 @@ mod tests {
     use crate::{
         ctl::{Cli, Command},
         dump::sample,
+        maps::Op,
         maps::{Memory, Store as _},
-        plan::Op,
     };
 
     fn explain_in(memory: &Memory, words: &str) -> (Answer, String) {

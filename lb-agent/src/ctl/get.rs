@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     dump::{self, BackendItem, Entry, List, ServiceItem},
+    maps::KeyText,
     maps::Snapshot,
-    plan::KeyText,
 };
 
 /// What stands for a Service whose name the maps do not know.

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use lb_common::abi::{Backend, Peer, Service, ServiceKey};
 
 use crate::{
+    maps::Op,
     maps::{Memory, Store as _},
     model::{ObjectRef, PortRef, Protocol},
-    plan::Op,
 };
 
 pub(crate) fn peer(text: &str) -> Peer {

@@ -8,8 +8,8 @@ use lb_common::{
     abi::{Backend, Name, SERVICES, Service, ServiceKey},
 };
 
-use super::{Snapshot, Store, StoreError, last_generation};
-use crate::{model::PortRef, plan::Op};
+use super::{Op, Snapshot, Store, StoreError, last_generation};
+use crate::model::PortRef;
 
 /// Maps in memory. They know the limits of real ones, and no others.
 #[derive(Clone, Debug)]

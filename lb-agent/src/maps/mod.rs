@@ -4,6 +4,7 @@ mod grace;
 mod mapping;
 mod memory;
 mod names;
+mod op;
 mod pinned;
 
 use std::collections::BTreeMap;
@@ -12,9 +13,10 @@ use lb_common::abi::{Backend, Service, ServiceKey};
 
 pub use self::{
     memory::Memory,
+    op::{KeyText, Op},
     pinned::{Access, OpenError, Pinned},
 };
-use crate::{model::PortRef, plan::Op};
+use crate::model::PortRef;
 
 /// Where ops go.
 pub trait Store {

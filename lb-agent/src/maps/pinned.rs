@@ -9,8 +9,8 @@ use lb_common::{
     abi::{BACKENDS, Backend, NAMES, Name, SERVICES, Service, ServiceKey},
 };
 
-use super::{Snapshot, Store, StoreError, grace, mapping::Mapping};
-use crate::{model::PortRef, plan::Op};
+use super::{Op, Snapshot, Store, StoreError, grace, mapping::Mapping};
+use crate::model::PortRef;
 
 /// Whether the maps are opened to be changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

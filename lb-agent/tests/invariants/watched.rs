@@ -7,9 +7,9 @@ use std::{
 
 use bytemuck::Zeroable as _;
 use lb_agent::{
+    maps::Op,
     maps::{Memory, Snapshot, Store, StoreError},
     model::PortRef,
-    plan::Op,
 };
 use lb_common::{
     ATTEMPTS, Flow, Tables, Verdict,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::{maps::Store as _, plan::Op};
+use lb_agent::maps::{Op, Store as _};
 
 use super::{
     control::Control,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_agent::{maps::Store as _, plan::Op};
+use lb_agent::maps::{Op, Store as _};
 use lb_common::abi::{Backend, Service, ServiceKey};
 
 use super::{

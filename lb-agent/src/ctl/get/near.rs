@@ -7,7 +7,7 @@ use crate::{
         target::{ServiceName, Target},
     },
     dump::Entry,
-    plan::KeyText,
+    maps::KeyText,
 };
 
 /// What is missing, and the near misses.
