@@ -21,9 +21,9 @@ use super::{
     world::{PORT, World, backend4},
 };
 
-/// Of each of the two threads that connect UDP sockets, and of the one that connects TCP.
-const UDP: u32 = 95_000;
-const TCP: u32 = 10_000;
+/// Both are exceeded before a test ends.
+const CONNECTS: u32 = 200_000;
+const FLIPS: usize = 300;
 const LIMIT: Duration = Duration::from_secs(25);
 
 /// Connects under way: how many are done, and what went wrong.
@@ -49,7 +49,10 @@ impl Load {
             match connect() {
                 Ok(addr) if allowed.contains(&addr.ip()) => {}
                 Ok(addr) => self.complain(format!("led to {addr}")),
-                Err(error) => self.complain(error.to_string()),
+                Err(error) => self.complain(format!(
+                    "{error} (after {done})",
+                    done = self.done.load(Ordering::Relaxed)
+                )),
             }
             self.done.fetch_add(1, Ordering::Relaxed);
         }
@@ -79,9 +82,9 @@ fn tcp_backend(to: &str) -> std::io::Result<SocketAddr> {
     stream.local_addr()
 }
 
-/// Takes connections to any address and drops them.
-fn listen(load: &Load) {
-    let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+/// Drops the connections that it takes. The listener belongs to the caller: who still connects when
+/// this ends is not to be refused.
+fn accept(listener: &TcpListener, load: &Load) {
     listener.set_nonblocking(true).unwrap();
     while !load.stop.load(Ordering::Relaxed) {
         if listener.accept().is_err() {
@@ -99,22 +102,21 @@ fn flip(room: u32) {
         let mut control = Control::start_with(world, Sizes { services: 64, backends: room });
         control.put("web", &["10.96.0.10"], 80, &sets[0]);
 
+        let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
         let load = Load::default();
         let start = Instant::now();
-        let (mut flips, mut recycled) = (0, 0);
+        let mut flips = 0;
         let allowed = sets.concat();
         thread::scope(|scope| {
-            let listener = scope.spawn(|| listen(&load));
-            while TcpStream::connect(SocketAddr::new(backend4(1), PORT)).is_err() {
-                assert!(!listener.is_finished());
-                thread::sleep(Duration::from_millis(1));
-            }
+            scope.spawn(|| accept(&listener, &load));
             for _ in 0..2 {
-                scope.spawn(|| load.run(UDP, &allowed, || udp_backend(V4)));
+                scope.spawn(|| load.run(u32::MAX, &allowed, || udp_backend(V4)));
             }
-            scope.spawn(|| load.run(TCP, &allowed, || tcp_backend(V4)));
+            scope.spawn(|| load.run(u32::MAX, &allowed, || tcp_backend(V4)));
 
-            while load.done.load(Ordering::Relaxed) < 2 * UDP + TCP && start.elapsed() < LIMIT {
+            while (load.done.load(Ordering::Relaxed) < CONNECTS || flips < FLIPS)
+                && start.elapsed() < LIMIT
+            {
                 flips += 1;
                 control.put("web", &["10.96.0.10"], 80, &sets[flips % 2]);
                 // Their hash elements and their blocks go round among all of them.
@@ -125,22 +127,20 @@ fn flip(room: u32) {
                 } else {
                     control.delete(&name);
                 }
-                let retired = control.pipeline.retired();
-                if retired > room / 2 {
+                if control.pipeline.retired() > room / 2 {
                     control.pipeline.reclaim().unwrap();
-                    recycled += retired;
                 }
             }
             load.stop.store(true, Ordering::Relaxed);
         });
+        let done = load.done.load(Ordering::Relaxed);
+        let blocks = control.pipeline.tables().next_generation();
         println!(
-            "{} connects, {flips} flips, {recycled} records used again, {:?}",
-            load.done.load(Ordering::Relaxed),
+            "{done} connects, {flips} flips, {blocks} blocks written in room for {room} records, {:?}",
             start.elapsed()
         );
         load.verdict();
-        assert_eq!(load.done.load(Ordering::Relaxed), 2 * UDP + TCP, "in {LIMIT:?}");
-        assert!(flips > 100, "only {flips} flips: this proves little");
+        assert!(done >= CONNECTS && flips >= FLIPS, "not done in {LIMIT:?}");
     });
 }
 

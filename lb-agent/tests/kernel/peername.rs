@@ -129,6 +129,24 @@ fn after_a_refused_connect() {
     });
 }
 
+/// The program had chosen a backend, and then the connect failed: the backend cannot be reached. The
+/// socket still has its old peer, of which it now tells the backend's address; any other would be a
+/// lie.
+#[test]
+fn after_a_connect_that_failed_later() {
+    World::run(|world| {
+        let (mut control, _backends) = services(world);
+        let nowhere = ["10.9.9.9".parse().unwrap(), "fd09::9".parse().unwrap()];
+        control.put("second", &["10.96.0.2", "fd00:96::2"], 80, &nowhere);
+        for Family { first, second, backend, .. } in families() {
+            let socket = udp(first).unwrap();
+            assert_eq!(dial(&socket, second), Err(Errno::ENETUNREACH));
+            assert_eq!(ask_udp(&socket).backend.ip(), backend.ip().to_canonical());
+            assert_eq!(peer(&socket), Ok(backend));
+        }
+    });
+}
+
 /// The Service is gone, or has other backends; who was connected still knows whom it dialled.
 #[test]
 fn of_a_connection_that_outlives_its_service() {

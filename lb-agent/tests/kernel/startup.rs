@@ -127,7 +127,8 @@ fn foreign_pins() {
         under_load(|load| {
             for (one, other) in [("services", "names"), ("services", "backends")] {
                 swap(&maps.join(one), &maps.join(other));
-                refuses(command(world, &SIZES), &["maps-1", "services", "--cleanup", "--bpffs"]);
+                let words = ["maps-1", "of this version of socklb", "--cleanup", "--bpffs"];
+                refuses(command(world, &SIZES), &words);
                 swap(&maps.join(one), &maps.join(other));
                 a_while(load);
             }
