@@ -29,7 +29,9 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log).context("--log")?;
+    // kube's own words say again what `sources::kubernetes` says; --log may ask for them.
+    let filter = format!("kube_client=off,kube_runtime=off,{}", config.log);
+    let filter = EnvFilter::try_new(filter).context("--log")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),

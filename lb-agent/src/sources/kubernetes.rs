@@ -1,6 +1,11 @@
 //! Services and EndpointSlices from the API server: list, watch, and list again after a gap.
 
-use std::{collections::BTreeMap, fmt::Debug, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Debug,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, pin_mut};
@@ -18,8 +23,11 @@ use crate::model::{Change, ObjectRef};
 
 /// Objects per page of a list: what is held decoded at one time.
 const PAGE: u32 = 500;
-/// How long a connection to the API server may take; a client's watch is never idle for longer.
+/// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long the API server may be silent in the middle of an answer. On a watch it sends a bookmark
+/// every minute; a peer that vanished without a word is given up after this.
+const SILENCE: Duration = Duration::from_secs(150);
 
 /// Where the API server is.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +60,8 @@ impl Access {
             )?,
         };
         config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(SILENCE);
+        config.reset_reader_on_write = true;
         tracing::info!(server = %config.cluster_url, "API server");
         Client::try_from(config).context("cannot make a client of the API access")
     }
@@ -125,9 +135,14 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
     pin_mut!(events);
     let mut problems = Problems::default();
     let mut listing = BTreeMap::new();
+    let mut troubled = HashSet::new();
     let mut failing = false;
     while let Some(event) = events.next().await {
         let change = match event {
+            Err(error) if is_gap(&error) => {
+                tracing::info!(kind = K::NAME, "too far behind the API server: listing anew");
+                continue;
+            }
             Err(error) => {
                 failing = true;
                 tracing::error!(kind = K::NAME, remedy = remedy(&error), "{}", chain(&error));
@@ -140,10 +155,14 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
                 match event {
                     watcher::Event::Init => {
                         listing.clear();
+                        troubled.clear();
                         continue;
                     }
                     watcher::Event::InitApply(object) => {
                         let (name, model) = read(object, &mut problems);
+                        if problems.has(&label::<K>(&name)) {
+                            troubled.insert(label::<K>(&name));
+                        }
                         if let Some(model) = model {
                             listing.insert(name, model);
                         }
@@ -151,6 +170,7 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
                     }
                     watcher::Event::InitDone => {
                         let all = std::mem::take(&mut listing);
+                        problems.keep(&troubled);
                         tracing::info!(kind = K::NAME, objects = all.len(), "listed");
                         K::listed(all)
                     }
@@ -213,19 +233,27 @@ fn chain(error: &watcher::Error) -> String {
     text
 }
 
+/// Whether the API server no longer knows what followed the last event: all in a day's work.
+fn is_gap(error: &watcher::Error) -> bool {
+    status(error) == Some(410)
+}
+
 /// What to do about it.
 fn remedy(error: &watcher::Error) -> &'static str {
-    let status = match error {
+    match status(error) {
+        Some(401) => "the API server does not know us: check the kubeconfig's user or the token",
+        Some(403) => "grant list and watch on services and endpointslices.discovery.k8s.io",
+        _ => "check the server's address, its certificate and the way to it; trying again",
+    }
+}
+
+/// The HTTP status that the API server gave.
+fn status(error: &watcher::Error) -> Option<u16> {
+    match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status))
         | watcher::Error::WatchError(status) => Some(status.code),
         _ => None,
-    };
-    match status {
-        Some(401) => "the API server does not know us: check the kubeconfig's user or the token",
-        Some(403) => "grant list and watch on services and endpointslices.discovery.k8s.io",
-        Some(410) => "none needed: the lists are read anew",
-        _ => "check the server's address, its certificate and the way to it; trying again",
     }
 }

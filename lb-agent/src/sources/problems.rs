@@ -1,6 +1,9 @@
 //! What is wrong with an object, said once.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 /// One thing in one object that cannot be used. The rest of the object is used.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -49,6 +52,16 @@ impl Problems {
         } else {
             self.0.insert(object.to_owned(), problems);
         }
+    }
+
+    /// Whether something is wrong with the object.
+    pub fn has(&self, object: &str) -> bool {
+        self.0.contains_key(object)
+    }
+
+    /// All objects but these are gone, or in order.
+    pub fn keep(&mut self, objects: &HashSet<String>) {
+        self.0.retain(|object, _| objects.contains(object));
     }
 
     /// The object is gone, and its problems with it.
