@@ -23,7 +23,7 @@ use lb_common::abi::{BACKENDS, NAMES, SERVICES, SOCKETS};
 
 use crate::{
     maps::Op,
-    maps::{Access, Pinned, Snapshot, Store as _},
+    maps::{Access, Pinned, Snapshot, Store as _, max_names},
     pins::{self, PROGRAMS, Pins},
 };
 
@@ -181,7 +181,7 @@ fn sizes_of(dir: &Path) -> Result<Sizes> {
 fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
     let mut programs = EbpfLoader::new()
         .map_max_entries(SERVICES, sizes.services)
-        .map_max_entries(NAMES, sizes.services)
+        .map_max_entries(NAMES, max_names(sizes.services))
         .map_max_entries(BACKENDS, sizes.backends)
         .map_pin_path(SERVICES, dir.join(SERVICES))
         .map_pin_path(NAMES, dir.join(NAMES))

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use bytemuck::Zeroable as _;
 use lb_common::{
     Tables,
-    abi::{Backend, Name, SERVICES, Service, ServiceKey},
+    abi::{Backend, NAMES, Name, SERVICES, Service, ServiceKey},
 };
 
-use super::{Op, Snapshot, Store, StoreError, last_generation};
+use super::{Op, Snapshot, Store, StoreError, last_generation, max_names};
 use crate::model::PortRef;
 
 /// Maps in memory. They know the limits of real ones, and no others.
@@ -73,6 +73,10 @@ impl Store for Memory {
         match op {
             Op::PutName { id, port } => {
                 Name::try_from(port)?;
+                let limit = max_names(self.max_services).try_into().unwrap_or(usize::MAX);
+                if self.names.len() >= limit && !self.names.contains_key(id) {
+                    return Err(StoreError::Full { map: NAMES, flag: "--max-services" });
+                }
                 self.names.insert(*id, port.clone());
             }
             Op::WriteBlock { block, records } => {

@@ -86,6 +86,11 @@ pub struct Snapshot {
     pub blocks: BTreeMap<u32, Vec<Backend>>,
 }
 
+/// Size of the names map: a port that is renamed has its new id before it gives the old one back.
+pub const fn max_names(max_services: u32) -> u32 {
+    max_services.saturating_mul(2)
+}
+
 /// The generation given last: the one that the widest range without any comes after. They are given
 /// in turn, and begin anew behind the greatest number.
 fn last_generation(of_records: impl Iterator<Item = u32>) -> u32 {

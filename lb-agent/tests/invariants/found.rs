@@ -175,3 +175,16 @@ fn of_two_entries_with_overlapping_blocks_one_is_written_anew() {
     let later = [of("a", web(1, ip("10.96.0.1"), 80)), of("b", web(1, ip("10.96.0.2"), 80))];
     repair(&Memory::from(&snapshot).snapshot(), &edits, &later);
 }
+
+/// The names map has room for the new id of a port beside the old one.
+#[test]
+fn a_port_is_renamed_in_full_maps() {
+    let mut world = World::new(1, 2, true);
+    let mut service = web(1, ip("10.96.0.1"), 80);
+    say(&mut world, [of("a", service.clone())]);
+    world.sync(0, false);
+    service.ports[0].name = "web".into();
+    say(&mut world, [of("a", service)]);
+    world.sync(0, false);
+    world.finish();
+}
