@@ -235,14 +235,14 @@ impl Agent {
             tracing::debug!(services = report.services, ops = report.ops, ?took, "sync");
         }
         self.troubles.tell(&report);
-        if report.failed.is_empty() {
+        // Services that failed, or damage that could not be removed.
+        let failing = self.pipeline.is_dirty();
+        if !failing {
             self.pause = RETRY.0;
-            return Ok(false);
-        }
-        if report.ops == 0 {
+        } else if report.ops == 0 {
             self.pause = (self.pause * 2).min(RETRY.1);
         }
-        Ok(true)
+        Ok(failing)
     }
 
     fn attach(&mut self) -> Result<()> {
