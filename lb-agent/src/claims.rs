@@ -18,8 +18,8 @@ type Claim = (i64, ObjectRef);
 pub struct Claims {
     /// In order; the first one has the frontend.
     queues: HashMap<Frontend, Vec<Claim>>,
-    /// What each Service claims, and since when it exists.
-    claimed: HashMap<ObjectRef, (i64, BTreeSet<Frontend>)>,
+    /// What each Service claims, sorted, and since when it exists.
+    claimed: HashMap<ObjectRef, (i64, Box<[Frontend]>)>,
 }
 
 /// A frontend that went to another Service.
@@ -68,12 +68,14 @@ impl Claims {
     ) -> BTreeSet<ObjectRef> {
         let before = self.claimed.remove(name);
         if let Some((since, claimed)) = &before
-            && (*since, claimed) == (created, wanted)
+            && *since == created
+            && claimed.iter().eq(wanted)
         {
             self.claimed.extend(before.map(|claim| (name.clone(), claim)));
             return BTreeSet::new();
         }
-        let (since, claimed) = before.unwrap_or((created, BTreeSet::new()));
+        let (since, claimed) = before.unwrap_or_default();
+        let claimed: BTreeSet<Frontend> = claimed.into_iter().collect();
         let mut affected = BTreeSet::new();
         for frontend in claimed.union(wanted) {
             let queue = self.queues.entry(*frontend).or_default();
@@ -84,6 +86,8 @@ impl Claims {
             }
             if wanted.contains(frontend) {
                 let claim = (created, name.clone());
+                // Nearly every queue has one place for ever.
+                queue.reserve_exact(1);
                 queue.insert(queue.partition_point(|other| *other < claim), claim);
             }
             if queue.first() != owner.as_ref() {
@@ -95,7 +99,7 @@ impl Claims {
             }
         }
         if !wanted.is_empty() {
-            self.claimed.insert(name.clone(), (created, wanted.clone()));
+            self.claimed.insert(name.clone(), (created, wanted.iter().copied().collect()));
         }
         affected.remove(name);
         affected

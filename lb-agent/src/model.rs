@@ -158,8 +158,9 @@ pub enum Change {
 #[derive(Debug, Default)]
 pub struct Cluster {
     services: BTreeMap<ObjectRef, Service>,
-    /// By Service, then by name of the slice: the order in which endpoints are united.
-    slices: BTreeMap<ObjectRef, BTreeMap<Arc<str>, Slice>>,
+    /// By Service, then by name of the slice: the order in which endpoints are united. One map, not
+    /// one for each Service, which would have room for eleven slices where there is one.
+    slices: BTreeMap<(ObjectRef, Arc<str>), Slice>,
     /// The Service under which each slice stands in `slices`: its label may change.
     filed: HashMap<ObjectRef, ObjectRef>,
     services_listed: bool,
@@ -225,25 +226,20 @@ impl Cluster {
         slice: Option<Slice>,
         touched: &mut BTreeSet<ObjectRef>,
     ) {
-        let before = self.filed.get(&name).cloned();
-        let known = before.as_ref().and_then(|service| self.slices.get(service)?.get(&name.name));
+        let before = self.filed.get(&name).map(|service| (service.clone(), name.name.clone()));
+        let known = before.as_ref().and_then(|place| self.slices.get(place));
         if known == slice.as_ref() {
             return;
         }
-        if let Some(service) = before {
-            if let Some(slices) = self.slices.get_mut(&service) {
-                slices.remove(&name.name);
-                if slices.is_empty() {
-                    self.slices.remove(&service);
-                }
-            }
+        if let Some(place) = before {
+            self.slices.remove(&place);
             self.filed.remove(&name);
-            touched.insert(service);
+            touched.insert(place.0);
         }
         if let Some(slice) = slice {
             let service = slice.service.clone();
             self.filed.insert(name.clone(), service.clone());
-            self.slices.entry(service.clone()).or_default().insert(name.name, slice);
+            self.slices.insert((service.clone(), name.name), slice);
             touched.insert(service);
         }
     }
@@ -264,8 +260,10 @@ impl Cluster {
     }
 
     /// The slices of a Service, in the order of their names.
-    pub fn slices(&self, service: &ObjectRef) -> impl Iterator<Item = &Slice> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    pub fn slices<'a>(&'a self, service: &'a ObjectRef) -> impl Iterator<Item = &'a Slice> {
+        let first = (service.clone(), Arc::default());
+        let rest = self.slices.range(first..);
+        rest.take_while(move |((of, _), _)| of == service).map(|(_, slice)| slice)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytemuck::Zeroable as _;
 use lb_common::abi::{Service, ServiceKey};
 
 use crate::{
@@ -21,7 +22,8 @@ pub struct Tables {
     services: BTreeMap<ServiceKey, Service>,
     names: BTreeMap<u32, PortRef>,
     ids: BTreeMap<PortRef, u32>,
-    keys: BTreeMap<u32, BTreeSet<ServiceKey>>,
+    /// The frontends of each id.
+    keys: BTreeSet<(u32, ServiceKey)>,
     /// Ids that are not in use, as ranges, by start. The smallest is taken first: ids stay dense,
     /// so that they can index an array.
     free_ids: BTreeMap<u32, u32>,
@@ -37,7 +39,7 @@ impl Tables {
             services: BTreeMap::new(),
             names: BTreeMap::new(),
             ids: BTreeMap::new(),
-            keys: BTreeMap::new(),
+            keys: BTreeSet::new(),
             free_ids: [(0, u32::MAX)].into(),
             next_generation: 1,
             blocks: Blocks::new(max_backends),
@@ -115,18 +117,13 @@ impl Tables {
         self.blocks.name(service.block);
         self.remove_service(&key);
         self.services.insert(key, service);
-        self.keys.entry(service.id).or_default().insert(key);
+        self.keys.insert((service.id, key));
     }
 
     fn remove_service(&mut self, key: &ServiceKey) {
         let Some(before) = self.services.remove(key) else { return };
         self.blocks.unname(before.block);
-        if let Some(keys) = self.keys.get_mut(&before.id) {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.keys.remove(&before.id);
-            }
-        }
+        self.keys.remove(&(before.id, *key));
     }
 
     /// The entry of a frontend.
@@ -163,7 +160,7 @@ impl Tables {
     pub fn unused_ids(&self) -> impl Iterator<Item = u32> {
         let free = self.free_ids.iter().flat_map(|(start, end)| *start..*end);
         // An entry may have an id that stands for nothing, see `adopt`.
-        free.filter(|id| !self.keys.contains_key(id))
+        free.filter(|id| self.keys_of(*id).next().is_none())
     }
 
     /// The ids of a Service's ports.
@@ -177,7 +174,8 @@ impl Tables {
 
     /// The frontends of a service port.
     pub fn keys_of(&self, id: u32) -> impl Iterator<Item = &ServiceKey> {
-        self.keys.get(&id).into_iter().flatten()
+        let all = (id, ServiceKey::zeroed())..;
+        self.keys.range(all).take_while(move |(of, _)| *of == id).map(|(_, key)| key)
     }
 
     /// The Services that have entries.

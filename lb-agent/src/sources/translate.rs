@@ -78,7 +78,7 @@ pub fn service(object: &KubeService) -> Translated<Service> {
     }
 
     let mut problems = Vec::new();
-    let mut cluster_ips: Vec<IpAddr> = Vec::new();
+    let mut cluster_ips: Vec<IpAddr> = Vec::with_capacity(2);
     // `clusterIPs` repeats `clusterIP` as its first element, wherever it is filled in.
     let listed = spec.cluster_ips.as_deref().unwrap_or_default();
     let (field, texts): (_, Vec<&str>) = if listed.is_empty() {
@@ -100,7 +100,7 @@ pub fn service(object: &KubeService) -> Translated<Service> {
         }
     }
 
-    let mut ports = Vec::new();
+    let mut ports = Vec::with_capacity(spec.ports.as_ref().map_or(0, Vec::len));
     let mut seen = BTreeSet::new();
     for (i, port) in spec.ports.iter().flatten().enumerate() {
         match service_port(port) {
@@ -217,7 +217,7 @@ pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
     };
 
     let mut problems = Vec::new();
-    let mut ports = Vec::new();
+    let mut ports = Vec::with_capacity(object.ports.as_ref().map_or(0, Vec::len));
     for (i, port) in object.ports.iter().flatten().enumerate() {
         match slice_port(port) {
             Ok(port) => ports.extend(port),
