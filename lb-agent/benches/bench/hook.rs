@@ -1,0 +1,166 @@
+//! What the hook adds to connect(): ns per call with nothing attached, with a program that only
+//! returns 1 (the floor), on a miss and on a hit, with few and with many Services.
+//!
+//! The sockets are UDP's, so connect() sends nothing. A socket belongs to the cgroup in which it was
+//! made, so one process measures all variants: short batches in turn, each difference taken within
+//! one round, and the median over all rounds. What else the machine does falls on all alike.
+//!
+//! `SOCKLB_BENCH_AGAINST=FILE:FILE...` measures the programs of other object files too, on the same
+//! maps.
+
+mod floor;
+mod stage;
+mod targets;
+
+use std::{collections::BTreeMap, time::Instant};
+
+use anyhow::{Context as _, Result};
+
+use self::{
+    stage::{Program, Stage},
+    targets::{Dial, Family, Load, Reach, Targets},
+};
+use crate::{
+    lab::{Lab, move_to, pin_to_one_cpu},
+    samples::{SPREAD, Samples, verdict},
+};
+
+const ROUNDS: usize = 400;
+const SERVICES: u32 = 10_000;
+const ENDPOINTS: u32 = 10;
+
+/// Aims, in ns above the floor.
+const AIM_MISS: f64 = 40.0;
+const AIM_HIT: f64 = 120.0;
+
+/// What is measured: `load` on the sockets of a stage, whose programs find a Service or do not.
+struct Row {
+    stage: usize,
+    load: Load,
+    dial: Dial,
+    targets: Targets,
+    ns: Samples,
+}
+
+pub(crate) fn run() -> Result<()> {
+    let lab = Lab::enter()?;
+    pin_to_one_cpu()?;
+    let stages = stage::all(&lab, SERVICES, ENDPOINTS)?;
+    let mut rows = Vec::new();
+    for load in Load::ALL {
+        for (index, stage) in stages.iter().enumerate() {
+            move_to(&stage.cgroup)?;
+            for dial in stage.dials() {
+                let services = stage.services;
+                if services == 1 && load.reach == Reach::Random {
+                    continue;
+                }
+                let targets = Targets::new(load, dial, services)?;
+                rows.push(Row { stage: index, load, dial, targets, ns: Samples::default() });
+            }
+        }
+    }
+    eprintln!("{} variants, {ROUNDS} rounds", rows.len());
+    for round in 0..ROUNDS {
+        // Each round begins elsewhere, so that nobody always runs after the same neighbour.
+        for turn in 0..stages.len() {
+            // Nor always before the same one: some share maps, and the second finds them in cache.
+            let turn = if round % 2 == 0 { turn } else { stages.len() - 1 - turn };
+            let stage = (round / 2 + turn) % stages.len();
+            move_to(&stages[stage].cgroup)?;
+            let mut of_stage: Vec<&mut Row> =
+                rows.iter_mut().filter(|r| r.stage == stage).collect();
+            let len = of_stage.len();
+            of_stage.rotate_left(round % len);
+            for row in of_stage {
+                // The first calls pay for caches that the batch before has filled with its own.
+                row.targets.run(row.load.batch / 10)?;
+                let start = Instant::now();
+                row.targets.run(row.load.batch)?;
+                row.ns.push(start.elapsed().as_secs_f64() * 1e9 / f64::from(row.load.batch));
+            }
+        }
+    }
+    report(&stages, &rows)
+}
+
+fn report(stages: &[Stage], rows: &[Row]) -> Result<()> {
+    println!(
+        "One connect() of a UDP socket, in ns. {SERVICES} Services with {ENDPOINTS} backends in each \
+         of two families;\nmedians of {ROUNDS} rounds; differences are medians of those within each \
+         round.\n"
+    );
+    println!("{:<22}{:<34}{:>8}{:>12}", "", "", "ns", "- floor");
+    let mut above = BTreeMap::new();
+    for load in Load::ALL {
+        let of_load = || rows.iter().filter(move |row| row.load == load);
+        let floor = of_load()
+            .find(|row| stages[row.stage].program == Program::Floor)
+            .context("the floor is among the stages")?;
+        for row in of_load() {
+            let stage = &stages[row.stage];
+            let difference = row.ns.minus(&floor.ns).median();
+            println!(
+                "{:<22}{:<34}{:>8.0}{:>+12.0}",
+                load.name,
+                title(stage, row.dial),
+                row.ns.median(),
+                difference
+            );
+            above.insert((load.name, stage.name.as_str(), row.dial), difference);
+        }
+        println!();
+    }
+    aims(&above);
+    println!("\nEvery variant: ns, and its spread over the rounds\n");
+    println!("{:<56}{SPREAD}", "");
+    for row in rows {
+        let what = format!("{:<22}{}", row.load.name, title(&stages[row.stage], row.dial));
+        println!("{what:<56}{}", row.ns);
+    }
+    Ok(())
+}
+
+fn title(stage: &Stage, dial: Dial) -> String {
+    match stage.program {
+        Program::None | Program::Floor => stage.name.clone(),
+        Program::Socklb | Program::Other => format!("{}, {}", stage.name, dial.name()),
+    }
+}
+
+fn aims(above: &BTreeMap<(&str, &str, Dial), f64>) {
+    let get = |load: Load, stage, dial| above.get(&(load.name, stage, dial)).copied();
+    println!("Aims");
+    for load in Load::ALL.into_iter().filter(|load| !load.fresh) {
+        let miss = get(load, stage::MANY, Dial::Miss).unwrap_or(f64::NAN);
+        let hit = get(load, stage::MANY, Dial::Hit).unwrap_or(f64::NAN);
+        println!(
+            "{:<22}miss {miss:+4.0}, aim +{AIM_MISS:.0}: {:<5} hit {hit:+4.0}, aim +{AIM_HIT:.0}: {}",
+            load.name,
+            verdict(miss <= AIM_MISS),
+            verdict(hit <= AIM_HIT)
+        );
+    }
+    println!("\nFlat in the number of Services: {SERVICES} against 1, always the same one");
+    for load in Load::ALL.into_iter().filter(|load| load.reach == Reach::Same) {
+        for dial in [Dial::Miss, Dial::Hit] {
+            if let (Some(many), Some(one)) =
+                (get(load, stage::MANY, dial), get(load, stage::ONE, dial))
+            {
+                println!("{:<22}{:<5}{:+4.0}", load.name, dial.name(), many - one);
+            }
+        }
+    }
+    println!(
+        "\nRemembering the destination: a hit on a new socket against one on a socket that has it"
+    );
+    for fresh in Load::ALL.into_iter().filter(|load| load.fresh && load.reach == Reach::Same) {
+        let again = Load::ALL
+            .into_iter()
+            .find(|load| !load.fresh && load.reach == Reach::Same && load.family == fresh.family);
+        let hit = |load| get(load, stage::MANY, Dial::Hit);
+        if let (Some(new), Some(old)) = (hit(fresh), again.and_then(hit)) {
+            println!("{:<22}{:+5.0}", Family::name(fresh.family), new - old);
+        }
+    }
+}
