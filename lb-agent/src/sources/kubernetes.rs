@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, pin_mut};
 use k8s_openapi::api::{core::v1::Service as KubeService, discovery::v1::EndpointSlice};
 use kube::{
@@ -54,10 +54,13 @@ impl Access {
             None if self.context.is_some() => Config::from_kubeconfig(&options)
                 .await
                 .context("cannot use the kubeconfig that --context refers to")?,
-            None => Config::infer().await.context(
-                "no access to an API server: give --kubeconfig, set KUBECONFIG, or run in a pod \
-                 with a service account",
-            )?,
+            // The error says each of its causes twice.
+            None => Config::infer().await.map_err(|error| {
+                anyhow!(
+                    "no access to an API server: give --kubeconfig, set KUBECONFIG, or run in a pod \
+                     with a service account ({error})"
+                )
+            })?,
         };
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(SILENCE);
@@ -149,7 +152,8 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
                 continue;
             }
             Ok(event) => {
-                if std::mem::take(&mut failing) {
+                // `Init` says only that a list is about to be asked for.
+                if !matches!(event, watcher::Event::Init) && std::mem::take(&mut failing) {
                     tracing::info!(kind = K::NAME, "the API server answers again");
                 }
                 match event {

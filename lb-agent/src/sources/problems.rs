@@ -42,12 +42,12 @@ impl Problems {
     /// What is now known to be wrong with `object` (`Service default/web`, or a file).
     pub fn set(&mut self, object: &str, problems: Vec<Problem>) {
         let known = self.0.get(object).map_or(&[][..], Vec::as_slice);
-        for Problem { field, what, remedy } in problems.iter().filter(|p| !known.contains(p)) {
-            tracing::warn!(object, field, remedy, "{what}");
+        for problem in problems.iter().filter(|p| !known.contains(p)) {
+            tracing::warn!("{object}: {problem}");
         }
         if problems.is_empty() {
             if self.0.remove(object).is_some() {
-                tracing::info!(object, "is in order now");
+                tracing::info!("{object}: in order now");
             }
         } else {
             self.0.insert(object.to_owned(), problems);
