@@ -1,5 +1,6 @@
 //! The project's tasks: `cargo xtask --help`. Each brings what it needs.
 
+mod bench;
 mod build;
 mod cargo;
 mod demo;
@@ -24,6 +25,7 @@ enum Task {
     Build(build::Args),
     Run(run::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     Kube(kube::Args),
     Test(test::Args),
 }
@@ -40,6 +42,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Setup(args) => setup::run(args),
         Task::Build(args) => build::run(args),
         Task::Run(args) => run::run(args),
+        Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
         Task::Kube(args) => kube::run(args),
         Task::Test(args) => Ok(test::run(args)),

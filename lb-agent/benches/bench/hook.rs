@@ -12,7 +12,7 @@ mod floor;
 mod stage;
 mod targets;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, fs::File, time::Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -45,6 +45,8 @@ struct Row {
 pub(crate) fn run() -> Result<()> {
     let lab = Lab::enter()?;
     pin_to_one_cpu()?;
+    eprintln!("the floor, {ROUNDS} rounds");
+    let bare = bare(&lab)?;
     let stages = stage::all(&lab, SERVICES, ENDPOINTS)?;
     let mut rows = Vec::new();
     for load in Load::ALL {
@@ -73,18 +75,49 @@ pub(crate) fn run() -> Result<()> {
             let len = of_stage.len();
             of_stage.rotate_left(round % len);
             for row in of_stage {
-                // The first calls pay for caches that the batch before has filled with its own.
-                row.targets.run(row.load.batch / 10)?;
-                let start = Instant::now();
-                row.targets.run(row.load.batch)?;
-                row.ns.push(start.elapsed().as_secs_f64() * 1e9 / f64::from(row.load.batch));
+                let ns = batch(row.load, &mut row.targets)?;
+                row.ns.push(ns);
             }
         }
     }
-    report(&stages, &rows)
+    report(&stages, &rows, &bare)
 }
 
-fn report(stages: &[Stage], rows: &[Row]) -> Result<()> {
+/// What an attached program costs that does nothing: loads with nothing attached on the machine,
+/// and with the floor. As long as any cgroup has a program, connect() looks for programs in all of
+/// them, so this is measured before there are any, attaching and detaching in each round.
+fn bare(lab: &Lab) -> Result<Vec<(Load, Samples, Samples)>> {
+    let cgroup = lab.cgroup("bare")?;
+    move_to(&cgroup)?;
+    let cgroup = File::open(&cgroup)?;
+    let mut rows = Vec::new();
+    for load in Load::ALL.into_iter().filter(|load| load.reach == Reach::Same) {
+        let targets = Targets::new(load, Dial::Miss, SERVICES)?;
+        rows.push((load, targets, Samples::default(), Samples::default()));
+    }
+    for _ in 0..ROUNDS {
+        for (load, targets, nothing, _) in &mut rows {
+            nothing.push(batch(*load, targets)?);
+        }
+        let links = floor::attach(&cgroup)?;
+        for (load, targets, _, floor) in &mut rows {
+            floor.push(batch(*load, targets)?);
+        }
+        drop(links);
+    }
+    Ok(rows.into_iter().map(|(load, _, nothing, floor)| (load, nothing, floor)).collect())
+}
+
+/// ns for each call of a batch.
+fn batch(load: Load, targets: &mut Targets) -> Result<f64> {
+    // The first calls pay for caches that the batch before has filled with its own.
+    targets.run(load.batch / 10)?;
+    let start = Instant::now();
+    targets.run(load.batch)?;
+    Ok(start.elapsed().as_secs_f64() * 1e9 / f64::from(load.batch))
+}
+
+fn report(stages: &[Stage], rows: &[Row], bare: &[(Load, Samples, Samples)]) -> Result<()> {
     println!(
         "One connect() of a UDP socket, in ns. {SERVICES} Services with {ENDPOINTS} backends in each \
          of two families;\nmedians of {ROUNDS} rounds; differences are medians of those within each \
@@ -112,6 +145,12 @@ fn report(stages: &[Stage], rows: &[Row]) -> Result<()> {
         println!();
     }
     aims(&above);
+    println!("\nThe floor itself, against nothing attached on the whole machine");
+    for (load, nothing, floor) in bare {
+        let (ns, more) = (nothing.median(), floor.minus(nothing).median());
+        println!("{:<22}{ns:>6.0}{more:>+6.0}", load.name);
+    }
+    stage::print_programs();
     println!("\nEvery variant: ns, and its spread over the rounds\n");
     println!("{:<56}{SPREAD}", "");
     for row in rows {
@@ -130,8 +169,8 @@ fn title(stage: &Stage, dial: Dial) -> String {
 
 fn aims(above: &BTreeMap<(&str, &str, Dial), f64>) {
     let get = |load: Load, stage, dial| above.get(&(load.name, stage, dial)).copied();
-    println!("Aims");
-    for load in Load::ALL.into_iter().filter(|load| !load.fresh) {
+    println!("Aims, with {SERVICES} Services: one Service again and again");
+    for load in Load::ALL.into_iter().filter(|load| !load.fresh && load.reach == Reach::Same) {
         let miss = get(load, stage::MANY, Dial::Miss).unwrap_or(f64::NAN);
         let hit = get(load, stage::MANY, Dial::Hit).unwrap_or(f64::NAN);
         println!(
@@ -141,7 +180,16 @@ fn aims(above: &BTreeMap<(&str, &str, Dial), f64>) {
             verdict(hit <= AIM_HIT)
         );
     }
-    println!("\nFlat in the number of Services: {SERVICES} against 1, always the same one");
+    println!(
+        "\nCold caches: another one of {SERVICES} Services each time, and nothing in between; no aim.\n\
+         A miss waits for memory once, for the bucket; a hit for the entry and the record too."
+    );
+    for load in Load::ALL.into_iter().filter(|load| load.reach == Reach::Random) {
+        let miss = get(load, stage::MANY, Dial::Miss).unwrap_or(f64::NAN);
+        let hit = get(load, stage::MANY, Dial::Hit).unwrap_or(f64::NAN);
+        println!("{:<22}miss {miss:+4.0}  hit {hit:+4.0}", load.name);
+    }
+    println!("\nFlat in the number of Services: {SERVICES} against 1");
     for load in Load::ALL.into_iter().filter(|load| load.reach == Reach::Same) {
         for dial in [Dial::Miss, Dial::Hit] {
             if let (Some(many), Some(one)) =

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, CgroupSockAddr},
+    programs::{CgroupAttachMode, CgroupSockAddr, loaded_programs},
 };
 use lb_agent::{
     datapath::{Datapath, Sizes},
@@ -68,7 +68,7 @@ impl Stage {
 pub(crate) fn all(lab: &Lab, services: u32, endpoints: u32) -> Result<Vec<Stage>> {
     let mut stages = vec![
         Stage {
-            name: "nothing attached".to_owned(),
+            name: "nothing attached here".to_owned(),
             program: Program::None,
             cgroup: lab.cgroup("nothing")?,
             services,
@@ -144,6 +144,23 @@ fn other(lab: &Lab, object: &Path, services: u32) -> Result<Stage> {
     }
     let held = Held::Other { _programs: programs };
     Ok(Stage { name, program: Program::Other, cgroup, services, held })
+}
+
+/// How large the programs are, as the kernel has them.
+pub(crate) fn print_programs() {
+    println!(
+        "\nThe programs: instructions, those looked at by the verifier, bytes of machine code"
+    );
+    for name in PROGRAMS {
+        // The last one of this name is ours.
+        let loaded = loaded_programs().filter_map(Result::ok);
+        let Some(info) = loaded.filter(|info| info.name_as_str() == Some(name)).last() else {
+            continue;
+        };
+        let instructions = info.size_translated().unwrap_or(0) / 8;
+        let verified = info.verified_instruction_count().unwrap_or(0);
+        println!("{name:<22}{instructions:>6}{verified:>8}{:>8}", info.size_jitted());
+    }
 }
 
 /// The defaults of `--max-services` and `--max-backends`.

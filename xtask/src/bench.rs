@@ -1,0 +1,151 @@
+//! `bench`: what socklb costs, and what it is compared with, in one run each.
+//!
+//! The measurements are a program of lb-agent; here it is built, started as root, and what it says
+//! is kept under `docs/bench`, with what somebody needs to judge the figures.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+
+use crate::{
+    cargo::{cargo, executables, workspace},
+    exec::{announce, ask},
+    pins,
+    root::{as_root, require_root},
+    setup::{self, Scope},
+};
+
+/// Measure, and keep the reports under docs/bench. Wants a machine that does nothing else.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to measure [default: all].
+    names: Vec<Name>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Name {
+    /// What the programs add to a connect().
+    Hook,
+    /// From objects delivered to maps complete.
+    Sync,
+    /// Resident memory of the agent, and size of the maps.
+    Memory,
+}
+
+impl Name {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Hook => "hook",
+            Self::Sync => "sync",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    setup::ensure(&[Scope::Agent, Scope::Programs, Scope::Network])?;
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "lb-agent", "--bench", "bench"]);
+    let programs = executables(&mut build)?;
+    let program = programs.iter().find(|program| program.kind == "bench");
+    let program = &program.context("cargo built no benchmarks")?.path;
+    require_root()?;
+    let names = if args.names.is_empty() { Name::value_variants() } else { &args.names };
+    for name in names {
+        let report = circumstances() + "\n" + &report(program, name.text())?;
+        let file = format!("docs/bench/{}.txt", name.text());
+        let path = workspace().join(&file);
+        fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
+        fs::write(&path, report).with_context(|| format!("cannot write {file}"))?;
+        eprintln!("kept in {file}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the program says, shown as it comes.
+fn report(program: &Path, name: &str) -> Result<String> {
+    let mut bench = Command::new(program);
+    bench.arg(name).current_dir(workspace());
+    let mut bench = as_root(bench);
+    let line = announce(&bench);
+    let mut child = bench.stdout(Stdio::piped()).spawn().with_context(|| format!("`{line}`"))?;
+    let mut report = String::new();
+    for line in BufReader::new(child.stdout.take().context("stdout is piped")?).lines() {
+        let line = line?;
+        println!("{line}");
+        report.push_str(line.trim_end());
+        report.push('\n');
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "`{line}`: {status}");
+    Ok(report)
+}
+
+/// Where and of what the figures are.
+fn circumstances() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("unknown", |(_, model)| model);
+    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
+    let load = read("/proc/loadavg");
+    let load = load.split_whitespace().next().unwrap_or("?");
+    let lock = read(&workspace().join("Cargo.lock").to_string_lossy());
+    let version = |package| locked(&lock, package).unwrap_or("?");
+    let date = ask(Command::new("date").args(["-u", "+%F"])).unwrap_or_default();
+    format!(
+        "date      {}\ncommit    {}\nkernel    {}\nCPU       {count} x {model}\nload      {load} before \
+         the start\nversions  rust {}, {} for BPF, aya {}, aya-ebpf {}\n",
+        date.trim(),
+        commit(),
+        read("/proc/sys/kernel/osrelease").trim(),
+        pins::STABLE,
+        pins::NIGHTLY,
+        version("aya"),
+        version("aya-ebpf"),
+    )
+}
+
+fn commit() -> String {
+    let git = |args: &[&str]| ask(Command::new("git").args(args).current_dir(workspace()));
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "none: not a git repository".to_owned();
+    };
+    // The reports of measurements made before are no difference.
+    let changes = git(&["status", "--porcelain", "--", ".", ":!docs/bench"]).unwrap_or_default();
+    let note = if changes.trim().is_empty() { "" } else { ", with changes" };
+    format!("{}{note}", commit.trim())
+}
+
+/// The version of a package in Cargo.lock.
+fn locked<'a>(lock: &'a str, package: &str) -> Option<&'a str> {
+    let (_, rest) = lock.split_once(&format!("name = \"{package}\"\nversion = \""))?;
+    rest.split('"').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_locked_version_is_that_of_the_package_itself() {
+        let lock = "[[package]]\nname = \"aya-ebpf\"\nversion = \"0.3.0\"\n\n[[package]]\nname = \
+                    \"aya\"\nversion = \"0.16.0\"\nsource = \"x\"\n";
+        assert_eq!(locked(lock, "aya"), Some("0.16.0"));
+        assert_eq!(locked(lock, "aya-ebpf"), Some("0.3.0"));
+        assert_eq!(locked(lock, "ebpf"), None);
+    }
+
+    #[test]
+    fn circumstances_are_known() {
+        let text = circumstances();
+        assert!(!text.contains('?') && !text.contains("unknown"), "{text}");
+        assert_eq!(text.lines().count(), 6);
+    }
+}
