@@ -16,7 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{
     connect::V4,
-    control::Control,
+    control::{Control, ROOMY},
     raw::udp,
     world::{PORT, World, backend4},
 };
@@ -99,7 +99,7 @@ fn flip(room: u32) {
     World::run(|world| {
         let sets = [[1, 2, 3, 4].map(backend4), [5, 6, 7, 8].map(backend4)];
         let strangers = [backend4(9), backend4(10)];
-        let mut control = Control::start_with(world, Sizes { services: 64, backends: room });
+        let mut control = Control::start_with(world, Sizes { backends: room, ..ROOMY });
         control.put("web", &["10.96.0.10"], 80, &sets[0]);
 
         let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
