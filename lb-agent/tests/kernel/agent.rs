@@ -1,14 +1,19 @@
 //! The real `lb-agent`, as a process.
+#![expect(unsafe_code, reason = "something is done between fork and exec")]
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
+    os::unix::process::CommandExt as _,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        prctl,
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 
@@ -54,6 +59,9 @@ impl Agent {
     }
 
     pub(crate) fn spawn(mut command: Command) -> Self {
+        // A test that is killed takes its agents along.
+        // SAFETY: the closure makes one system call.
+        unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::new(Mutex::new(String::new()));

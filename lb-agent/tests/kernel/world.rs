@@ -3,15 +3,16 @@
 //!
 //! The namespaces belong to the thread that runs the test and to what it starts. They end with it,
 //! however it ends, and take the bpffs with all its pins along: nothing that was attached survives,
-//! not even a killed run. What may stay behind is an empty cgroup, which the next run removes.
+//! not even a killed run. What that may leave is empty cgroups and a directory of files, which the
+//! next run removes.
 
 use std::{
-    fs,
+    env, fs,
     io::{self, Write as _},
     net::{IpAddr, UdpSocket},
     panic::resume_unwind,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{self, Command, Stdio},
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -23,7 +24,6 @@ use nix::{
     sched::{CloneFlags, unshare},
     unistd::Uid,
 };
-use tempfile::TempDir;
 
 /// The process is in one cgroup at a time, so one test is under way at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -37,7 +37,7 @@ pub(crate) const BACKENDS: u8 = 24;
 pub(crate) struct World {
     cgroup: PathBuf,
     elsewhere: PathBuf,
-    dir: TempDir,
+    dir: PathBuf,
 }
 
 impl World {
@@ -48,36 +48,34 @@ impl World {
             "the kernel tests need root: `cargo xtask test kernel` (SOCKLB_SKIP_ROOT=1 leaves them out)"
         );
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = thread::scope(|scope| scope.spawn(|| test(&Self::new())).join());
+        sweep(&cgroup2(), remove_cgroup);
+        sweep(&env::temp_dir(), |dir| fs::remove_dir_all(dir));
+        let prefix = format!("{PREFIX}{}-", process::id());
+        // It outlives the mounts in it, and so can be removed.
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
+        let result = thread::scope(|scope| scope.spawn(|| test(&Self::new(dir.path()))).join());
         if let Err(panic) = result {
             resume_unwind(panic);
         }
     }
 
-    fn new() -> Self {
-        let root = mounts::first("cgroup2").unwrap().expect("cgroup2 is not mounted").path;
-        sweep(&root);
-        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+    fn new(dir: &Path) -> Self {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
         let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
-        fs::create_dir(dir.path().join("bpf")).unwrap();
-        mount_bpffs(&dir.path().join("bpf"), MsFlags::empty());
+        fs::create_dir(dir.join("bpf")).unwrap();
+        mount_bpffs(&dir.join("bpf"), MsFlags::empty());
         network();
 
+        let root = cgroup2();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
         let elsewhere = root.join(own);
         // The directory's name is unique, and says whose it is.
-        let cgroup = root.join(format!(
-            "{PREFIX}{}-{}",
-            std::process::id(),
-            dir.path().file_name().unwrap().to_str().unwrap().trim_start_matches(PREFIX)
-        ));
+        let cgroup = root.join(dir.file_name().unwrap());
         fs::create_dir(&cgroup).unwrap();
-        let world = Self { cgroup, elsewhere, dir };
-        enter(&world.cgroup);
-        world
+        enter(&cgroup);
+        Self { cgroup, elsewhere, dir: dir.to_owned() }
     }
 
     /// The cgroup of this process; programs may be attached to it.
@@ -87,12 +85,12 @@ impl World {
 
     /// A place for files.
     pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     /// The bpffs.
     pub(crate) fn bpffs(&self) -> PathBuf {
-        self.dir.path().join("bpf")
+        self.dir.join("bpf")
     }
 
     /// What is pinned there.
@@ -114,22 +112,37 @@ impl Drop for World {
     fn drop(&mut self) {
         enter(&self.elsewhere);
         // A process that was killed leaves its cgroup a moment later.
-        let removed = soon(|| fs::remove_dir(&self.cgroup).is_ok() || !self.cgroup.exists());
+        let removed = soon(|| remove_cgroup(&self.cgroup).is_ok());
         assert!(removed || thread::panicking(), "somebody is left in {}", self.cgroup.display());
     }
 }
 
-/// Removes the cgroups that killed runs have left.
-fn sweep(root: &Path) {
-    for entry in fs::read_dir(root).unwrap().flatten() {
+fn cgroup2() -> PathBuf {
+    mounts::first("cgroup2").unwrap().expect("cgroup2 is not mounted").path
+}
+
+/// Removes what killed runs have left.
+fn sweep(place: &Path, remove: impl Fn(&Path) -> io::Result<()>) {
+    for entry in fs::read_dir(place).unwrap().flatten() {
         let name = entry.file_name();
         let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
         let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // One that is not empty is still somebody's.
-            let _ = fs::remove_dir(entry.path());
+            // A cgroup with a process in it is still somebody's.
+            let _ = remove(&entry.path());
         }
     }
+}
+
+/// Removes a cgroup and those below it. The files in it are the kernel's.
+fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
 }
 
 fn enter(cgroup: &Path) {
