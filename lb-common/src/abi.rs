@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable, must_cast};
 /// Version of everything in this module; part of the pin path (`<bpffs>/socklb/v<LAYOUT>`).
 pub const LAYOUT: u32 = 1;
 
-/// HASH: [`ServiceKey`] to [`Service`].
+/// HASH: [`ServiceKey`] to [`ServiceEntry`].
 pub const SERVICES: &str = "services";
 /// ARRAY: `u32` to [`Backend`], in contiguous blocks, one block per backend set.
 pub const BACKENDS: &str = "backends";
@@ -186,7 +186,7 @@ impl ServiceKey {
     }
 }
 
-/// Value of [`SERVICES`]: which block holds the frontend's backends. 16 bytes.
+/// What [`SERVICES`] says of a frontend: which block holds its backends. 16 bytes.
 ///
 /// A hash element is recycled while readers still hold it, so a reader may see a mix of two values,
 /// or the value of another key. It therefore believes nothing here that a [`Backend`] with the same
@@ -214,6 +214,28 @@ impl Service {
     pub const fn sealed(self, key: &ServiceKey) -> Self {
         Self { generation: self.generation ^ key.digest(), ..self }
     }
+}
+
+/// Value of [`SERVICES`]. 20 bytes.
+///
+/// The lock lets the agent change a value where it stands (`BPF_F_LOCK`). Any other update puts a new
+/// element at the head of its bucket and then takes the old one out behind it, and a reader on its
+/// way through the bucket meets neither: the frontend would be gone for that reader. Nobody else
+/// takes the lock; a reader finds out about a value half changed by its generation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ServiceEntry {
+    /// What it says.
+    pub service: Service,
+    /// The kernel's.
+    pub lock: bpf_spin_lock,
+}
+
+/// The kernel knows the lock of a value by the name of its type.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct bpf_spin_lock {
+    val: u32,
 }
 
 /// Element of [`BACKENDS`]: one endpoint of one backend set. 32 bytes, so none straddles a cache line.
@@ -338,6 +360,7 @@ pub struct Name {
 const _: () = {
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<Service>() == 16);
+    assert!(size_of::<ServiceEntry>() == 20);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Translation>() == 48);
     assert!(size_of::<Name>() == 200);

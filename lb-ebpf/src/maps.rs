@@ -1,5 +1,7 @@
 //! The maps, private behind total functions. Sizes are the agent's to set; those here are the least.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, SkStorage},
@@ -8,11 +10,12 @@ use aya_ebpf::{
 };
 use lb_common::{
     Tables,
-    abi::{Backend, Name, Service, ServiceKey, Translation},
+    abi::{Backend, Name, Service, ServiceEntry, ServiceKey, Translation},
 };
 
 #[btf_map(name = "services")]
-static SERVICES: HashMap<ServiceKey, Service, 1, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static SERVICES: HashMap<ServiceKey, ServiceEntry, 1, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// Memory-mapped: the agent writes a block without a system call per record.
 #[btf_map(name = "backends")]
@@ -31,10 +34,13 @@ pub(crate) struct Kernel;
 impl Tables for Kernel {
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<Service> {
-        // SAFETY: the pointer is valid while the program runs. The element may be recycled under us,
-        // also for another key, which the sealed generation detects; a volatile read makes the copy
-        // once, so that what was checked is what is used.
-        SERVICES.get_ptr(key).map(|service| unsafe { service.read_volatile() }.sealed(key))
+        // SAFETY: the pointer is valid while the program runs. The value may change under us, or the
+        // element be recycled for another key: the sealed generation detects both. A volatile read
+        // makes the copy once, so that what was checked is what is used. The lock is not read: the
+        // verifier does not allow it.
+        SERVICES
+            .get_ptr(key)
+            .map(|entry| unsafe { ptr::addr_of!((*entry).service).read_volatile() }.sealed(key))
     }
 
     #[inline(always)]

@@ -6,7 +6,9 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use bytemuck::must_cast;
 use lb_common::{
     ATTEMPTS, Tables,
-    abi::{BACKENDS, Backend, NAMES, Name, SERVICES, Service, ServiceKey},
+    abi::{
+        BACKENDS, Backend, NAMES, Name, SERVICES, Service, ServiceEntry, ServiceKey, bpf_spin_lock,
+    },
 };
 
 use super::{Op, Snapshot, Store, StoreError, grace, mapping::Mapping};
@@ -55,8 +57,11 @@ pub enum OpenError {
 
 type Bytes<K, V> = HashMap<MapData, K, V>;
 
+/// Change a value where it stands, see [`ServiceEntry`]; insert it if there is none.
+const BPF_F_LOCK: u64 = 4;
+
 const KEY: usize = size_of::<ServiceKey>();
-const SERVICE: usize = size_of::<Service>();
+const SERVICE: usize = size_of::<ServiceEntry>();
 const NAME: usize = size_of::<Name>();
 
 /// The pinned maps. Keys and values cross aya's interface as plain bytes: `bytemuck` checks the cast.
@@ -98,7 +103,7 @@ impl Pinned {
         for entry in &self.services {
             let (key, value): (_, [u8; SERVICE]) = entry?;
             let key: ServiceKey = must_cast(key);
-            let mut service = must_cast::<_, Service>(value).sealed(&key);
+            let mut service = must_cast::<_, ServiceEntry>(value).service.sealed(&key);
             for _ in 0..ATTEMPTS {
                 let records = self.records(service.block, service.count);
                 if records.iter().all(|record| record.generation == service.generation) {
@@ -154,10 +159,13 @@ impl Store for Pinned {
                     .map_err(|error| kernel("update", NAMES, &error))
             }
             Op::WriteBlock { block, records } => self.backends.write(*block, records),
-            Op::PutService { key, service } => self
-                .services
-                .insert(&must_cast(*key), &must_cast(service.sealed(key)), 0)
-                .map_err(|error| kernel("update", SERVICES, &error)),
+            Op::PutService { key, service } => {
+                let lock = bpf_spin_lock::default();
+                let entry = ServiceEntry { service: service.sealed(key), lock };
+                self.services
+                    .insert(&must_cast(*key), &must_cast(entry), BPF_F_LOCK)
+                    .map_err(|error| kernel("update", SERVICES, &error))
+            }
             Op::DeleteService { key } => gone(self.services.remove(&must_cast(*key)))
                 .map_err(|e| kernel("delete from", SERVICES, &e)),
             Op::DeleteName { id } => {
@@ -205,7 +213,7 @@ fn kernel(call: &'static str, map: &'static str, error: &MapError) -> StoreError
 impl Tables for Pinned {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         let value = self.services.get(&must_cast(*key), 0).ok()?;
-        Some(must_cast::<_, Service>(value).sealed(key))
+        Some(must_cast::<_, ServiceEntry>(value).service.sealed(key))
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {
