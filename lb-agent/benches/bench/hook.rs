@@ -12,9 +12,10 @@ mod floor;
 mod stage;
 mod targets;
 
-use std::{collections::BTreeMap, fs::File, time::Instant};
+use std::{collections::BTreeMap, fs::File, time::Duration};
 
 use anyhow::{Context as _, Result};
+use nix::time::ClockId;
 
 use self::{
     stage::{Program, Stage},
@@ -46,6 +47,7 @@ pub(crate) fn run() -> Result<()> {
     let lab = Lab::enter()?;
     pin_to_one_cpu()?;
     eprintln!("the floor, {ROUNDS} rounds");
+    let others = stage::are_programs_loaded();
     let bare = bare(&lab)?;
     let stages = stage::all(&lab, SERVICES, ENDPOINTS)?;
     let mut rows = Vec::new();
@@ -80,7 +82,7 @@ pub(crate) fn run() -> Result<()> {
             }
         }
     }
-    report(&stages, &rows, &bare)
+    report(&stages, &rows, &bare, others)
 }
 
 /// What an attached program costs that does nothing: loads with nothing attached on the machine,
@@ -111,12 +113,20 @@ fn bare(lab: &Lab) -> Result<Vec<(Load, Samples, Samples)>> {
 /// ns for each call of a batch.
 fn batch(load: Load, targets: &mut Targets) -> Result<f64> {
     targets.run(load.warm)?;
-    let start = Instant::now();
+    // Of this thread only: the time that others had the CPU does not count, though what they did to
+    // its caches does.
+    let clock = || ClockId::CLOCK_THREAD_CPUTIME_ID.now();
+    let start = clock()?;
     targets.run(load.batch)?;
-    Ok(start.elapsed().as_secs_f64() * 1e9 / f64::from(load.batch))
+    Ok(Duration::from(clock()? - start).as_secs_f64() * 1e9 / f64::from(load.batch))
 }
 
-fn report(stages: &[Stage], rows: &[Row], bare: &[(Load, Samples, Samples)]) -> Result<()> {
+fn report(
+    stages: &[Stage],
+    rows: &[Row],
+    bare: &[(Load, Samples, Samples)],
+    others: bool,
+) -> Result<()> {
     println!(
         "One connect() of a UDP socket, in ns. {SERVICES} Services with {ENDPOINTS} backends in each \
          of two families;\nmedians of {ROUNDS} rounds; differences are medians of those within each \
@@ -145,6 +155,9 @@ fn report(stages: &[Stage], rows: &[Row], bare: &[(Load, Samples, Samples)]) -> 
     }
     aims(&above);
     println!("\nThe floor itself, against nothing attached on the whole machine");
+    if others {
+        println!("(not so: other programs of this kind were there, so their price is in both)");
+    }
     for (load, nothing, floor) in bare {
         let (ns, more) = (nothing.median(), floor.minus(nothing).median());
         println!("{:<22}{ns:>6.0}{more:>+6.0}", load.name);
@@ -182,7 +195,8 @@ fn aims(above: &BTreeMap<(&str, &str, Dial), f64>) {
     println!(
         "The maps are the same for all. \"same\" dials one address again and again; \"any of N\" another\n\
          one of N each time, after each was dialled once; \"cold\" one of 10,000 that was not dialled\n\
-         since all other variants ran, while the kernel's own way is warm: the worst there is."
+         since all other variants ran, while the kernel's own way is warm. What else the machine does\n\
+         takes caches away too: the more addresses, the more a figure needs a quiet machine."
     );
     println!("\nFlat in the number of Services: {SERVICES} against 1, dialling the same one");
     for load in Load::ALL.into_iter().filter(|load| load.reach == Reach::Same) {

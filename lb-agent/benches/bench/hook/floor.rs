@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 
 const PROG_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
-const CGROUP_SOCK_ADDR: u32 = 18;
+pub(super) const CGROUP_SOCK_ADDR: u32 = 18;
 /// `BPF_CGROUP_INET4_CONNECT` and `BPF_CGROUP_INET6_CONNECT`.
 const CONNECT: [u32; 2] = [10, 11];
 

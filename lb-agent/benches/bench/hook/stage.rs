@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, CgroupSockAddr, loaded_programs},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramInfo, loaded_programs},
 };
 use lb_agent::{
     datapath::{Datapath, Sizes},
@@ -144,6 +144,13 @@ fn other(lab: &Lab, object: &Path, services: u32) -> Result<Stage> {
     }
     let held = Held::Other { _programs: programs };
     Ok(Stage { name, program: Program::Other, cgroup, services, held })
+}
+
+/// Whether anybody has programs for socket addresses.
+pub(crate) fn are_programs_loaded() -> bool {
+    // `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+    let kind = |info: &ProgramInfo| info.program_type() as u32 == floor::CGROUP_SOCK_ADDR;
+    loaded_programs().filter_map(Result::ok).any(|info| kind(&info))
 }
 
 /// How large the programs are, as the kernel has them.
