@@ -48,27 +48,30 @@ pub async fn run(config: &Config) -> Result<()> {
 fn cleanup(config: &Config) -> Result<()> {
     host::check_capabilities()?;
     let removed = datapath::cleanup(&Pins::new(&host::bpffs(config)?))?;
+    let mut out = std::io::stdout().lock();
     for path in &removed {
-        println!("removed {}", path.display());
+        writeln!(out, "removed {}", path.display())?;
     }
     if removed.is_empty() {
-        println!("nothing to remove");
+        writeln!(out, "nothing to remove")?;
     }
     Ok(())
 }
 
 /// Prints the plan against what is pinned now, or against empty maps.
 async fn dry_run(config: &Config) -> Result<()> {
-    let bpffs = config.bpffs.clone().or(pins::default_bpffs()?);
-    let pinned = bpffs.and_then(|bpffs| Pins::new(&bpffs).maps().transpose()).transpose()?;
-    let snapshot = match pinned {
-        Some(maps) => Pinned::open(&maps, Access::Read)?.snapshot()?,
-        None => Snapshot {
-            max_services: config.max_services,
-            max_backends: config.max_backends,
-            ..Snapshot::default()
-        },
+    let bpffs = match &config.bpffs {
+        Some(_) => Some(host::bpffs_to_read(config)?),
+        None => pins::default_bpffs()?,
     };
+    let pinned = bpffs.and_then(|bpffs| Pins::new(&bpffs).maps().transpose()).transpose()?;
+    let mut snapshot = match pinned {
+        Some(maps) => Pinned::open(&maps, Access::Read)?.snapshot()?,
+        None => Snapshot::default(),
+    };
+    // The maps would be resized.
+    snapshot.max_services = config.max_services;
+    snapshot.max_backends = config.max_backends;
     let mut pipeline = Pipeline::new(Memory::from(&snapshot), &snapshot);
     let (_source, mut changes) = start_source(config, !snapshot.services.is_empty()).await?;
     let lists = async {
@@ -131,6 +134,7 @@ async fn serve(config: &Config) -> Result<()> {
         if datapath.is_adopted() { "going on from the pinned maps" } else { "starting with empty maps" }
     );
 
+    let others_at_work = datapath.others_at_work();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut agent = Agent {
@@ -142,17 +146,18 @@ async fn serve(config: &Config) -> Result<()> {
     if agent.attach.as_ref().is_some_and(|(datapath, _)| datapath.is_adopted()) {
         agent.attach()?;
     }
-    let (source, changes) = start_source(config, !snapshot.services.is_empty()).await?;
-    let follow = agent.follow(changes);
+    let in_force = others_at_work || !snapshot.services.is_empty();
+    let follow = async {
+        let (source, changes) = start_source(config, in_force).await?;
+        agent.follow(changes).await?;
+        // The source only ends when it cannot go on.
+        source.await.context("the source failed")??;
+        bail!("the source ended");
+    };
     let stopped = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
-        result = follow => {
-            // The source only ends when it cannot go on.
-            result?;
-            source.await.context("the source failed")??;
-            bail!("the source ended");
-        }
+        result = follow => return result,
     };
     tracing::info!(signal = stopped, "leaving; Services stay translated, as they are now");
     Ok(())
@@ -174,7 +179,11 @@ async fn start_source(
                 kubeconfig: config.kubeconfig.clone(),
                 context: config.context.clone(),
             };
-            let client = access.client().await?;
+            // A credential plugin keeps its thread waiting.
+            let runtime = tokio::runtime::Handle::current();
+            let client = tokio::task::spawn_blocking(move || runtime.block_on(access.client()))
+                .await
+                .context("the API access failed")??;
             tokio::spawn(async move {
                 sources::kubernetes::run(client, sender).await;
                 Ok(())
@@ -227,8 +236,14 @@ impl Agent {
         let started = Instant::now();
         let report = self.pipeline.sync();
         let took = started.elapsed();
-        if first {
+        // In place of programs at work, not before all that they may do is in the maps.
+        let wait = |datapath: &Datapath| datapath.others_at_work() && !report.failed.is_empty();
+        if !self.attach.as_ref().is_some_and(|(datapath, _)| wait(datapath)) {
             self.attach()?;
+        } else if first {
+            tracing::error!("the programs at work stay, until all Services are in the new maps");
+        }
+        if first {
             let frontends = self.pipeline.tables().services().len();
             tracing::info!(frontends, ops = report.ops, ?took, "in sync");
         } else {
@@ -237,11 +252,7 @@ impl Agent {
         self.troubles.tell(&report);
         // Services that failed, or damage that could not be removed.
         let failing = self.pipeline.is_dirty();
-        if !failing {
-            self.pause = RETRY.0;
-        } else if report.ops == 0 {
-            self.pause = (self.pause * 2).min(RETRY.1);
-        }
+        self.pause = if failing { (self.pause * 2).min(RETRY.1) } else { RETRY.0 };
         Ok(failing)
     }
 

@@ -43,36 +43,48 @@ pub struct Sizes {
 pub struct Datapath {
     programs: Ebpf,
     pins: Pins,
+    /// Maps that are not in force yet, and the directory that they are to be in.
+    staged: Option<(PathBuf, PathBuf)>,
     /// The directory of the maps before them, which another size made useless.
     replaced: Option<PathBuf>,
     /// Whether the maps say what an agent before us wrote.
     adopted: bool,
+    /// Whether programs of an agent before us are attached.
+    others_at_work: bool,
 }
 
 impl Datapath {
-    /// Loads the programs on the pinned maps, making those that are missing. Maps of another size
-    /// are copied into new ones. Nothing is attached yet.
+    /// Loads the programs on the pinned maps, or on new ones if there are none. Maps of another size
+    /// are copied into new ones. Nothing is attached yet, and new maps are not in force.
     pub fn load(pins: &Pins, sizes: Sizes) -> Result<(Self, Pinned)> {
         pins.create().with_context(|| format!("cannot make {}", pins.links().display()))?;
-        let mut sets = pins.map_sets().context("cannot read the pins")?;
-        let current = sets.pop_first();
-        for unfinished in sets.into_values() {
-            pins::remove(&unfinished, &mut Vec::new())
-                .with_context(|| format!("cannot remove {}", unfinished.display()))?;
+        let others_at_work = pins.has_links().context("cannot read the pins")?;
+        // What a start or a resize left that was interrupted.
+        discard(&pins.staging())?;
+        discard(&pins.discarded())?;
+        let mut sets = pins.map_sets().context("cannot read the pins")?.into_iter();
+        let current = sets.next();
+        for (_, unfinished) in sets {
+            throw_away(pins, &unfinished)?;
         }
-        let (dir, replaced) = match current {
-            None => (pins.map_set(1), None),
+        let current = match current {
+            // Damage. Programs that use these maps go on with them until the new ones are filled.
             Some((_, dir)) if !is_complete(&dir) => {
-                // A start that was interrupted: no program ever used them.
-                pins::remove(&dir, &mut Vec::new())?;
-                (dir, None)
+                throw_away(pins, &dir)?;
+                None
             }
-            Some((_, dir)) if sizes_of(&dir)? == sizes => (dir, None),
+            current => current,
+        };
+        let (dir, replaced) = match current {
+            Some((_, dir)) if fit(&dir, sizes)? => (dir, None),
             Some((number, dir)) => (pins.map_set(number + 1), Some(dir)),
+            None => (pins.map_set(1), None),
         };
         let adopted = dir.exists() || replaced.is_some();
+        let staged = (!dir.exists()).then(|| (pins.staging(), dir.clone()));
+        let dir = staged.as_ref().map_or(dir, |(staging, _)| staging.clone());
 
-        if !dir.exists() {
+        if staged.is_some() {
             fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
         let programs = load(pins, &dir, sizes)?;
@@ -87,13 +99,19 @@ impl Datapath {
             })?;
             tracing::info!(services = sizes.services, backends = sizes.backends, "maps resized");
         }
-        Ok((Self { programs, pins: pins.clone(), replaced, adopted }, maps))
+        let pins = pins.clone();
+        Ok((Self { programs, pins, staged, replaced, adopted, others_at_work }, maps))
     }
 
     /// Whether the maps say what an agent before us wrote. If not, they are to be filled before
     /// [`Datapath::attach`]: other programs may be at work with maps of their own.
     pub const fn is_adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Whether programs of an agent before us are attached, perhaps with maps that are not these.
+    pub const fn others_at_work(&self) -> bool {
+        self.others_at_work
     }
 
     /// Writes to the log what the programs of a `bpf-log` build say, until the runtime ends.
@@ -109,18 +127,22 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts the programs to work for the sockets of a cgroup and all below it.
+    /// Puts the programs to work for the sockets of a cgroup and all below it. From here on the maps
+    /// are those that the next agent goes on from.
     pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
         let dir = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
+        if let Some((staging, in_force)) = self.staged.take() {
+            fs::rename(&staging, &in_force)
+                .with_context(|| format!("cannot rename {}", staging.display()))?;
+        }
         for name in PROGRAMS {
             self.attach_one(name, &dir).with_context(|| {
                 format!("cannot attach the program {name} to {}", cgroup.display())
             })?;
         }
         if let Some(old) = self.replaced.take() {
-            pins::remove(&old, &mut Vec::new())
-                .with_context(|| format!("cannot remove {}", old.display()))?;
+            throw_away(&self.pins, &old)?;
         }
         for removed in self.pins.remove_other_layouts()? {
             tracing::info!(path = %removed.display(), "removed another version's pins");
@@ -153,6 +175,18 @@ impl Datapath {
     }
 }
 
+/// Removes a set of maps. It ceases to be one in a single step: half a set must never be found.
+fn throw_away(pins: &Pins, set: &Path) -> Result<()> {
+    let discarded = pins.discarded();
+    discard(&discarded)?;
+    fs::rename(set, &discarded).with_context(|| format!("cannot rename {}", set.display()))?;
+    discard(&discarded)
+}
+
+fn discard(dir: &Path) -> Result<()> {
+    pins::remove(dir, &mut Vec::new()).with_context(|| format!("cannot remove {}", dir.display()))
+}
+
 /// Removes a pin, if it is there.
 fn remove_pin(pin: &Path) -> Result<()> {
     match fs::remove_file(pin) {
@@ -168,14 +202,17 @@ fn is_complete(dir: &Path) -> bool {
     [SERVICES, BACKENDS, NAMES].iter().all(|name| dir.join(name).exists())
 }
 
-fn sizes_of(dir: &Path) -> Result<Sizes> {
+/// Whether the maps are of these sizes.
+fn fit(dir: &Path, sizes: Sizes) -> Result<bool> {
     let size = |name| -> Result<u32> {
         let path = dir.join(name);
         let info = MapInfo::from_pin(&path)
             .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
         Ok(info.max_entries())
     };
-    Ok(Sizes { services: size(SERVICES)?, backends: size(BACKENDS)? })
+    Ok(size(SERVICES)? == sizes.services
+        && size(BACKENDS)? == sizes.backends
+        && size(NAMES)? == max_names(sizes.services))
 }
 
 fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
@@ -188,7 +225,7 @@ fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
         .map_pin_path(BACKENDS, dir.join(BACKENDS))
         .map_pin_path(SOCKETS, pins.sockets())
         .load(OBJECT)
-        .map_err(|error| explain(error, dir))?;
+        .map_err(|error| explain(error, if dir == pins.staging() { pins.root() } else { dir }))?;
     for name in PROGRAMS {
         let program: &mut CgroupSockAddr = programs
             .program_mut(name)
@@ -210,7 +247,7 @@ fn explain(error: EbpfError, dir: &Path) -> anyhow::Error {
             actual,
         }) => {
             anyhow::anyhow!(
-                "the map {name} pinned at {} is not one of this version of socklb: its {property} is \
+                "the map {name} pinned below {} is not one of this version of socklb: its {property} is \
                  {actual}, not {expected}; remove all pins with `lb-agent --cleanup` (Services are \
                  not translated until the agent runs again), or choose another --bpffs",
                 dir.display()

@@ -48,6 +48,18 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 
 /// The bpffs to pin to: mounted, and writable.
 pub fn bpffs(config: &Config) -> Result<PathBuf> {
+    let path = bpffs_to_read(config)?;
+    if let Some(mount) = mounts::of(&path)?
+        && mount.read_only
+    {
+        let at = mount.path.display();
+        bail!("the bpf file system at {at} is read-only: `mount -o remount,rw {at}`");
+    }
+    Ok(path)
+}
+
+/// The bpffs to look at.
+pub fn bpffs_to_read(config: &Config) -> Result<PathBuf> {
     const MOUNT: &str = "mount -t bpf bpf";
     let path = match &config.bpffs {
         Some(path) => path.clone(),
@@ -56,16 +68,10 @@ pub fn bpffs(config: &Config) -> Result<PathBuf> {
         })?,
     };
     let mount = mounts::of(&path).with_context(|| format!("--bpffs {}", path.display()))?;
-    match mount {
-        Some(mount) if mount.kind == "bpf" => {
-            if mount.read_only {
-                let at = mount.path.display();
-                bail!("the bpf file system at {at} is read-only: `mount -o remount,rw {at}`");
-            }
-            Ok(path)
-        }
-        _ => bail!("{0} is not in a bpf file system: `{MOUNT} {0}`", path.display()),
+    if mount.is_none_or(|mount| mount.kind != "bpf") {
+        bail!("{0} is not in a bpf file system: `{MOUNT} {0}`", path.display());
     }
+    Ok(path)
 }
 
 /// The cgroup to attach to.
@@ -92,8 +98,8 @@ pub fn cgroup(config: &Config) -> Result<PathBuf> {
 /// The name of this node, as kube-proxy forms it (B7).
 pub fn node_name(config: &Config) -> Result<String> {
     let name = match &config.node_name {
-        Some(name) => name.clone(),
-        None => fs::read_to_string(Path::new("/proc/sys/kernel/hostname"))
+        Some(name) if !name.is_empty() => name.clone(),
+        _ => fs::read_to_string(Path::new("/proc/sys/kernel/hostname"))
             .context("cannot read the host name: give --node-name")?,
     };
     let name = name.trim().to_lowercase();

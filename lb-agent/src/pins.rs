@@ -8,9 +8,10 @@
 //! <bpffs>/socklb/v1/links/connect4    ... one for each program
 //! ```
 //!
-//! Maps that change size are made anew in the directory with the next number, filled, and then the
-//! links are moved to programs that use them. Of two directories the lower one is the one that was
-//! complete when the agent stopped; the other one is thrown away.
+//! New maps are made and filled in `maps_new`. They get their number, and with it the next agent goes
+//! on from them, when the links are about to be moved to programs that use them. A set that is given
+//! up is first renamed to `maps_old`. So whatever has a number is whole and was filled; of two the
+//! lower one is taken.
 
 use std::{
     collections::BTreeMap,
@@ -84,6 +85,27 @@ impl Pins {
         Ok(self.map_sets()?.pop_first().map(|(_, path)| path))
     }
 
+    /// The directory of maps that are not in force yet.
+    pub fn staging(&self) -> PathBuf {
+        self.root.join("maps_new")
+    }
+
+    /// The directory of maps that are about to be removed.
+    pub fn discarded(&self) -> PathBuf {
+        self.root.join("maps_old")
+    }
+
+    /// Whether there is a link, of whatever layout.
+    pub fn has_links(&self) -> io::Result<bool> {
+        for layout in subdirectories(&self.home)? {
+            let links = layout.join("links");
+            if links.exists() && fs::read_dir(links)?.next().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The map of live sockets.
     pub fn sockets(&self) -> PathBuf {
         self.root.join(SOCKETS)
@@ -107,15 +129,16 @@ impl Pins {
     /// Keeps every other agent away from these pins while the lock lives. `WouldBlock` if there is
     /// one.
     pub fn lock(&self) -> io::Result<Flock<File>> {
-        let mut home = File::open(&self.home)?;
-        // `lbctl status` may be asking, which takes an instant.
         for _ in 0..5 {
-            match Flock::lock(home, FlockArg::LockExclusiveNonblock) {
-                Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                    home = file;
+            match Flock::lock(File::open(&self.home)?, FlockArg::LockExclusiveNonblock) {
+                // A lock on a directory that `--cleanup` has removed meanwhile keeps nobody away.
+                Ok(lock) if is_still(&lock, &self.home) => return Ok(lock),
+                Ok(_) => self.create()?,
+                // `lbctl status` may be asking, which takes an instant.
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
                     thread::sleep(Duration::from_millis(50));
                 }
-                locked => return locked.map_err(|(_, errno)| errno.into()),
+                Err((_, errno)) => return Err(errno.into()),
             }
         }
         Err(io::ErrorKind::WouldBlock.into())
@@ -152,6 +175,13 @@ impl Pins {
         }
         Ok(removed)
     }
+}
+
+fn is_still(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let (file, path) = (file.metadata().map(inode), fs::metadata(path).map(inode));
+    matches!((file, path), (Ok(file), Ok(path)) if file == path)
 }
 
 fn subdirectories(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -239,4 +269,36 @@ fn fdinfo<T>(wanted: impl Fn(&[&str]) -> Option<T>) -> Option<T> {
 pub fn cgroup_id(cgroup: &File) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
     Ok(cgroup.metadata()?.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_lock_is_on_the_directory_that_is_there() {
+        let bpffs = TempDir::new().unwrap();
+        let pins = Pins::new(bpffs.path());
+        pins.create().unwrap();
+        let held = pins.lock().unwrap();
+        let cleanup = thread::spawn({
+            let pins = pins.clone();
+            move || {
+                thread::sleep(Duration::from_millis(60));
+                pins.remove_all().unwrap();
+                drop(held);
+            }
+        });
+        // An agent that starts meanwhile: it finds the directory, and waits.
+        let lock = pins.lock();
+        cleanup.join().unwrap();
+        // Too early or too late for this test to say anything is no failure of the lock.
+        if let Ok(lock) = lock {
+            assert!(pins.is_locked().unwrap(), "another agent would start beside this one");
+            drop(lock);
+            assert!(!pins.is_locked().unwrap());
+        }
+    }
 }

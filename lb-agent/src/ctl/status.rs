@@ -22,7 +22,11 @@ use super::{
     json,
     table::{NONE, Table},
 };
-use crate::{dump::API_VERSION, maps::Snapshot, pins::Pins};
+use crate::{
+    dump::API_VERSION,
+    maps::{Snapshot, max_names},
+    pins::Pins,
+};
 
 /// A map fuller than this is a problem: sets that change need room for old and new records.
 const FULL: f64 = 0.9;
@@ -109,7 +113,7 @@ fn fills(snapshot: &Snapshot) -> Vec<Fill> {
             size: snapshot.max_backends,
         },
         // There are never more service ports than frontends.
-        Fill { name: NAMES, used: snapshot.names.len(), size: snapshot.max_services },
+        Fill { name: NAMES, used: snapshot.names.len(), size: max_names(snapshot.max_services) },
     ]
 }
 

@@ -27,11 +27,12 @@ pub enum Access {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// There is no such pin, or no permission to open it.
-    #[error("cannot open the pinned map {path}: {error}")]
+    #[error("cannot open the pinned map {path}")]
     Open {
         /// The pin.
         path: String,
         /// What was wrong.
+        #[source]
         error: MapError,
     },
     /// The pin is no map of this layout.

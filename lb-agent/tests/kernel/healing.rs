@@ -26,22 +26,48 @@ fn only_the_links(world: &World) {
     assert_eq!(names, ["connect4", "connect6", "getpeername4", "getpeername6"]);
 }
 
-/// The first start, with some of the maps made.
+/// The first start, with some of the maps made; then the maps in force, with some of them gone.
 #[test]
 fn half_a_set_of_maps() {
     World::run(|world| {
+        let pins = world.pins();
         for missing in
             [&["names"][..], &["services", "backends"], &["services", "names", "backends"]]
         {
-            drop(Datapath::load(&world.pins(), SIZES).unwrap());
-            for name in missing {
-                fs::remove_file(world.pins().map_set(1).join(name)).unwrap();
+            drop(Datapath::load(&pins, SIZES).unwrap());
+            for set in [pins.staging(), pins.map_set(1)] {
+                for name in missing {
+                    fs::remove_file(set.join(name)).unwrap();
+                }
+                let mut control = Control::start(world);
+                control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+                assert!(udp_backend(V4).is_ok());
             }
-            let mut control = Control::start(world);
-            control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
-            assert!(udp_backend(V4).is_ok());
-            lb_agent::datapath::cleanup(&world.pins()).unwrap();
+            lb_agent::datapath::cleanup(&pins).unwrap();
         }
+    });
+}
+
+/// Whoever made maps and did not live to fill them: the programs at work stay, with their own.
+#[test]
+fn maps_that_were_never_filled() {
+    World::run(|world| {
+        let pins = world.pins();
+        let mut control = Control::start(world);
+        control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+        drop(control);
+        // Another layout, as an agent before an upgrade leaves it.
+        fs::rename(pins.root(), pins.home().join("v0")).unwrap();
+        for _ in 0..2 {
+            let (datapath, _) = Datapath::load(&pins, SIZES).unwrap();
+            assert!(!datapath.is_adopted(), "nothing was ever in them");
+            assert!(datapath.others_at_work());
+            assert!(udp_backend(V4).is_ok());
+        }
+        let mut control = Control::start(world);
+        control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+        assert!(udp_backend(V4).is_ok());
+        assert!(!pins.home().join("v0").exists());
     });
 }
 
@@ -58,11 +84,12 @@ fn two_sets_of_maps() {
                 for next in [SIZES, OTHER, SIZES] {
                     let interrupted = Sizes { services: 70, backends: 77 };
                     drop(Datapath::load(&world.pins(), interrupted).unwrap());
-                    let sets = world.pins().map_sets().unwrap();
-                    assert_eq!(sets.len(), 2);
+                    let staging = world.pins().staging();
                     if let Some(missing) = missing {
-                        let (_, path) = sets.last_key_value().unwrap();
-                        fs::remove_file(path.join(missing)).unwrap();
+                        fs::remove_file(staging.join(missing)).unwrap();
+                    } else {
+                        let (last, _) = world.pins().map_sets().unwrap().pop_last().unwrap();
+                        fs::rename(staging, world.pins().map_set(last + 1)).unwrap();
                     }
                     a_while(load);
                     let (mut datapath, _) = Datapath::load(&world.pins(), next).unwrap();
