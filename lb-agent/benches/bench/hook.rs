@@ -194,9 +194,8 @@ fn aims(above: &BTreeMap<(&str, &str, Dial), f64>) {
     }
     println!(
         "The maps are the same for all. \"same\" dials one address again and again; \"any of N\" another\n\
-         one of N each time, after each was dialled once; \"cold\" one of 10,000 that was not dialled\n\
-         since all other variants ran, while the kernel's own way is warm. What else the machine does\n\
-         takes caches away too: the more addresses, the more a figure needs a quiet machine."
+         one of N each time, after each was dialled once: the more addresses, the less of the maps is\n\
+         in the CPU's caches, and the more a figure needs a machine that does nothing else."
     );
     println!("\nFlat in the number of Services: {SERVICES} against 1, dialling the same one");
     for load in Load::ALL.into_iter().filter(|load| load.reach == Reach::Same) {

@@ -53,22 +53,15 @@ impl Load {
         Self { name, family, reach, fresh: false, warm, batch }
     }
 
-    /// No address comes twice in a round, and all other variants run between two rounds.
-    const fn cold(name: &'static str, family: Family) -> Self {
-        let reach = Reach::Among(10_000);
-        Self { name, family, reach, fresh: false, warm: 50, batch: 500 }
-    }
-
     const fn new(name: &'static str, family: Family) -> Self {
         Self { name, family, reach: Reach::Same, fresh: true, warm: 10, batch: 100 }
     }
 
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::again("v4, same", Family::V4, Reach::Same),
         Self::again("v4, any of 100", Family::V4, Reach::Among(100)),
         Self::again("v4, any of 1,000", Family::V4, Reach::Among(1_000)),
         Self::again("v4, any of 10,000", Family::V4, Reach::Among(10_000)),
-        Self::cold("v4, cold", Family::V4),
         Self::again("v6, same", Family::V6, Reach::Same),
         Self::again("v6, any of 10,000", Family::V6, Reach::Among(10_000)),
         Self::again("mapped, same", Family::Mapped, Reach::Same),
