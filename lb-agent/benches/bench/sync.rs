@@ -69,8 +69,9 @@ fn measure(lab: &Lab, services: u32, sizes: Sizes) -> Result<Figures> {
     let mut figures =
         Figures { services, steps: steps.map(|step| (step, Samples::default(), 0)).to_vec() };
     for run in 0..REPEAT {
-        let bpffs = lab.bpffs(&format!("{services}-{run}"))?;
-        once(&bpffs, shape, &cluster, sizes, &mut figures)?;
+        let name = format!("{services}-{run}");
+        let (bpffs, cgroup) = (lab.bpffs(&name)?, lab.cgroup(&name)?);
+        once(&bpffs, &cgroup, shape, &cluster, sizes, &mut figures)?;
         std::fs::remove_dir_all(&bpffs)?;
     }
     Ok(figures)
@@ -78,15 +79,18 @@ fn measure(lab: &Lab, services: u32, sizes: Sizes) -> Result<Figures> {
 
 fn once(
     bpffs: &Path,
+    cgroup: &Path,
     shape: Shape,
     cluster: &Cluster,
     sizes: Sizes,
     figures: &mut Figures,
 ) -> Result<()> {
     let pins = Pins::new(bpffs);
-    let (datapath, mut pipeline) = start(&pins, sizes)?;
+    let (mut datapath, mut pipeline) = start(&pins, sizes)?;
     figures.time(FIRST, || deliver(&mut pipeline, cluster.listed()))?;
     ensure!(pipeline.tables().services().len() == cluster.services.len(), "Services are missing");
+    // From here on the maps are in force, and the next agent goes on from them.
+    datapath.attach(cgroup)?;
 
     for n in 0..CHANGES {
         // Far apart from each other, so that each is new to the CPU's caches.
@@ -114,7 +118,7 @@ fn once(
     drop((datapath, pipeline));
 
     let (_datapath, mut pipeline) = figures.time_with(RESTART, || {
-        let (datapath, mut pipeline) = start(&pins, sizes)?;
+        let (mut datapath, mut pipeline) = start(&pins, sizes)?;
         let ops = deliver(&mut pipeline, cluster.listed())?;
         Ok((ops, (datapath, pipeline)))
     })?;
@@ -178,8 +182,8 @@ impl Figures {
 fn report(all: &[Figures]) {
     println!(
         "From objects delivered to maps complete, in ms. {ENDPOINTS} endpoints of each Service; {REPEAT} \
-         runs on new maps,\n{CHANGES} single changes in each. The restart counts loading the programs \
-         and reading the maps.\n"
+         runs on new maps,\n{CHANGES} single changes in each. The restart counts loading and \
+         attaching the programs, and reading the maps.\n"
     );
     print!("{:<42}", "median");
     for figures in all {
