@@ -119,6 +119,8 @@ fn once(
 
     let (_datapath, mut pipeline) = figures.time_with(RESTART, || {
         let (mut datapath, mut pipeline) = start(&pins, sizes)?;
+        ensure!(datapath.is_adopted(), "the restart does not go on from the maps");
+        datapath.attach(cgroup)?;
         let ops = deliver(&mut pipeline, cluster.listed())?;
         Ok((ops, (datapath, pipeline)))
     })?;
