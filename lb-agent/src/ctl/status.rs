@@ -267,7 +267,7 @@ connect6   attached   /sys/fs/cgroup
 MAP        USED   SIZE   FILL
 services   5      16     31.2%
 backends   5      64     7.8%
-names      3      16     18.8%
+names      3      32     9.4%
 "
         );
     }
@@ -310,7 +310,7 @@ names      3      16     18.8%
                 "maps": [
                     { "name": "services", "used": 5, "size": 16 },
                     { "name": "backends", "used": 5, "size": 64 },
-                    { "name": "names", "used": 3, "size": 16 },
+                    { "name": "names", "used": 3, "size": 32 },
                 ],
             })
         );
