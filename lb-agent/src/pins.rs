@@ -129,9 +129,17 @@ impl Pins {
     /// Keeps every other agent away from these pins while the lock lives. `WouldBlock` if there is
     /// one.
     pub fn lock(&self) -> io::Result<Flock<File>> {
-        for _ in 0..5 {
-            match Flock::lock(File::open(&self.home)?, FlockArg::LockExclusiveNonblock) {
-                // A lock on a directory that `--cleanup` has removed meanwhile keeps nobody away.
+        for attempt in 0..5 {
+            let home = match File::open(&self.home) {
+                // `--cleanup` came in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt > 0 => {
+                    self.create()?;
+                    continue;
+                }
+                home => home?,
+            };
+            match Flock::lock(home, FlockArg::LockExclusiveNonblock) {
+                // A lock on a directory that was removed meanwhile keeps nobody away.
                 Ok(lock) if is_still(&lock, &self.home) => return Ok(lock),
                 Ok(_) => self.create()?,
                 // `lbctl status` may be asking, which takes an instant.
@@ -292,13 +300,14 @@ mod tests {
             }
         });
         // An agent that starts meanwhile: it finds the directory, and waits.
-        let lock = pins.lock();
+        let lock = pins.lock().unwrap();
         cleanup.join().unwrap();
-        // Too early or too late for this test to say anything is no failure of the lock.
-        if let Ok(lock) = lock {
-            assert!(pins.is_locked().unwrap(), "another agent would start beside this one");
-            drop(lock);
-            assert!(!pins.is_locked().unwrap());
-        }
+        assert!(pins.is_locked().unwrap(), "another agent would start beside this one");
+        assert!(is_still(&lock, pins.home()));
+        // One that had opened the directory, and got the lock when it was another one.
+        pins.remove_all().unwrap();
+        pins.create().unwrap();
+        assert!(!is_still(&lock, pins.home()), "it keeps nobody away");
+        assert!(!pins.is_locked().unwrap());
     }
 }
