@@ -121,13 +121,13 @@ mod tests {
     use crate::model::{PortRef, Protocol};
 
     fn frontend(addr: &str) -> Frontend {
-        Frontend { addr: addr.parse().unwrap(), protocol: Protocol::Tcp }
+        Frontend::new(addr.parse().unwrap(), Protocol::Tcp)
     }
 
     fn sets(name: &ObjectRef, addrs: &[&str]) -> Vec<BackendSet> {
         let frontends = addrs.iter().copied().map(frontend).collect();
         let port = PortRef { service: name.clone(), port: "".into(), protocol: Protocol::Tcp };
-        vec![BackendSet { port, frontends, backends: vec![] }]
+        vec![BackendSet::new(port, frontends, vec![])]
     }
 
     #[test]

@@ -288,6 +288,43 @@ impl fmt::Display for PortRef {
     }
 }
 
+/// What the address of a [`Frontend`] stands for.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Scope {
+    /// For itself.
+    #[default]
+    Any,
+    /// For every address of this node; it is the unspecified one of its family.
+    OwnNode,
+    /// For every address of every other node; it is the unspecified one of its family.
+    OtherNodes,
+    /// For itself, an address of another node; goes before `OtherNodes`.
+    Node,
+}
+
+impl Scope {
+    /// As it stands in a key of the maps.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Any => abi::SCOPE_ANY,
+            Self::OwnNode => abi::SCOPE_OWN_NODE,
+            Self::OtherNodes => abi::SCOPE_OTHER_NODES,
+            Self::Node => abi::SCOPE_NODE,
+        }
+    }
+
+    /// The inverse of [`Scope::code`].
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            abi::SCOPE_ANY => Some(Self::Any),
+            abi::SCOPE_OWN_NODE => Some(Self::OwnNode),
+            abi::SCOPE_OTHER_NODES => Some(Self::OtherNodes),
+            abi::SCOPE_NODE => Some(Self::Node),
+            _ => None,
+        }
+    }
+}
+
 /// An address that clients dial.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Frontend {
@@ -295,11 +332,28 @@ pub struct Frontend {
     pub addr: SocketAddr,
     /// Protocol.
     pub protocol: Protocol,
+    /// What the address stands for.
+    pub scope: Scope,
+}
+
+impl Frontend {
+    /// An address that stands for itself.
+    pub const fn new(addr: SocketAddr, protocol: Protocol) -> Self {
+        Self { addr, protocol, scope: Scope::Any }
+    }
 }
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.addr, self.protocol.name().to_ascii_lowercase())
+        let protocol = self.protocol.name().to_ascii_lowercase();
+        let (addr, port) = (self.addr, self.addr.port());
+        let family = if addr.is_ipv4() { "4" } else { "6" };
+        match self.scope {
+            Scope::Any => write!(f, "{addr}/{protocol}"),
+            Scope::OwnNode => write!(f, "node{family}:{port}/{protocol}"),
+            Scope::OtherNodes => write!(f, "nodes{family}:{port}/{protocol}"),
+            Scope::Node => write!(f, "node {addr}/{protocol}"),
+        }
     }
 }
 

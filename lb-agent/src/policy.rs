@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
 };
 
 use crate::model::{Cluster, Conditions, Frontend, ObjectRef, PortRef, ServicePort};
@@ -17,8 +18,50 @@ pub struct BackendSet {
     pub port: PortRef,
     /// The addresses that clients dial; sorted.
     pub frontends: Vec<Frontend>,
-    /// The addresses they get; sorted, without duplicates, of the frontends' family. Empty: refuse.
+    /// The addresses they get; sorted, without duplicates, of the frontends' family.
     pub backends: Vec<SocketAddr>,
+    /// Other endpoints, to which UDP flows that are there already may stay: they serve (L2). Sorted.
+    pub kept: Vec<SocketAddr>,
+    /// What happens while there are no `backends`.
+    pub empty: Empty,
+    /// How long a client stays with its backend, in seconds (H2).
+    pub affinity: Option<NonZeroU32>,
+    /// The clients that may connect; empty: any (G).
+    pub sources: Vec<Cidr>,
+}
+
+/// What a connection to a set without backends gets.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Empty {
+    /// ECONNREFUSED: there are none anywhere (F1).
+    #[default]
+    Refuse,
+    /// EHOSTUNREACH: there are some, but the traffic policy allows none of them here (F2).
+    Unreachable,
+}
+
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Cidr {
+    /// Its first address.
+    pub addr: IpAddr,
+    /// How many bits of it count: up to 32, or 128.
+    pub prefix: u8,
+}
+
+impl BackendSet {
+    /// A set that any client may use, without affinity; refuses if there are no backends.
+    pub const fn new(port: PortRef, frontends: Vec<Frontend>, backends: Vec<SocketAddr>) -> Self {
+        Self {
+            port,
+            frontends,
+            backends,
+            kept: Vec::new(),
+            empty: Empty::Refuse,
+            affinity: None,
+            sources: Vec::new(),
+        }
+    }
 }
 
 /// The backend sets of a Service; none if it is gone or asks for none.
@@ -27,17 +70,11 @@ pub fn backend_sets(cluster: &Cluster, name: &ObjectRef) -> Vec<BackendSet> {
     let mut sets = Vec::new();
     for port in &service.ports {
         for ip in &service.cluster_ips {
-            let frontend =
-                Frontend { addr: SocketAddr::new(*ip, port.number), protocol: port.protocol };
-            sets.push(BackendSet {
-                port: PortRef {
-                    service: name.clone(),
-                    port: port.name.clone(),
-                    protocol: port.protocol,
-                },
-                frontends: vec![frontend],
-                backends: usable(&endpoints(cluster, name, port, ip.is_ipv4())),
-            });
+            let frontend = Frontend::new(SocketAddr::new(*ip, port.number), port.protocol);
+            let port_ref =
+                PortRef { service: name.clone(), port: port.name.clone(), protocol: port.protocol };
+            let backends = usable(&endpoints(cluster, name, port, ip.is_ipv4()));
+            sets.push(BackendSet::new(port_ref, vec![frontend], backends));
         }
     }
     sets

@@ -12,7 +12,7 @@ use crate::{
     blocks::Blocks,
     maps::Op,
     maps::Snapshot,
-    model::{Frontend, ObjectRef, PortRef, Protocol},
+    model::{Frontend, ObjectRef, PortRef, Protocol, Scope},
 };
 
 /// The mirror of the maps.
@@ -206,7 +206,11 @@ impl Tables {
 
 impl From<&Frontend> for ServiceKey {
     fn from(frontend: &Frontend) -> Self {
-        Self { peer: frontend.addr.into(), protocol: frontend.protocol.number(), scope: 0 }
+        Self {
+            peer: frontend.addr.into(),
+            protocol: frontend.protocol.number(),
+            scope: frontend.scope.code(),
+        }
     }
 }
 
@@ -214,6 +218,7 @@ impl Frontend {
     /// The frontend behind a key; none if the key is none of ours.
     pub fn from_key(key: &ServiceKey) -> Option<Self> {
         let protocol = Protocol::from_number(key.protocol)?;
-        (key.scope == 0).then(|| Self { addr: key.peer.into(), protocol })
+        let scope = Scope::from_code(key.scope)?;
+        Some(Self { addr: key.peer.into(), protocol, scope })
     }
 }

@@ -24,6 +24,15 @@ pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
 
+/// [`ServiceKey::scope`]: the address is the one that clients dial.
+pub const SCOPE_ANY: u8 = 0;
+/// A NodePort on the addresses of this node; the address is the unspecified one of the family.
+pub const SCOPE_OWN_NODE: u8 = 1;
+/// A NodePort on the addresses of all other nodes; the address is the unspecified one of the family.
+pub const SCOPE_OTHER_NODES: u8 = 2;
+/// A NodePort on an address of one other node; goes before [`SCOPE_OTHER_NODES`].
+pub const SCOPE_NODE: u8 = 3;
+
 /// An IP address in network order; IPv4 as `::ffff:a.b.c.d`.
 ///
 /// One form for both families means one set of maps, and a dual-stack socket that dials
@@ -159,7 +168,7 @@ pub struct ServiceKey {
     pub peer: Peer,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
-    /// Which view of the frontend this is. Only 0 ("any client") is in use.
+    /// Which address space `peer` is in: one of the `SCOPE_*`.
     pub scope: u8,
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use lb_common::abi::{Action, Backend, Service, ServiceKey};
 
-use crate::model::{PortRef, Protocol};
+use crate::model::{Frontend, PortRef};
 
 /// One change to the maps.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -74,10 +74,10 @@ pub struct KeyText<'a>(pub &'a ServiceKey);
 
 impl fmt::Display for KeyText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ServiceKey { peer, protocol, scope: _ } = self.0;
-        match Protocol::from_number(*protocol) {
-            Some(known) => write!(f, "{peer}/{}", known.name().to_ascii_lowercase()),
-            None => write!(f, "{peer}/{protocol}"),
+        if let Some(frontend) = Frontend::from_key(self.0) {
+            return frontend.fmt(f);
         }
+        let ServiceKey { peer, protocol, scope } = self.0;
+        write!(f, "{peer}/{protocol} scope {scope}")
     }
 }

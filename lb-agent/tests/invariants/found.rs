@@ -127,10 +127,8 @@ fn an_id_out_of_all_proportion_is_only_an_id() {
 /// A block that an entry without a name leads to is in use, until the entry is removed.
 #[test]
 fn an_entry_without_a_name_is_removed_and_its_block_is_not_leaked() {
-    let key = ServiceKey::from(&Frontend {
-        addr: SocketAddr::new(ip("10.96.0.1"), 80),
-        protocol: Protocol::Tcp,
-    });
+    let addr = SocketAddr::new(ip("10.96.0.1"), 80);
+    let key = ServiceKey::from(&Frontend::new(addr, Protocol::Tcp));
     let service = abi::Service { block: 0, count: 4, generation: 1, id: 3 };
     let snapshot = Snapshot {
         max_services: 4,
@@ -149,7 +147,7 @@ fn an_entry_without_a_name_is_removed_and_its_block_is_not_leaked() {
 fn of_two_entries_with_overlapping_blocks_one_is_written_anew() {
     let key = |number| {
         let addr = SocketAddr::new(ip("10.96.0.9"), number);
-        ServiceKey::from(&Frontend { addr, protocol: Protocol::Tcp })
+        ServiceKey::from(&Frontend::new(addr, Protocol::Tcp))
     };
     let truth = small();
     let (name, service) = truth.services.first_key_value().unwrap();

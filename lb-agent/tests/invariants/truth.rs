@@ -65,7 +65,7 @@ impl Truth {
                         protocol: port.protocol,
                     };
                     claimants
-                        .entry(Frontend { addr, protocol: port.protocol })
+                        .entry(Frontend::new(addr, port.protocol))
                         .or_default()
                         .push((service.created, of));
                 }
