@@ -120,7 +120,11 @@ async fn serve(config: &Config) -> Result<()> {
         ),
         lock => lock.with_context(|| format!("cannot lock {}", pins.home().display()))?,
     };
-    let sizes = Sizes { services: config.max_services, backends: config.max_backends };
+    let sizes = Sizes {
+        services: config.max_services,
+        backends: config.max_backends,
+        affinity: config.max_affinity,
+    };
     #[cfg_attr(not(feature = "bpf-log"), expect(unused_mut, reason = "only logging changes it"))]
     let (mut datapath, maps) = Datapath::load(&pins, sizes)?;
     #[cfg(feature = "bpf-log")]

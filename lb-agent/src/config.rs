@@ -37,6 +37,11 @@ pub struct Config {
     #[arg(long, env = "SOCKLB_MAX_BACKENDS", default_value_t = 262_144, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
     pub max_backends: u32,
+    /// Most clients of Services with session affinity: each pod counts once for each port of each such
+    /// Service it uses. A client without room is served, but not always by the same backend.
+    #[arg(long, env = "SOCKLB_MAX_AFFINITY", default_value_t = 262_144, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_affinity: u32,
     /// Print what would be written to the maps, and write nothing.
     #[arg(long)]
     pub dry_run: bool,

@@ -19,7 +19,10 @@ use aya::{
         links::FdLink,
     },
 };
-use lb_common::abi::{BACKENDS, NAMES, SERVICES, SOCKETS};
+use lb_common::abi::{
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, MORE_FLOWS, NAMES, SERVICES,
+    SOCKETS, SOURCES,
+};
 
 use crate::{
     maps::Op,
@@ -36,6 +39,8 @@ pub struct Sizes {
     pub services: u32,
     /// `--max-backends`.
     pub backends: u32,
+    /// `--max-affinity`.
+    pub affinity: u32,
 }
 
 /// The programs, loaded, and the maps they use.
@@ -90,13 +95,15 @@ impl Datapath {
         let programs = load(pins, &dir, sizes)?;
         let mut maps = Pinned::open(&dir, Access::Write)?;
         if let Some(old) = &replaced {
-            let snapshot = Pinned::open(old, Access::Read)?.snapshot()?;
+            let old = Pinned::open(old, Access::Read)?;
+            let snapshot = old.snapshot()?;
             copy(&snapshot, &mut maps, sizes).with_context(|| {
                 format!(
                     "cannot move the maps from {} services and {} backends to {} and {}",
                     snapshot.max_services, snapshot.max_backends, sizes.services, sizes.backends
                 )
             })?;
+            maps.take_bonds(&old)?;
             tracing::info!(services = sizes.services, backends = sizes.backends, "maps resized");
         }
         let pins = pins.clone();
@@ -197,9 +204,15 @@ fn remove_pin(pin: &Path) -> Result<()> {
     }
 }
 
+/// The maps that are replaced together when their sizes change.
+const MAPS: [&str; 9] =
+    [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
+/// Size of the map of network namespaces: more than a node has.
+const MAX_CLIENTS: u32 = 16_384;
+
 /// Whether the directory holds every map.
 fn is_complete(dir: &Path) -> bool {
-    [SERVICES, BACKENDS, NAMES].iter().all(|name| dir.join(name).exists())
+    MAPS.iter().all(|name| dir.join(name).exists())
 }
 
 /// Whether the maps are of these sizes.
@@ -212,18 +225,31 @@ fn fit(dir: &Path, sizes: Sizes) -> Result<bool> {
     };
     Ok(size(SERVICES)? == sizes.services
         && size(BACKENDS)? == sizes.backends
-        && size(NAMES)? == max_names(sizes.services))
+        && size(NAMES)? == max_names(sizes.services)
+        && size(AFFINITY)? == sizes.affinity)
 }
 
 fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
-    let mut programs = EbpfLoader::new()
-        .map_max_entries(SERVICES, sizes.services)
-        .map_max_entries(NAMES, max_names(sizes.services))
-        .map_max_entries(BACKENDS, sizes.backends)
-        .map_pin_path(SERVICES, dir.join(SERVICES))
-        .map_pin_path(NAMES, dir.join(NAMES))
-        .map_pin_path(BACKENDS, dir.join(BACKENDS))
-        .map_pin_path(SOCKETS, pins.sockets())
+    let mut loader = EbpfLoader::new();
+    for (map, size) in [
+        (SERVICES, sizes.services),
+        (NAMES, max_names(sizes.services)),
+        (BACKENDS, sizes.backends),
+        // Each frontend may have an address of its own, and source ranges are few.
+        (ADDRESSES, sizes.services),
+        (SOURCES, sizes.services),
+        (CLIENTS, MAX_CLIENTS),
+        (AFFINITY, sizes.affinity),
+    ] {
+        loader.map_max_entries(map, size);
+    }
+    for map in MAPS {
+        loader.map_pin_path(map, dir.join(map));
+    }
+    for map in [SOCKETS, FLOWS, MORE_FLOWS] {
+        loader.map_pin_path(map, pins.storage(map));
+    }
+    let mut programs = loader
         .load(OBJECT)
         .map_err(|error| explain(error, if dir == pins.staging() { pins.root() } else { dir }))?;
     for name in PROGRAMS {
@@ -294,6 +320,12 @@ fn copy(snapshot: &Snapshot, maps: &mut Pinned, sizes: Sizes) -> Result<()> {
     }
     for (block, records) in &snapshot.blocks {
         maps.apply(&Op::WriteBlock { block: *block, records: records.clone() })?;
+    }
+    for (id, range) in &snapshot.sources {
+        maps.apply(&Op::PutSource { id: *id, range: *range })?;
+    }
+    for (addr, known) in &snapshot.addresses {
+        maps.apply(&Op::PutAddress { addr: *addr, known: *known })?;
     }
     for (key, service) in &snapshot.services {
         maps.apply(&Op::PutService { key: *key, service: *service })?;

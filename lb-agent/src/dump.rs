@@ -62,7 +62,7 @@ impl<'a> Entry<'a> {
     /// Whether the records are not the set that the frontend names. An agent never leaves that.
     pub fn is_damaged(&self) -> bool {
         self.service.count == 0
-            || u32::try_from(self.records.len()) != Ok(self.service.count)
+            || u32::try_from(self.records.len()) != Ok(self.service.records())
             || self.records.iter().any(|record| record.generation != self.service.generation)
     }
 }
@@ -82,7 +82,7 @@ pub fn entries(snapshot: &Snapshot) -> Vec<Entry<'_>> {
             key,
             service,
             records: snapshot.blocks.get(&service.block).map_or(&[], |records| {
-                let count = usize::try_from(service.count).unwrap_or(usize::MAX);
+                let count = usize::try_from(service.records()).unwrap_or(usize::MAX);
                 &records[..count.min(records.len())]
             }),
         })
@@ -164,7 +164,7 @@ pub struct ServiceItem<'a> {
 impl<'a> From<&Entry<'a>> for ServiceItem<'a> {
     fn from(entry: &Entry<'a>) -> Self {
         let [namespace, name, port] = entry.names();
-        let Service { block, count, generation, id } = *entry.service;
+        let Service { block, count, kept: _, generation, id } = *entry.service;
         Self {
             namespace,
             name,

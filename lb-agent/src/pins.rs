@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! <bpffs>/socklb/                     locked by the agent that runs
-//! <bpffs>/socklb/v1/                  one directory for each layout of the maps
-//! <bpffs>/socklb/v1/maps-1/           services, backends, names
-//! <bpffs>/socklb/v1/sockets           the state of live sockets; has no size, so is never replaced
-//! <bpffs>/socklb/v1/links/connect4    ... one for each program
+//! <bpffs>/socklb/v2/                  one directory for each layout of the maps
+//! <bpffs>/socklb/v2/maps-1/           services, backends, names, ...
+//! <bpffs>/socklb/v2/sockets           the state of live sockets; has no size, so is never replaced;
+//!                                     so have flows and more_flows
+//! <bpffs>/socklb/v2/links/connect4    ... one for each program
 //! ```
 //!
 //! New maps are made and filled in `maps_new`. They get their number, and with it the next agent goes
@@ -32,7 +33,16 @@ use crate::mounts;
 const HOME: &str = "socklb";
 /// The programs, by the names they have in the object; also the names of their links' pins. In the
 /// order in which they are attached: who is translated must be able to ask for its peer's name.
-pub const PROGRAMS: [&str; 4] = ["getpeername4", "getpeername6", "connect4", "connect6"];
+pub const PROGRAMS: [&str; 8] = [
+    "getpeername4",
+    "getpeername6",
+    "recvmsg4",
+    "recvmsg6",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+];
 
 /// The pins below one bpffs.
 #[derive(Clone, Debug)]
@@ -106,9 +116,14 @@ impl Pins {
         Ok(false)
     }
 
-    /// The map of live sockets.
+    /// A map of what is remembered of live sockets.
+    pub fn storage(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The map of what live sockets are connected to.
     pub fn sockets(&self) -> PathBuf {
-        self.root.join(SOCKETS)
+        self.storage(SOCKETS)
     }
 
     /// The directory of links.
@@ -260,8 +275,16 @@ pub fn open_link(path: &Path) -> Result<(FdLink, u64), OpenLinkError> {
 }
 
 /// As in `linux/bpf.h`: `BPF_CGROUP_INET4_CONNECT` and so on.
-const ATTACH_TYPES: [(&str, u64); PROGRAMS.len()] =
-    [("connect4", 10), ("connect6", 11), ("getpeername4", 29), ("getpeername6", 30)];
+const ATTACH_TYPES: [(&str, u64); PROGRAMS.len()] = [
+    ("connect4", 10),
+    ("connect6", 11),
+    ("sendmsg4", 14),
+    ("sendmsg6", 15),
+    ("recvmsg4", 19),
+    ("recvmsg6", 20),
+    ("getpeername4", 29),
+    ("getpeername6", 30),
+];
 
 /// What `wanted` finds in what the kernel says of a file of this process: aya keeps the descriptor
 /// of a link to itself, and the kernel tells the cgroup only here.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::abi::ServiceKey;
 
 use crate::{
+    addresses::Addresses,
     claims::{Claims, Lost},
     maps::{Op, Snapshot, Store, StoreError},
     model::{Change, Cluster, Frontend, ObjectRef},
@@ -37,6 +38,8 @@ pub struct Report {
     pub ops: usize,
     /// Services that failed; they are tried again with the next sync.
     pub failed: BTreeMap<ObjectRef, SyncError>,
+    /// Why what addresses stand for is not in the maps as it should be.
+    pub addresses: Option<StoreError>,
     /// Frontends that went to another Service, by the Service that did not get them.
     pub lost: BTreeMap<ObjectRef, Vec<Lost>>,
 }
@@ -50,6 +53,9 @@ pub struct Pipeline<S> {
     store: S,
     dirty: BTreeSet<ObjectRef>,
     repairs: Vec<Op>,
+    addresses: Addresses,
+    /// What happens at a port that a cluster IP lacks.
+    refuse_unknown_ports: bool,
     synced: bool,
 }
 
@@ -57,6 +63,8 @@ impl<S: Store> Pipeline<S> {
     /// A pipeline that goes on from what the maps say.
     pub fn new(store: S, snapshot: &Snapshot) -> Self {
         let (tables, repairs) = Tables::adopt(snapshot);
+        let mut addresses = Addresses::default();
+        addresses.found(tables.addresses().keys().copied());
         Self {
             cluster: Cluster::default(),
             claims: Claims::default(),
@@ -64,6 +72,8 @@ impl<S: Store> Pipeline<S> {
             store,
             dirty: BTreeSet::new(),
             repairs,
+            addresses,
+            refuse_unknown_ports: true,
             synced: false,
         }
     }
@@ -73,10 +83,18 @@ impl<S: Store> Pipeline<S> {
         self.dirty.append(&mut self.cluster.apply(change));
     }
 
+    /// Leaves ports that a cluster IP lacks alone, instead of refusing them.
+    pub fn pass_unknown_ports(&mut self) {
+        self.refuse_unknown_ports = false;
+    }
+
     /// Whether a sync would do something.
     pub fn is_dirty(&self) -> bool {
         self.cluster.complete()
-            && (!self.synced || !self.dirty.is_empty() || !self.repairs.is_empty())
+            && (!self.synced
+                || !self.dirty.is_empty()
+                || !self.repairs.is_empty()
+                || self.addresses.is_dirty())
     }
 
     /// Whether all that both lists said was looked at once.
@@ -116,6 +134,7 @@ impl<S: Store> Pipeline<S> {
         }
         self.dirty.extend(wanted.into_keys());
         self.dirty.extend(report.failed.keys().cloned());
+        self.write_addresses(&mut report, show);
         self.repair(&mut report, show);
         self.synced = true;
         report
@@ -152,9 +171,17 @@ impl<S: Store> Pipeline<S> {
         for (name, sets) in wanted {
             let promised = self.promised(name);
             match self.write_one(name, sets, &promised, report, show) {
-                Ok(()) => report.failed.remove(name),
-                Err(error) => report.failed.insert(name.clone(), error),
-            };
+                Ok(()) => {
+                    report.failed.remove(name);
+                    // Only now: a port that did not fit is not to be refused.
+                    let ips = policy::cluster_ips(&self.cluster, name);
+                    let ips = if self.refuse_unknown_ports { ips } else { Vec::new() };
+                    self.addresses.set_cluster_ips(name, &ips);
+                }
+                Err(error) => {
+                    report.failed.insert(name.clone(), error);
+                }
+            }
             if !promised.is_empty() {
                 waiting.insert(name.clone());
             }
@@ -214,6 +241,15 @@ impl<S: Store> Pipeline<S> {
             }
         }
         result
+    }
+
+    /// Says what addresses stand for, after their ports are there.
+    fn write_addresses(&mut self, report: &mut Report, show: &mut dyn FnMut(&Op)) {
+        let ops = self.addresses.plan(self.tables.addresses());
+        match self.execute(&ops, report, show) {
+            Ok(()) => self.addresses.done(),
+            Err(error) => report.addresses = Some(error),
+        }
     }
 
     /// Removes what [`Tables::adopt`] could make no sense of, unless a Service has claimed it since.

@@ -4,14 +4,17 @@
 //! a complete set (make before break). It is what `--dry-run` prints and what the executor applies,
 //! op by op. What is right already costs no op.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+};
 
 use lb_common::abi::{Action, Backend, Service, ServiceKey};
 
 use crate::{
     maps::{Op, Store},
     model::{ObjectRef, PortRef},
-    policy::{self, BackendSet},
+    policy::{self, BackendSet, Cidr, Empty},
     tables::Tables,
 };
 
@@ -60,7 +63,7 @@ pub fn plan(
     for set in sets.iter().filter(|set| !set.frontends.is_empty()) {
         draft.set(store, set)?;
     }
-    draft.finish(promised, endings(tables, name, sets, promised))
+    draft.finish(name, promised, endings(tables, name, sets, promised))
 }
 
 /// The ops that remove what the Service has and no set asks for: part of its plan, and the part that
@@ -90,6 +93,8 @@ struct Draft<'a> {
     taken: Vec<(u32, u32)>,
     /// Ids that the Service has and no set has asked for so far.
     stale_ids: BTreeSet<u32>,
+    /// Ranges of clients that the sets ask for.
+    sources: BTreeSet<(u32, Cidr)>,
     added: BTreeSet<ServiceKey>,
 }
 
@@ -102,6 +107,7 @@ impl<'a> Draft<'a> {
             generation: tables.next_generation(),
             taken: Vec::new(),
             stale_ids: tables.ids_of(name).collect(),
+            sources: BTreeSet::new(),
             added: BTreeSet::new(),
         }
     }
@@ -113,26 +119,40 @@ impl<'a> Draft<'a> {
         let found: Vec<(Service, Vec<Backend>)> = keys
             .iter()
             .filter_map(current)
-            .map(|service| (service, store.records(service.block, service.count)))
+            .map(|service| (service, store.records(service.block, service.records())))
             .collect();
 
         if set.backends.is_empty() && policy::is_api_server(&set.port.service) {
             let serves = |(service, records): &(Service, Vec<Backend>)| {
                 records.iter().all(|record| record.generation == service.generation)
-                    && records.iter().any(|record| record.action() == Action::Forward)
+                    && records
+                        .iter()
+                        .take(service.count as usize)
+                        .any(|record| record.action() == Action::Forward)
             };
             if found.len() == keys.len() && found.iter().all(serves) {
                 return Ok(());
             }
         }
 
+        for range in &set.sources {
+            let known = self.tables.sources_of(id).any(|known| known == *range);
+            if self.sources.insert((id, *range)) && !known {
+                self.ops.push(Op::PutSource { id, range: *range });
+            }
+        }
+
         let wanted = records(set);
         let fits = |(service, records): &&(Service, Vec<Backend>)| {
-            records.iter().copied().eq(wanted.iter().map(|r| r.stamped(service.generation, id)))
+            service.kept as usize == set.kept.len()
+                && records
+                    .iter()
+                    .copied()
+                    .eq(wanted.iter().map(|r| r.stamped(service.generation, id)))
         };
         let service = match found.iter().find(fits) {
             Some((service, _)) => *service,
-            None => self.write(id, wanted)?,
+            None => self.write(id, wanted, set.kept.len())?,
         };
         for key in keys {
             let before = self.tables.service(&key);
@@ -161,25 +181,28 @@ impl<'a> Draft<'a> {
         id
     }
 
-    fn write(&mut self, id: u32, wanted: Vec<Backend>) -> Result<Service, PlanError> {
+    /// Writes a block of its own for the records, the last `kept` of which are not to choose from.
+    fn write(&mut self, id: u32, wanted: Vec<Backend>, kept: usize) -> Result<Service, PlanError> {
         let blocks = self.tables.blocks();
         let full = || PlanError::BackendsFull {
             needed: wanted.len(),
             used: blocks.used(),
             limit: blocks.capacity(),
         };
-        let count = u32::try_from(wanted.len()).map_err(|_| full())?;
-        let block = blocks.find(count, &self.taken).ok_or_else(full)?;
+        let total = u32::try_from(wanted.len()).map_err(|_| full())?;
+        let kept = u32::try_from(kept).map_err(|_| full())?;
+        let block = blocks.find(total, &self.taken).ok_or_else(full)?;
         let generation = self.generation;
         self.generation = generation.wrapping_add(1).max(1);
-        self.taken.push((block, count));
+        self.taken.push((block, total));
         let records = wanted.into_iter().map(|r| r.stamped(generation, id)).collect();
         self.ops.push(Op::WriteBlock { block, records });
-        Ok(Service { block, count, generation, id })
+        Ok(Service { block, count: total - kept, kept, generation, id })
     }
 
     fn finish(
         mut self,
+        name: &ObjectRef,
         promised: &BTreeSet<ServiceKey>,
         endings: Vec<Op>,
     ) -> Result<Vec<Op>, PlanError> {
@@ -189,16 +212,31 @@ impl<'a> Draft<'a> {
             return Err(PlanError::ServicesFull { needed, free, limit: tables.max_services() });
         }
         self.ops.extend(endings);
+        for id in tables.ids_of(name) {
+            let unwanted =
+                tables.sources_of(id).filter(|range| !self.sources.contains(&(id, *range)));
+            self.ops.extend(unwanted.map(|range| Op::DeleteSource { id, range }));
+        }
         let unused = |id: &u32| tables.keys_of(*id).all(|key| !promised.contains(key));
         self.ops.extend(self.stale_ids.into_iter().filter(unused).map(|id| Op::DeleteName { id }));
         Ok(self.ops)
     }
 }
 
-/// The records of a set, not stamped yet: its backends, or the one that refuses.
+/// The records of a set, not stamped yet: its backends, or the one that says what happens without
+/// any; then those that are kept.
 fn records(set: &BackendSet) -> Vec<Backend> {
-    if set.backends.is_empty() {
-        return vec![Backend::refuse()];
-    }
-    set.backends.iter().map(|addr| Backend::forward((*addr).into())).collect()
+    let nobody = match set.empty {
+        Empty::Refuse => Backend::refuse(),
+        Empty::Unreachable => Backend::unreachable(),
+    };
+    let nobody = set.backends.is_empty().then_some(nobody);
+    let backends = set.backends.iter().chain(&set.kept);
+    let flags = if set.sources.is_empty() { 0 } else { Backend::SOURCES };
+    let affinity = set.affinity.map_or(0, NonZeroU32::get);
+    nobody
+        .into_iter()
+        .chain(backends.map(|addr| Backend::forward((*addr).into())))
+        .map(|record| Backend { flags, affinity, ..record })
+        .collect()
 }

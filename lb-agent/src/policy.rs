@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
 };
@@ -47,6 +48,24 @@ pub struct Cidr {
     pub addr: IpAddr,
     /// How many bits of it count: up to 32, or 128.
     pub prefix: u8,
+}
+
+impl Cidr {
+    /// Whether the address is in the range.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        let bits = |addr: IpAddr, of: u8| match addr {
+            IpAddr::V4(v4) => u128::from(v4.to_bits()).checked_shr(u32::from(32 - of.min(32))),
+            IpAddr::V6(v6) => v6.to_bits().checked_shr(u32::from(128 - of.min(128))),
+        };
+        self.addr.is_ipv4() == addr.is_ipv4()
+            && bits(self.addr, self.prefix) == bits(addr, self.prefix)
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.prefix)
+    }
 }
 
 impl BackendSet {
@@ -120,6 +139,12 @@ fn usable(endpoints: &BTreeMap<SocketAddr, Conditions>) -> Vec<SocketAddr> {
     };
     let ready = chosen(|c| c.ready);
     if ready.is_empty() { chosen(|c| c.serving && c.terminating) } else { ready }
+}
+
+/// The cluster IPs of a Service with ports: all of their other ports are refused (E12).
+pub fn cluster_ips(cluster: &Cluster, name: &ObjectRef) -> Vec<IpAddr> {
+    let service = cluster.service(name).filter(|service| !service.ports.is_empty());
+    service.map(|service| service.cluster_ips.clone()).unwrap_or_default()
 }
 
 /// Whether the Service is the cluster's own API server, whose last endpoints are kept when it has

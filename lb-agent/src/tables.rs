@@ -3,16 +3,19 @@
 //! There is no other state. At the start the mirror is read from the pinned maps
 //! ([`Tables::adopt`]); after that it changes with each [`Op`] that the maps have taken.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use bytemuck::Zeroable as _;
-use lb_common::abi::{Service, ServiceKey};
+use lb_common::abi::{Addr, Service, ServiceKey};
 
 use crate::{
     blocks::Blocks,
-    maps::Op,
-    maps::Snapshot,
+    maps::{Known, Op, Snapshot},
     model::{Frontend, ObjectRef, PortRef, Protocol, Scope},
+    policy::Cidr,
 };
 
 /// The mirror of the maps.
@@ -29,6 +32,8 @@ pub struct Tables {
     free_ids: BTreeMap<u32, u32>,
     next_generation: u32,
     blocks: Blocks,
+    sources: BTreeSet<(u32, Cidr)>,
+    addresses: BTreeMap<Addr, Known>,
 }
 
 impl Tables {
@@ -43,6 +48,8 @@ impl Tables {
             free_ids: [(0, u32::MAX)].into(),
             next_generation: 1,
             blocks: Blocks::new(max_backends),
+            sources: BTreeSet::new(),
+            addresses: BTreeMap::new(),
         }
     }
 
@@ -62,8 +69,8 @@ impl Tables {
         }
         for (&key, &service) in &snapshot.services {
             let known = tables.names.contains_key(&service.id);
-            let placed = tables.blocks.len(service.block) == Some(service.count)
-                || tables.blocks.take(service.block, service.count);
+            let placed = tables.blocks.len(service.block) == Some(service.records())
+                || tables.blocks.take(service.block, service.records());
             if placed {
                 tables.put_service(key, service);
             }
@@ -71,6 +78,11 @@ impl Tables {
                 repairs.push(Op::DeleteService { key });
             }
         }
+        tables.sources.clone_from(&snapshot.sources);
+        let ownerless = |(id, _): &&(u32, Cidr)| !tables.names.contains_key(id);
+        let stray = snapshot.sources.iter().filter(ownerless);
+        repairs.extend(stray.map(|(id, range)| Op::DeleteSource { id: *id, range: *range }));
+        tables.addresses.clone_from(&snapshot.addresses);
         if snapshot.last_generation > 0 {
             // A reader of a block that the agent before us gave up may still be in it.
             tables.blocks.retire_free();
@@ -92,6 +104,18 @@ impl Tables {
             }
             Op::PutService { key, service } => self.put_service(*key, *service),
             Op::DeleteService { key } => self.remove_service(key),
+            Op::PutSource { id, range } => {
+                self.sources.insert((*id, *range));
+            }
+            Op::DeleteSource { id, range } => {
+                self.sources.remove(&(*id, *range));
+            }
+            Op::PutAddress { addr, known } => {
+                self.addresses.insert(*addr, *known);
+            }
+            Op::DeleteAddress { addr } => {
+                self.addresses.remove(addr);
+            }
             Op::DeleteName { id } => {
                 if let Some(port) = self.names.remove(id) {
                     self.ids.remove(&port);
@@ -176,6 +200,23 @@ impl Tables {
     pub fn keys_of(&self, id: u32) -> impl Iterator<Item = &ServiceKey> {
         let all = (id, ServiceKey::zeroed())..;
         self.keys.range(all).take_while(move |(of, _)| *of == id).map(|(_, key)| key)
+    }
+
+    /// The ranges of clients that may use a service port.
+    pub fn sources_of(&self, id: u32) -> impl Iterator<Item = Cidr> {
+        let first = Cidr { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
+        let all = self.sources.range((id, first)..);
+        all.take_while(move |(of, _)| *of == id).map(|(_, range)| *range)
+    }
+
+    /// Whether any service port is not for all clients.
+    pub fn has_sources(&self) -> bool {
+        !self.sources.is_empty()
+    }
+
+    /// What addresses stand for.
+    pub const fn addresses(&self) -> &BTreeMap<Addr, Known> {
+        &self.addresses
     }
 
     /// The Services that have entries.

@@ -2,22 +2,39 @@
 
 use core::{
     fmt,
+    mem::offset_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use bytemuck::{Pod, Zeroable, must_cast};
 
 /// Version of everything in this module; part of the pin path (`<bpffs>/socklb/v<LAYOUT>`).
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// HASH: [`ServiceKey`] to [`ServiceEntry`].
 pub const SERVICES: &str = "services";
 /// ARRAY: `u32` to [`Backend`], in contiguous blocks, one block per backend set.
 pub const BACKENDS: &str = "backends";
+/// HASH: [`Addr`] to [`Address`]: what is known of an address, whatever the port.
+pub const ADDRESSES: &str = "addresses";
+/// ARRAY of [`FILTER_WORDS`] `u64`: bit [`Addr::filter_bit`] is set for each key of [`ADDRESSES`].
+pub const FILTER: &str = "filter";
+/// LPM_TRIE: prefix length and [`SourceKey`] to `u32`, always 1: which clients may use a service port.
+pub const SOURCES: &str = "sources";
+/// HASH: cookie of a network namespace (`u64`) to [`Client`]: the addresses of its sockets.
+pub const CLIENTS: &str = "clients";
+/// HASH: [`AffinityKey`] to [`Affinity`].
+pub const AFFINITY: &str = "affinity";
+/// PERCPU_ARRAY: [`Counter`] to `u64`.
+pub const COUNTERS: &str = "counters";
 /// HASH: service id (`u32`) to [`Name`]. Read by people only, never by the datapath.
 pub const NAMES: &str = "names";
 /// SK_STORAGE: what a socket was translated from and to.
 pub const SOCKETS: &str = "sockets";
+/// SK_STORAGE: [`Flows`](crate::flows::Flows) of a UDP socket that sends without being connected.
+pub const FLOWS: &str = "flows";
+/// SK_STORAGE: the same of a socket that talks to more Services than fit there.
+pub const MORE_FLOWS: &str = "more_flows";
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -67,6 +84,41 @@ impl Addr {
     #[inline(always)]
     pub const fn v4_word(self) -> u32 {
         self.words()[3]
+    }
+
+    /// The unspecified address of the same family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unspecified(self) -> Self {
+        if self.is_v4() { Self::from_v4_word(0) } else { Self::from_words([0; 4]) }
+    }
+
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        let [a, b, c, _] = self.words();
+        a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    }
+
+    /// The bit of [`FILTER`] that speaks for the address and its 255 neighbours.
+    #[inline(always)]
+    pub const fn filter_bit(self) -> u32 {
+        let [a, b, c, d] = self.words();
+        let d = d & u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+        let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+        // Multiplication carries upwards only: once more, for the high bits of both halves.
+        let sum = high.wrapping_add(low);
+        ((sum ^ (sum >> 32)).wrapping_mul(0x1656_67b1_9e37_79f9) >> (64 - FILTER_BITS)) as u32
+    }
+
+    /// 32 bits of the address.
+    #[inline(always)]
+    const fn digest(self) -> u32 {
+        let [a, b, c, d] = self.words();
+        let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+        (high.wrapping_add(low) >> 32) as u32
     }
 
     /// The bytes, in network order.
@@ -142,6 +194,18 @@ pub struct Peer {
     pub port: Port,
 }
 
+impl Peer {
+    /// Numbers that compare as the peers do: by address, then by port. The records of a block stand
+    /// in this order.
+    #[inline(always)]
+    pub const fn order(&self) -> (u64, u64, u16) {
+        let [a, b, c, d] = self.addr.words();
+        let high = a as u64 | (b as u64) << 32;
+        let low = c as u64 | (d as u64) << 32;
+        (u64::from_be(high.to_le()), u64::from_be(low.to_le()), u16::from_be(self.port.raw()))
+    }
+}
+
 impl From<SocketAddr> for Peer {
     fn from(addr: SocketAddr) -> Self {
         Self { addr: addr.ip().into(), port: addr.port().into() }
@@ -181,10 +245,19 @@ impl ServiceKey {
         must_cast([a, b, c, d, u32::from_ne_bytes([high, low, protocol, 0])])
     }
 
+    /// The same port of what `scope` makes of `addr`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn scoped(&self, addr: Addr, scope: u8) -> Self {
+        let [a, b, c, d] = addr.words();
+        let Port([high, low]) = self.peer.port;
+        must_cast([a, b, c, d, u32::from_ne_bytes([high, low, self.protocol, scope])])
+    }
+
     /// 32 bits of the key: equal for two different keys once in 2^32 times. The sum of the words,
     /// each multiplied by an odd number of its own, costs the datapath little.
     #[inline(always)]
-    const fn digest(&self) -> u32 {
+    pub(crate) const fn digest(&self) -> u32 {
         let [a, b, c, d] = self.peer.addr.words();
         let rest =
             self.peer.port.raw() as u64 | (self.protocol as u64) << 16 | (self.scope as u64) << 24;
@@ -195,7 +268,7 @@ impl ServiceKey {
     }
 }
 
-/// What [`SERVICES`] says of a frontend: which block holds its backends. 16 bytes.
+/// What [`SERVICES`] says of a frontend: which block holds its backends. 20 bytes.
 ///
 /// A hash element is recycled while readers still hold it, so a reader may see a mix of two values,
 /// or the value of another key. It therefore believes nothing here that a [`Backend`] with the same
@@ -206,8 +279,10 @@ impl ServiceKey {
 pub struct Service {
     /// Index in [`BACKENDS`] of the first record.
     pub block: u32,
-    /// Number of records; never 0 (an empty set is one record that refuses).
+    /// Number of records to choose from; never 0 (an empty set is one record that refuses).
     pub count: u32,
+    /// Number of records behind those: backends that flows may stay with, but no new one goes to.
+    pub kept: u32,
     /// The same number in each record of the block; another block, another number; never 0.
     pub generation: u32,
     /// The service port this frontend belongs to, key of [`NAMES`]. For people; the datapath takes
@@ -216,6 +291,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// Number of records in the block.
+    #[inline(always)]
+    pub const fn records(&self) -> u32 {
+        self.count.wrapping_add(self.kept)
+    }
+
     /// The value as it stands in the map under `key`, made from what it says; and the inverse. What
     /// was sealed with another key says a generation that no record has.
     #[inline(always)]
@@ -225,7 +306,7 @@ impl Service {
     }
 }
 
-/// Value of [`SERVICES`]. 20 bytes.
+/// Value of [`SERVICES`]. 24 bytes.
 ///
 /// The lock lets the agent change a value where it stands (`BPF_F_LOCK`). Any other update puts a new
 /// element at the head of its bucket and then takes the old one out behind it, and a reader on its
@@ -258,14 +339,14 @@ pub struct Backend {
     pub peer: Peer,
     /// What is to be done, see [`Backend::action`].
     pub action: u8,
-    /// No bit is in use.
+    /// [`Backend::SOURCES`] or 0.
     pub flags: u8,
     /// Generation of the block.
     pub generation: u32,
     /// Id of the service port.
     pub service: u32,
-    /// Always 0: room for the session affinity timeout.
-    pub reserved: u32,
+    /// For how many seconds after its last connection a client stays with its backend; 0: not at all.
+    pub affinity: u32,
 }
 
 /// What a [`Backend`] record asks for.
@@ -273,8 +354,10 @@ pub struct Backend {
 pub enum Action {
     /// Connect to the record's address.
     Forward,
-    /// Fail with ECONNREFUSED: the set has no endpoints.
+    /// Fail with ECONNREFUSED: the service port has no endpoints (kube-proxy F1).
     Refuse,
+    /// Fail with EHOSTUNREACH: it has some, but none that a traffic policy allows from here (F2).
+    Unreachable,
 }
 
 impl Action {
@@ -283,28 +366,45 @@ impl Action {
         match self {
             Self::Forward => 1,
             Self::Refuse => 2,
+            Self::Unreachable => 3,
         }
     }
 }
 
 impl Backend {
+    /// Bit of [`Backend::flags`]: [`SOURCES`] says which clients may connect.
+    pub const SOURCES: u8 = 1;
+
     /// A record to an endpoint.
+    #[inline(always)]
     pub fn forward(peer: Peer) -> Self {
         Self { peer, action: Action::Forward.code(), ..Self::zeroed() }
     }
 
-    /// The only record of an empty set.
+    /// The only record of a set without endpoints.
     pub fn refuse() -> Self {
         Self { action: Action::Refuse.code(), ..Self::zeroed() }
+    }
+
+    /// The only record of a set without endpoints here.
+    pub fn unreachable() -> Self {
+        Self { action: Action::Unreachable.code(), ..Self::zeroed() }
     }
 
     /// What the record asks for; refuse, if it asks for something unknown.
     #[inline(always)]
     pub const fn action(&self) -> Action {
-        if self.action == Action::Forward.code() { Action::Forward } else { Action::Refuse }
+        if self.action == Action::Forward.code() {
+            Action::Forward
+        } else if self.action == Action::Unreachable.code() {
+            Action::Unreachable
+        } else {
+            Action::Refuse
+        }
     }
 
     /// The same record with another block's generation and service.
+    #[inline(always)]
     #[must_use]
     pub const fn stamped(self, generation: u32, service: u32) -> Self {
         Self { generation, service, ..self }
@@ -348,6 +448,187 @@ impl Translation {
     }
 }
 
+/// Value of [`ADDRESSES`]. 16 bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Address {
+    /// One or more of the constants.
+    pub flags: u32,
+    /// In the map: the flags XOR 32 bits of the key, as a hash element may be recycled under its
+    /// reader. Next to the flags, so that both are read at once.
+    pub seal: u32,
+    /// Only in the network namespace with this cookie; 0: in all.
+    pub netns: u64,
+}
+
+impl Address {
+    /// Bit of `flags`: an address of this node; NodePorts are [`SCOPE_OWN_NODE`].
+    pub const OWN_NODE: u32 = 1;
+    /// Bit of `flags`: an address of another node.
+    pub const OTHER_NODE: u32 = 2;
+    /// Bit of `flags`: a cluster IP; a port that no Service has is refused (kube-proxy E12).
+    pub const CLUSTER_IP: u32 = 4;
+
+    /// An address as it stands in the map under `key`.
+    #[inline(always)]
+    pub const fn new(key: Addr, flags: u32, netns: u64) -> Self {
+        Self { flags, seal: flags ^ key.digest(), netns }
+    }
+
+    /// Whether it was made for `key`.
+    #[inline(always)]
+    pub const fn is_of(&self, key: Addr) -> bool {
+        self.seal == self.flags ^ key.digest()
+    }
+}
+
+/// Bits of an index of a bit in [`FILTER`].
+const FILTER_BITS: u32 = 12;
+/// Elements of [`FILTER`].
+pub const FILTER_WORDS: u32 = (1 << FILTER_BITS) / u64::BITS;
+
+/// Key of [`SOURCES`], behind the length of the prefix: all of the id, and up to 128 bits of the
+/// address. 20 bytes.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
+#[repr(C)]
+pub struct SourceKey {
+    /// Id of the service port, in network order.
+    service: [u8; 4],
+    /// The address.
+    addr: Addr,
+}
+
+impl SourceKey {
+    /// Length of a prefix that leaves out nothing.
+    pub const BITS: u32 = 160;
+
+    /// A client of a service port, or the first one of a range.
+    #[inline(always)]
+    pub const fn new(service: u32, addr: Addr) -> Self {
+        Self { service: service.to_be_bytes(), addr }
+    }
+
+    /// Id of the service port.
+    pub const fn service(&self) -> u32 {
+        u32::from_be_bytes(self.service)
+    }
+
+    /// The address.
+    pub const fn addr(&self) -> Addr {
+        self.addr
+    }
+}
+
+/// Value of [`CLIENTS`]: the addresses from which a network namespace connects; unspecified: none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Client {
+    /// The IPv4 address.
+    pub v4: Addr,
+    /// The IPv6 address.
+    pub v6: Addr,
+}
+
+/// Key of [`AFFINITY`]: a client of a service port. 16 bytes.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
+#[repr(C)]
+pub struct AffinityKey {
+    /// Cookie of the client's network namespace: it stands for the client's address (kube-proxy H1).
+    pub netns: u64,
+    /// Id of the service port.
+    pub service: u32,
+    /// 4 or 6: a client has an address of either family, and so has the service port.
+    pub family: u32,
+}
+
+/// What [`AFFINITY`] says of a client.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Bond {
+    /// When the client connected last, in nanoseconds of the monotonic clock.
+    pub used: u64,
+    /// Where it went.
+    pub backend: Peer,
+    /// Always 0.
+    pub reserved: [u8; 6],
+}
+
+impl Bond {
+    /// Of a client that has not connected yet.
+    pub const NONE: Self = Self {
+        used: 0,
+        backend: Peer { addr: Addr([0; 16]), port: Port([0; 2]) },
+        reserved: [0; 6],
+    };
+
+    /// Whether there is one.
+    #[inline(always)]
+    pub const fn is_made(&self) -> bool {
+        self.used != 0
+    }
+}
+
+/// Value of [`AFFINITY`]. 56 bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Affinity {
+    /// What it says.
+    pub bond: Bond,
+    /// Whose it is: a hash element may be recycled under its reader.
+    pub key: AffinityKey,
+    /// Of two programs that choose a backend for one client at one time, the second takes the choice
+    /// of the first.
+    pub lock: bpf_spin_lock,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+impl Affinity {
+    /// Of no client yet.
+    pub const NOBODYS: Self = Self {
+        bond: Bond::NONE,
+        key: AffinityKey { netns: 0, service: 0, family: 0 },
+        lock: bpf_spin_lock { val: 0 },
+        reserved: 0,
+    };
+}
+
+/// Key of [`COUNTERS`]: what is counted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Refused for lack of endpoints, or since the cluster IP has no such port.
+    Refused = 0,
+    /// Failed since no endpoint is allowed from here.
+    Unreachable = 1,
+    /// Failed since the client's address is in no source range.
+    Denied = 2,
+    /// Failed since the client's address is not known, and there are source ranges.
+    UnknownClient = 3,
+    /// Refused since the maps changed under each of the readings.
+    Unstable = 4,
+    /// A client that was to stay with its backend, but the affinity map had no room.
+    AffinityFull = 5,
+    /// A socket for whose state the kernel had no memory.
+    NoSocketMemory = 6,
+    /// A flow of a UDP socket that was forgotten in favour of another flow of the same socket.
+    FlowForgotten = 7,
+}
+
+impl Counter {
+    /// All of them, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Refused,
+        Self::Unreachable,
+        Self::Denied,
+        Self::UnknownClient,
+        Self::Unstable,
+        Self::AffinityFull,
+        Self::NoSocketMemory,
+        Self::FlowForgotten,
+    ];
+}
+
 /// Value of [`NAMES`]: the service port behind an id. 200 bytes.
 ///
 /// It lets `lbctl` show names while the agent is dead, and a new agent find the ids of the old one.
@@ -368,11 +649,18 @@ pub struct Name {
 
 const _: () = {
     assert!(size_of::<ServiceKey>() == 20);
-    assert!(size_of::<Service>() == 16);
-    assert!(size_of::<ServiceEntry>() == 20);
+    assert!(size_of::<Service>() == 20);
+    assert!(size_of::<ServiceEntry>() == 24);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Translation>() == 48);
     assert!(size_of::<Name>() == 200);
+    assert!(size_of::<Address>() == 16);
+    assert!(size_of::<SourceKey>() == 20);
+    assert!(size_of::<Client>() == 32);
+    assert!(size_of::<AffinityKey>() == 16);
+    assert!(size_of::<Bond>() == 32);
+    assert!(size_of::<Affinity>() == 56);
+    assert!(offset_of!(Affinity, lock) == 48);
 };
 
 #[cfg(test)]
@@ -425,9 +713,55 @@ mod tests {
         let digests: std::collections::BTreeSet<_> = keys.iter().map(ServiceKey::digest).collect();
         assert_eq!(digests.len(), keys.len());
 
-        let service = Service { block: 1, count: 2, generation: 3, id: 4 };
+        let service = Service { block: 1, count: 2, kept: 0, generation: 3, id: 4 };
         assert_eq!(service.sealed(&keys[0]).sealed(&keys[0]), service);
         assert_ne!(service.sealed(&keys[0]).sealed(&keys[1]).generation, service.generation);
+    }
+
+    #[test]
+    fn peers_compare_by_address_then_by_port() {
+        let mut peers: std::vec::Vec<SocketAddr> = [
+            "10.0.0.1:80",
+            "10.0.0.1:443",
+            "10.0.1.0:1",
+            "9.255.255.255:65535",
+            "[fd00::1]:80",
+            "[fd00::1:0]:1",
+            "[fd00::1]:256",
+            "192.0.2.1:255",
+            "192.0.2.1:256",
+        ]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+        peers.sort_unstable();
+        let peers: std::vec::Vec<Peer> = peers.into_iter().map(Peer::from).collect();
+        assert!(peers.iter().is_sorted_by_key(Peer::order));
+        assert!(peers.is_sorted());
+    }
+
+    #[test]
+    fn neighbours_share_a_bit_of_the_filter_and_others_rarely_do() {
+        let bit = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap()).filter_bit();
+        assert_eq!(bit("10.96.0.1"), bit("10.96.0.254"));
+        assert_eq!(bit("fd00::1:1"), bit("fd00::1:fe"));
+        let mut bits: std::vec::Vec<u32> =
+            (0..=255).map(|n| bit(&std::format!("10.96.{n}.1"))).collect();
+        bits.extend((0..=255).map(|n| bit(&std::format!("fd00:10:96::{n:x}00"))));
+        bits.extend((0..=255).map(|n| bit(&std::format!("192.168.{n}.1"))));
+        assert!(bits.iter().all(|bit| *bit < FILTER_WORDS * 64));
+        bits.sort_unstable();
+        bits.dedup();
+        assert!(bits.len() > 650, "{} different ones of 768", bits.len());
+    }
+
+    #[test]
+    fn what_is_said_of_one_address_is_not_believed_of_another() {
+        let [a, b] = ["10.96.0.1", "10.96.0.2"].map(|ip| Addr::from(ip.parse::<IpAddr>().unwrap()));
+        let address = Address::new(a, Address::CLUSTER_IP, 0);
+        assert!(address.is_of(a) && !address.is_of(b));
+        assert!(a.is_v4() && a.unspecified() == Addr::from(Ipv4Addr::UNSPECIFIED));
+        let v6 = Addr::from("fd00::1".parse::<IpAddr>().unwrap());
+        assert!(!v6.is_v4() && v6.unspecified() == Addr::from(IpAddr::from(Ipv6Addr::UNSPECIFIED)));
     }
 
     #[test]

@@ -11,7 +11,11 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod flows;
 mod lookup;
 
 pub use abi::{Addr, Port};
-pub use lookup::{ATTEMPTS, Flow, Tables, Verdict, pick, select};
+pub use lookup::{
+    ATTEMPTS, Caller, Flow, Prior, Range, Set, Tables, Verdict, bind, choose, find, flow_bits,
+    pick, select,
+};

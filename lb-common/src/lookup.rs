@@ -1,28 +1,81 @@
 //! Which backend a connection goes to.
 
-use crate::abi::{Action, Backend, Peer, Service, ServiceKey};
+use crate::abi::{
+    self, Action, Addr, Address, AffinityKey, Backend, Bond, Client, Peer, Service, ServiceKey,
+    SourceKey,
+};
 
 /// How often [`select`] reads the service anew when the record it names is of another generation.
 ///
 /// A mismatch means that the agent replaced the set between the two reads, or that the hash element
 /// was recycled under the reader; either lasts for nanoseconds.
 pub const ATTEMPTS: u32 = 4;
+/// How often a client's bond is read anew when another program changes it at the same time.
+const BONDS: u32 = 3;
+/// Halvings after which a search in the largest block has one record left.
+const HALVINGS: u32 = 27;
+const NANOSECONDS: u64 = 1_000_000_000;
 
 /// The maps, as far as the lookup reads them. Values are copies, each read from memory once.
 pub trait Tables {
-    /// The frontend's entry in [`SERVICES`](crate::abi::SERVICES), its seal undone.
+    /// The frontend's entry in [`SERVICES`](abi::SERVICES), its seal undone.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
-    /// The record at `index` of [`BACKENDS`](crate::abi::BACKENDS); none if out of bounds.
+    /// The record at `index` of [`BACKENDS`](abi::BACKENDS); none if out of bounds.
     fn backend(&self, index: u32) -> Option<Backend>;
+    /// [`find`], for a backend. Its own function in the programs: the verifier then looks at the loop
+    /// once, and not wherever it is needed.
+    #[inline(always)]
+    fn find(&self, range: Range, backend: &Peer) -> Option<bool>
+    where
+        Self: Sized,
+    {
+        find(self, range, backend.order())
+    }
+    /// What [`ADDRESSES`](abi::ADDRESSES) says of an address.
+    fn address(&self, addr: &Addr) -> Option<Address>;
+    /// The addresses of a network namespace, in [`CLIENTS`](abi::CLIENTS).
+    fn client(&self, netns: u64) -> Option<Client>;
+    /// Whether a range in [`SOURCES`](abi::SOURCES) has the client.
+    fn allows(&self, client: &SourceKey) -> bool;
+    /// Where the client went before, in [`AFFINITY`](abi::AFFINITY); [`Bond::NONE`] if nowhere.
+    fn bond(&self, key: &AffinityKey) -> Bond;
 }
 
-/// What an application asked for.
+/// The socket that asks. Each is asked only where it matters, since each is a call into the kernel.
+pub trait Caller {
+    /// 32 random bits, for the choice of a backend.
+    fn random(&self, flow: &Flow) -> u32;
+    /// The cookie of its network namespace.
+    fn netns(&self) -> u64;
+    /// The time, in nanoseconds of the monotonic clock.
+    fn now(&self) -> u64;
+    /// Makes `bond` the client's in place of `before`, which was read. False if another program was
+    /// faster; `bond` is then what that one made.
+    fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool;
+}
+
+/// What an application asked for. Aligned, or else the programs would read a reference byte by byte.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C, align(4))]
 pub struct Flow {
     /// The destination it gave.
     pub peer: Peer,
     /// IP protocol number of the socket.
     pub protocol: u8,
+}
+
+/// Where earlier datagrams of the same flow went: a flow stays with a backend that still serves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Prior {
+    /// The backend.
+    pub backend: Peer,
+    /// Generation of the block that it was last found in; 0: there were no earlier ones.
+    pub generation: u32,
+}
+
+impl Prior {
+    /// The first datagram of a flow, and every connection.
+    pub const NONE: Self = Self { backend: Bond::NONE.backend, generation: 0 };
 }
 
 /// What happens to the connection.
@@ -32,32 +85,266 @@ pub enum Verdict {
     Miss,
     /// Go to this backend.
     Forward(Backend),
+    /// Go where the flow went before; nothing has changed.
+    Stay,
     /// The Service has no endpoints: fail with ECONNREFUSED.
     Refuse(Backend),
+    /// The cluster IP has no such port: fail with ECONNREFUSED (kube-proxy E12).
+    UnknownPort,
+    /// The Service has endpoints, but none for clients here: fail with EHOSTUNREACH (F2).
+    Unreachable(Backend),
+    /// The client's address is in none of the Service's source ranges: fail with EACCES (G2).
+    Denied(Backend),
+    /// There are source ranges, and nobody knows the client's address: fail with EACCES; the caller
+    /// may retry once the agent has seen it.
+    UnknownClient(Backend),
     /// No consistent set after [`ATTEMPTS`] readings: fail with ECONNREFUSED; the caller may retry.
     Unstable,
 }
 
-/// Where the flow goes, given a source of 32 random bits, which a miss does not ask. One HASH and
-/// one ARRAY lookup; one HASH on a miss.
+/// The set that a backend was chosen from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Set {
+    /// The backends to choose from.
+    pub range: Range,
+    /// Id of the service port.
+    pub service: u32,
+    /// For how many seconds a client stays with its backend; 0: not at all.
+    pub affinity: u32,
+}
+
+impl Set {
+    /// Before one was chosen.
+    pub const NONE: Self =
+        Self { range: Range { first: 0, count: 0, generation: 0 }, service: 0, affinity: 0 };
+}
+
+/// Where the flow goes. One HASH and one ARRAY lookup; one HASH and one bit on a miss.
 #[inline(always)]
-pub fn select(tables: &impl Tables, flow: &Flow, random: impl Fn() -> u32) -> Verdict {
-    let key = ServiceKey::new(flow.peer, flow.protocol);
+pub fn select(tables: &impl Tables, caller: &impl Caller, flow: &Flow, prior: &Prior) -> Verdict {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let Some(service) = tables.service(&key) else { return Verdict::Miss };
-        let index = service.block.wrapping_add(pick(random(), service.count));
-        if let Some(backend) = tables.backend(index)
-            && backend.generation == service.generation
-        {
-            return match backend.action() {
-                Action::Forward => Verdict::Forward(backend),
-                Action::Refuse => Verdict::Refuse(backend),
-            };
+        let mut set = Set::NONE;
+        match choose(tables, caller, flow, prior, &mut set) {
+            Verdict::Forward(backend) if set.affinity != 0 => {
+                let mut to = Prior { backend: backend.peer, generation: backend.generation };
+                if bind(tables, caller, &set, &mut to) {
+                    return Verdict::Forward(Backend { peer: to.backend, ..backend });
+                }
+            }
+            verdict => return verdict,
         }
         attempt += 1;
     }
     Verdict::Unstable
+}
+
+/// The first half of [`select`]: any backend of the set, whatever the client is bound to.
+#[inline(always)]
+pub fn choose(
+    tables: &impl Tables,
+    caller: &impl Caller,
+    flow: &Flow,
+    prior: &Prior,
+    set: &mut Set,
+) -> Verdict {
+    let mut key = ServiceKey::new(flow.peer, flow.protocol);
+    let mut found = match tables.service(&key) {
+        Some(service) => service,
+        None => {
+            match by_address(tables, caller, flow, &mut key) {
+                Stands::ForNothing => return Verdict::Miss,
+                Stands::ForClusterIp => return Verdict::UnknownPort,
+                Stands::ForKey => {}
+            }
+            let Some(service) = tables.service(&key) else { return Verdict::Miss };
+            service
+        }
+    };
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        if let Some(verdict) = one_of(tables, caller, flow, &found, prior, set) {
+            return verdict;
+        }
+        let Some(again) = tables.service(&key) else { return Verdict::Miss };
+        found = again;
+        attempt += 1;
+    }
+    Verdict::Unstable
+}
+
+/// What an address stands for that is no frontend by itself.
+enum Stands {
+    ForNothing,
+    /// For a cluster IP, which lacks the port.
+    ForClusterIp,
+    /// For what is now in the key: a NodePort.
+    ForKey,
+}
+
+/// Replaces the key by the one that its address stands for. A function of its own in the programs:
+/// their stack has 512 bytes.
+#[inline(never)]
+fn by_address(
+    tables: &impl Tables,
+    caller: &impl Caller,
+    flow: &Flow,
+    key: &mut ServiceKey,
+) -> Stands {
+    let addr = flow.peer.addr;
+    let Some(address) = tables.address(&addr) else { return Stands::ForNothing };
+    if address.netns != 0 && address.netns != caller.netns() {
+        return Stands::ForNothing;
+    }
+    if address.flags & Address::OWN_NODE != 0 {
+        *key = key.scoped(addr.unspecified(), abi::SCOPE_OWN_NODE);
+        if tables.service(key).is_some() {
+            return Stands::ForKey;
+        }
+    }
+    if address.flags & Address::OTHER_NODE != 0 {
+        *key = key.scoped(addr, abi::SCOPE_NODE);
+        if tables.service(key).is_some() {
+            return Stands::ForKey;
+        }
+        *key = key.scoped(addr.unspecified(), abi::SCOPE_OTHER_NODES);
+        if tables.service(key).is_some() {
+            return Stands::ForKey;
+        }
+    }
+    if address.flags & Address::CLUSTER_IP != 0 { Stands::ForClusterIp } else { Stands::ForNothing }
+}
+
+/// A backend of the set, or what happens without one; none if the block is of another generation.
+#[inline(always)]
+fn one_of(
+    tables: &impl Tables,
+    caller: &impl Caller,
+    flow: &Flow,
+    service: &Service,
+    prior: &Prior,
+    set: &mut Set,
+) -> Option<Verdict> {
+    if prior.generation != 0 {
+        if prior.generation == service.generation {
+            return Some(Verdict::Stay);
+        }
+        if still_there(tables, service, &prior.backend)? {
+            let record = Backend::forward(prior.backend);
+            return Some(Verdict::Forward(record.stamped(service.generation, service.id)));
+        }
+    }
+    let index = service.block.wrapping_add(pick(caller.random(flow), service.count));
+    let backend = tables.backend(index).filter(|b| b.generation == service.generation)?;
+    if backend.flags & Backend::SOURCES != 0 {
+        let Some(client) = tables.client(caller.netns()) else {
+            return Some(Verdict::UnknownClient(backend));
+        };
+        let addr = if flow.peer.addr.is_v4() { client.v4 } else { client.v6 };
+        if !tables.allows(&SourceKey::new(backend.service, addr)) {
+            return Some(Verdict::Denied(backend));
+        }
+    }
+    match backend.action() {
+        Action::Refuse => Some(Verdict::Refuse(backend)),
+        Action::Unreachable => Some(Verdict::Unreachable(backend)),
+        Action::Forward => {
+            let Service { block: first, count, generation, .. } = *service;
+            let Backend { service, affinity, .. } = backend;
+            *set = Set { range: Range { first, count, generation }, service, affinity };
+            Some(Verdict::Forward(backend))
+        }
+    }
+}
+
+/// Whether the backend is one of the set, or was kept for flows that are there already.
+#[inline(always)]
+fn still_there(tables: &impl Tables, service: &Service, backend: &Peer) -> Option<bool> {
+    let Service { block, count, kept, generation, .. } = *service;
+    let kept = Range { first: block.wrapping_add(count), count: kept, generation };
+    let chosen_from = Range { first: block, count, generation };
+    Some(tables.find(chosen_from, backend)? || tables.find(kept, backend)?)
+}
+
+/// The second half of [`select`], if the set has an affinity: replaces `chosen` by the backend that the
+/// client is bound to, if it went to one of the set not long ago; else binds it to that one
+/// (kube-proxy H). False if the block is of another generation by now.
+///
+/// A function of its own in the programs: their stack has 512 bytes.
+#[inline(never)]
+pub fn bind(tables: &impl Tables, caller: &impl Caller, set: &Set, chosen: &mut Prior) -> bool {
+    let family = if chosen.backend.addr.is_v4() { 4 } else { 6 };
+    let key = AffinityKey { netns: caller.netns(), service: set.service, family };
+    let now = caller.now();
+    let timeout = u64::from(set.affinity).wrapping_mul(NANOSECONDS);
+    let mut before = tables.bond(&key);
+    let mut attempt = 0;
+    while attempt < BONDS {
+        let mut bond = Bond { used: now, backend: chosen.backend, reserved: [0; 6] };
+        // Another CPU's clock may be a little ahead.
+        if before.is_made() && now.saturating_sub(before.used) < timeout {
+            match tables.find(set.range, &before.backend) {
+                Some(true) => bond.backend = before.backend,
+                Some(false) => {}
+                None => return false,
+            }
+        }
+        if caller.bind(&key, &before, &mut bond) {
+            chosen.backend = bond.backend;
+            return true;
+        }
+        before = bond;
+        attempt += 1;
+    }
+    true
+}
+
+/// Records of one block, in order.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Range {
+    /// Index of the first one.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
+    /// Their generation.
+    pub generation: u32,
+}
+
+/// Whether a backend, told by its [`Peer::order`], is among the records; none if one of them is of
+/// another generation.
+#[inline(always)]
+pub fn find(tables: &impl Tables, range: Range, order: (u64, u64, u16)) -> Option<bool> {
+    let (mut low, mut left) = (range.first, range.count);
+    let mut halving = 0;
+    while left > 0 && halving < HALVINGS {
+        let half = left / 2;
+        let middle = low.wrapping_add(half);
+        let backend = tables.backend(middle).filter(|b| b.generation == range.generation)?;
+        let here = backend.peer.order();
+        if here == order {
+            return Some(backend.action() == Action::Forward);
+        }
+        if here < order {
+            low = middle.wrapping_add(1);
+            left = left.wrapping_sub(half).wrapping_sub(1);
+        } else {
+            left = half;
+        }
+        halving += 1;
+    }
+    Some(false)
+}
+
+/// 32 bits that look random, always the same ones for the same flow of a socket: datagrams go to one
+/// backend even if nothing is remembered of them.
+#[inline(always)]
+pub const fn flow_bits(socket_cookie: u64, flow: &Flow) -> u32 {
+    let digest = ServiceKey::new(flow.peer, flow.protocol).digest() as u64;
+    // The finalizer of MurmurHash3: each bit of the input changes each bit of the output half the time.
+    let mut bits = socket_cookie ^ (digest << 32);
+    bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    (bits >> 32) as u32
 }
 
 /// A number below `count` (0 for 0), uniform if `random` is: the high half of a 32 × 32 bit product,
@@ -69,22 +356,82 @@ pub const fn pick(random: u32, count: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use core::{cell::Cell, net::SocketAddr};
+    use core::{
+        cell::{Cell, RefCell},
+        net::SocketAddr,
+    };
 
     use bytemuck::Zeroable as _;
 
     use super::*;
 
-    /// One service at one key, and a few records. `stale` readings of the service come first.
+    /// One service at one key, and a few records. `stale` readings of the service come first. Also
+    /// the socket that asks.
     struct Fake {
         key: ServiceKey,
         stale: Service,
         stale_readings: Cell<u32>,
         service: Service,
         records: [Backend; 8],
+        address: Option<(Addr, Address)>,
+        client: Option<Client>,
+        allowed: Option<SourceKey>,
+        bond: RefCell<Option<(AffinityKey, Bond)>>,
+        /// What another program makes of the bond before this one does.
+        rival: RefCell<Option<Bond>>,
+        random: Cell<u32>,
+        now: Cell<u64>,
+    }
+
+    const NETNS: u64 = 4711;
+
+    impl Caller for Fake {
+        fn random(&self, _: &Flow) -> u32 {
+            self.random.get()
+        }
+
+        fn netns(&self) -> u64 {
+            NETNS
+        }
+
+        fn now(&self) -> u64 {
+            self.now.get()
+        }
+
+        fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
+            let mut place = self.bond.borrow_mut();
+            if let Some(rival) = self.rival.take() {
+                *place = Some((*key, rival));
+            }
+            let (_, now) = place.get_or_insert((*key, *bond));
+            let ours = before == now || now.backend == bond.backend;
+            if ours {
+                *now = *bond
+            } else {
+                *bond = *now
+            }
+            ours
+        }
     }
 
     impl Tables for Fake {
+        fn address(&self, addr: &Addr) -> Option<Address> {
+            self.address.filter(|(of, _)| of == addr).map(|(_, address)| address)
+        }
+
+        fn client(&self, netns: u64) -> Option<Client> {
+            assert_eq!(netns, NETNS);
+            self.client
+        }
+
+        fn allows(&self, client: &SourceKey) -> bool {
+            self.allowed == Some(*client)
+        }
+
+        fn bond(&self, key: &AffinityKey) -> Bond {
+            self.bond.borrow().filter(|(of, _)| of == key).map_or(Bond::NONE, |(_, bond)| bond)
+        }
+
         fn service(&self, key: &ServiceKey) -> Option<Service> {
             if *key != self.key {
                 return None;
@@ -115,13 +462,34 @@ mod tests {
         for i in 2..7u8 {
             records[usize::from(i)] = record(i, if i < 5 { 7 } else { 8 });
         }
-        let service = Service { block: 2, count: 3, generation: 7, id: 9 };
+        let service = Service { block: 2, count: 3, kept: 0, generation: 7, id: 9 };
         Fake {
             key: ServiceKey::new(peer("10.96.0.10:80"), 6),
             stale: service,
             stale_readings: Cell::new(0),
             service,
             records,
+            address: None,
+            client: None,
+            allowed: None,
+            bond: RefCell::new(None),
+            rival: RefCell::new(None),
+            random: Cell::new(0),
+            now: Cell::new(1),
+        }
+    }
+
+    /// What `select` says, given these random bits.
+    fn select(fake: &Fake, flow: &Flow, random: u32) -> Verdict {
+        fake.random.set(random);
+        super::select(fake, fake, flow, &Prior::NONE)
+    }
+
+    /// The backend that a connection to the service gets.
+    fn backend(fake: &Fake, random: u32) -> Peer {
+        match select(fake, &flow("10.96.0.10:80", 6), random) {
+            Verdict::Forward(backend) => backend.peer,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -132,12 +500,12 @@ mod tests {
     #[test]
     fn address_port_and_protocol_all_count() {
         let fake = fake();
-        assert_eq!(select(&fake, &flow("10.96.0.11:80", 6), || 0), Verdict::Miss);
-        assert_eq!(select(&fake, &flow("10.96.0.10:81", 6), || 0), Verdict::Miss);
-        assert_eq!(select(&fake, &flow("10.96.0.10:80", 17), || 0), Verdict::Miss);
-        assert_eq!(select(&fake, &flow("10.96.0.10:80", 6), || 0), Verdict::Forward(record(2, 7)));
+        assert_eq!(select(&fake, &flow("10.96.0.11:80", 6), 0), Verdict::Miss);
+        assert_eq!(select(&fake, &flow("10.96.0.10:81", 6), 0), Verdict::Miss);
+        assert_eq!(select(&fake, &flow("10.96.0.10:80", 17), 0), Verdict::Miss);
+        assert_eq!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Forward(record(2, 7)));
         assert_eq!(
-            select(&fake, &flow("[::ffff:10.96.0.10]:80", 6), || u32::MAX),
+            select(&fake, &flow("[::ffff:10.96.0.10]:80", 6), u32::MAX),
             Verdict::Forward(record(4, 7))
         );
     }
@@ -148,7 +516,7 @@ mod tests {
         // The torn reading: block and generation of one value, count of another.
         fake.stale = Service { count: 5, ..fake.service };
         fake.stale_readings = Cell::new(1);
-        let verdict = select(&fake, &flow("10.96.0.10:80", 6), || u32::MAX);
+        let verdict = select(&fake, &flow("10.96.0.10:80", 6), u32::MAX);
         assert_eq!(verdict, Verdict::Forward(record(4, 7)));
     }
 
@@ -158,9 +526,9 @@ mod tests {
         fake.stale = Service { generation: 6, ..fake.service };
         fake.stale_readings = Cell::new(ATTEMPTS - 1);
         let to = flow("10.96.0.10:80", 6);
-        assert_eq!(select(&fake, &to, || 0), Verdict::Forward(record(2, 7)));
+        assert_eq!(select(&fake, &to, 0), Verdict::Forward(record(2, 7)));
         fake.stale_readings = Cell::new(ATTEMPTS);
-        assert_eq!(select(&fake, &to, || 0), Verdict::Unstable);
+        assert_eq!(select(&fake, &to, 0), Verdict::Unstable);
     }
 
     #[test]
@@ -169,9 +537,186 @@ mod tests {
         fake.records[2] = Backend::refuse().stamped(7, 9);
         fake.service.count = 1;
         let to = flow("10.96.0.10:80", 6);
-        assert_eq!(select(&fake, &to, || 5), Verdict::Refuse(fake.records[2]));
+        assert_eq!(select(&fake, &to, 5), Verdict::Refuse(fake.records[2]));
         fake.service.block = u32::MAX;
-        assert_eq!(select(&fake, &to, || 5), Verdict::Unstable);
+        assert_eq!(select(&fake, &to, 5), Verdict::Unstable);
+    }
+
+    /// The fake service, at `key` instead.
+    fn fake_at(key: ServiceKey, address: &str, flags: u32, netns: u64) -> Fake {
+        let addr = peer(address).addr;
+        Fake { key, address: Some((addr, Address::new(addr, flags, netns))), ..fake() }
+    }
+
+    #[test]
+    fn a_node_port_is_found_on_the_addresses_of_nodes_only() {
+        let node_port =
+            |scope, addr: &str| ServiceKey::new(peer(addr), 6).scoped(peer(addr).addr, scope);
+        let own = fake_at(
+            node_port(abi::SCOPE_OWN_NODE, "0.0.0.0:30080"),
+            "192.0.2.1:0",
+            Address::OWN_NODE,
+            0,
+        );
+        let forward = Verdict::Forward(record(2, 7));
+        assert_eq!(select(&own, &flow("192.0.2.1:30080", 6), 0), forward);
+        assert_eq!(select(&own, &flow("192.0.2.1:30081", 6), 0), Verdict::Miss);
+        assert_eq!(select(&own, &flow("192.0.2.1:30080", 17), 0), Verdict::Miss);
+        assert_eq!(select(&own, &flow("192.0.2.2:30080", 6), 0), Verdict::Miss);
+        assert_eq!(select(&own, &flow("0.0.0.0:30080", 6), 0), Verdict::Miss);
+
+        let v6 = fake_at(
+            node_port(abi::SCOPE_OWN_NODE, "[::]:30080"),
+            "[fd00::1]:0",
+            Address::OWN_NODE,
+            0,
+        );
+        assert_eq!(select(&v6, &flow("[fd00::1]:30080", 6), 0), forward);
+
+        for key in [
+            node_port(abi::SCOPE_OTHER_NODES, "0.0.0.0:30080"),
+            node_port(abi::SCOPE_NODE, "192.0.2.7:30080"),
+        ] {
+            let other = fake_at(key, "192.0.2.7:0", Address::OTHER_NODE, 0);
+            assert_eq!(select(&other, &flow("192.0.2.7:30080", 6), 0), forward, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn a_loopback_address_is_a_node_s_in_its_own_namespace_only() {
+        let key = ServiceKey::new(peer("0.0.0.0:30080"), 6)
+            .scoped(peer("0.0.0.0:0").addr, abi::SCOPE_OWN_NODE);
+        let to = flow("127.0.0.1:30080", 6);
+        let fake = fake_at(key, "127.0.0.1:0", Address::OWN_NODE, NETNS);
+        assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
+        let fake = fake_at(key, "127.0.0.1:0", Address::OWN_NODE, NETNS + 1);
+        assert_eq!(select(&fake, &to, 0), Verdict::Miss);
+    }
+
+    #[test]
+    fn a_port_that_a_cluster_ip_lacks_is_refused() {
+        let mut fake = fake();
+        let addr = peer("10.96.0.10:0").addr;
+        fake.address = Some((addr, Address::new(addr, Address::CLUSTER_IP, 0)));
+        assert_eq!(select(&fake, &flow("10.96.0.10:81", 6), 0), Verdict::UnknownPort);
+        assert!(matches!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Forward(_)));
+    }
+
+    #[test]
+    fn source_ranges_hold_before_anything_else() {
+        let mut fake = fake();
+        let to = flow("10.96.0.10:80", 6);
+        fake.records[2].flags = Backend::SOURCES;
+        assert_eq!(select(&fake, &to, 0), Verdict::UnknownClient(fake.records[2]));
+        let client = Client { v4: peer("10.0.0.9:0").addr, v6: peer("[fd00::9]:0").addr };
+        fake.client = Some(client);
+        assert_eq!(select(&fake, &to, 0), Verdict::Denied(fake.records[2]));
+        fake.allowed = Some(SourceKey::new(9, client.v6));
+        assert_eq!(select(&fake, &to, 0), Verdict::Denied(fake.records[2]));
+        fake.allowed = Some(SourceKey::new(9, client.v4));
+        assert_eq!(select(&fake, &to, 0), Verdict::Forward(fake.records[2]));
+        fake.records[2].action = Action::Unreachable.code();
+        assert_eq!(select(&fake, &to, 0), Verdict::Unreachable(fake.records[2]));
+    }
+
+    const TIMEOUT: u32 = 10;
+
+    /// The fake service with affinity.
+    fn sticky() -> Fake {
+        let mut fake = fake();
+        for record in &mut fake.records {
+            record.affinity = TIMEOUT;
+        }
+        fake
+    }
+
+    #[test]
+    fn a_client_stays_with_its_backend_until_it_was_away_for_the_timeout() {
+        let fake = sticky();
+        let first = backend(&fake, 0);
+        let timeout = u64::from(TIMEOUT) * NANOSECONDS;
+        // Each connection renews the bond.
+        for _ in 0..3 {
+            fake.now.set(fake.now.get() + timeout - 1);
+            assert_eq!(backend(&fake, u32::MAX), first);
+        }
+        fake.now.set(fake.now.get() + timeout);
+        let second = backend(&fake, u32::MAX);
+        assert_ne!(second, first);
+        assert_eq!(backend(&fake, 0), second);
+        // The monotonic clock of another CPU may be a little behind.
+        fake.now.set(fake.now.get() - 5);
+        assert_eq!(backend(&fake, 0), second);
+    }
+
+    #[test]
+    fn a_bond_with_a_backend_that_left_the_set_is_made_anew() {
+        let mut fake = sticky();
+        let gone = backend(&fake, 0);
+        for (record, generation) in fake.records[3..].iter_mut().zip([11; 3]) {
+            record.generation = generation;
+        }
+        fake.service = Service { block: 3, count: 2, kept: 1, generation: 11, id: 9 };
+        let next = backend(&fake, 0);
+        assert_ne!(next, gone);
+        assert_eq!(backend(&fake, u32::MAX), next);
+        // A kept backend is for flows that are there already.
+        let bond = Bond { used: 1, backend: fake.records[5].peer, reserved: [0; 6] };
+        fake.bond.borrow_mut().as_mut().unwrap().1 = bond;
+        assert_eq!(backend(&fake, 0), next);
+    }
+
+    #[test]
+    fn of_two_that_bind_a_client_at_once_the_second_takes_what_the_first_chose() {
+        let fake = sticky();
+        let rival = Bond { used: 1, backend: record(4, 7).peer, reserved: [0; 6] };
+        fake.rival.replace(Some(rival));
+        assert_eq!(backend(&fake, 0), rival.backend);
+        // Also if there was a bond that is over.
+        fake.now.set(u64::MAX / 2);
+        let rival = Bond { used: u64::MAX / 2, backend: record(3, 7).peer, reserved: [0; 6] };
+        fake.rival.replace(Some(rival));
+        assert_eq!(backend(&fake, 0), rival.backend);
+    }
+
+    #[test]
+    fn a_flow_stays_with_a_backend_that_serves() {
+        let mut fake = fake();
+        let to = flow("10.96.0.10:80", 6);
+        let select = |fake: &Fake, last, generation| {
+            let prior = Prior { backend: record(last, 7).peer, generation };
+            super::select(fake, fake, &to, &prior)
+        };
+        fake.random.set(u32::MAX);
+        assert_eq!(select(&fake, 9, 7), Verdict::Stay);
+        for last in 2..=4 {
+            assert_eq!(select(&fake, last, 6), Verdict::Forward(record(last, 7)));
+        }
+        assert_eq!(select(&fake, 9, 6), Verdict::Forward(record(4, 7)), "a new one");
+        // One that takes no new flows.
+        fake.service = Service { count: 1, kept: 2, ..fake.service };
+        assert_eq!(select(&fake, 4, 6), Verdict::Forward(record(4, 7)));
+        assert_eq!(select(&fake, 9, 6), Verdict::Forward(record(2, 7)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_search_finds_what_is_there(present in proptest::array::uniform8(proptest::prelude::any::<bool>())) {
+            let mut fake = fake();
+            let all: [Backend; 8] = core::array::from_fn(|i| record(u8::try_from(i).unwrap(), 7));
+            let mut count = 0;
+            for (backend, present) in all.iter().zip(present) {
+                if present {
+                    fake.records[count] = *backend;
+                    count += 1;
+                }
+            }
+            let count = u32::try_from(count).unwrap();
+            for (backend, present) in all.iter().zip(present) {
+                let found = fake.find(Range { first: 0, count, generation: 7 }, &backend.peer);
+                proptest::prop_assert_eq!(found, Some(present));
+            }
+        }
     }
 
     proptest::proptest! {
@@ -180,6 +725,22 @@ mod tests {
             proptest::prop_assert!(pick(a, count) < count);
             proptest::prop_assert!((a <= b) == (pick(a, count) <= pick(b, count)) || pick(a, count) == pick(b, count));
         }
+    }
+
+    #[test]
+    fn flows_of_many_sockets_spread_and_each_keeps_its_bits() {
+        let to = [flow("10.96.0.10:53", 17), flow("10.96.0.11:53", 17)];
+        let mut seen = [[0u32; 5]; 2];
+        for cookie in 1..=5000 {
+            for (flow, seen) in to.iter().zip(&mut seen) {
+                assert_eq!(flow_bits(cookie, flow), flow_bits(cookie, flow));
+                seen[pick(flow_bits(cookie, flow), 5) as usize] += 1;
+            }
+        }
+        assert!(seen.iter().flatten().all(|&n| (880..=1120).contains(&n)), "{seen:?}");
+        let both =
+            (1..=5000).filter(|c| pick(flow_bits(*c, &to[0]), 5) == pick(flow_bits(*c, &to[1]), 5));
+        assert!((880..=1120).contains(&both.count()), "the choices do not depend on each other");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod maps;
 mod socket;
+mod storage;
 
 use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_set_retval},
@@ -12,18 +13,21 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Flow, Verdict,
-    abi::{TCP, Translation, UDP},
-    select,
+    Flow, Prior, Set, Verdict,
+    abi::{Counter, TCP, Translation, UDP},
+    bind, choose, flow_bits, select,
 };
+use maps::{Kernel, Random, count};
 use socket::{Socket, V4, V6};
 
 /// Let the system call go on, with whatever address now stands in the context.
 const PROCEED: i32 = 1;
 /// Fail the system call, with the error given by `bpf_set_retval`.
 const FAIL: i32 = 0;
-/// The same number on every architecture that Linux runs BPF on, save MIPS, PA-RISC and SPARC.
+// The same numbers on every architecture that Linux runs BPF on, save MIPS, PA-RISC and SPARC.
+const EACCES: i32 = 13;
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
@@ -45,33 +49,158 @@ fn getpeername6(ctx: SockAddrContext) -> i32 {
     getpeername(&V6(ctx))
 }
 
+#[cgroup_sock_addr(sendmsg4)]
+fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    sendmsg(&V4(ctx))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    sendmsg(&V6(ctx))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    recvmsg(&V4(ctx))
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    recvmsg(&V6(ctx))
+}
+
+/// Other bits for each connection.
+struct Fresh;
+
+impl Random for Fresh {
+    #[inline(always)]
+    fn bits(_: &SockAddrContext, _: &Flow) -> u32 {
+        // SAFETY: the helper takes no argument.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+/// The same bits for each datagram of a flow.
+struct OfFlow;
+
+impl Random for OfFlow {
+    #[inline(always)]
+    fn bits(ctx: &SockAddrContext, flow: &Flow) -> u32 {
+        flow_bits(storage::cookie(ctx), flow)
+    }
+}
+
 #[inline(always)]
 fn connect(socket: &impl Socket) -> i32 {
     let flow = socket.flow();
     if flow.protocol != TCP && flow.protocol != UDP {
         return PROCEED;
     }
-    // SAFETY: the helper takes no argument.
-    let random = || unsafe { bpf_get_prandom_u32() };
-    let verdict = select(&maps::Kernel, &flow, random);
-    log(socket.context(), &flow, &verdict);
+    let ctx = socket.context();
+    let kernel = Kernel::<Fresh>::new(ctx);
+    let verdict = select(&kernel, &kernel, &flow, &Prior::NONE);
+    log(ctx, &flow, &verdict);
     match verdict {
-        Verdict::Miss => {
+        // `Stay` is an answer to a question that is not asked here.
+        Verdict::Miss | Verdict::Stay => {
             // The socket may have been connected through a Service before.
-            maps::forget(socket.context());
+            storage::forget(ctx);
             PROCEED
         }
         Verdict::Forward(backend) => {
-            maps::remember(socket.context(), Translation::new(flow.peer, &backend));
+            storage::remember(ctx, Translation::new(flow.peer, &backend));
             socket.set_peer(backend.peer);
             PROCEED
         }
-        Verdict::Refuse(_) | Verdict::Unstable => {
-            // SAFETY: any negative errno is a valid argument in this hook.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
-            FAIL
+        refusal => fail(refusal),
+    }
+}
+
+/// A datagram with an address of its own, from a socket that may be connected elsewhere or not at all.
+#[inline(always)]
+fn sendmsg(socket: &impl Socket) -> i32 {
+    let flow = Flow { protocol: UDP, ..socket.flow() };
+    let ctx = socket.context();
+    let mut to = Prior { backend: flow.peer, generation: 0 };
+    storage::prior(ctx, &flow, &mut to);
+    // `select` in two steps, since the stack has 512 bytes.
+    let mut set = Set::NONE;
+    match forward(ctx, &flow, &mut to, &mut set) {
+        Sent::Nowhere => return FAIL,
+        Sent::AsAsked => {
+            // The answer must not be taken for that of a Service whose backend the peer is.
+            to = Prior { backend: flow.peer, generation: 0 };
+            if storage::may_lead_to(ctx, flow.peer) {
+                storage::sent(ctx, &flow, &to);
+            }
+        }
+        Sent::ToBackend => {
+            let kernel = Kernel::<OfFlow>::new(ctx);
+            if set.affinity != 0 && !bind(&kernel, &kernel, &set, &mut to) {
+                return fail(Verdict::Unstable);
+            }
+            storage::sent(ctx, &flow, &to);
+            socket.set_peer(to.backend);
         }
     }
+    PROCEED
+}
+
+/// What becomes of a datagram.
+enum Sent {
+    Nowhere,
+    AsAsked,
+    ToBackend,
+}
+
+/// Where the datagram goes, in `to`, which says where earlier ones went.
+#[inline(never)]
+fn forward(ctx: &SockAddrContext, flow: &Flow, to: &mut Prior, set: &mut Set) -> Sent {
+    let kernel = Kernel::<OfFlow>::new(ctx);
+    let verdict = choose(&kernel, &kernel, flow, to, set);
+    log(ctx, flow, &verdict);
+    match verdict {
+        Verdict::Miss => Sent::AsAsked,
+        Verdict::Stay => Sent::ToBackend,
+        Verdict::Forward(backend) => {
+            *to = Prior { backend: backend.peer, generation: backend.generation };
+            Sent::ToBackend
+        }
+        refusal => {
+            fail(refusal);
+            Sent::Nowhere
+        }
+    }
+}
+
+/// What comes from a backend seems to come from the address that the application has sent to.
+#[inline(always)]
+fn recvmsg(socket: &impl Socket) -> i32 {
+    let mut answer = socket.flow();
+    if storage::answered(socket.context(), &mut answer) {
+        socket.set_peer(answer.peer);
+    }
+    PROCEED
+}
+
+/// Makes the system call fail as the verdict asks for.
+#[inline(always)]
+fn fail(verdict: Verdict) -> i32 {
+    let (error, counter) = match verdict {
+        Verdict::Unreachable(_) => (EHOSTUNREACH, Counter::Unreachable),
+        Verdict::Denied(_) => (EACCES, Counter::Denied),
+        Verdict::UnknownClient(_) => (EACCES, Counter::UnknownClient),
+        Verdict::Unstable => (ECONNREFUSED, Counter::Unstable),
+        Verdict::Refuse(_)
+        | Verdict::UnknownPort
+        | Verdict::Miss
+        | Verdict::Stay
+        | Verdict::Forward(_) => (ECONNREFUSED, Counter::Refused),
+    };
+    count(counter);
+    // SAFETY: any negative errno is a valid argument in these hooks.
+    unsafe { bpf_set_retval(-error) };
+    FAIL
 }
 
 #[cfg(not(feature = "log"))]
@@ -85,11 +214,16 @@ fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
     let (addr, port) = (flow.peer.addr.octets(), flow.peer.port.number());
     match verdict {
         Verdict::Miss => info!(ctx, "{:i}:{} is no Service", addr, port),
+        Verdict::Stay => info!(ctx, "{:i}:{} goes where it went", addr, port),
         Verdict::Forward(backend) => {
             let (to, at) = (backend.peer.addr.octets(), backend.peer.port.number());
             info!(ctx, "{:i}:{} goes to {:i}:{}", addr, port, to, at);
         }
         Verdict::Refuse(_) => info!(ctx, "{:i}:{} has no endpoints", addr, port),
+        Verdict::UnknownPort => info!(ctx, "{:i} has no port {}", addr, port),
+        Verdict::Unreachable(_) => info!(ctx, "{:i}:{} has no endpoints here", addr, port),
+        Verdict::Denied(_) => info!(ctx, "{:i}:{} is not for this client", addr, port),
+        Verdict::UnknownClient(_) => info!(ctx, "{:i}:{} is not for everybody", addr, port),
         Verdict::Unstable => info!(ctx, "{:i}:{} changes too fast", addr, port),
     }
 }
@@ -97,7 +231,7 @@ fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
 /// The application sees the address that it dialled.
 #[inline(always)]
 fn getpeername(socket: &impl Socket) -> i32 {
-    if let Some(translation) = maps::recall(socket.context())
+    if let Some(translation) = storage::recall(socket.context())
         && translation.backend == socket.flow().peer
     {
         socket.set_peer(translation.frontend);

@@ -1,37 +1,100 @@
 //! The maps, private behind total functions. Sizes are the agent's to set; those here are the least.
 
-use core::ptr;
+use core::{marker::PhantomData, ptr};
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, SkStorage},
+    EbpfContext as _,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
     macros::btf_map,
     programs::SockAddrContext,
 };
 use lb_common::{
-    Tables,
-    abi::{Backend, Name, Service, ServiceEntry, ServiceKey, Translation},
+    Addr, Caller, Flow, Range, Tables,
+    abi::{
+        Address, Affinity, AffinityKey, Backend, Bond, Client, Counter, FILTER_WORDS, Name, Peer,
+        Service, ServiceEntry, ServiceKey, SourceKey,
+    },
+    find,
 };
 
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
 #[btf_map(name = "services")]
-static SERVICES: HashMap<ServiceKey, ServiceEntry, 1, { BPF_F_NO_PREALLOC as usize }> =
-    HashMap::new();
+static SERVICES: HashMap<ServiceKey, ServiceEntry, 1, NO_PREALLOC> = HashMap::new();
 
 /// Memory-mapped: the agent writes a block without a system call per record.
 #[btf_map(name = "backends")]
-static BACKENDS: Array<Backend, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+static BACKENDS: Array<Backend, 1, MMAPABLE> = Array::new();
+
+#[btf_map(name = "addresses")]
+static ADDRESSES: HashMap<Addr, Address, 1, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "filter")]
+static FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
+
+#[btf_map(name = "sources")]
+static SOURCES: LpmTrie<SourceKey, u32, 1> = LpmTrie::new();
+
+#[btf_map(name = "clients")]
+static CLIENTS: HashMap<u64, Client, 1, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "affinity")]
+static AFFINITY: HashMap<AffinityKey, Affinity, 1, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "counters")]
+static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
 
 /// Here so that one loader creates and pins all maps; no program reads it.
 #[btf_map(name = "names")]
-static NAMES: HashMap<u32, Name, 1, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static NAMES: HashMap<u32, Name, 1, NO_PREALLOC> = HashMap::new();
 
-#[btf_map(name = "sockets")]
-static SOCKETS: SkStorage<Translation> = SkStorage::new();
+/// The lookup's view of the maps, and of the socket that asks.
+pub(crate) struct Kernel<'a, R> {
+    ctx: &'a SockAddrContext,
+    random: PhantomData<R>,
+}
 
-/// The lookup's view of the maps.
-pub(crate) struct Kernel;
+/// Where random bits come from.
+pub(crate) trait Random {
+    fn bits(ctx: &SockAddrContext, flow: &Flow) -> u32;
+}
 
-impl Tables for Kernel {
+impl<'a, R> Kernel<'a, R> {
+    #[inline(always)]
+    pub(crate) const fn new(ctx: &'a SockAddrContext) -> Self {
+        Self { ctx, random: PhantomData }
+    }
+}
+
+/// [`find`] as a function that the verifier looks at by itself: of its arguments it knows nothing but
+/// that they are numbers. Returns 1 or 0, or -1 if a record is of another generation.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_backend(place: u64, port_and_generation: u64, high: u64, low: u64) -> i32 {
+    let [first, count]: [u32; 2] = bytemuck::must_cast(place);
+    let [port, generation]: [u32; 2] = bytemuck::must_cast(port_and_generation);
+    let nobody = SockAddrContext::new(ptr::null_mut());
+    let records = Kernel::<()>::new(&nobody);
+    #[expect(clippy::cast_possible_truncation, reason = "it was made of 16 bits")]
+    let order = (high, low, port as u16);
+    find(&records, Range { first, count, generation }, order).map_or(-1, i32::from)
+}
+
+impl<R> Tables for Kernel<'_, R> {
+    #[inline(always)]
+    fn find(&self, range: Range, backend: &Peer) -> Option<bool> {
+        let (high, low, port) = backend.order();
+        let place = bytemuck::must_cast([range.first, range.count]);
+        let rest = bytemuck::must_cast([u32::from(port), range.generation]);
+        match find_backend(place, rest, high, low) {
+            -1 => None,
+            found => Some(found != 0),
+        }
+    }
+
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         // SAFETY: the pointer is valid while the program runs. The value may change under us, or the
@@ -48,35 +111,113 @@ impl Tables for Kernel {
         // SAFETY: as above.
         BACKENDS.get_ptr(index).map(|backend| unsafe { backend.read_volatile() })
     }
-}
 
-/// Stores what the socket was translated to. Without memory for it the connection still works; only
-/// getpeername() then tells the backend.
-#[inline(always)]
-pub(crate) fn remember(ctx: &SockAddrContext, translation: Translation) {
-    let stored = SOCKETS.get_ptr_mut(ctx);
-    if stored.is_null() {
-        // A copy of its own: what a helper has a pointer to, LLVM keeps in memory.
-        let mut first = translation;
-        SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut first));
-    } else {
-        // SAFETY: valid while the program runs; the socket is locked by its connect().
-        unsafe { *stored = translation };
+    #[inline(always)]
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        let bit = addr.filter_bit();
+        let word = *FILTER.get(bit / u64::BITS)?;
+        if word >> (bit % u64::BITS) & 1 == 0 {
+            return None;
+        }
+        // SAFETY: as above; here the seal detects it.
+        let address = ADDRESSES.get_ptr(addr).map(|address| unsafe { address.read_volatile() });
+        address.filter(|address| address.is_of(*addr))
+    }
+
+    #[inline(always)]
+    fn client(&self, netns: u64) -> Option<Client> {
+        // SAFETY: the pointer is valid while the program runs. An element is only recycled after its
+        // network namespace, which is that of the socket, has ended.
+        unsafe { CLIENTS.get(&netns) }.copied()
+    }
+
+    #[inline(always)]
+    fn allows(&self, client: &SourceKey) -> bool {
+        SOURCES.get(&Key::new(SourceKey::BITS, *client)).is_some()
+    }
+
+    #[inline(always)]
+    fn bond(&self, key: &AffinityKey) -> Bond {
+        let mut bond = Bond::NONE;
+        if let Some(entry) = AFFINITY.get_ptr_mut(key) {
+            // SAFETY: the pointer is valid while the program runs, and the lock is the element's.
+            unsafe {
+                bpf_spin_lock(ptr::addr_of_mut!((*entry).lock).cast());
+                if (*entry).key == *key {
+                    bond = (*entry).bond;
+                }
+                bpf_spin_unlock(ptr::addr_of_mut!((*entry).lock).cast());
+            }
+        }
+        bond
     }
 }
 
-/// What [`remember`] stored for the socket.
-#[inline(always)]
-pub(crate) fn recall(ctx: &SockAddrContext) -> Option<Translation> {
-    // SAFETY: a non-null pointer is valid while the program runs.
-    unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }.copied()
+impl<R: Random> Caller for Kernel<'_, R> {
+    #[inline(always)]
+    fn random(&self, flow: &Flow) -> u32 {
+        R::bits(self.ctx, flow)
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        // SAFETY: the context is valid.
+        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        now()
+    }
+
+    #[inline(always)]
+    fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
+        // The first bond of a client is made in an element that says nothing yet, so that the value
+        // need not stand on the stack.
+        let entry = AFFINITY.get_ptr_mut(key).or_else(|| {
+            match AFFINITY.insert(key, &NOBODYS, BPF_NOEXIST.into()) {
+                Ok(()) | Err(EEXIST) => {}
+                Err(_) => count(Counter::AffinityFull),
+            }
+            AFFINITY.get_ptr_mut(key)
+        });
+        let Some(entry) = entry else { return true };
+        // SAFETY: as for `Tables::bond`.
+        unsafe {
+            bpf_spin_lock(ptr::addr_of_mut!((*entry).lock).cast());
+            let now = &mut (*entry).bond;
+            let mut in_force = true;
+            if !now.is_made() {
+                *now = *bond;
+                (*entry).key = *key;
+            } else if (*entry).key == *key {
+                in_force = (before.used == now.used && before.backend == now.backend)
+                    || now.backend == bond.backend;
+                if in_force { *now = *bond } else { *bond = *now }
+            }
+            // Else the element is another client's by now, and this one has no bond.
+            bpf_spin_unlock(ptr::addr_of_mut!((*entry).lock).cast());
+            in_force
+        }
+    }
 }
 
-/// Undoes [`remember`].
+const EEXIST: i32 = -17;
+static NOBODYS: Affinity = Affinity::NOBODYS;
+
+/// Nanoseconds of the monotonic clock.
 #[inline(always)]
-pub(crate) fn forget(ctx: &SockAddrContext) {
-    // SAFETY: as in `recall`.
-    if let Some(translation) = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() } {
-        *translation = bytemuck::Zeroable::zeroed();
+pub(crate) fn now() -> u64 {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Counts what is rare.
+#[inline(always)]
+pub(crate) fn count(what: Counter) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(what as u32) {
+        // SAFETY: the pointer is valid, and the element is this CPU's own. A program that interrupts
+        // this one between reading and writing may cost a count.
+        unsafe { *counter += 1 };
     }
 }

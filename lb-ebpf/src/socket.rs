@@ -7,21 +7,6 @@
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::{Addr, Flow, Port, abi::Peer};
 
-/// A socket in the middle of `connect` or `getpeername`.
-pub(crate) trait Socket {
-    /// What the helpers take.
-    fn context(&self) -> &SockAddrContext;
-    /// Destination and protocol.
-    fn flow(&self) -> Flow;
-    /// Replaces the destination (`connect`), or what the application is told (`getpeername`).
-    fn set_peer(&self, peer: Peer);
-}
-
-/// The context of a `*4` hook: a `sockaddr_in`.
-pub(crate) struct V4(pub(crate) SockAddrContext);
-/// The context of a `*6` hook: a `sockaddr_in6`, perhaps with an IPv4-mapped address.
-pub(crate) struct V6(pub(crate) SockAddrContext);
-
 /// `user_port` is 32 bits wide; the port stands in the lower address, as in a `sockaddr`.
 macro_rules! field {
     ($ctx:expr, $($field:tt)+) => {
@@ -37,6 +22,22 @@ macro_rules! set_field {
         unsafe { core::ptr::addr_of_mut!((*$ctx.sock_addr).$($field)+).write_volatile($value) }
     };
 }
+
+/// A socket in the middle of `connect` or `getpeername`.
+pub(crate) trait Socket {
+    /// What the helpers take.
+    fn context(&self) -> &SockAddrContext;
+    /// Destination and protocol.
+    fn flow(&self) -> Flow;
+    /// Replaces the destination (`connect`, `sendmsg`), or what the application is told
+    /// (`getpeername`, `recvmsg`).
+    fn set_peer(&self, peer: Peer);
+}
+
+/// The context of a `*4` hook: a `sockaddr_in`.
+pub(crate) struct V4(pub(crate) SockAddrContext);
+/// The context of a `*6` hook: a `sockaddr_in6`, perhaps with an IPv4-mapped address.
+pub(crate) struct V6(pub(crate) SockAddrContext);
 
 #[inline(always)]
 fn flow(ctx: &SockAddrContext, addr: Addr) -> Flow {

@@ -49,9 +49,9 @@ struct Figures {
 pub(crate) fn run() -> Result<()> {
     let lab = Lab::enter()?;
     let sizes = [
-        (1_000, Sizes { services: 65_536, backends: 262_144 }),
-        (10_000, Sizes { services: 65_536, backends: 262_144 }),
-        (50_000, Sizes { services: 65_536, backends: 1_048_576 }),
+        (1_000, Sizes { services: 65_536, backends: 262_144, affinity: 1024 }),
+        (10_000, Sizes { services: 65_536, backends: 262_144, affinity: 1024 }),
+        (50_000, Sizes { services: 65_536, backends: 1_048_576, affinity: 1024 }),
     ];
     let mut all = Vec::new();
     for (services, sizes) in sizes {

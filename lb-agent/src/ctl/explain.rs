@@ -191,7 +191,7 @@ impl From<&Candidate> for Choice {
     fn from(candidate: &Candidate) -> Self {
         let address = match &candidate.verdict {
             Verdict::Forward(backend) => Some(backend.peer.to_string()),
-            Verdict::Miss | Verdict::Refuse(_) | Verdict::Unstable => None,
+            _ => None,
         };
         Self { address, index: candidate.index, probability: candidate.probability }
     }
@@ -199,7 +199,7 @@ impl From<&Candidate> for Choice {
 
 impl<'a> Hit<'a> {
     fn new(service: &Service, snapshot: &'a Snapshot) -> Self {
-        let Service { block, count, generation, id } = *service;
+        let Service { block, count, kept: _, generation, id } = *service;
         let [namespace, name, port] = dump::names(snapshot.names.get(&id));
         Self { namespace, name, port, id, block, count, generation }
     }
@@ -352,7 +352,7 @@ BACKEND          INDEX   PROBABILITY
     fn damage_is_found_by_the_lookup() {
         let mut memory = sample::memory();
         let key = ServiceKey { peer: sample::peer("10.96.0.9:5432"), protocol: 6, scope: 0 };
-        let service = Service { block: 60, count: u32::MAX, generation: 1, id: 77 };
+        let service = Service { block: 60, count: u32::MAX, kept: 0, generation: 1, id: 77 };
         memory.apply(&Op::PutService { key, service }).unwrap();
         let (answer, out) = explain_in(&memory, "10.96.0.9:5432");
         assert_eq!(answer, Answer::No);

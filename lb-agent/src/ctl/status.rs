@@ -258,7 +258,7 @@ mod tests {
 healthy
 
 agent:   running (pid 42)
-pins:    /bpf/socklb/v1 (layout 1, maps-1)
+pins:    /bpf/socklb/v1 (layout 2, maps-1)
 
 PROGRAM    STATE      CGROUP
 connect4   attached   /sys/fs/cgroup
@@ -301,7 +301,7 @@ names      3      32     9.4%
             serde_json::to_value(&status).unwrap(),
             json!({
                 "apiVersion": "socklb/v1", "kind": "Status", "healthy": true, "problems": [],
-                "layout": 1, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
+                "layout": 2, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
                 "agent": { "running": true, "pid": 42 },
                 "programs": [{
                     "name": "connect4", "state": "attached", "cgroup": "/sys/fs/cgroup",

@@ -37,7 +37,7 @@ pub(crate) fn put(
     memory.apply(&Op::WriteBlock { block, records }).unwrap();
     for frontend in frontends {
         let key = ServiceKey { peer: peer(frontend), protocol: protocol.number(), scope: 0 };
-        let service = Service { block, count, generation, id };
+        let service = Service { block, count, kept: 0, generation, id };
         memory.apply(&Op::PutService { key, service }).unwrap();
     }
 }

@@ -1,15 +1,18 @@
 //! Maps in memory: for `--dry-run`, and for tests of what is written without a kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable as _;
 use lb_common::{
     Tables,
-    abi::{Backend, NAMES, Name, SERVICES, Service, ServiceKey},
+    abi::{
+        Addr, Address, AffinityKey, Backend, Bond, Client, NAMES, Name, SERVICES, Service,
+        ServiceKey, SourceKey,
+    },
 };
 
-use super::{Op, Snapshot, Store, StoreError, last_generation, max_names};
-use crate::model::PortRef;
+use super::{Known, Op, Snapshot, Store, StoreError, last_generation, max_names};
+use crate::{model::PortRef, policy::Cidr};
 
 /// Maps in memory. They know the limits of real ones, and no others.
 #[derive(Clone, Debug)]
@@ -18,13 +21,24 @@ pub struct Memory {
     services: BTreeMap<ServiceKey, Service>,
     names: BTreeMap<u32, PortRef>,
     backends: Vec<Backend>,
+    sources: BTreeSet<(u32, Cidr)>,
+    addresses: BTreeMap<Addr, Known>,
+    clients: BTreeMap<u64, Client>,
 }
 
 impl Memory {
     /// Empty maps of these sizes.
     pub fn new(max_services: u32, max_backends: u32) -> Self {
         let backends = vec![Backend::zeroed(); max_backends.try_into().unwrap_or(usize::MAX)];
-        Self { max_services, services: BTreeMap::new(), names: BTreeMap::new(), backends }
+        Self {
+            max_services,
+            services: BTreeMap::new(),
+            names: BTreeMap::new(),
+            backends,
+            sources: BTreeSet::new(),
+            addresses: BTreeMap::new(),
+            clients: BTreeMap::new(),
+        }
     }
 
     /// What the maps say.
@@ -35,10 +49,12 @@ impl Memory {
             last_generation: last_generation(self.backends.iter().map(|r| r.generation)),
             services: self.services.clone(),
             names: self.names.clone(),
+            sources: self.sources.clone(),
+            addresses: self.addresses.clone(),
             blocks: self
                 .services
                 .values()
-                .map(|service| (service.block, self.records(service.block, service.count)))
+                .map(|service| (service.block, self.records(service.block, service.records())))
                 .collect(),
         }
     }
@@ -59,6 +75,8 @@ impl From<&Snapshot> for Memory {
         let mut memory = Self::new(snapshot.max_services, snapshot.max_backends);
         memory.services.clone_from(&snapshot.services);
         memory.names.clone_from(&snapshot.names);
+        memory.sources.clone_from(&snapshot.sources);
+        memory.addresses.clone_from(&snapshot.addresses);
         for (block, records) in &snapshot.blocks {
             if let Ok(range) = memory.range(*block, records.len()) {
                 memory.backends[range].copy_from_slice(records);
@@ -97,6 +115,18 @@ impl Store for Memory {
             Op::DeleteName { id } => {
                 self.names.remove(id);
             }
+            Op::PutSource { id, range } => {
+                self.sources.insert((*id, *range));
+            }
+            Op::DeleteSource { id, range } => {
+                self.sources.remove(&(*id, *range));
+            }
+            Op::PutAddress { addr, known } => {
+                self.addresses.insert(*addr, *known);
+            }
+            Op::DeleteAddress { addr } => {
+                self.addresses.remove(addr);
+            }
         }
         Ok(())
     }
@@ -118,5 +148,23 @@ impl Tables for Memory {
 
     fn backend(&self, index: u32) -> Option<Backend> {
         self.backends.get(usize::try_from(index).ok()?).copied()
+    }
+
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        let Known { flags, netns } = *self.addresses.get(addr)?;
+        Some(Address::new(*addr, flags, netns))
+    }
+
+    fn client(&self, netns: u64) -> Option<Client> {
+        self.clients.get(&netns).copied()
+    }
+
+    fn allows(&self, client: &SourceKey) -> bool {
+        let (id, addr) = (client.service(), client.addr().ip());
+        self.sources.iter().any(|(of, range)| *of == id && range.contains(addr))
+    }
+
+    fn bond(&self, _: &AffinityKey) -> Bond {
+        Bond::NONE
     }
 }

@@ -1,5 +1,7 @@
 //! The maps, real or in memory, behind one trait.
 
+mod addresses;
+mod clients;
 mod grace;
 mod mapping;
 mod memory;
@@ -7,16 +9,16 @@ mod names;
 mod op;
 mod pinned;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Backend, Service, ServiceKey};
+use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
 
 pub use self::{
     memory::Memory,
-    op::{KeyText, Op},
+    op::{KeyText, Known, Op},
     pinned::{Access, OpenError, Pinned},
 };
-use crate::model::PortRef;
+use crate::{model::PortRef, policy::Cidr};
 
 /// Where ops go.
 pub trait Store {
@@ -82,8 +84,27 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceKey, Service>,
     /// The service ports behind the ids.
     pub names: BTreeMap<u32, PortRef>,
+    /// The ranges of clients, by the id of the service port.
+    pub sources: BTreeSet<(u32, Cidr)>,
+    /// What addresses stand for.
+    pub addresses: BTreeMap<Addr, Known>,
     /// The records of the blocks that `services` names, by index of the first one.
     pub blocks: BTreeMap<u32, Vec<Backend>>,
+}
+
+/// A range as it is looked up: the length of the prefix, and its first client. IPv4 ranges are ranges
+/// of IPv4-mapped addresses.
+pub(crate) fn source_key(id: u32, range: Cidr) -> (u32, SourceKey) {
+    let unused = if range.addr.is_ipv4() { 32 } else { 128 } - u32::from(range.prefix);
+    (SourceKey::BITS - unused, SourceKey::new(id, range.addr.into()))
+}
+
+/// The inverse of [`source_key`].
+pub(crate) fn source_range(prefix: u32, key: &SourceKey) -> (u32, Cidr) {
+    let addr = key.addr().ip();
+    let length = if addr.is_ipv4() { 32 } else { 128 };
+    let prefix = length - (SourceKey::BITS - prefix.min(SourceKey::BITS)).min(length);
+    (key.service(), Cidr { addr, prefix: u8::try_from(prefix).unwrap_or(u8::MAX) })
 }
 
 /// Size of the names map: a port that is renamed has its new id before it gives the old one back.

@@ -3,9 +3,12 @@
 
 use std::fmt;
 
-use lb_common::abi::{Action, Backend, Service, ServiceKey};
+use lb_common::abi::{Action, Addr, Address, Backend, Service, ServiceKey};
 
-use crate::model::{Frontend, PortRef};
+use crate::{
+    model::{Frontend, PortRef},
+    policy::Cidr,
+};
 
 /// One change to the maps.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,6 +44,60 @@ pub enum Op {
         /// The id.
         id: u32,
     },
+    /// Lets the clients of a range use a service port.
+    PutSource {
+        /// The id of the service port.
+        id: u32,
+        /// The range.
+        range: Cidr,
+    },
+    /// Takes back what `PutSource` said.
+    DeleteSource {
+        /// The id of the service port.
+        id: u32,
+        /// The range.
+        range: Cidr,
+    },
+    /// Says what an address stands for.
+    PutAddress {
+        /// The address.
+        addr: Addr,
+        /// What it stands for.
+        known: Known,
+    },
+    /// Forgets an address.
+    DeleteAddress {
+        /// The address.
+        addr: Addr,
+    },
+}
+
+/// What an address stands for, whatever the port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Known {
+    /// Bits of [`Address`](lb_common::abi::Address).
+    pub flags: u32,
+    /// The network namespace where it does; 0: in all.
+    pub netns: u64,
+}
+
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { flags, netns } = *self;
+        for (flag, text) in [
+            (Address::OWN_NODE, " own-node"),
+            (Address::OTHER_NODE, " other-node"),
+            (Address::CLUSTER_IP, " cluster-ip"),
+        ] {
+            if flags & flag != 0 {
+                f.write_str(text)?;
+            }
+        }
+        if netns != 0 {
+            f.write_str(" host-only")?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Op {
@@ -54,17 +111,25 @@ impl fmt::Display for Op {
                     match record.action() {
                         Action::Forward => write!(f, " {}", record.peer)?,
                         Action::Refuse => f.write_str(" refuse")?,
+                        Action::Unreachable => f.write_str(" unreachable")?,
                     }
                 }
                 Ok(())
             }
-            Self::PutService { key, service: Service { block, count, generation, id } } => write!(
-                f,
-                "put service {} id {id} block {block} count {count} generation {generation}",
-                KeyText(key)
-            ),
+            Self::PutService { key, service } => {
+                let Service { block, count, kept, generation, id } = service;
+                write!(f, "put service {} id {id} block {block} count {count}", KeyText(key))?;
+                if *kept > 0 {
+                    write!(f, " kept {kept}")?;
+                }
+                write!(f, " generation {generation}")
+            }
             Self::DeleteService { key } => write!(f, "delete service {}", KeyText(key)),
             Self::DeleteName { id } => write!(f, "delete name {id}"),
+            Self::PutSource { id, range } => write!(f, "put source {id} {range}"),
+            Self::DeleteSource { id, range } => write!(f, "delete source {id} {range}"),
+            Self::PutAddress { addr, known } => write!(f, "put address {addr}{known}"),
+            Self::DeleteAddress { addr } => write!(f, "delete address {addr}"),
         }
     }
 }

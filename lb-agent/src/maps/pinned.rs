@@ -7,11 +7,15 @@ use bytemuck::must_cast;
 use lb_common::{
     ATTEMPTS, Tables,
     abi::{
-        BACKENDS, Backend, NAMES, Name, SERVICES, Service, ServiceEntry, ServiceKey, bpf_spin_lock,
+        ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, Client, NAMES,
+        Name, SERVICES, SOURCES, Service, ServiceEntry, ServiceKey, SourceKey, bpf_spin_lock,
     },
 };
 
-use super::{Op, Snapshot, Store, StoreError, grace, mapping::Mapping};
+use super::{
+    Op, Snapshot, Store, StoreError, addresses::Addresses, clients::Clients, grace,
+    mapping::Mapping,
+};
 use crate::model::PortRef;
 
 /// Whether the maps are opened to be changed.
@@ -71,6 +75,8 @@ pub struct Pinned {
     services: Bytes<[u8; KEY], [u8; SERVICE]>,
     names: Bytes<u32, [u8; NAME]>,
     backends: Mapping,
+    addresses: Addresses,
+    clients: Clients,
     max_services: u32,
 }
 
@@ -88,7 +94,9 @@ impl Pinned {
         }
         let backends = Mapping::new(data.fd().as_fd(), max_backends, access)
             .map_err(|error| OpenError::Memory { path, error })?;
-        Ok(Self { services, names, backends, max_services })
+        let addresses = Addresses::open(dir, access)?;
+        let clients = Clients::open(dir)?;
+        Ok(Self { services, names, backends, addresses, clients, max_services })
     }
 
     /// All that the maps say. Another process may change them meanwhile: an entry is then either
@@ -106,7 +114,7 @@ impl Pinned {
             let key: ServiceKey = must_cast(key);
             let mut service = must_cast::<_, ServiceEntry>(value).service.sealed(&key);
             for _ in 0..ATTEMPTS {
-                let records = self.records(service.block, service.count);
+                let records = self.records(service.block, service.records());
                 if records.iter().all(|record| record.generation == service.generation) {
                     services.insert(key, service);
                     blocks.insert(service.block, records);
@@ -128,12 +136,14 @@ impl Pinned {
             last_generation: self.backends.last_generation(),
             services,
             names,
+            sources: self.clients.sources()?,
+            addresses: self.addresses.all()?,
             blocks,
         })
     }
 }
 
-fn open(dir: &Path, name: &str) -> Result<(MapData, u32), OpenError> {
+pub(super) fn open(dir: &Path, name: &str) -> Result<(MapData, u32), OpenError> {
     let path = dir.join(name);
     let fail = |error| OpenError::Open { path: path.display().to_string(), error };
     let data = MapData::from_pin(&path).map_err(fail)?;
@@ -141,13 +151,46 @@ fn open(dir: &Path, name: &str) -> Result<(MapData, u32), OpenError> {
     Ok((data, max_entries))
 }
 
-fn hash<K: aya::Pod, V: aya::Pod>(dir: &Path, name: &str) -> Result<(Bytes<K, V>, u32), OpenError> {
+pub(super) fn hash<K: aya::Pod, V: aya::Pod>(
+    dir: &Path,
+    name: &str,
+) -> Result<(Bytes<K, V>, u32), OpenError> {
     let (data, max_entries) = open(dir, name)?;
     let map = HashMap::try_from(Map::HashMap(data)).map_err(|error| OpenError::Foreign {
         path: dir.join(name).display().to_string(),
         what: error.to_string(),
     })?;
     Ok((map, max_entries))
+}
+
+/// What is not planned, but follows the life of pods and of connections.
+impl Pinned {
+    /// Makes the maps say from which addresses each network namespace connects.
+    pub fn set_clients(&mut self, clients: &BTreeMap<u64, Client>) -> Result<(), StoreError> {
+        self.clients.set_clients(clients).map_err(|error| kernel("update", CLIENTS, &error))
+    }
+
+    /// Where clients went, by whose clients they are.
+    pub fn bonds(&self) -> impl Iterator<Item = Result<(AffinityKey, Bond), MapError>> {
+        self.clients.bonds()
+    }
+
+    /// Takes over where clients went, as far as there is room.
+    pub fn take_bonds(&mut self, other: &Self) -> Result<(), MapError> {
+        for entry in other.bonds() {
+            let (key, bond) = entry?;
+            if let Err(error) = self.clients.put_bond(&key, bond) {
+                tracing::warn!(%error, "not all clients stay with their backends");
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets where a client went.
+    pub fn unbind(&mut self, key: &AffinityKey) -> Result<(), MapError> {
+        self.clients.unbind(key)
+    }
 }
 
 impl Store for Pinned {
@@ -172,6 +215,22 @@ impl Store for Pinned {
             Op::DeleteName { id } => {
                 gone(self.names.remove(id)).map_err(|e| kernel("delete from", NAMES, &e))
             }
+            Op::PutSource { id, range } => {
+                let result = self.clients.put_source(*id, *range);
+                result.map_err(|e| kernel("update", SOURCES, &e))
+            }
+            Op::DeleteSource { id, range } => {
+                let result = self.clients.delete_source(*id, *range);
+                result.map_err(|e| kernel("delete from", SOURCES, &e))
+            }
+            Op::PutAddress { addr, known } => {
+                let result = self.addresses.put(*addr, *known);
+                result.map_err(|e| kernel("update", ADDRESSES, &e))
+            }
+            Op::DeleteAddress { addr } => {
+                let result = self.addresses.delete(*addr);
+                result.map_err(|e| kernel("delete from", ADDRESSES, &e))
+            }
         }
     }
 
@@ -186,7 +245,7 @@ impl Store for Pinned {
 }
 
 /// What is to be removed and is not there is removed.
-fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
         other => other,
@@ -201,7 +260,8 @@ fn errno(error: &MapError) -> Option<i32> {
 }
 
 fn kernel(call: &'static str, map: &'static str, error: &MapError) -> StoreError {
-    if errno(error) == Some(libc::E2BIG) {
+    // A trie without room says ENOSPC, a hash E2BIG.
+    if matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC)) {
         return StoreError::Full { map, flag: "--max-services" };
     }
     let error = match error {
@@ -219,5 +279,21 @@ impl Tables for Pinned {
 
     fn backend(&self, index: u32) -> Option<Backend> {
         self.backends.read(index, 1).first().copied()
+    }
+
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        self.addresses.get(addr)
+    }
+
+    fn client(&self, netns: u64) -> Option<Client> {
+        self.clients.client(netns)
+    }
+
+    fn allows(&self, client: &SourceKey) -> bool {
+        self.clients.allows(client)
+    }
+
+    fn bond(&self, key: &AffinityKey) -> Bond {
+        self.clients.bond(key)
     }
 }

@@ -50,7 +50,7 @@ prop_compose! {
             record.stamped(generation, service)
         });
         let services = services.into_iter().map(|(key, block, count, generation, id)| {
-            (key, abi::Service { block, count, generation, id })
+            (key, abi::Service { block, count, kept: 0, generation, id })
         });
         let names = names.into_iter().map(|(id, service, port, protocol)| {
             (id, PortRef { service, port: port.into(), protocol })
@@ -61,6 +61,8 @@ prop_compose! {
             last_generation: 0,
             services: services.take(max_services as usize).collect(),
             names: names.collect(),
+            sources: [].into(),
+            addresses: [].into(),
             blocks: [(0, records.take(max_backends as usize).collect())].into(),
         };
         Memory::from(&snapshot).snapshot()

@@ -129,7 +129,7 @@ fn an_id_out_of_all_proportion_is_only_an_id() {
 fn an_entry_without_a_name_is_removed_and_its_block_is_not_leaked() {
     let addr = SocketAddr::new(ip("10.96.0.1"), 80);
     let key = ServiceKey::from(&Frontend::new(addr, Protocol::Tcp));
-    let service = abi::Service { block: 0, count: 4, generation: 1, id: 3 };
+    let service = abi::Service { block: 0, count: 4, kept: 0, generation: 1, id: 3 };
     let snapshot = Snapshot {
         max_services: 4,
         max_backends: 4,
@@ -157,7 +157,7 @@ fn of_two_entries_with_overlapping_blocks_one_is_written_anew() {
     let to =
         |last| Backend::forward(SocketAddr::from(([10, 1, 0, last], 8080)).into()).stamped(1, 0);
     let port = PortRef { service: name.clone(), port: "http".into(), protocol: Protocol::Tcp };
-    let entry = |block, count| abi::Service { block, count, generation: 1, id: 0 };
+    let entry = |block, count| abi::Service { block, count, kept: 0, generation: 1, id: 0 };
     let snapshot = Snapshot {
         max_services: 4,
         max_backends: 4,

@@ -12,8 +12,8 @@ use lb_agent::{
     model::PortRef,
 };
 use lb_common::{
-    ATTEMPTS, Flow, Tables, Verdict,
-    abi::{self, Action, Backend, ServiceKey},
+    ATTEMPTS, Addr, Caller, Flow, Prior, Tables, Verdict,
+    abi::{self, Action, Address, AffinityKey, Backend, Bond, Client, ServiceKey, SourceKey},
     pick, select,
 };
 
@@ -134,6 +134,10 @@ impl Watched {
                 assert!(self.names.contains_key(id), "id {id} is gone already");
                 assert!(!self.services.values().any(|s| s.id == *id), "id {id} is in use");
             }
+            Op::PutSource { .. }
+            | Op::DeleteSource { .. }
+            | Op::PutAddress { .. }
+            | Op::DeleteAddress { .. } => {}
         }
     }
 
@@ -143,8 +147,8 @@ impl Watched {
         assert!(self.names.contains_key(&service), "id {service} stands for nothing");
         let end = block + u32::try_from(records.len()).unwrap();
         for past in self.past.iter().filter(|past| past.readable) {
-            let abi::Service { block: start, count, .. } = past.value;
-            assert!(end <= start || start + count <= block, "a reader may hold {past:?}");
+            let (start, len) = (past.value.block, past.value.records());
+            assert!(end <= start || start + len <= block, "a reader may hold {past:?}");
         }
     }
 
@@ -167,6 +171,10 @@ impl Watched {
             Op::DeleteName { id } => {
                 self.names.remove(id);
             }
+            Op::PutSource { .. }
+            | Op::DeleteSource { .. }
+            | Op::PutAddress { .. }
+            | Op::DeleteAddress { .. } => {}
         }
     }
 
@@ -223,6 +231,7 @@ impl Watched {
                 block: word(1, a.block, b.block),
                 count: word(2, a.count, b.count),
                 generation: word(4, a.generation, b.generation),
+                kept: 0,
                 id: a.id,
             };
             for (readings, random) in [(1, u32::MAX), (ATTEMPTS, u32::MAX / 3)] {
@@ -244,7 +253,8 @@ impl Watched {
     /// The datapath's own lookup, by a reader whose first `readings` of the entry give `value`.
     fn read(&self, key: ServiceKey, value: abi::Service, readings: u32, random: u32) -> Verdict {
         let reader = Reader { maps: &self.memory, value, readings: Cell::new(readings) };
-        select(&reader, &Flow { peer: key.peer, protocol: key.protocol }, || random)
+        let flow = Flow { peer: key.peer, protocol: key.protocol };
+        select(&reader, &Anybody(random), &flow, &Prior::NONE)
     }
 }
 
@@ -271,6 +281,43 @@ impl Tables for Reader<'_> {
 
     fn backend(&self, index: u32) -> Option<Backend> {
         self.maps.backend(index)
+    }
+
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        self.maps.address(addr)
+    }
+
+    fn client(&self, netns: u64) -> Option<Client> {
+        self.maps.client(netns)
+    }
+
+    fn allows(&self, client: &SourceKey) -> bool {
+        self.maps.allows(client)
+    }
+
+    fn bond(&self, key: &AffinityKey) -> Bond {
+        self.maps.bond(key)
+    }
+}
+
+/// A client that nothing is known of.
+struct Anybody(u32);
+
+impl Caller for Anybody {
+    fn random(&self, _: &Flow) -> u32 {
+        self.0
+    }
+
+    fn netns(&self) -> u64 {
+        0
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
+
+    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
+        true
     }
 }
 

@@ -53,7 +53,7 @@ fn seventy_thousand_services() {
     World::run(|world| {
         let (services, slices) = listed();
         let start = |services_limit| {
-            let sizes = Sizes { services: services_limit, backends: 100_000 };
+            let sizes = Sizes { services: services_limit, backends: 100_000, affinity: 1024 };
             let (mut datapath, maps) = Datapath::load(&world.pins(), sizes).unwrap();
             datapath.attach(world.cgroup()).unwrap();
             let snapshot = maps.snapshot().unwrap();

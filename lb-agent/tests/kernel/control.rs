@@ -13,11 +13,11 @@ use lb_agent::{
 
 use super::world::{PORT, World};
 
-pub(crate) const SIZES: Sizes = Sizes { services: 64, backends: 256 };
+pub(crate) const SIZES: Sizes = Sizes { services: 64, backends: 256, affinity: 1024 };
 
 /// With as many buckets as the agent makes unless it is told otherwise: hardly two entries of a test
 /// share one. What happens when they do is `recycling::replaced_in_a_crowded_bucket`.
-pub(crate) const ROOMY: Sizes = Sizes { services: 65_536, backends: 256 };
+pub(crate) const ROOMY: Sizes = Sizes { services: 65_536, backends: 256, affinity: 1024 };
 
 pub(crate) struct Control {
     pub(crate) pipeline: Pipeline<Pinned>,

@@ -3,7 +3,10 @@
 use std::fs;
 
 use aya::programs::links::{FdLink, PinnedLink};
-use lb_agent::datapath::{Datapath, Sizes};
+use lb_agent::{
+    datapath::{Datapath, Sizes},
+    pins::PROGRAMS,
+};
 
 use super::{
     connect::V4,
@@ -14,7 +17,7 @@ use super::{
     world::{World, backend4},
 };
 
-const OTHER: Sizes = Sizes { services: 100, backends: 100 };
+const OTHER: Sizes = Sizes { services: 100, backends: 100, affinity: 1024 };
 
 /// What is to be found in the links' directory, and nothing else.
 fn only_the_links(world: &World) {
@@ -23,7 +26,9 @@ fn only_the_links(world: &World) {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["connect4", "connect6", "getpeername4", "getpeername6"]);
+    let mut programs = PROGRAMS;
+    programs.sort_unstable();
+    assert_eq!(names, programs);
 }
 
 /// The first start, with some of the maps made; then the maps in force, with some of them gone.
@@ -82,7 +87,7 @@ fn two_sets_of_maps() {
         under_load(|load| {
             for missing in [None, Some("names")] {
                 for next in [SIZES, OTHER, SIZES] {
-                    let interrupted = Sizes { services: 70, backends: 77 };
+                    let interrupted = Sizes { services: 70, backends: 77, affinity: 1024 };
                     drop(Datapath::load(&world.pins(), interrupted).unwrap());
                     let staging = world.pins().staging();
                     if let Some(missing) = missing {

@@ -127,7 +127,7 @@ fn at_the_speed_of_the_kernel() {
 #[test]
 fn replaced_in_a_crowded_bucket() {
     // As many buckets as entries. Which of them meet in one is another matter with each map.
-    let crowded = Sizes { services: 4, backends: 256 };
+    let crowded = Sizes { services: 4, backends: 256, affinity: 1024 };
     for _ in 0..3 {
         let mut entries = Vec::new();
         churn_in(crowded, false, move |control, n, _| {

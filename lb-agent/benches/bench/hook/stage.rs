@@ -171,4 +171,4 @@ pub(crate) fn print_programs() {
 }
 
 /// The defaults of `--max-services` and `--max-backends`.
-const SIZES: Sizes = Sizes { services: 65_536, backends: 262_144 };
+const SIZES: Sizes = Sizes { services: 65_536, backends: 262_144, affinity: 1024 };

@@ -6,8 +6,8 @@
 use std::cell::Cell;
 
 use lb_common::{
-    ATTEMPTS, Flow, Tables, Verdict,
-    abi::{Backend, Service, ServiceKey},
+    ATTEMPTS, Caller, Flow, Prior, Tables, Verdict,
+    abi::{Addr, Address, AffinityKey, Backend, Bond, Client, Service, ServiceKey, SourceKey},
     select,
 };
 
@@ -45,6 +45,43 @@ impl<T: Tables> Tables for Traced<'_, T> {
         self.index.set(index);
         self.tables.backend(index)
     }
+
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        self.tables.address(addr)
+    }
+
+    fn client(&self, netns: u64) -> Option<Client> {
+        self.tables.client(netns)
+    }
+
+    fn allows(&self, client: &SourceKey) -> bool {
+        self.tables.allows(client)
+    }
+
+    fn bond(&self, key: &AffinityKey) -> Bond {
+        self.tables.bond(key)
+    }
+}
+
+/// A client that nothing is known of.
+struct Anybody(u32);
+
+impl Caller for Anybody {
+    fn random(&self, _: &Flow) -> u32 {
+        self.0
+    }
+
+    fn netns(&self) -> u64 {
+        0
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
+
+    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
+        true
+    }
 }
 
 /// At most `limit` candidates: a damaged entry may claim billions.
@@ -53,7 +90,7 @@ pub(super) fn outcome(tables: &impl Tables, flow: &Flow, limit: u32) -> Outcome 
     let mut last = Outcome::Miss;
     // Again if the set was replaced between two candidates.
     for _ in 0..ATTEMPTS {
-        let verdict = select(&traced, flow, || 0);
+        let verdict = select(&traced, &Anybody(0), flow, &Prior::NONE);
         let Some(service) = traced.service.get().filter(|_| verdict != Verdict::Miss) else {
             return Outcome::Miss;
         };
@@ -61,7 +98,7 @@ pub(super) fn outcome(tables: &impl Tables, flow: &Flow, limit: u32) -> Outcome 
         let candidate = |i| {
             let (first, next) = (first_random(i, count), first_random(i + 1, count));
             let random = u32::try_from(first).unwrap_or(u32::MAX);
-            let verdict = select(&traced, flow, || random);
+            let verdict = select(&traced, &Anybody(random), flow, &Prior::NONE);
             Candidate { index: traced.index.get(), verdict, probability: share(next - first) }
         };
         let candidates = (0..count.min(limit.max(1))).map(candidate).collect();
@@ -123,6 +160,18 @@ mod tests {
         }
         fn backend(&self, index: u32) -> Option<Backend> {
             self.1.backend(index)
+        }
+        fn address(&self, addr: &Addr) -> Option<Address> {
+            self.1.address(addr)
+        }
+        fn client(&self, netns: u64) -> Option<Client> {
+            self.1.client(netns)
+        }
+        fn allows(&self, client: &SourceKey) -> bool {
+            self.1.allows(client)
+        }
+        fn bond(&self, key: &AffinityKey) -> Bond {
+            self.1.bond(key)
         }
     }
 

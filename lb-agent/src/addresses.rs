@@ -1,0 +1,150 @@
+//! What addresses stand for, whatever the port: cluster IPs, whose other ports are refused, and nodes,
+//! on which NodePorts are served.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use lb_common::abi::{Addr, Address};
+
+use crate::{
+    maps::{Known, Op},
+    model::ObjectRef,
+};
+
+/// Who needs which address. The maps follow, address by address.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    /// The Services with this cluster IP: files may give it to several.
+    services: HashMap<Addr, BTreeSet<ObjectRef>>,
+    /// The cluster IPs of each.
+    of: HashMap<ObjectRef, Vec<Addr>>,
+    nodes: BTreeMap<Addr, Known>,
+    /// Addresses to look at.
+    changed: BTreeSet<Addr>,
+}
+
+impl Addresses {
+    /// What the maps have of an agent before us is to be looked at.
+    pub fn found(&mut self, addresses: impl IntoIterator<Item = Addr>) {
+        self.changed.extend(addresses);
+    }
+
+    /// The cluster IPs of a Service.
+    pub fn set_cluster_ips(&mut self, service: &ObjectRef, ips: &[IpAddr]) {
+        let wanted: Vec<Addr> = ips.iter().copied().map(Addr::from).collect();
+        let before = self.of.remove(service).unwrap_or_default();
+        if before != wanted {
+            for addr in &before {
+                if let Some(services) = self.services.get_mut(addr) {
+                    services.remove(service);
+                    if services.is_empty() {
+                        self.services.remove(addr);
+                    }
+                }
+            }
+            for addr in &wanted {
+                self.services.entry(*addr).or_default().insert(service.clone());
+            }
+            self.changed.extend(before.into_iter().chain(wanted.iter().copied()));
+        }
+        if !wanted.is_empty() {
+            self.of.insert(service.clone(), wanted);
+        }
+    }
+
+    /// All addresses of nodes, and what each stands for.
+    pub fn set_nodes(&mut self, nodes: BTreeMap<Addr, Known>) {
+        let differs = |addr: &&Addr| self.nodes.get(addr) != nodes.get(addr);
+        let changed: Vec<Addr> =
+            self.nodes.keys().chain(nodes.keys()).filter(differs).copied().collect();
+        self.changed.extend(changed);
+        self.nodes = nodes;
+    }
+
+    /// Whether there is anything to look at.
+    pub fn is_dirty(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// The ops that make the maps, which say `there`, say what is wanted. They are due until
+    /// [`Addresses::done`].
+    pub fn plan(&self, there: &BTreeMap<Addr, Known>) -> Vec<Op> {
+        let op = |addr: &Addr| match (self.wanted(addr), there.get(addr)) {
+            (Some(known), there) if there != Some(&known) => {
+                Some(Op::PutAddress { addr: *addr, known })
+            }
+            (None, Some(_)) => Some(Op::DeleteAddress { addr: *addr }),
+            _ => None,
+        };
+        self.changed.iter().filter_map(op).collect()
+    }
+
+    /// The maps say what was planned.
+    pub fn done(&mut self) {
+        self.changed.clear();
+    }
+
+    fn wanted(&self, addr: &Addr) -> Option<Known> {
+        let node = self.nodes.get(addr).copied();
+        let cluster_ip = self.services.contains_key(addr);
+        match node {
+            Some(Known { flags, netns }) if cluster_ip && netns == 0 => {
+                Some(Known { flags: flags | Address::CLUSTER_IP, netns })
+            }
+            Some(known) => Some(known),
+            None => cluster_ip.then_some(Known { flags: Address::CLUSTER_IP, netns: 0 }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn own() -> Known {
+        Known { flags: Address::OWN_NODE, netns: 0 }
+    }
+
+    #[test]
+    fn an_address_stays_until_the_last_one_lets_go_of_it() {
+        let [a, b] = ["a", "b"].map(|name| ObjectRef::new("default", name));
+        let ip: IpAddr = "10.96.0.1".parse().unwrap();
+        let mut addresses = Addresses::default();
+        addresses.set_cluster_ips(&a, &[ip]);
+        addresses.set_cluster_ips(&b, &[ip]);
+        let known = Known { flags: Address::CLUSTER_IP, netns: 0 };
+        let put = Op::PutAddress { addr: ip.into(), known };
+        assert_eq!(addresses.plan(&[].into()), [put]);
+        addresses.done();
+        let there = [(ip.into(), known)].into();
+        addresses.set_cluster_ips(&a, &[]);
+        assert_eq!(addresses.plan(&there), []);
+        addresses.set_cluster_ips(&b, &[]);
+        assert_eq!(addresses.plan(&there), [Op::DeleteAddress { addr: ip.into() }]);
+        assert!(addresses.services.is_empty() && addresses.of.is_empty(), "nothing is kept");
+    }
+
+    #[test]
+    fn a_cluster_ip_that_is_a_node_s_is_both() {
+        let mut addresses = Addresses::default();
+        addresses.set_nodes([(addr("192.0.2.1"), own()), (addr("192.0.2.2"), own())].into());
+        addresses.set_cluster_ips(&ObjectRef::new("default", "a"), &["192.0.2.1".parse().unwrap()]);
+        let both = Known { flags: Address::OWN_NODE | Address::CLUSTER_IP, netns: 0 };
+        let planned = addresses.plan(&[(addr("192.0.2.2"), own())].into());
+        assert_eq!(planned, [Op::PutAddress { addr: addr("192.0.2.1"), known: both }]);
+    }
+
+    #[test]
+    fn what_an_agent_before_us_left_is_removed() {
+        let mut addresses = Addresses::default();
+        addresses.found([addr("10.96.0.9")]);
+        let there = [(addr("10.96.0.9"), own())].into();
+        assert_eq!(addresses.plan(&there), [Op::DeleteAddress { addr: addr("10.96.0.9") }]);
+    }
+}

@@ -1,0 +1,108 @@
+//! What addresses stand for, and the filter that spares most connections the question.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use bytemuck::must_cast;
+use lb_common::abi::{ADDRESSES, Addr, Address, FILTER, FILTER_WORDS};
+
+use super::{
+    Access, Known, OpenError,
+    pinned::{gone, hash, open},
+};
+
+const ADDR: usize = size_of::<Addr>();
+const ADDRESS: usize = size_of::<Address>();
+
+/// The two maps. A bit of the filter is set before the first address that it speaks for is there, and
+/// is cleared when the last one has gone.
+pub(super) struct Addresses {
+    map: HashMap<MapData, [u8; ADDR], [u8; ADDRESS]>,
+    filter: Array<MapData, u64>,
+    /// How many addresses each bit speaks for.
+    behind: Vec<u32>,
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Addresses").finish_non_exhaustive()
+    }
+}
+
+impl Addresses {
+    pub(super) fn open(dir: &Path, access: Access) -> Result<Self, OpenError> {
+        let fail = |name: &str| {
+            let path = dir.join(name).display().to_string();
+            move |error| OpenError::Open { path, error }
+        };
+        let (map, _) = hash(dir, ADDRESSES)?;
+        let (data, _) = open(dir, FILTER)?;
+        let filter = Array::try_from(Map::Array(data)).map_err(|error| OpenError::Foreign {
+            path: dir.join(FILTER).display().to_string(),
+            what: error.to_string(),
+        })?;
+        let behind = vec![0; FILTER_WORDS as usize * u64::BITS as usize];
+        let mut this = Self { map, filter, behind };
+        for addr in this.all().map_err(fail(ADDRESSES))?.into_keys() {
+            this.behind[addr.filter_bit() as usize] += 1;
+        }
+        if access == Access::Write {
+            for word in 0..FILTER_WORDS {
+                this.write_word(word).map_err(fail(FILTER))?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// All addresses. What is not sealed with its key is damage, and shown as it is.
+    pub(super) fn all(&self) -> Result<BTreeMap<Addr, Known>, MapError> {
+        let mut all = BTreeMap::new();
+        for entry in &self.map {
+            let (addr, address) = entry?;
+            let Address { flags, netns, .. } = must_cast(address);
+            all.insert(must_cast(addr), Known { flags, netns });
+        }
+        Ok(all)
+    }
+
+    pub(super) fn get(&self, addr: &Addr) -> Option<Address> {
+        let address: Address = must_cast(self.map.get(&must_cast(*addr), 0).ok()?);
+        address.is_of(*addr).then_some(address)
+    }
+
+    pub(super) fn put(&mut self, addr: Addr, known: Known) -> Result<(), MapError> {
+        let bit = addr.filter_bit();
+        let is_new = self.map.get(&must_cast(addr), 0).is_err();
+        if is_new {
+            self.behind[bit as usize] += 1;
+        }
+        let written = self.write_word(bit / u64::BITS).and_then(|()| {
+            let address = Address::new(addr, known.flags, known.netns);
+            self.map.insert(&must_cast(addr), &must_cast(address), 0)
+        });
+        if written.is_err() && is_new {
+            self.behind[bit as usize] -= 1;
+        }
+        written
+    }
+
+    pub(super) fn delete(&mut self, addr: Addr) -> Result<(), MapError> {
+        let bit = addr.filter_bit();
+        let was_there = self.map.get(&must_cast(addr), 0).is_ok();
+        gone(self.map.remove(&must_cast(addr)))?;
+        if was_there {
+            self.behind[bit as usize] = self.behind[bit as usize].saturating_sub(1);
+        }
+        self.write_word(bit / u64::BITS)
+    }
+
+    fn write_word(&mut self, index: u32) -> Result<(), MapError> {
+        let first = (index * u64::BITS) as usize;
+        let behind = &self.behind[first..first + u64::BITS as usize];
+        let word = behind.iter().rev().fold(0, |word, count| word << 1 | u64::from(*count > 0));
+        if self.filter.get(&index, 0)? != word {
+            self.filter.set(index, &word, 0)?;
+        }
+        Ok(())
+    }
+}

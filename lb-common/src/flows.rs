@@ -1,0 +1,360 @@
+//! What an unconnected UDP socket has sent to whom: where the next datagram to the same address goes,
+//! and from what address an answer seems to come.
+//!
+//! A socket's flows are its own: no other socket ever takes their place. When it talks to more
+//! Services than there is room for, the flow that it used least recently is forgotten.
+//!
+//! Two Services may lead to one backend, and a socket may talk to that backend directly as well. The
+//! answers then differ in nothing; they are taken to come in the order of the questions. A question
+//! that had no answer for a second is no longer waited for, so that one lost datagram does not shift
+//! all labels behind it.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    abi::{Addr, Peer, Port, bpf_spin_lock},
+    lookup::Prior,
+};
+
+/// What nearly every socket gets along with: one set of four flows.
+pub type Few = Flows<4, 1>;
+/// What the others have besides.
+pub type Many = Flows<8, 16>;
+/// For how long an answer is waited for, in nanoseconds.
+const PATIENCE: u64 = 1_000_000_000;
+
+/// A [`Peer`] in words: as what it is compared with, it is read from memory once per word.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+struct Words {
+    addr: [u32; 4],
+    port: u32,
+}
+
+impl Words {
+    #[inline(always)]
+    fn new(peer: Peer) -> Self {
+        Self { addr: peer.addr.words(), port: u32::from(peer.port.raw()) }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "it was made of 16 bits")]
+    const fn peer(self) -> Peer {
+        Peer { addr: Addr::from_words(self.addr), port: Port::from_raw(self.port as u16) }
+    }
+
+    /// 64 bits of it: equal for two different ones once in 2^64 times, and compared in one step. Five
+    /// steps for each of many flows are more than the kernel's verifier has patience for.
+    #[inline(always)]
+    const fn tag(self) -> u64 {
+        let [a, b, c, d] = self.addr;
+        let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+        let sum = high.wrapping_add(low).wrapping_add(self.port as u64);
+        (sum ^ (sum >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (sum >> 32)
+    }
+}
+
+/// The datagrams to one address. 80 bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Sent {
+    /// Tag of the frontend.
+    to: u64,
+    /// Tag of the backend.
+    via: u64,
+    /// The address that the application gave.
+    frontend: Words,
+    /// Where they went: the same address, if it was no Service's.
+    backend: Words,
+    /// Generation of the block that the backend was last found in.
+    generation: u32,
+    /// How many of the last ones were not answered.
+    waiting: u32,
+    /// When the first of those was sent, in nanoseconds of the monotonic clock.
+    asked: u64,
+    /// When the last one was sent; 0: the place is free.
+    last: u64,
+}
+
+/// The flows of a socket, `N` in each of `SETS`; the flow's frontend says in which one. 16 bytes,
+/// and 80 for each.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Flows<const N: usize, const SETS: usize> {
+    /// Several threads may send through one socket at one time.
+    pub lock: bpf_spin_lock,
+    /// Whether it has further ones, in [`MORE_FLOWS`](crate::abi::MORE_FLOWS).
+    pub more: u32,
+    /// [`backend_bit`] of each backend there was, in the first flows for all of them: most sockets
+    /// that send to addresses of Services and to others do not send to these Services' backends.
+    pub backends: u64,
+    /// The flows.
+    pub sets: [[Sent; N]; SETS],
+}
+
+/// In which of [`Many`]'s sets a flow is.
+#[inline(always)]
+pub fn set(frontend: Peer) -> usize {
+    (Words::new(frontend).tag() >> 60) as usize
+}
+
+/// The flow that an answer belongs to, as far as can be said.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Answered {
+    /// The address that the application asked.
+    pub frontend: Peer,
+    /// Of those that wait the one that waits longest has the highest, then the one used last.
+    rank: u64,
+}
+
+impl Answered {
+    /// None. Not an `Option`: what LLVM makes of moving one that is empty, the verifier refuses.
+    pub const NOBODY: Self = Self {
+        frontend: Peer { addr: Addr::from_words([0; 4]), port: Port::from_raw(0) },
+        rank: 0,
+    };
+
+    /// Whether there is one.
+    #[inline(always)]
+    pub const fn is_known(&self) -> bool {
+        self.rank != 0
+    }
+}
+
+/// What [`record`] did.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Recorded {
+    /// The flow has its place.
+    Known,
+    /// It has the place of another flow, which is forgotten.
+    InPlaceOfAnother,
+    /// There is no place.
+    Full,
+}
+
+/// Puts into `place` where datagrams to `frontend` went before; false if there were none.
+#[inline(always)]
+pub fn prior(flows: &[Sent], frontend: Peer, place: &mut Prior) -> bool {
+    let to = Words::new(frontend).tag();
+    let mut index = 0;
+    while index < flows.len() {
+        let flow = &flows[index];
+        if flow.to == to && flow.last != 0 {
+            *place = Prior { backend: flow.backend.peer(), generation: flow.generation };
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// The bit of [`Flows::backends`] that speaks for a backend.
+#[inline(always)]
+pub fn backend_bit(backend: Peer) -> u64 {
+    1 << (Words::new(backend).tag() >> 58)
+}
+
+/// Takes in that a datagram for `frontend` goes where `to` says, at the time `now`. If there is no
+/// place left, the flow used least recently gives up its own, or (`!replace`) nothing happens.
+#[inline(always)]
+pub fn record(flows: &mut [Sent], frontend: Peer, to: Prior, now: u64, replace: bool) -> Recorded {
+    let Prior { backend, generation } = to;
+    let (frontend, backend) = (Words::new(frontend), Words::new(backend));
+    let (to, via) = (frontend.tag(), backend.tag());
+    let (mut place, mut oldest) = (0, u64::MAX);
+    let mut index = 0;
+    while index < flows.len() {
+        let flow = &mut flows[index];
+        if flow.to == to && flow.last != 0 {
+            if now.wrapping_sub(flow.last) > PATIENCE || flow.via != via {
+                flow.waiting = 0;
+            }
+            if flow.waiting == 0 {
+                flow.asked = now;
+            }
+            flow.backend = backend;
+            flow.via = via;
+            flow.generation = generation;
+            flow.waiting = flow.waiting.wrapping_add(1);
+            flow.last = now;
+            return Recorded::Known;
+        }
+        if flow.last < oldest {
+            (place, oldest) = (index, flow.last);
+        }
+        index += 1;
+    }
+    if oldest != 0 && !replace {
+        return Recorded::Full;
+    }
+    let Some(flow) = flows.get_mut(place) else { return Recorded::Full };
+    *flow = Sent { to, via, frontend, backend, generation, waiting: 1, asked: now, last: now };
+    if oldest == 0 { Recorded::Known } else { Recorded::InPlaceOfAnother }
+}
+
+/// Puts the flow that a datagram from `backend` answers at the time `now` in the place of `best`, if
+/// there is a better one.
+#[inline(always)]
+pub fn answered(flows: &[Sent], backend: Peer, now: u64, best: &mut Answered) {
+    let via = Words::new(backend).tag();
+    let mut index = 0;
+    while index < flows.len() {
+        let flow = &flows[index];
+        if flow.via == via && flow.last != 0 {
+            let waits = flow.waiting != 0 && now.wrapping_sub(flow.last) <= PATIENCE;
+            // The clock has run for less than 292 years.
+            let rank = if waits { u64::MAX - flow.asked } else { flow.last };
+            if rank > best.rank {
+                *best = Answered { frontend: flow.frontend.peer(), rank };
+            }
+        }
+        index += 1;
+    }
+}
+
+/// Takes in that a question to `frontend` was answered.
+#[inline(always)]
+pub fn settle(flows: &mut [Sent], frontend: Peer) {
+    let to = Words::new(frontend).tag();
+    let mut index = 0;
+    while index < flows.len() {
+        let flow = &mut flows[index];
+        if flow.to == to && flow.last != 0 {
+            flow.waiting = flow.waiting.saturating_sub(1);
+            // When the next one was asked is not known if there were several: not after the last.
+            flow.asked = flow.last;
+            return;
+        }
+        index += 1;
+    }
+}
+
+const _: () = assert!(size_of::<Sent>() == 80);
+const _: () = assert!(size_of::<Many>() == 16 + 128 * 80);
+
+#[cfg(test)]
+mod tests {
+    use core::net::SocketAddr;
+
+    use super::*;
+
+    fn peer(text: &str) -> Peer {
+        text.parse::<SocketAddr>().unwrap().into()
+    }
+
+    fn to(backend: &str, generation: u32) -> Prior {
+        Prior { backend: peer(backend), generation }
+    }
+
+    const A: &str = "10.96.0.1:53";
+    const B: &str = "10.96.0.2:53";
+    const POD: &str = "10.0.0.1:53";
+
+    fn prior(flows: &[Sent], frontend: Peer) -> Option<Prior> {
+        let mut place = Prior::NONE;
+        super::prior(flows, frontend, &mut place).then_some(place)
+    }
+
+    fn label(flows: &[Sent], backend: &str, now: u64) -> Option<Peer> {
+        let mut best = Answered::NOBODY;
+        answered(flows, peer(backend), now, &mut best);
+        best.is_known().then_some(best.frontend)
+    }
+
+    /// Sends to each at its time, then asks for as many labels of answers from `POD`.
+    fn labels(questions: &[(&str, u64)], answers: usize) -> [Peer; 4] {
+        let mut flows = [Sent::zeroed(); 4];
+        for (frontend, at) in questions {
+            record(&mut flows, peer(frontend), to(POD, 1), *at, false);
+        }
+        let mut labels = [peer("0.0.0.0:0"); 4];
+        for label in labels.iter_mut().take(answers) {
+            *label = self::label(&flows, POD, 9).unwrap();
+            settle(&mut flows, *label);
+        }
+        labels
+    }
+
+    #[test]
+    fn a_flow_goes_where_it_went_and_is_answered_by_the_address_asked() {
+        let mut flows = [Sent::zeroed(); 4];
+        assert_eq!(prior(&flows, peer(A)), None);
+        assert_eq!(label(&flows, POD, 9), None);
+        assert_eq!(record(&mut flows, peer(A), to(POD, 7), 1, false), Recorded::Known);
+        assert_eq!(prior(&flows, peer(A)), Some(to(POD, 7)));
+        assert_eq!(prior(&flows, peer("10.96.0.1:54")), None);
+        assert_eq!(label(&flows, POD, u64::MAX), Some(peer(A)));
+        assert_eq!(label(&flows, "10.0.0.1:54", 9), None);
+    }
+
+    #[test]
+    fn two_services_with_one_backend_are_told_apart_by_the_order_of_questions() {
+        let [first, second, ..] = labels(&[(A, 1), (B, 2)], 2);
+        assert_eq!([first, second], [peer(A), peer(B)]);
+        let [first, second, ..] = labels(&[(B, 1), (A, 2)], 2);
+        assert_eq!([first, second], [peer(B), peer(A)]);
+        let all = labels(&[(A, 1), (B, 2), (A, 3), (A, 4)], 4);
+        assert_eq!(all, [A, B, A, A].map(peer));
+        let all = labels(&[(A, 1), (A, 2), (B, 3)], 3);
+        assert_eq!(all[..3], [A, A, B].map(peer));
+    }
+
+    #[test]
+    fn direct_datagrams_are_answered_as_such() {
+        let [first, second, ..] = labels(&[(A, 1), (POD, 2)], 2);
+        assert_eq!([first, second], [peer(A), peer(POD)]);
+    }
+
+    #[test]
+    fn more_answers_than_questions_belong_to_the_last_question() {
+        let all = labels(&[(A, 1), (B, 2)], 4);
+        assert_eq!(all, [A, B, B, B].map(peer));
+    }
+
+    #[test]
+    fn a_question_without_an_answer_is_not_waited_for_long() {
+        let mut flows = [Sent::zeroed(); 4];
+        record(&mut flows, peer(A), to(POD, 1), 1, false);
+        let later = 2 + PATIENCE;
+        record(&mut flows, peer(B), to(POD, 1), later, false);
+        assert_eq!(label(&flows, POD, later), Some(peer(B)));
+        record(&mut flows, peer(A), to(POD, 1), later + 1, false);
+        settle(&mut flows, peer(A));
+        assert_eq!(label(&flows, POD, later + 1), Some(peer(B)), "A was asked once");
+    }
+
+    #[test]
+    fn backends_rarely_share_a_bit() {
+        let bits = (0..64u8).fold(0, |bits, n| {
+            bits | backend_bit(SocketAddr::from(([10, 0, n / 16, n], 53)).into())
+        });
+        assert!(bits.count_ones() > 32, "{bits:x}");
+    }
+
+    #[test]
+    fn forty_services_of_one_socket_all_have_their_place() {
+        let mut sets = [[Sent::zeroed(); 8]; 16];
+        let frontends = || (1..=40u8).map(|n| SocketAddr::from(([10, 96, n / 7, n], 53)).into());
+        for (frontend, now) in frontends().zip(1..) {
+            let recorded = record(&mut sets[set(frontend)], frontend, to(POD, 1), now, true);
+            assert_eq!(recorded, Recorded::Known);
+        }
+        assert!(frontends().all(|frontend| prior(&sets[set(frontend)], frontend).is_some()));
+    }
+
+    #[test]
+    fn the_flow_used_least_recently_gives_up_its_place() {
+        let mut flows = [Sent::zeroed(); 4];
+        let frontend = |last: u8| SocketAddr::from(([10, 96, 0, last], 53)).into();
+        for last in 1..=4u8 {
+            record(&mut flows, frontend(last), to(POD, 1), last.into(), false);
+        }
+        assert_eq!(record(&mut flows, frontend(5), to(POD, 1), 5, false), Recorded::Full);
+        assert_eq!(record(&mut flows, frontend(1), to(POD, 1), 6, false), Recorded::Known);
+        let replaced = record(&mut flows, frontend(5), to(POD, 1), 7, true);
+        assert_eq!(replaced, Recorded::InPlaceOfAnother);
+        assert_eq!(prior(&flows, frontend(2)), None);
+        assert!(prior(&flows, frontend(1)).is_some() && prior(&flows, frontend(5)).is_some());
+    }
+}
