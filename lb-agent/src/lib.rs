@@ -20,6 +20,7 @@ pub mod pipeline;
 pub mod datapath;
 pub mod pins;
 
+pub mod admin;
 pub mod agent;
 pub mod config;
 pub mod ctl;
