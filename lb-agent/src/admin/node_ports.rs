@@ -13,7 +13,7 @@ use hyper::{
     StatusCode,
     header::{CONNECTION, HeaderName, HeaderValue},
 };
-use tokio::{net::TcpListener, runtime::Handle, task::AbortHandle};
+use tokio::{net::TcpListener, runtime::Handle};
 
 use super::{
     Family, SharedHealth,
@@ -69,7 +69,6 @@ struct Server {
     /// Of the server's family; none: closed, and only a request in flight may still ask.
     endpoints: Arc<Mutex<Option<usize>>>,
     listener: Arc<TcpListener>,
-    task: AbortHandle,
 }
 
 impl NodePorts {
@@ -115,10 +114,9 @@ impl NodePorts {
         let listener = Arc::new(TcpListener::from_std(http::listen(addr)?)?);
         let endpoints = Arc::new(Mutex::new(Some(endpoints)));
         let answer = answer(service.clone(), Arc::clone(&endpoints), self.health.clone());
-        let serving = http::serve(Arc::clone(&listener), LIMITS, answer);
-        let task = self.runtime.spawn(serving).abort_handle();
+        self.runtime.spawn(http::serve(Arc::clone(&listener), LIMITS, answer));
         tracing::debug!(%service, %addr, "health check server");
-        Ok(Server { port: addr.port(), endpoints, listener, task })
+        Ok(Server { port: addr.port(), endpoints, listener })
     }
 }
 
@@ -131,9 +129,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.set(None);
-        // At once, not when the task's thread comes to it: the port may be wanted again.
+        // At once, whatever the other thread does: the port may be wanted again. The task ends, and
+        // with it the connections.
         http::shut(&self.listener);
-        self.task.abort();
     }
 }
 
