@@ -21,6 +21,7 @@ pub mod datapath;
 pub mod pins;
 
 pub mod addresses;
+pub mod admin;
 pub mod agent;
 pub mod config;
 pub mod ctl;

@@ -1,0 +1,191 @@
+//! Whether this proxy does its work: pure state, and the bodies of `/healthz` and `/livez`.
+//!
+//! Decisions compare monotonic times, so a wall clock that jumps changes nothing but what is
+//! printed (kube-proxy K5 to K7).
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant, SystemTime},
+};
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{Family, Moment};
+
+/// The taint by which the cluster autoscaler says that it will delete a node (K6).
+pub const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+/// A change must be in force after this time: two of kube-proxy's sync periods (K5).
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+/// How Go writes a time that never was.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// What is known of the proxy's health.
+#[derive(Debug)]
+pub struct Health {
+    timeout: Duration,
+    /// The families that are served, in order.
+    families: Vec<(Family, Progress)>,
+    node_eligible: bool,
+    datapath: Result<(), String>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    /// Since when the oldest change waits.
+    queued: Option<Instant>,
+    updated: Option<Moment>,
+}
+
+impl Progress {
+    fn is_late(&self, now: Instant, timeout: Duration) -> bool {
+        // As kube-proxy: who has never been in sync is not late, the API server may be away.
+        self.updated.is_some()
+            && self.queued.is_some_and(|queued| now.saturating_duration_since(queued) >= timeout)
+    }
+}
+
+/// An answer to a probe.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Verdict {
+    /// 200 rather than 503.
+    pub ok: bool,
+    /// JSON.
+    pub body: String,
+}
+
+/// Whether load balancers may use a node, by its own object (K6): neither deleted nor about to be.
+/// A node that was never seen is not eligible.
+pub fn is_eligible<'a>(deleted: bool, taints: impl IntoIterator<Item = &'a str>) -> bool {
+    !deleted && taints.into_iter().all(|key| key != TO_BE_DELETED)
+}
+
+impl Health {
+    /// Nothing queued, nothing synced, no node seen, and a datapath without fault.
+    pub fn new(timeout: Duration, mut families: Vec<Family>) -> Self {
+        families.sort_unstable();
+        families.dedup();
+        let families = families.into_iter().map(|family| (family, Progress::default())).collect();
+        Self { timeout, families, node_eligible: false, datapath: Ok(()) }
+    }
+
+    /// A change of this family waits to be written. Only the first after a sync counts.
+    pub fn queued(&mut self, family: Family, now: Moment) {
+        if let Some(progress) = self.progress(family) {
+            progress.queued.get_or_insert(now.monotonic);
+        }
+    }
+
+    /// All that was known of this family is in force.
+    pub fn updated(&mut self, family: Family, now: Moment) {
+        if let Some(progress) = self.progress(family) {
+            *progress = Progress { queued: None, updated: Some(now) };
+        }
+    }
+
+    /// Says whether load balancers may use the node, see [`is_eligible`].
+    pub fn set_node_eligible(&mut self, eligible: bool) {
+        self.node_eligible = eligible;
+    }
+
+    /// What the last look at the datapath said.
+    pub fn set_datapath(&mut self, check: Result<(), String>) {
+        self.datapath = check;
+    }
+
+    /// The fault of the datapath, if it has one.
+    pub fn datapath_fault(&self) -> Option<&str> {
+        self.datapath.as_ref().err().map(String::as_str)
+    }
+
+    /// What `healthCheckNodePort` servers call a healthy proxy (K2): nothing is late, and the
+    /// datapath does its work.
+    pub fn is_serving(&self, now: Instant) -> bool {
+        self.is_prompt(now) && self.datapath.is_ok()
+    }
+
+    /// The answer of `/healthz`: may load balancers send connections to this node?
+    ///
+    /// Two reasons of our own say no: before the first sync, and when the datapath has a fault. The
+    /// body then has a last field `reason`, which kube-proxy's has not.
+    pub fn healthz(&self, now: Moment) -> Verdict {
+        let reason = if let Some(fault) = self.datapath_fault() {
+            Some(fault)
+        } else if self.families.iter().any(|(_, progress)| progress.updated.is_none()) {
+            Some("not in sync yet")
+        } else {
+            None
+        };
+        let healthy = self.is_prompt(now.monotonic) && reason.is_none();
+        let ok = healthy && self.node_eligible;
+        Verdict { ok, body: self.body(now, ok, healthy, Some(self.node_eligible), reason) }
+    }
+
+    /// The answer of `/livez`: would a restart help? Neither the node nor the reasons of our own
+    /// count (K7).
+    pub fn livez(&self, now: Moment) -> Verdict {
+        let ok = self.is_prompt(now.monotonic);
+        Verdict { ok, body: self.body(now, ok, ok, None, None) }
+    }
+
+    fn progress(&mut self, family: Family) -> Option<&mut Progress> {
+        self.families.iter_mut().find(|(known, _)| *known == family).map(|(_, progress)| progress)
+    }
+
+    fn is_prompt(&self, now: Instant) -> bool {
+        !self.families.iter().any(|(_, progress)| progress.is_late(now, self.timeout))
+    }
+
+    /// As Go's `encoding/json` writes it: this order, no spaces, `status` left out if empty.
+    fn body(
+        &self,
+        now: Moment,
+        ok: bool,
+        healthy: bool,
+        eligible: Option<bool>,
+        reason: Option<&str>,
+    ) -> String {
+        let synced = self
+            .families
+            .iter()
+            .filter_map(|(family, progress)| Some((*family, *progress, progress.updated?)));
+        let newest = synced.clone().map(|(_, _, updated)| updated).max_by_key(|at| at.monotonic);
+        // On success the time of the question, as kube-proxy has always answered.
+        let last = if ok { Some(now) } else { newest };
+        let last = last.map_or_else(|| NEVER.to_owned(), |at| text(at.wall));
+        let mut body = format!(r#"{{"lastUpdated":"{last}","currentTime":"{}""#, text(now.wall));
+        let mut add = |part: std::fmt::Arguments<'_>| {
+            // A String takes everything.
+            let _ = body.write_fmt(part);
+        };
+        if let Some(eligible) = eligible {
+            add(format_args!(r#","nodeEligible":{eligible}"#));
+        }
+        add(format_args!(r#","healthy":{healthy}"#));
+        let mut separator = r#","status":{"#;
+        for (family, progress, updated) in synced {
+            let healthy = !progress.is_late(now.monotonic, self.timeout);
+            let updated = text(updated.wall);
+            let name = family.name();
+            add(format_args!(
+                r#"{separator}"{name}":{{"lastUpdated":"{updated}","healthy":{healthy}}}"#
+            ));
+            separator = ",";
+        }
+        if separator == "," {
+            add(format_args!("}}"));
+        }
+        if let Some(reason) = reason {
+            add(format_args!(r#","reason":{}"#, serde_json::Value::from(reason)));
+        }
+        body.push('}');
+        body
+    }
+}
+
+/// RFC 3339 in UTC, as many digits as the fraction needs.
+fn text(time: SystemTime) -> String {
+    Timestamp::try_from(time).map_or_else(|_| NEVER.to_owned(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! What is counted. kube-proxy's metrics keep their names, labels, buckets and help, so that
+//! dashboards and alerts go on working; what kube-proxy does not have begins with `socklb_`.
+
+mod kube_proxy;
+pub(super) mod make;
+mod own;
+
+use std::time::{Duration, SystemTime};
+
+use prometheus::{Registry, TextEncoder};
+
+use self::{kube_proxy::KubeProxy, make::Make, own::Own};
+use super::{Family, process::Process};
+
+/// How much a sync looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SyncKind {
+    /// Everything: the first sync, and after errors.
+    Full,
+    /// What has changed.
+    Partial,
+}
+
+/// A question about health.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Probe {
+    /// `/healthz`.
+    Healthz,
+    /// `/livez`.
+    Livez,
+}
+
+/// A traffic policy that can be `Local`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TrafficPolicy {
+    /// `internalTrafficPolicy`.
+    Internal,
+    /// `externalTrafficPolicy`.
+    External,
+}
+
+impl TrafficPolicy {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Internal => "internal",
+            Self::External => "external",
+        }
+    }
+}
+
+/// A map with a fixed number of places.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Map {
+    /// Frontends.
+    Services,
+    /// Records of backends.
+    Backends,
+}
+
+impl Map {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::Backends => "backends",
+        }
+    }
+}
+
+/// Why a socket was woken with an error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Destroyed {
+    /// Its backend no longer serves.
+    BackendGone,
+    /// Its Service is gone, or has no backend left.
+    ServiceGone,
+    /// It was connected to a Service's address before there was the Service.
+    Untranslated,
+}
+
+impl Destroyed {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::BackendGone => "backend_gone",
+            Self::ServiceGone => "service_gone",
+            Self::Untranslated => "untranslated",
+        }
+    }
+}
+
+/// All counters.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    process: Process,
+    proxy: KubeProxy,
+    own: Own,
+}
+
+impl Metrics {
+    /// Everything at its start. Fails only if two metrics have one name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let make = Make(&registry);
+        Ok(Self {
+            process: Process::new(&make)?,
+            proxy: KubeProxy::new(&make)?,
+            own: Own::new(&make)?,
+            registry,
+        })
+    }
+
+    /// A change waits to be written.
+    pub fn queued(&self, now: SystemTime, families: &[Family]) {
+        for family in families {
+            self.proxy.last_queued.with_label_values(&[family.name()]).set(seconds(now));
+        }
+    }
+
+    /// A sync ended that wrote all there was to write.
+    pub fn sync_finished(
+        &self,
+        kind: SyncKind,
+        took: Duration,
+        now: SystemTime,
+        families: &[Family],
+    ) {
+        self.sync_took(kind, took, families);
+        for family in families {
+            self.proxy.last_sync.with_label_values(&[family.name()]).set(seconds(now));
+        }
+    }
+
+    /// A sync ended, and something was not written.
+    pub fn sync_failed(&self, kind: SyncKind, took: Duration, families: &[Family]) {
+        self.sync_took(kind, took, families);
+        self.own.sync_failures.inc();
+    }
+
+    fn sync_took(&self, kind: SyncKind, took: Duration, families: &[Family]) {
+        let by_kind = match kind {
+            SyncKind::Full => &self.proxy.sync_full,
+            SyncKind::Partial => &self.proxy.sync_partial,
+        };
+        for family in families {
+            self.proxy.sync.with_label_values(&[family.name()]).observe(took.as_secs_f64());
+            by_kind.with_label_values(&[family.name()]).observe(took.as_secs_f64());
+        }
+    }
+
+    /// From the change of a pod or Service to its effect here, for each changed slice.
+    pub fn network_programming(&self, family: Family, took: Duration) {
+        self.proxy.programming.with_label_values(&[family.name()]).observe(took.as_secs_f64());
+    }
+
+    /// So many EndpointSlices have unwritten changes, after `seen` more events.
+    pub fn endpoint_changes(&self, pending: usize, seen: u64) {
+        self.proxy.endpoints_pending.set(whole(pending));
+        self.proxy.endpoints_total.inc_by(seen);
+    }
+
+    /// So many Services have unwritten changes, after `seen` more events.
+    pub fn service_changes(&self, pending: usize, seen: u64) {
+        self.proxy.services_pending.set(whole(pending));
+        self.proxy.services_total.inc_by(seen);
+    }
+
+    /// So many ports of Services have a `Local` policy, endpoints elsewhere, and none here.
+    pub fn no_local(&self, policy: TrafficPolicy, family: Family, ports: usize) {
+        self.proxy.no_local.with_label_values(&[policy.name(), family.name()]).set(whole(ports));
+    }
+
+    /// A probe got its answer.
+    pub fn probe_answered(&self, probe: Probe, code: u16) {
+        let counter = match probe {
+            Probe::Healthz => &self.proxy.healthz,
+            Probe::Livez => &self.proxy.livez,
+        };
+        counter.with_label_values(&[&code.to_string()]).inc();
+    }
+
+    /// A search for stale UDP sockets ended: what cleaning conntrack is to kube-proxy.
+    pub fn stale_flows(&self, family: Family, took: Duration, destroyed: u64) {
+        self.proxy.reconcile.with_label_values(&[family.name()]).observe(took.as_secs_f64());
+        self.proxy.reconcile_deleted.with_label_values(&[family.name()]).inc_by(destroyed);
+    }
+
+    /// Sockets were woken with an error.
+    pub fn sockets_destroyed(&self, reason: Destroyed, count: u64) {
+        self.own.sockets_destroyed.with_label_values(&[reason.name()]).inc_by(count);
+    }
+
+    /// How full a map is.
+    pub fn map_use(&self, map: Map, entries: usize, capacity: usize) {
+        self.own.map_entries.with_label_values(&[map.name()]).set(whole(entries));
+        self.own.map_capacity.with_label_values(&[map.name()]).set(whole(capacity));
+    }
+
+    /// A Service was not written: the map had no place left.
+    pub fn map_full(&self, map: Map) {
+        self.own.map_full.with_label_values(&[map.name()]).inc();
+    }
+
+    /// What the last check of the datapath said.
+    pub fn datapath(&self, healthy: bool) {
+        self.own.datapath_healthy.set(healthy.into());
+    }
+
+    /// Everything, in Prometheus' text format, version 0.0.4.
+    pub fn text(&self) -> Result<String, prometheus::Error> {
+        self.process.refresh();
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// As the text format wants it; a clock before 1970 is 0.
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn whole(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,42 @@
+//! What kube-proxy does not count.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Result};
+
+use super::make::Make;
+
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) sync_failures: IntCounter,
+    pub(super) sockets_destroyed: IntCounterVec,
+    pub(super) map_entries: IntGaugeVec,
+    pub(super) map_capacity: IntGaugeVec,
+    pub(super) map_full: IntCounterVec,
+    pub(super) datapath_healthy: IntGauge,
+}
+
+impl Own {
+    pub(super) fn new(make: &Make<'_>) -> Result<Self> {
+        Ok(Self {
+            sync_failures: make.counter(
+                "socklb_sync_failures_total",
+                "Syncs after which something was not written",
+            )?,
+            sockets_destroyed: make.counters(
+                "socklb_sockets_destroyed_total",
+                "Stale sockets that were woken with an error",
+                &["reason"],
+            )?,
+            map_entries: make.gauges("socklb_map_entries", "Places in use in a map", &["map"])?,
+            map_capacity: make.gauges("socklb_map_capacity", "Places that a map has", &["map"])?,
+            map_full: make.counters(
+                "socklb_map_full_total",
+                "Services not written because a map had no place left",
+                &["map"],
+            )?,
+            datapath_healthy: make.gauge(
+                "socklb_datapath_healthy",
+                "1 if the last check of the programs found no fault, else 0",
+            )?,
+        })
+    }
+}

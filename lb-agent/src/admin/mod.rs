@@ -1,0 +1,225 @@
+//! What the agent says of itself: health, metrics and Events.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`health`] | whether the proxy does its work; pure state |
+//! | [`metrics`], `process` | what is counted, in Prometheus' text format |
+//! | [`server`] | the two HTTP servers, on a thread of their own |
+//! | [`node_ports`] | a server for each `healthCheckNodePort` |
+//! | `http` | listeners and connections, and what one client may cost |
+//! | [`events`] | Kubernetes Events |
+//!
+//! The servers have a thread of their own: a sync that takes long, or hangs, must not keep a probe
+//! waiting, and it is the probe that says that it hangs. Nothing here ever makes the loop wait.
+
+pub mod events;
+pub mod health;
+mod http;
+pub mod metrics;
+pub mod node_ports;
+mod process;
+pub mod server;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::Context as _;
+
+pub use self::{events::Events, health::Health, metrics::Metrics, node_ports::NodePorts};
+use self::{
+    metrics::SyncKind,
+    node_ports::HealthCheck,
+    server::{Servers, Settings, StartError, Which},
+};
+use crate::model::ObjectRef;
+
+/// An IP family, by the names that Kubernetes gives them.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// As Kubernetes writes it: `IPv4`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    /// The family of an address.
+    pub const fn of(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A point in time on both clocks: the monotonic one decides, the wall clock is printed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Moment {
+    /// For comparing.
+    pub monotonic: Instant,
+    /// For printing.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        Self { monotonic: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+/// The health, shared by the loop that makes it and the servers that tell it.
+#[derive(Clone, Debug)]
+pub struct SharedHealth(Arc<Mutex<Health>>);
+
+impl SharedHealth {
+    /// Shares it.
+    pub fn new(health: Health) -> Self {
+        Self(Arc::new(Mutex::new(health)))
+    }
+
+    /// The health, for a moment.
+    pub fn lock(&self) -> MutexGuard<'_, Health> {
+        // Each change is one assignment: there is no half-made state to fear.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a sync ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// All is in force.
+    Complete,
+    /// All but single Services, whose trouble a restart would not end: a failure to count, but the
+    /// proxy is healthy.
+    Partial,
+    /// Nothing can be said to be in force.
+    Failed,
+}
+
+/// All of it, for the loop.
+#[derive(Debug)]
+pub struct Admin {
+    families: Vec<Family>,
+    health: SharedHealth,
+    metrics: Arc<Metrics>,
+    events: Events,
+    node_ports: NodePorts,
+    /// The ports that could not be opened at the last sync: each is told once.
+    failing: BTreeMap<(ObjectRef, u16), String>,
+    // Last: the servers end after what runs on their thread.
+    _servers: Servers,
+}
+
+impl Admin {
+    /// Starts the servers. `families` are those that are served.
+    pub fn start(settings: &Settings, families: &[Family], events: Events) -> anyhow::Result<Self> {
+        let health = SharedHealth::new(Health::new(health::TIMEOUT, families.to_vec()));
+        let metrics = Arc::new(Metrics::new().context("cannot make the metrics")?);
+        let servers =
+            Servers::start(settings, &health, &metrics).inspect_err(|error| match error {
+                StartError::Bind { which: Which::Health, .. } => events.health_server_failed(error),
+                StartError::Bind { which: Which::Metrics, .. } => {
+                    events.metrics_server_failed(error);
+                }
+                StartError::Thread(_) => {}
+            })?;
+        let node_ports = NodePorts::new(servers.runtime().clone(), health.clone());
+        let (families, failing) = (families.to_vec(), BTreeMap::new());
+        Ok(Self { families, health, metrics, events, node_ports, failing, _servers: servers })
+    }
+
+    /// The counters that are the loop's own to count.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The Events that are the loop's own to report.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// A change waits to be written.
+    pub fn queued(&self) {
+        let now = Moment::now();
+        let mut health = self.health.lock();
+        for family in &self.families {
+            health.queued(*family, now);
+        }
+        self.metrics.queued(now.wall, &self.families);
+    }
+
+    /// A sync ended.
+    pub fn synced(&self, kind: SyncKind, took: Duration, outcome: Outcome) {
+        let now = Moment::now();
+        if outcome == Outcome::Complete {
+            self.metrics.sync_finished(kind, took, now.wall, &self.families);
+        } else {
+            self.metrics.sync_failed(kind, took, &self.families);
+        }
+        if outcome != Outcome::Failed {
+            let mut health = self.health.lock();
+            for family in &self.families {
+                health.updated(*family, now);
+            }
+        }
+    }
+
+    /// The own Node: none if it was never seen; see [`health::is_eligible`].
+    pub fn set_node_eligible(&self, eligible: bool) {
+        self.health.lock().set_node_eligible(eligible);
+    }
+
+    /// The datapath was looked at.
+    pub fn datapath_checked(&self, check: Result<(), String>) {
+        self.metrics.datapath(check.is_ok());
+        self.health.lock().set_datapath(check);
+    }
+
+    /// Serves these health checks, after a sync, see [`NodePorts::sync`]. A port that cannot be
+    /// opened is told in the log and by an Event.
+    pub fn serve_health_checks(
+        &mut self,
+        wanted: &BTreeMap<ObjectRef, HealthCheck>,
+        addresses: &BTreeSet<IpAddr>,
+    ) {
+        let failures: BTreeMap<_, _> = self
+            .node_ports
+            .sync(wanted, addresses)
+            .into_iter()
+            .map(|failure| {
+                let text = format!("listen tcp {}: {}", failure.addr, failure.error);
+                ((failure.service, failure.addr.port()), text)
+            })
+            .collect();
+        for ((service, port), text) in &failures {
+            if self.failing.get(&(service.clone(), *port)) != Some(text) {
+                tracing::error!(%service, "no health check server, trying again: {text}");
+                self.events.service_health_check_failed(service, *port, text);
+            }
+        }
+        self.failing = failures;
+    }
+}
+
+#[cfg(test)]
+mod tests;

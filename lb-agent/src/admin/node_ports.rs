@@ -1,0 +1,174 @@
+//! A server on each Service's `healthCheckNodePort` (kube-proxy K1 to K4): how many endpoints the
+//! Service has on this node, for load balancers that send connections only to nodes that have some.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use hyper::{
+    StatusCode,
+    header::{CONNECTION, HeaderName, HeaderValue},
+};
+use tokio::{net::TcpListener, runtime::Handle};
+
+use super::{
+    Family, SharedHealth,
+    http::{self, Answer, Limits, Response},
+};
+use crate::model::ObjectRef;
+
+/// Most connections at a time on one port.
+const LIMITS: Limits = Limits::new(32);
+
+/// What a Service wants to be asked, and the answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HealthCheck {
+    /// The `healthCheckNodePort`.
+    pub port: u16,
+    /// Distinct addresses of ready endpoints on this node, over all ports (K3): IPv4.
+    pub local_endpoints_v4: usize,
+    /// The same, IPv6.
+    pub local_endpoints_v6: usize,
+}
+
+impl HealthCheck {
+    fn local_endpoints(&self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.local_endpoints_v4,
+            Family::V6 => self.local_endpoints_v6,
+        }
+    }
+}
+
+/// A port that could not be opened. It is tried again at the next sync.
+#[derive(Debug)]
+pub struct Failure {
+    /// Whose port.
+    pub service: ObjectRef,
+    /// Where.
+    pub addr: SocketAddr,
+    /// Why not.
+    pub error: io::Error,
+}
+
+/// The servers.
+#[derive(Debug)]
+pub struct NodePorts {
+    runtime: Handle,
+    health: SharedHealth,
+    open: BTreeMap<(ObjectRef, IpAddr), Server>,
+}
+
+#[derive(Debug)]
+struct Server {
+    port: u16,
+    /// Of the server's family; none: closed, and only a request in flight may still ask.
+    endpoints: Arc<Mutex<Option<usize>>>,
+    listener: Arc<TcpListener>,
+}
+
+impl NodePorts {
+    /// No server yet. They will run on `runtime`, best that of [`super::server::Servers`].
+    pub fn new(runtime: Handle, health: SharedHealth) -> Self {
+        Self { runtime, health, open: BTreeMap::new() }
+    }
+
+    /// Opens, closes and updates the servers, after the maps were written (K4). `addresses` is
+    /// where they listen: `0.0.0.0` and `::`, or some of this node's addresses.
+    pub fn sync(
+        &mut self,
+        wanted: &BTreeMap<ObjectRef, HealthCheck>,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Vec<Failure> {
+        // Those that go first: a port may have a new owner.
+        self.open.retain(|(service, ip), server| {
+            addresses.contains(ip)
+                && wanted.get(service).is_some_and(|check| check.port == server.port)
+        });
+        let mut failures = Vec::new();
+        for (service, check) in wanted {
+            for &ip in addresses {
+                let endpoints = check.local_endpoints(Family::of(ip));
+                if let Some(server) = self.open.get(&(service.clone(), ip)) {
+                    server.set(Some(endpoints));
+                    continue;
+                }
+                let addr = SocketAddr::new(ip, check.port);
+                match self.open(service, addr, endpoints) {
+                    Ok(server) => {
+                        self.open.insert((service.clone(), ip), server);
+                    }
+                    Err(error) => failures.push(Failure { service: service.clone(), addr, error }),
+                }
+            }
+        }
+        failures
+    }
+
+    fn open(&self, service: &ObjectRef, addr: SocketAddr, endpoints: usize) -> io::Result<Server> {
+        let _context = self.runtime.enter();
+        let listener = Arc::new(TcpListener::from_std(http::listen(addr)?)?);
+        let endpoints = Arc::new(Mutex::new(Some(endpoints)));
+        let answer = answer(service.clone(), Arc::clone(&endpoints), self.health.clone());
+        self.runtime.spawn(http::serve(Arc::clone(&listener), LIMITS, answer));
+        tracing::debug!(%service, %addr, "health check server");
+        Ok(Server { port: addr.port(), endpoints, listener })
+    }
+}
+
+impl Server {
+    fn set(&self, endpoints: Option<usize>) {
+        *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner) = endpoints;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.set(None);
+        // At once, whatever the other thread does: the port may be wanted again. The task ends, and
+        // with it the connections.
+        http::shut(&self.listener);
+    }
+}
+
+fn answer(
+    service: ObjectRef,
+    endpoints: Arc<Mutex<Option<usize>>>,
+    health: SharedHealth,
+) -> Answer {
+    Arc::new(move |_| {
+        let endpoints = *endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let healthy = health.lock().is_serving(Instant::now());
+        let mut response = say(&service, endpoints.unwrap_or(0), healthy);
+        if endpoints.is_none() {
+            // kube-proxy says 200 here, without a body (kubernetes/kubernetes#141272).
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    })
+}
+
+/// The answer, byte for byte kube-proxy's (K2, K3).
+fn say(service: &ObjectRef, endpoints: usize, healthy: bool) -> Response {
+    let ok = healthy && endpoints > 0;
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let ObjectRef { namespace, name } = service;
+    // The names of objects need no escapes.
+    let body = format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{namespace}\",\n\t\t\"name\": \"{name}\"\n\t}},\n\
+         \t\"localEndpoints\": {endpoints},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
+    );
+    let mut response = http::response(status, "application/json", body);
+    response.headers_mut().insert(
+        HeaderName::from_static("x-load-balancing-endpoint-weight"),
+        HeaderValue::from(endpoints),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests;
