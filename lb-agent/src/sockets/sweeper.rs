@@ -1,0 +1,341 @@
+//! Looking for sockets without keeping the agent's loop waiting: a thread that looks and destroys,
+//! while what is judged in between stays with whoever knows the truth.
+//!
+//! ```text
+//! agent:   sync ──look()──▶           ◀──Seen── judge ──destroy()──▶          ◀──Done── count
+//! thread:                   scan ────────▶                          SOCK_DESTROY ──▶
+//! ```
+//!
+//! After a request it looks at once, and again a [`GRACE`] later, since a connect() in flight may
+//! have chosen from the set of before; and every [`PERIOD`] without being asked. Requests that come
+//! together are one.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_common::abi::Peer;
+use tokio::sync::mpsc;
+
+use super::{Found, Outcome, Reason, Sight, Subtree, destroy, diag::Diag, scan};
+use crate::model::Protocol;
+
+/// From a look to the second one: longer than a connect() takes to get through the programs and into
+/// the kernel's tables.
+const GRACE: Duration = Duration::from_millis(500);
+/// Between looks that nobody asked for.
+const PERIOD: Duration = Duration::from_secs(30);
+/// Looking takes at most about a tenth of one CPU: after each look a pause of so many times what it
+/// took, within these bounds.
+const REST: u32 = 10;
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
+
+/// A socket that was healed, and has the same peer past the programs again, is not healed anew before.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+enum Order {
+    Look,
+    Destroy(Vec<(Found, Reason)>),
+}
+
+/// What the thread has to say.
+#[derive(Debug)]
+pub enum News {
+    /// Candidates: to be judged, and the condemned handed to [`Sweeper::destroy`].
+    Seen(Vec<Found>),
+    /// What became of the condemned, by the reason.
+    Done(BTreeMap<Reason, Outcome>),
+}
+
+/// The thread's handle. The thread ends when it is dropped.
+#[derive(Debug)]
+pub struct Sweeper {
+    orders: Sender<Order>,
+}
+
+impl Sweeper {
+    /// Starts the thread, in the network namespace of the caller. It looks for sockets of these
+    /// protocols with what `map` ([`super::open`]) has for them; `cgroup` is where the programs are
+    /// attached. It does not look before it is asked, so that nothing is judged on partial knowledge;
+    /// from then on also by itself.
+    pub fn start(
+        map: OwnedFd,
+        cgroup: &Path,
+        protocols: &[Protocol],
+    ) -> io::Result<(Self, mpsc::Receiver<News>)> {
+        let (orders, inbox) = channel();
+        // What the agent has not read yet keeps the thread from looking again.
+        let (outbox, news) = mpsc::channel(1);
+        let subtree = Subtree::new(cgroup);
+        let protocols = protocols.to_vec();
+        let (healed, said) = (BTreeMap::new(), Said::default());
+        let mut sweep = Sweep { map, protocols, subtree, outbox, healed, said };
+        thread::Builder::new().name("sweeper".into()).spawn(move || {
+            sweep.probe();
+            // The agent is gone: nothing is left to do.
+            let _ = sweep.run(&inbox);
+        })?;
+        Ok((Self { orders }, news))
+    }
+
+    /// Asks for a look at once, and for another. Never waits.
+    pub fn look(&self) {
+        self.order(Order::Look);
+    }
+
+    /// Hands over sockets that have to go. Never waits.
+    pub fn destroy(&self, condemned: Vec<(Found, Reason)>) {
+        if !condemned.is_empty() {
+            self.order(Order::Destroy(condemned));
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if self.orders.send(order).is_err() {
+            // It panicked, which has been logged.
+            tracing::error!("the thread that ends stale sockets has died");
+        }
+    }
+}
+
+/// The other side has ended.
+struct Ended;
+
+struct Sweep {
+    map: OwnedFd,
+    protocols: Vec<Protocol>,
+    subtree: Subtree,
+    outbox: mpsc::Sender<News>,
+    /// Those that were ended because they had been connected before their Service, and when.
+    healed: BTreeMap<(u64, Peer), Instant>,
+    said: Said,
+}
+
+/// When to look.
+#[derive(Debug, Default)]
+struct Agenda {
+    /// Not before the first request.
+    next: Option<Instant>,
+    /// The second look after a request.
+    second: Option<Instant>,
+    /// No look before.
+    rested: Option<Instant>,
+}
+
+impl Agenda {
+    fn request(&mut self, now: Instant) {
+        self.next = Some(now);
+        self.second = Some(now + GRACE);
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let due = [self.next, self.second].into_iter().flatten().min()?;
+        Some(self.rested.map_or(due, |rested| rested.max(due)))
+    }
+
+    /// A look that began and ended then.
+    fn looked(&mut self, began: Instant, ended: Instant) {
+        self.second = self.second.filter(|second| *second > began);
+        self.next = Some(ended + PERIOD);
+        self.rested = Some(ended + (REST * (ended - began)).clamp(PAUSE.0, PAUSE.1));
+    }
+}
+
+impl Sweep {
+    fn run(&mut self, inbox: &Receiver<Order>) -> Result<(), Ended> {
+        let mut agenda = Agenda::default();
+        loop {
+            let now = Instant::now();
+            let wait = agenda.due().map_or(PERIOD, |due| due.saturating_duration_since(now));
+            match inbox.recv_timeout(wait) {
+                Ok(order) => {
+                    self.obey(order, &mut agenda)?;
+                    // Requests that came together.
+                    while let Ok(order) = inbox.try_recv() {
+                        self.obey(order, &mut agenda)?;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Ended),
+            }
+            let began = Instant::now();
+            if agenda.due().is_some_and(|due| due <= began) {
+                let sight = scan(self.map.as_fd(), &self.protocols, &mut self.subtree);
+                let ended = Instant::now();
+                agenda.looked(began, ended);
+                self.said.sight(&sight);
+                let took = ended - began;
+                let (namespaces, sockets) = (sight.namespaces, sight.found.len());
+                tracing::trace!(namespaces, sockets, ?took, "looked for stale sockets");
+                let found = self.fresh(sight.found);
+                self.report(News::Seen(found))?;
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order, agenda: &mut Agenda) -> Result<(), Ended> {
+        match order {
+            // There is nothing that could be done.
+            Order::Look if self.protocols.is_empty() => {}
+            Order::Look => agenda.request(Instant::now()),
+            Order::Destroy(condemned) => {
+                let done = self.end(condemned);
+                self.report(News::Done(done))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sweep {
+    fn report(&self, news: News) -> Result<(), Ended> {
+        self.outbox.blocking_send(news).map_err(|_| Ended)
+    }
+
+    /// Leaves out what cannot be ended anyway.
+    fn probe(&mut self) {
+        self.protocols.retain(|protocol| {
+            let result = Diag::open().and_then(|mut diag| diag.probe(*protocol));
+            if let Err(error) = &result {
+                let lack = match error.raw_os_error() {
+                    Some(libc::EOPNOTSUPP) => "a kernel with CONFIG_INET_DIAG_DESTROY",
+                    Some(libc::EPERM) => "CAP_NET_ADMIN",
+                    Some(libc::ENOENT) => "the kernel module udp_diag (or tcp_diag)",
+                    _ => "sock_diag",
+                };
+                tracing::warn!(
+                    %protocol, %error,
+                    "connected sockets stay with backends that are gone, for lack of {lack}"
+                );
+            }
+            result.is_ok()
+        });
+    }
+
+    /// Without those that were healed a moment ago, and found themselves connected past the programs
+    /// again: an application that dials again at once must not be made to do so for ever.
+    fn fresh(&mut self, mut found: Vec<Found>) -> Vec<Found> {
+        self.healed.retain(|_, at| at.elapsed() < PATIENCE);
+        if !self.healed.is_empty() {
+            found.retain(|found| {
+                found.translated().is_some() || !self.healed.contains_key(&identity(found))
+            });
+        }
+        found
+    }
+
+    fn end(&mut self, condemned: Vec<(Found, Reason)>) -> BTreeMap<Reason, Outcome> {
+        let mut groups: BTreeMap<Reason, Vec<Found>> = BTreeMap::new();
+        for (found, reason) in condemned {
+            groups.entry(reason).or_default().push(found);
+        }
+        let mut done = BTreeMap::new();
+        for (reason, sockets) in groups {
+            let outcome = destroy(&sockets);
+            self.said.outcome(reason, &sockets, &outcome);
+            if reason == Reason::BeforeService {
+                let now = Instant::now();
+                self.healed.extend(sockets.iter().map(|found| (identity(found), now)));
+            }
+            done.insert(reason, outcome);
+        }
+        done
+    }
+}
+
+/// A connection to one address: what the application would repeat.
+const fn identity(found: &Found) -> (u64, Peer) {
+    (found.cookie, found.peer)
+}
+
+/// What has been said already: each trouble is told when it appears.
+#[derive(Debug, Default)]
+struct Said {
+    refused: bool,
+    hidden: bool,
+    failed: bool,
+}
+
+impl Said {
+    fn sight(&mut self, sight: &Sight) {
+        if let Some(error) = &sight.error
+            && !self.refused
+        {
+            tracing::warn!(
+                %error,
+                "cannot look into {} of {} network namespaces (CAP_SYS_ADMIN is needed to enter \
+                 them): connected UDP sockets there stay with backends that are gone",
+                sight.refused,
+                sight.refused + sight.namespaces,
+            );
+        }
+        self.refused = sight.error.is_some();
+        if sight.hidden > 0 && !self.hidden {
+            tracing::info!(
+                "the network namespaces of {} processes are not shown (CAP_SYS_PTRACE); those that \
+                 are mounted below /run/netns are known all the same",
+                sight.hidden
+            );
+        }
+        self.hidden |= sight.hidden > 0;
+    }
+
+    fn outcome(&mut self, reason: Reason, sockets: &[Found], outcome: &Outcome) {
+        let reason = reason.name();
+        for Found { netns, protocol, local, peer, translation, .. } in sockets {
+            let frontend = translation.map(|translation| translation.frontend.to_string());
+            tracing::debug!(reason, netns, %protocol, %local, %peer, frontend, "to be ended");
+        }
+        if outcome.destroyed > 0 {
+            tracing::info!(reason, "ended {} connected sockets", outcome.destroyed);
+        }
+        if let Some(error) = &outcome.error
+            && !self.failed
+        {
+            tracing::error!(reason, %error, "cannot end {} connected sockets", outcome.failed);
+        }
+        self.failed = outcome.error.is_some();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_two_looks_and_then_the_period() {
+        let mut agenda = Agenda::default();
+        assert_eq!(agenda.due(), None, "not before it is asked");
+        let start = Instant::now();
+        agenda.request(start);
+        assert_eq!(agenda.due(), Some(start));
+        let ended = start + Duration::from_millis(5);
+        agenda.looked(start, ended);
+        assert_eq!(agenda.due(), Some(start + GRACE));
+        let (began, ended) = (start + GRACE, ended + GRACE);
+        agenda.looked(began, ended);
+        assert_eq!(agenda.due(), Some(ended + PERIOD));
+    }
+
+    #[test]
+    fn a_slow_look_is_followed_by_a_pause_and_loses_no_request() {
+        let mut agenda = Agenda::default();
+        let start = Instant::now();
+        agenda.request(start);
+        let took = Duration::from_millis(20);
+        // Asked while it looked.
+        agenda.looked(start, start + took);
+        agenda.request(start + took);
+        assert_eq!(agenda.due(), Some(start + took + REST * took));
+        // However slow.
+        let ended = start + Duration::from_secs(9);
+        agenda.looked(start, ended);
+        assert_eq!(agenda.due(), Some(ended + PAUSE.1), "the second look is still to come");
+    }
+}
