@@ -12,6 +12,7 @@ mod kernel {
     mod agent;
     mod control;
     mod echo;
+    mod look;
     mod raw;
     mod world;
     mod yaml;
@@ -29,7 +30,9 @@ mod kernel {
     mod resize;
     mod restart;
     mod spread;
+    mod stale;
     mod startup;
+    mod sweeper;
     mod untouched;
     mod uring;
 }

@@ -1,37 +1,27 @@
-//! The sockets of one network namespace that have a peer, with what the programs stored for them;
-//! and the end of one of them.
+//! The sockets of one network namespace that have a peer, and the end of one of them.
 //!
 //! `struct inet_diag_*` are those of linux/inet_diag.h. An id goes back to the kernel as it came: it
 //! looks for the socket by its addresses, among IPv4 sockets if both are IPv4-mapped
 //! (<https://github.com/torvalds/linux/blob/v6.12/net/ipv4/udp_diag.c#L166-L217>), and then compares
 //! the cookie. So a socket that has meanwhile gone elsewhere is not found.
 
-use std::{
-    fs, io,
-    os::fd::{AsRawFd as _, BorrowedFd},
-};
+use std::{fs, io};
 
 use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
-use lb_common::abi::{Addr, Peer, Port, Translation};
+use lb_common::abi::{Addr, Peer, Port};
 
 use super::{
     namespaces,
-    netlink::{Netlink, attribute, attributes},
+    netlink::{Netlink, attributes},
 };
 use crate::model::Protocol;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-/// Attributes of a request, and of what is nested in it.
-const REQ_SK_BPF_STORAGES: u16 = 2;
-const STORAGE_REQ_MAP_FD: u16 = 1;
-/// Attributes of a message, and of what is nested in it.
-const SK_BPF_STORAGES: u16 = 19;
-const CGROUP_ID: u16 = 20;
-const STORAGE: u16 = 1;
-const STORAGE_VALUE: u16 = 3;
-/// States that are dumped, as bits: those with a peer. Closed sockets (7), listening ones (10) and
-/// those of which only a stub is left (TIME_WAIT, 6) have none, or no storage.
+/// The attribute of a message that says the socket's cgroup.
+const CGROUP_ID: u16 = 21;
+/// States that are dumped, as bits: those with a peer. Closed sockets (7) and listening ones
+/// (10) have none, and of others only a stub is left (TIME_WAIT, 6).
 const TCP_STATES: u32 =
     1 << 1 /* ESTABLISHED */ | 1 << 2 /* SYN_SENT */ | 1 << 4 | 1 << 5 /* FIN_WAIT */
     | 1 << 8 /* CLOSE_WAIT */ | 1 << 9 /* LAST_ACK */ | 1 << 11 /* CLOSING */;
@@ -141,7 +131,6 @@ pub(super) struct Connected {
     pub(super) cookie: u64,
     pub(super) local: Peer,
     pub(super) peer: Peer,
-    pub(super) translation: Option<Translation>,
     pub(super) cgroup: u64,
 }
 
@@ -160,12 +149,8 @@ impl Diag {
         namespaces::cookie_of(self.0.fd())
     }
 
-    /// The sockets of a protocol that have a peer, and what `map` has for each.
-    pub(super) fn connected(
-        &mut self,
-        protocol: Protocol,
-        map: BorrowedFd<'_>,
-    ) -> io::Result<Vec<Connected>> {
+    /// The sockets of a protocol that have a peer.
+    pub(super) fn connected(&mut self, protocol: Protocol) -> io::Result<Vec<Connected>> {
         let mut found = Vec::new();
         for family in [Family::V4, Family::V6] {
             // The kernel walks the sockets of all namespaces for each dump.
@@ -181,11 +166,9 @@ impl Diag {
                 },
                 ..Request::zeroed()
             };
-            let map = attribute(STORAGE_REQ_MAP_FD, &map.as_raw_fd().to_ne_bytes());
-            let body = [bytes_of(&request), &*attribute(REQ_SK_BPF_STORAGES, &map)].concat();
             let start = found.len();
             self.0
-                .dump(SOCK_DIAG_BY_FAMILY, &body, |message| match message {
+                .dump(SOCK_DIAG_BY_FAMILY, bytes_of(&request), |message| match message {
                     None => found.truncate(start),
                     Some(message) => found.extend(parse(message)),
                 })
@@ -254,33 +237,21 @@ fn parse(message: &[u8]) -> Option<Connected> {
         cookie: u64::from(low) | u64::from(high) << 32,
         local: Peer { addr: family.address(id.local), port: id.local_port },
         peer: Peer { addr: family.address(id.peer), port: id.peer_port },
-        translation: None,
         cgroup: 0,
     };
     for (kind, content) in attributes(rest) {
-        match kind {
-            CGROUP_ID => connected.cgroup = content.try_into().map_or(0, u64::from_ne_bytes),
-            SK_BPF_STORAGES => connected.translation = storage(content),
-            _ => {}
+        if kind == CGROUP_ID {
+            connected.cgroup = content.try_into().map_or(0, u64::from_ne_bytes);
         }
     }
     (connected.peer.port.number() != 0).then_some(connected)
-}
-
-/// The value of the one map that was asked for.
-fn storage(content: &[u8]) -> Option<Translation> {
-    attributes(content)
-        .filter(|(kind, _)| *kind == STORAGE)
-        .flat_map(|(_, storage)| attributes(storage))
-        .find(|(kind, _)| *kind == STORAGE_VALUE)
-        .and_then(|(_, value)| bytemuck::try_pod_read_unaligned(value).ok())
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
-    use super::*;
+    use super::{super::netlink::attribute, *};
 
     fn message(family: libc::c_int, peer: [u8; 16], attributes: &[Vec<u8>]) -> Vec<u8> {
         let id = Id {
@@ -306,24 +277,15 @@ mod tests {
             assert_eq!(SocketAddr::from(connected.peer), expected);
             assert_eq!(connected.cookie, 1 << 32 | 5);
             assert_eq!(connected.name.id.peer, peer, "the kernel gets back what it gave");
-            assert_eq!(connected.translation, None);
         }
     }
 
     #[test]
-    fn the_storage_and_the_cgroup() {
-        let translation = Translation { service: 7, ..Translation::zeroed() };
-        let stored = |value: &[u8]| {
-            let storage = [attribute(2, &[1, 0, 0, 0]), attribute(STORAGE_VALUE, value)].concat();
-            attribute(SK_BPF_STORAGES, &attribute(STORAGE, &storage))
-        };
+    fn the_cgroup() {
+        let other = attribute(15, &[1; 4]);
         let cgroup = attribute(CGROUP_ID, &77u64.to_ne_bytes());
-        let attributes = [cgroup, stored(bytes_of(&translation))];
-        let connected = parse(&message(libc::AF_INET6, [1; 16], &attributes)).unwrap();
-        assert_eq!((connected.cgroup, connected.translation), (77, Some(translation)));
-        // Another version's map.
-        let connected = parse(&message(libc::AF_INET6, [1; 16], &[stored(&[1; 20])])).unwrap();
-        assert_eq!(connected.translation, None);
+        let connected = parse(&message(libc::AF_INET6, [1; 16], &[other, cgroup])).unwrap();
+        assert_eq!(connected.cgroup, 77);
     }
 
     #[test]

@@ -10,10 +10,9 @@
 //! does the same since 4.9, <https://github.com/torvalds/linux/blob/v6.12/net/ipv4/udp.c#L3047-L3070>):
 //!
 //! * poll() wakes, with POLLERR among the rest; a blocked recv() returns;
-//! * the next system call on the socket fails with ECONNABORTED, once, be it recv(), send() or
-//!   getsockopt(SO_ERROR);
-//! * then the socket is as after connect(AF_UNSPEC): getpeername() fails with ENOTCONN, send() with
-//!   EDESTADDRREQ, recv() waits for whatever comes. A local port that the kernel had chosen is given
+//! * recv() fails with ECONNABORTED, or getsockopt(SO_ERROR) says it, whichever is first, and once;
+//! * else the socket is as after connect(AF_UNSPEC): send() fails with EDESTADDRREQ, getpeername() with
+//!   ENOTCONN, the next recv() waits for whatever comes. A local port that the kernel had chosen is given
 //!   back, one chosen by bind() stays;
 //! * connect() connects it again, through the programs.
 //!
@@ -23,7 +22,7 @@
 //! backend still serves, be it terminating; one outside the cgroup that the programs are attached to,
 //! unless they had translated it.
 //!
-//! Needed: `CAP_BPF` to read what is stored, `CAP_NET_ADMIN` to destroy; `CAP_SYS_ADMIN` to enter the
+//! Needed: `CAP_BPF` and `CAP_PERFMON` to read what is stored, `CAP_NET_ADMIN` to destroy; `CAP_SYS_ADMIN` to enter the
 //! namespaces of others, and to find those that are not mounted in a known place, the machine's
 //! process ids and `CAP_SYS_PTRACE`.
 //!
@@ -34,6 +33,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use anyhow::{Context as _, Result};
@@ -47,6 +47,7 @@ mod diag;
 mod judge;
 mod namespaces;
 mod netlink;
+mod stored;
 mod subtree;
 mod sweeper;
 
@@ -54,7 +55,8 @@ pub use clients::{Client, clients};
 use diag::{Connected, Diag, Name};
 pub use judge::{Reason, Truth, judge};
 use namespaces::{Door, Namespaces, tour};
-pub use subtree::Subtree;
+use stored::Stored;
+use subtree::Subtree;
 pub use sweeper::{News, Sweeper};
 
 /// A socket that has a peer.
@@ -82,6 +84,18 @@ pub struct Found {
 }
 
 impl Found {
+    fn new(
+        netns: u64,
+        door: &Door,
+        protocol: Protocol,
+        socket: Connected,
+        translation: Option<Translation>,
+    ) -> Self {
+        let Connected { name, cookie, local, peer, cgroup } = socket;
+        let (inside, door) = (false, door.clone());
+        Self { netns, cookie, protocol, local, peer, translation, cgroup, inside, door, name }
+    }
+
     /// The translation that the present connection went through.
     pub fn translated(&self) -> Option<&Translation> {
         judge::valid(self.translation.as_ref(), self.peer)
@@ -119,62 +133,73 @@ pub struct Sight {
     pub hidden: usize,
 }
 
-/// Looks into all network namespaces for sockets of these protocols that have a peer and may have to
-/// go: those that were translated, and UDP sockets inside the subtree that were not. `map` is the map
-/// [`SOCKETS`](lb_common::abi::SOCKETS).
-pub fn scan(map: BorrowedFd<'_>, protocols: &[Protocol], subtree: &mut Subtree) -> Sight {
-    let mut sight = Sight::default();
-    let Namespaces { doors, hidden } = match Namespaces::find() {
-        Ok(namespaces) => namespaces,
-        Err(error) => return Sight { refused: 1, error: Some(error), ..sight },
-    };
-    sight.hidden = hidden;
-    subtree.renew();
-    let seen = tour(&doors, |door| {
-        let mut diag = Diag::open()?;
-        let netns = diag.cookie()?;
-        let mut found = Vec::new();
-        for protocol in protocols {
-            let door = &doors[door];
-            let connected = diag.connected(*protocol, map)?.into_iter();
-            found.extend(connected.filter_map(|socket| {
-                candidate(netns, *protocol, door, socket, &mut |cgroup| subtree.contains(cgroup))
-            }));
-        }
-        Ok(found)
-    });
-    for result in seen {
-        match result {
-            Ok(mut found) => {
-                sight.namespaces += 1;
-                sight.found.append(&mut found);
-            }
-            // Its last process or mount has gone meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                sight.refused += 1;
-                sight.error = Some(error);
-            }
-        }
-    }
-    sight
+/// The means to look for sockets: what the programs have stored, and where they are attached.
+#[derive(Debug)]
+pub struct Scanner {
+    stored: Stored,
+    subtree: Subtree,
 }
 
-/// The socket, if it may have to go.
-fn candidate(
-    netns: u64,
-    protocol: Protocol,
-    door: &Door,
-    socket: Connected,
-    inside: &mut impl FnMut(u64) -> bool,
-) -> Option<Found> {
-    let Connected { name, cookie, local, peer, translation, cgroup } = socket;
-    let translated = judge::valid(translation.as_ref(), peer).is_some();
-    let inside = !translated && protocol == Protocol::Udp && inside(cgroup);
-    (translated || inside).then(|| {
-        let door = door.clone();
-        Found { netns, cookie, protocol, local, peer, translation, cgroup, inside, door, name }
-    })
+impl Scanner {
+    /// Of the map [`SOCKETS`](lb_common::abi::SOCKETS), see [`open`], and of programs that are
+    /// attached to `cgroup`. `Unsupported` if the kernel has no type information (BTF). Takes some
+    /// 100 ms.
+    pub fn new(map: BorrowedFd<'_>, cgroup: &Path) -> io::Result<Self> {
+        Ok(Self { stored: Stored::open(map)?, subtree: Subtree::new(cgroup) })
+    }
+
+    /// Looks into all network namespaces for sockets of these protocols that have a peer and may have
+    /// to go: those that were translated, and UDP sockets inside the subtree that were not.
+    pub fn scan(&mut self, protocols: &[Protocol]) -> Sight {
+        let mut sight = Sight::default();
+        let Namespaces { doors, hidden } = match Namespaces::find() {
+            Ok(namespaces) => namespaces,
+            Err(error) => return Sight { refused: 1, error: Some(error), ..sight },
+        };
+        sight.hidden = hidden;
+        let seen = tour(&doors, |_| {
+            let mut diag = Diag::open()?;
+            let mut found = Vec::new();
+            for protocol in protocols {
+                let connected = diag.connected(*protocol)?.into_iter();
+                found.extend(connected.map(|socket| (*protocol, socket)));
+            }
+            Ok((diag.cookie()?, found))
+        });
+        // Read after the sockets: it is stored before a socket gets its peer.
+        let mut stored = match self.stored.read() {
+            Ok(stored) => stored,
+            Err(error) => return Sight { refused: doors.len(), error: Some(error), ..sight },
+        };
+        self.subtree.renew();
+        for (door, result) in doors.iter().zip(seen) {
+            match result {
+                Ok((netns, sockets)) => {
+                    sight.namespaces += 1;
+                    sight.found.extend(sockets.into_iter().filter_map(|(protocol, socket)| {
+                        let translation = stored.remove(&socket.cookie);
+                        self.candidate(Found::new(netns, door, protocol, socket, translation))
+                    }));
+                }
+                // Its last process or mount has gone meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    sight.refused += 1;
+                    sight.error = Some(error);
+                }
+            }
+        }
+        sight
+    }
+
+    /// The socket, if it may have to go.
+    fn candidate(&mut self, mut found: Found) -> Option<Found> {
+        let translated = found.translated().is_some();
+        if !translated && found.protocol == Protocol::Udp {
+            found.inside = self.subtree.contains(found.cgroup);
+        }
+        (translated || found.inside).then_some(found)
+    }
 }
 
 /// What became of sockets that had to go.
@@ -249,7 +274,7 @@ fn destroy_all(diag: &mut Diag, sockets: &[&Found]) -> Outcome {
     }
 }
 
-/// The map of live sockets, for [`scan`].
+/// The map of live sockets, for [`Scanner::new`].
 pub fn open(pins: &Pins) -> Result<OwnedFd> {
     let path = pins.sockets();
     let map = MapData::from_pin(&path)

@@ -165,10 +165,11 @@ pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> 
     })
 }
 
-/// An attribute, as it is sent.
+/// An attribute, as the kernel would send it.
+#[cfg(test)]
 pub(super) fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
     let len = 4 + content.len();
-    #[expect(clippy::cast_possible_truncation, reason = "requests have a few bytes")]
+    #[expect(clippy::cast_possible_truncation, reason = "it has a few bytes")]
     let mut bytes = [(len as u16).to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend_from_slice(content);
     bytes.resize(len.next_multiple_of(4), 0);

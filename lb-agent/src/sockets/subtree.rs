@@ -13,7 +13,7 @@ const ROOT: u64 = 1;
 /// A cgroup and those below it, by id. The id is the number of the directory's inode, is not used
 /// again, and cannot move to another parent: an answer once given stays true.
 #[derive(Debug)]
-pub struct Subtree {
+pub(super) struct Subtree {
     top: PathBuf,
     known: HashMap<u64, Place>,
     walked: bool,
@@ -31,7 +31,7 @@ enum Place {
 
 impl Subtree {
     /// Of this cgroup. Nothing is read yet.
-    pub fn new(top: &Path) -> Self {
+    pub(super) fn new(top: &Path) -> Self {
         Self { top: top.to_owned(), known: HashMap::new(), walked: false, everything: false }
     }
 

@@ -23,7 +23,7 @@ use std::{
 use lb_common::abi::Peer;
 use tokio::sync::mpsc;
 
-use super::{Found, Outcome, Reason, Sight, Subtree, destroy, diag::Diag, scan};
+use super::{Found, Outcome, Reason, Scanner, Sight, destroy, diag::Diag};
 use crate::model::Protocol;
 
 /// From a look to the second one: longer than a connect() takes to get through the programs and into
@@ -38,6 +38,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_m
 
 /// A socket that was healed, and has the same peer past the programs again, is not healed anew before.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What it costs when sockets cannot be looked for or ended.
+const COST: &str = "connected sockets stay with backends that are gone";
 
 enum Order {
     Look,
@@ -72,14 +75,23 @@ impl Sweeper {
         let (orders, inbox) = channel();
         // What the agent has not read yet keeps the thread from looking again.
         let (outbox, news) = mpsc::channel(1);
-        let subtree = Subtree::new(cgroup);
-        let protocols = protocols.to_vec();
-        let (healed, said) = (BTreeMap::new(), Said::default());
-        let mut sweep = Sweep { map, protocols, subtree, outbox, healed, said };
+        let (cgroup, protocols) = (cgroup.to_owned(), probed(protocols));
         thread::Builder::new().name("sweeper".into()).spawn(move || {
-            sweep.probe();
-            // The agent is gone: nothing is left to do.
-            let _ = sweep.run(&inbox);
+            match Scanner::new(map.as_fd(), &cgroup) {
+                Ok(scanner) if !protocols.is_empty() => {
+                    let (healed, said) = (BTreeMap::new(), Said::default());
+                    let mut sweep = Sweep { scanner, protocols, outbox, healed, said };
+                    // It ends with the agent.
+                    let _ = sweep.run(&inbox);
+                }
+                result => {
+                    if let Err(error) = result {
+                        tracing::warn!(%error, "{COST}: what is stored for sockets cannot be read");
+                    }
+                    // There is nothing that could be done.
+                    while inbox.recv().is_ok() {}
+                }
+            }
         })?;
         Ok((Self { orders }, news))
     }
@@ -108,9 +120,8 @@ impl Sweeper {
 struct Ended;
 
 struct Sweep {
-    map: OwnedFd,
+    scanner: Scanner,
     protocols: Vec<Protocol>,
-    subtree: Subtree,
     outbox: mpsc::Sender<News>,
     /// Those that were ended because they had been connected before their Service, and when.
     healed: BTreeMap<(u64, Peer), Instant>,
@@ -166,7 +177,7 @@ impl Sweep {
             }
             let began = Instant::now();
             if agenda.due().is_some_and(|due| due <= began) {
-                let sight = scan(self.map.as_fd(), &self.protocols, &mut self.subtree);
+                let sight = self.scanner.scan(&self.protocols);
                 let ended = Instant::now();
                 agenda.looked(began, ended);
                 self.said.sight(&sight);
@@ -181,8 +192,6 @@ impl Sweep {
 
     fn obey(&mut self, order: Order, agenda: &mut Agenda) -> Result<(), Ended> {
         match order {
-            // There is nothing that could be done.
-            Order::Look if self.protocols.is_empty() => {}
             Order::Look => agenda.request(Instant::now()),
             Order::Destroy(condemned) => {
                 let done = self.end(condemned);
@@ -196,26 +205,6 @@ impl Sweep {
 impl Sweep {
     fn report(&self, news: News) -> Result<(), Ended> {
         self.outbox.blocking_send(news).map_err(|_| Ended)
-    }
-
-    /// Leaves out what cannot be ended anyway.
-    fn probe(&mut self) {
-        self.protocols.retain(|protocol| {
-            let result = Diag::open().and_then(|mut diag| diag.probe(*protocol));
-            if let Err(error) = &result {
-                let lack = match error.raw_os_error() {
-                    Some(libc::EOPNOTSUPP) => "a kernel with CONFIG_INET_DIAG_DESTROY",
-                    Some(libc::EPERM) => "CAP_NET_ADMIN",
-                    Some(libc::ENOENT) => "the kernel module udp_diag (or tcp_diag)",
-                    _ => "sock_diag",
-                };
-                tracing::warn!(
-                    %protocol, %error,
-                    "connected sockets stay with backends that are gone, for lack of {lack}"
-                );
-            }
-            result.is_ok()
-        });
     }
 
     /// Without those that were healed a moment ago, and found themselves connected past the programs
@@ -247,6 +236,24 @@ impl Sweep {
         }
         done
     }
+}
+
+/// The protocols whose sockets the kernel would end.
+fn probed(protocols: &[Protocol]) -> Vec<Protocol> {
+    let works = |protocol: &Protocol| {
+        let result = Diag::open().and_then(|mut diag| diag.probe(*protocol));
+        if let Err(error) = &result {
+            let lack = match error.raw_os_error() {
+                Some(libc::EOPNOTSUPP) => "a kernel with CONFIG_INET_DIAG_DESTROY",
+                Some(libc::EPERM) => "CAP_NET_ADMIN",
+                Some(libc::ENOENT) => "the kernel module udp_diag (or tcp_diag)",
+                _ => "sock_diag",
+            };
+            tracing::warn!(%protocol, %error, "{COST}, for lack of {lack}");
+        }
+        result.is_ok()
+    };
+    protocols.iter().copied().filter(works).collect()
 }
 
 /// A connection to one address: what the application would repeat.
