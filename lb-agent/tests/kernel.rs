@@ -19,6 +19,7 @@ mod kernel {
 
     mod capacity;
     mod connect;
+    mod ended;
     mod exclusive;
     mod flips;
     mod healing;

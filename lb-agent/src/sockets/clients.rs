@@ -1,4 +1,4 @@
-//! Whose address a connection from a network namespace has: for `loadBalancerSourceRanges` (G).
+//! Whose address a connection from a network namespace has: for `loadBalancerSourceRanges`.
 
 use std::{
     collections::BTreeMap,

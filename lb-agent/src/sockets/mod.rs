@@ -3,7 +3,7 @@
 //!
 //! A Service's address is translated once, at connect(). A TCP connection finds out by itself when
 //! its backend dies; a connected UDP socket does not, and goes on sending to where nobody listens.
-//! kube-proxy's counterpart deletes conntrack entries (L1 to L4). Here the socket is ended by
+//! kube-proxy's counterpart deletes conntrack entries (L2 to L4). Here the socket is ended by
 //! sock_diag's SOCK_DESTROY, which Linux has since 4.9, in IPv4 as in IPv6.
 //!
 //! What the application sees of a connected UDP socket that is ended (seen on Linux 6.18; the kernel
@@ -30,7 +30,7 @@
 //! the same addresses on both sides (SO_REUSEPORT) are ended one after the other.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
@@ -42,11 +42,13 @@ use lb_common::abi::{Peer, Translation};
 
 use crate::{model::Protocol, pins::Pins};
 
+mod agenda;
 mod clients;
 mod diag;
 mod judge;
 mod namespaces;
 mod netlink;
+mod said;
 mod stored;
 mod subtree;
 mod sweeper;
@@ -84,15 +86,9 @@ pub struct Found {
 }
 
 impl Found {
-    fn new(
-        netns: u64,
-        door: &Door,
-        protocol: Protocol,
-        socket: Connected,
-        translation: Option<Translation>,
-    ) -> Self {
+    fn new(netns: u64, door: &Door, protocol: Protocol, socket: Connected) -> Self {
         let Connected { name, cookie, local, peer, cgroup } = socket;
-        let (inside, door) = (false, door.clone());
+        let (inside, translation, door) = (false, None, door.clone());
         Self { netns, cookie, protocol, local, peer, translation, cgroup, inside, door, name }
     }
 
@@ -166,20 +162,15 @@ impl Scanner {
             }
             Ok((diag.cookie()?, found))
         });
-        // Read after the sockets: it is stored before a socket gets its peer.
-        let mut stored = match self.stored.read() {
-            Ok(stored) => stored,
-            Err(error) => return Sight { refused: doors.len(), error: Some(error), ..sight },
-        };
-        self.subtree.renew();
+        let mut sockets = Vec::new();
         for (door, result) in doors.iter().zip(seen) {
             match result {
-                Ok((netns, sockets)) => {
+                Ok((netns, found)) => {
                     sight.namespaces += 1;
-                    sight.found.extend(sockets.into_iter().filter_map(|(protocol, socket)| {
-                        let translation = stored.remove(&socket.cookie);
-                        self.candidate(Found::new(netns, door, protocol, socket, translation))
-                    }));
+                    let found = found.into_iter();
+                    sockets.extend(
+                        found.map(|(protocol, socket)| Found::new(netns, door, protocol, socket)),
+                    );
                 }
                 // Its last process or mount has gone meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -189,16 +180,37 @@ impl Scanner {
                 }
             }
         }
+        if let Err(error) = self.translations(&mut sockets) {
+            return Sight { refused: doors.len(), error: Some(error), ..sight };
+        }
+        self.subtree.renew();
+        sockets.retain_mut(|socket| self.is_candidate(socket));
+        sight.found = sockets;
         sight
     }
 
-    /// The socket, if it may have to go.
-    fn candidate(&mut self, mut found: Found) -> Option<Found> {
-        let translated = found.translated().is_some();
-        if !translated && found.protocol == Protocol::Udp {
-            found.inside = self.subtree.contains(found.cgroup);
+    /// Adds what is stored. To be done after the sockets were seen: it is stored before a socket gets
+    /// its peer.
+    fn translations(&self, sockets: &mut [Found]) -> io::Result<()> {
+        if sockets.is_empty() {
+            return Ok(());
         }
-        (translated || found.inside).then_some(found)
+        let places = sockets.iter().enumerate().map(|(place, socket)| (socket.cookie, place));
+        let places: HashMap<u64, usize> = places.collect();
+        self.stored.read(|cookie, translation| {
+            if let Some(place) = places.get(&cookie) {
+                sockets[*place].translation = Some(translation);
+            }
+        })
+    }
+
+    /// Whether the socket may have to go.
+    fn is_candidate(&mut self, socket: &mut Found) -> bool {
+        let translated = socket.translated().is_some();
+        if !translated && socket.protocol == Protocol::Udp {
+            socket.inside = self.subtree.contains(socket.cgroup);
+        }
+        translated || socket.inside
     }
 }
 

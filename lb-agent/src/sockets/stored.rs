@@ -11,7 +11,6 @@
 #![expect(unsafe_code, reason = "aya cannot iterate over a map, and nix has no bpf(2)")]
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Read as _},
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -171,22 +170,34 @@ impl Stored {
         Ok(Self(bpf(BPF_LINK_CREATE, &attributes)?))
     }
 
-    /// What is stored now, by the socket's cookie.
-    pub(super) fn read(&self) -> io::Result<HashMap<u64, Translation>> {
+    /// Tells what is stored now, and for which socket.
+    pub(super) fn read(&self, mut each: impl FnMut(u64, Translation)) -> io::Result<()> {
         let link = descriptor(self.0.as_raw_fd())?;
         let mut file = File::from(bpf(BPF_ITER_CREATE, &Iterate { link, flags: 0 })?);
-        let mut bytes = Vec::new();
-        // The kernel interrupts itself after a million sockets without output.
-        while let Err(error) = file.read_to_end(&mut bytes) {
-            if error.kind() != io::ErrorKind::WouldBlock {
-                return Err(error);
+        let mut buffer = vec![0; ENTRY * 1024];
+        let mut filled = 0;
+        loop {
+            filled += match file.read(&mut buffer[filled..]) {
+                Ok(0) => return Ok(()),
+                Ok(len) => len,
+                // WouldBlock: after a million sockets without output the kernel lets others work.
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => continue,
+                    _ => return Err(error),
+                },
+            };
+            let (entries, rest) = buffer[..filled].as_chunks::<ENTRY>();
+            for (cookie, translation) in entries.iter().filter_map(entry) {
+                each(cookie, translation);
             }
+            let (start, len) = (filled - rest.len(), rest.len());
+            buffer.copy_within(start..filled, 0);
+            filled = len;
         }
-        Ok(bytes.as_chunks::<ENTRY>().0.iter().filter_map(|bytes| entry(bytes)).collect())
     }
 }
 
-fn entry(bytes: &[u8]) -> Option<(u64, Translation)> {
+fn entry(bytes: &[u8; ENTRY]) -> Option<(u64, Translation)> {
     let (cookie, translation) = bytes.split_first_chunk()?;
     Some((u64::from_ne_bytes(*cookie), bytemuck::try_pod_read_unaligned(translation).ok()?))
 }

@@ -6,8 +6,8 @@
 //! thread:                   scan ────────▶                          SOCK_DESTROY ──▶
 //! ```
 //!
-//! After a request it looks at once, and again a [`GRACE`] later, since a connect() in flight may
-//! have chosen from the set of before; and every [`PERIOD`] without being asked. Requests that come
+//! After a request it looks at once, and again half a second later, since a connect() in flight may
+//! have chosen from the set of before; and every 30 seconds without being asked. Requests that come
 //! together are one.
 
 use std::{
@@ -23,19 +23,11 @@ use std::{
 use lb_common::abi::Peer;
 use tokio::sync::mpsc;
 
-use super::{Found, Outcome, Reason, Scanner, Sight, destroy, diag::Diag};
+use super::{Found, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag, said::Said};
 use crate::model::Protocol;
 
-/// From a look to the second one: longer than a connect() takes to get through the programs and into
-/// the kernel's tables.
-const GRACE: Duration = Duration::from_millis(500);
-/// Between looks that nobody asked for.
-const PERIOD: Duration = Duration::from_secs(30);
-/// Looking takes at most about a tenth of one CPU: after each look a pause of so many times what it
-/// took, within these bounds.
-const REST: u32 = 10;
-const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
-
+/// Nothing happens before the first request; the thread wakes all the same.
+const IDLE: Duration = Duration::from_secs(30);
 /// A socket that was healed, and has the same peer past the programs again, is not healed anew before.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -128,42 +120,12 @@ struct Sweep {
     said: Said,
 }
 
-/// When to look.
-#[derive(Debug, Default)]
-struct Agenda {
-    /// Not before the first request.
-    next: Option<Instant>,
-    /// The second look after a request.
-    second: Option<Instant>,
-    /// No look before.
-    rested: Option<Instant>,
-}
-
-impl Agenda {
-    fn request(&mut self, now: Instant) {
-        self.next = Some(now);
-        self.second = Some(now + GRACE);
-    }
-
-    fn due(&self) -> Option<Instant> {
-        let due = [self.next, self.second].into_iter().flatten().min()?;
-        Some(self.rested.map_or(due, |rested| rested.max(due)))
-    }
-
-    /// A look that began and ended then.
-    fn looked(&mut self, began: Instant, ended: Instant) {
-        self.second = self.second.filter(|second| *second > began);
-        self.next = Some(ended + PERIOD);
-        self.rested = Some(ended + (REST * (ended - began)).clamp(PAUSE.0, PAUSE.1));
-    }
-}
-
 impl Sweep {
     fn run(&mut self, inbox: &Receiver<Order>) -> Result<(), Ended> {
         let mut agenda = Agenda::default();
         loop {
             let now = Instant::now();
-            let wait = agenda.due().map_or(PERIOD, |due| due.saturating_duration_since(now));
+            let wait = agenda.due().map_or(IDLE, |due| due.saturating_duration_since(now));
             match inbox.recv_timeout(wait) {
                 Ok(order) => {
                     self.obey(order, &mut agenda)?;
@@ -259,90 +221,4 @@ fn probed(protocols: &[Protocol]) -> Vec<Protocol> {
 /// A connection to one address: what the application would repeat.
 const fn identity(found: &Found) -> (u64, Peer) {
     (found.cookie, found.peer)
-}
-
-/// What has been said already: each trouble is told when it appears.
-#[derive(Debug, Default)]
-struct Said {
-    refused: bool,
-    hidden: bool,
-    failed: bool,
-}
-
-impl Said {
-    fn sight(&mut self, sight: &Sight) {
-        if let Some(error) = &sight.error
-            && !self.refused
-        {
-            tracing::warn!(
-                %error,
-                "cannot look into {} of {} network namespaces (CAP_SYS_ADMIN is needed to enter \
-                 them): connected UDP sockets there stay with backends that are gone",
-                sight.refused,
-                sight.refused + sight.namespaces,
-            );
-        }
-        self.refused = sight.error.is_some();
-        if sight.hidden > 0 && !self.hidden {
-            tracing::info!(
-                "the network namespaces of {} processes are not shown (CAP_SYS_PTRACE); those that \
-                 are mounted below /run/netns are known all the same",
-                sight.hidden
-            );
-        }
-        self.hidden |= sight.hidden > 0;
-    }
-
-    fn outcome(&mut self, reason: Reason, sockets: &[Found], outcome: &Outcome) {
-        let reason = reason.name();
-        for Found { netns, protocol, local, peer, translation, .. } in sockets {
-            let frontend = translation.map(|translation| translation.frontend.to_string());
-            tracing::debug!(reason, netns, %protocol, %local, %peer, frontend, "to be ended");
-        }
-        if outcome.destroyed > 0 {
-            tracing::info!(reason, "ended {} connected sockets", outcome.destroyed);
-        }
-        if let Some(error) = &outcome.error
-            && !self.failed
-        {
-            tracing::error!(reason, %error, "cannot end {} connected sockets", outcome.failed);
-        }
-        self.failed = outcome.error.is_some();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_is_two_looks_and_then_the_period() {
-        let mut agenda = Agenda::default();
-        assert_eq!(agenda.due(), None, "not before it is asked");
-        let start = Instant::now();
-        agenda.request(start);
-        assert_eq!(agenda.due(), Some(start));
-        let ended = start + Duration::from_millis(5);
-        agenda.looked(start, ended);
-        assert_eq!(agenda.due(), Some(start + GRACE));
-        let (began, ended) = (start + GRACE, ended + GRACE);
-        agenda.looked(began, ended);
-        assert_eq!(agenda.due(), Some(ended + PERIOD));
-    }
-
-    #[test]
-    fn a_slow_look_is_followed_by_a_pause_and_loses_no_request() {
-        let mut agenda = Agenda::default();
-        let start = Instant::now();
-        agenda.request(start);
-        let took = Duration::from_millis(20);
-        // Asked while it looked.
-        agenda.looked(start, start + took);
-        agenda.request(start + took);
-        assert_eq!(agenda.due(), Some(start + took + REST * took));
-        // However slow.
-        let ended = start + Duration::from_secs(9);
-        agenda.looked(start, ended);
-        assert_eq!(agenda.due(), Some(ended + PAUSE.1), "the second look is still to come");
-    }
 }

@@ -1,40 +1,43 @@
 //! Connected sockets whose backend is gone are ended, in every namespace; no other socket is.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
-    os::fd::{AsFd as _, AsRawFd as _},
+    fs::File,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::AsFd as _,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use lb_agent::sockets::{self, Reason};
+use lb_agent::{
+    model::Protocol,
+    sockets::{self, Reason},
+};
 use nix::{
-    errno::Errno,
+    mount::{MsFlags, mount},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
-    },
+    sched::{CloneFlags, setns},
 };
 
 use super::{
     connect::{MAPPED, V4, V6, web},
     control::Control,
-    echo::{Backends, PATIENCE, ask, ask_udp},
+    echo::{Backends, PATIENCE, ask_udp},
     look::{Elsewhere, Known, Look, error_of, name, names, route_services},
-    raw::{dial, disconnect, errno, peer, udp, udp_socket},
-    world::{PORT, World, backend4, backend6},
+    raw::{dial, disconnect, peer, udp, udp_socket},
+    world::{PORT, World, backend4, backend6, network},
 };
 
 /// The same in IPv4, in IPv6, and in IPv4 on an AF_INET6 socket.
-const FORMS: [&str; 3] = [V4, V6, MAPPED];
+pub(super) const FORMS: [&str; 3] = [V4, V6, MAPPED];
 /// From the look to the application.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-fn addr(text: &str) -> SocketAddr {
+pub(super) fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-fn at_port(ips: impl IntoIterator<Item = IpAddr>) -> Vec<SocketAddr> {
+pub(super) fn at_port(ips: impl IntoIterator<Item = IpAddr>) -> Vec<SocketAddr> {
     ips.into_iter().map(|ip| SocketAddr::new(ip, PORT)).collect()
 }
 
@@ -93,7 +96,7 @@ fn blocked_readers_wake_in_every_namespace() {
     });
 }
 
-fn backends() -> [IpAddr; 4] {
+pub(super) fn backends() -> [IpAddr; 4] {
     [backend4(1), backend4(2), backend6(1), backend6(2)]
 }
 
@@ -125,10 +128,11 @@ fn who_is_not_meant_lives() {
             disconnect(&disconnected);
             dial(&again, form).unwrap();
             dial(&again, mapped(SocketAddr::new(backend.ip(), 9))).unwrap();
-            // The storage of the first connection stays, and the programs do not see the second.
+            // To the very backend that it had been sent to.
             dial(&past, form).unwrap();
+            let same = SocketAddr::new(name(&past).ip(), PORT);
             disconnect(&past);
-            world.outside(|| dial(&past, mapped(SocketAddr::new(backend.ip(), 7))).unwrap());
+            dial(&past, mapped(same)).unwrap();
             // Made outside: the programs never see it.
             let foreign = world.outside(|| udp_socket(v4));
             dial(&foreign, form).unwrap();
@@ -172,7 +176,7 @@ fn the_service_is_deleted_or_has_no_endpoint_left() {
 }
 
 /// Whether a socket was ended and did not say so yet.
-fn aborted(socket: &UdpSocket) -> Result<(), Option<i32>> {
+pub(super) fn aborted(socket: &UdpSocket) -> Result<(), Option<i32>> {
     match socket.take_error().unwrap().and_then(|error| error.raw_os_error()) {
         Some(libc::ECONNABORTED) => Ok(()),
         other => Err(other),
@@ -214,94 +218,35 @@ fn connected_before_the_service() {
     });
 }
 
-/// Sockets that share both addresses: the kernel finds one, until it is ended.
+/// Nobody is in it; it is mounted.
 #[test]
-fn several_sockets_with_the_same_addresses() {
+fn a_namespace_without_a_process() {
     World::run(|world| {
         let _web = web(world);
-        let mut look = Look::new(world);
-        for (from, form) in [("10.2.0.1", V4), ("fd00:2::1", V6), ("::ffff:10.2.0.1", MAPPED)] {
-            let form = addr(form);
-            let mut twins = Vec::new();
-            // At least three of them go to the same of two backends.
-            while twins.len() < 5 {
-                let family =
-                    if form.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-                let twin = socket(family, SockType::Datagram, SockFlag::empty(), None).unwrap();
-                setsockopt(&twin, sockopt::ReusePort, &true).unwrap();
-                let from = SocketAddr::new(from.parse().unwrap(), 4444);
-                bind(twin.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
-                dial(&twin, form).unwrap();
-                twins.push(UdpSocket::from(twin));
-            }
-            assert_eq!(look.sweep(&Known::default()).1.destroyed, twins.len());
-            for twin in twins {
-                assert_eq!(aborted(&twin), Ok(()));
-            }
-        }
-    });
-}
-
-/// What the module promises of a socket that was ended.
-#[test]
-fn what_the_application_sees() {
-    World::run(|world| {
-        let _web = web(world);
-        let mut look = Look::new(world);
-        for (from, form) in [("10.2.0.1", V4), ("fd00:2::1", V6), ("::ffff:10.2.0.1", MAPPED)] {
-            let form = addr(form);
-            let bound = UdpSocket::bind((from.parse::<IpAddr>().unwrap(), 4000)).unwrap();
-            bound.connect(form).unwrap();
-            let auto = udp(form).unwrap();
-            let (reader, sender, asker) = (&bound, &auto, udp(form).unwrap());
-            assert_eq!(look.sweep(&Known::default()).1.destroyed, 3);
-
-            // The error comes once; send() has one of its own, and comes first.
-            assert_eq!(error_of(reader.recv(&mut [0])), Some(libc::ECONNABORTED));
-            assert_eq!(errno(sender.send(b"?")), Errno::EDESTADDRREQ);
-            assert_eq!(aborted(sender), Ok(()));
-            assert_eq!(aborted(&asker), Ok(()));
-            assert_eq!(name(&asker).port(), 0, "the kernel had chosen it");
-            for socket in [&bound, &auto, &asker] {
-                assert_eq!(peer(socket), Err(Errno::ENOTCONN));
-                assert_eq!(errno(socket.send(b"?")), Errno::EDESTADDRREQ);
-                socket.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-                assert_eq!(error_of(socket.recv(&mut [0])), Some(libc::EAGAIN), "it waits");
-            }
-            assert_eq!(name(&bound).port(), 4000, "chosen by the application");
-            for socket in [&bound, &auto] {
-                dial(socket, form).unwrap();
-                assert_eq!(peer(socket), Ok(form));
-                ask_udp(socket);
-            }
-        }
-    });
-}
-
-/// `--terminate-tcp=deleted`.
-#[test]
-fn tcp_ends_with_its_endpoint() {
-    World::run(|world| {
-        let _web = web(world);
-        let mut look = Look::new(world);
-        let known = |listed: &[IpAddr]| Known {
-            listed: at_port(listed.iter().copied()).into_iter().collect(),
-            ..Known::default()
+        // Only this world sees it.
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        assert!(Command::new("ip").args(["netns", "add", "box"]).status().unwrap().success());
+        let visit = || {
+            let door = File::open("/run/netns/box").unwrap();
+            setns(door, CloneFlags::CLONE_NEWNET).unwrap();
+            network();
+            FORMS.map(|form| udp(addr(form)).unwrap())
         };
-        for form in FORMS.map(addr) {
-            let stream = TcpStream::connect(form).unwrap();
-            let direct = match form.ip().to_canonical() {
-                IpAddr::V4(_) => TcpStream::connect((backend4(1), PORT)).unwrap(),
-                IpAddr::V6(_) => TcpStream::connect((backend6(1), PORT)).unwrap(),
-            };
-            assert!(look.sweep(&known(&backends())).0.is_empty());
-            let (condemned, outcome) = look.sweep(&known(&[]));
-            assert_eq!((condemned.len(), outcome.destroyed), (1, 1));
-            assert_eq!(condemned[0].1, Reason::Deleted);
-            let error = stream.take_error().unwrap().map(|error| error.raw_os_error());
-            assert_eq!(error, Some(Some(libc::ECONNABORTED)));
-            ask(&direct);
+        let sockets = thread::scope(|scope| scope.spawn(visit).join().unwrap());
+        let mut look = Look::new(world);
+        assert_eq!(look.sweep(&Known::default()).1.destroyed, sockets.len());
+        for socket in &sockets {
+            assert_eq!(aborted(socket), Ok(()));
         }
+        // A namespace that is gone when its sockets are to be ended.
+        for (socket, form) in sockets.iter().zip(FORMS) {
+            dial(socket, addr(form)).unwrap();
+        }
+        let found = look.scan(&[Protocol::Udp]).found;
+        assert_eq!(found.len(), sockets.len());
+        assert!(Command::new("ip").args(["netns", "delete", "box"]).status().unwrap().success());
+        let outcome = sockets::destroy(&found);
+        assert_eq!((outcome.destroyed, outcome.gone, outcome.failed), (0, 3, 0));
     });
 }
 
