@@ -45,6 +45,7 @@ use crate::{model::Protocol, pins::Pins};
 mod agenda;
 mod clients;
 mod diag;
+mod healed;
 mod judge;
 mod namespaces;
 mod netlink;
@@ -117,7 +118,7 @@ impl Found {
 /// What a look found.
 #[derive(Debug, Default)]
 pub struct Sight {
-    /// The sockets that may have to go, see [`judge`].
+    /// The sockets that may have to go, see [`judge()`].
     pub found: Vec<Found>,
     /// Network namespaces that were looked into.
     pub namespaces: usize,

@@ -20,17 +20,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::abi::Peer;
 use tokio::sync::mpsc;
 
-use super::{Found, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag, said::Said};
+use super::{
+    Found, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag, healed::Healed,
+    said::Said,
+};
 use crate::model::Protocol;
 
 /// Nothing happens before the first request; the thread wakes all the same.
 const IDLE: Duration = Duration::from_secs(30);
-/// A socket that was healed, and has the same peer past the programs again, is not healed anew before.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// What it costs when sockets cannot be looked for or ended.
 const COST: &str = "connected sockets stay with backends that are gone";
 
@@ -42,7 +41,7 @@ enum Order {
 /// What the thread has to say.
 #[derive(Debug)]
 pub enum News {
-    /// Candidates: to be judged, and the condemned handed to [`Sweeper::destroy`].
+    /// Candidates, at least one: to be judged, and the condemned handed to [`Sweeper::destroy`].
     Seen(Vec<Found>),
     /// What became of the condemned, by the reason.
     Done(BTreeMap<Reason, Outcome>),
@@ -71,7 +70,7 @@ impl Sweeper {
         thread::Builder::new().name("sweeper".into()).spawn(move || {
             match Scanner::new(map.as_fd(), &cgroup) {
                 Ok(scanner) if !protocols.is_empty() => {
-                    let (healed, said) = (BTreeMap::new(), Said::default());
+                    let (healed, said) = (Healed::default(), Said::default());
                     let mut sweep = Sweep { scanner, protocols, outbox, healed, said };
                     // It ends with the agent.
                     let _ = sweep.run(&inbox);
@@ -115,8 +114,7 @@ struct Sweep {
     scanner: Scanner,
     protocols: Vec<Protocol>,
     outbox: mpsc::Sender<News>,
-    /// Those that were ended because they had been connected before their Service, and when.
-    healed: BTreeMap<(u64, Peer), Instant>,
+    healed: Healed,
     said: Said,
 }
 
@@ -146,8 +144,12 @@ impl Sweep {
                 let took = ended - began;
                 let (namespaces, sockets) = (sight.namespaces, sight.found.len());
                 tracing::trace!(namespaces, sockets, ?took, "looked for stale sockets");
-                let found = self.fresh(sight.found);
-                self.report(News::Seen(found))?;
+                let mut found = sight.found;
+                self.healed.expire(ended);
+                found.retain(|found| self.healed.is_fresh(found));
+                if !found.is_empty() {
+                    self.report(News::Seen(found))?;
+                }
             }
         }
     }
@@ -169,18 +171,6 @@ impl Sweep {
         self.outbox.blocking_send(news).map_err(|_| Ended)
     }
 
-    /// Without those that were healed a moment ago, and found themselves connected past the programs
-    /// again: an application that dials again at once must not be made to do so for ever.
-    fn fresh(&mut self, mut found: Vec<Found>) -> Vec<Found> {
-        self.healed.retain(|_, at| at.elapsed() < PATIENCE);
-        if !self.healed.is_empty() {
-            found.retain(|found| {
-                found.translated().is_some() || !self.healed.contains_key(&identity(found))
-            });
-        }
-        found
-    }
-
     fn end(&mut self, condemned: Vec<(Found, Reason)>) -> BTreeMap<Reason, Outcome> {
         let mut groups: BTreeMap<Reason, Vec<Found>> = BTreeMap::new();
         for (found, reason) in condemned {
@@ -191,8 +181,7 @@ impl Sweep {
             let outcome = destroy(&sockets);
             self.said.outcome(reason, &sockets, &outcome);
             if reason == Reason::BeforeService {
-                let now = Instant::now();
-                self.healed.extend(sockets.iter().map(|found| (identity(found), now)));
+                self.healed.note(&sockets, Instant::now());
             }
             done.insert(reason, outcome);
         }
@@ -216,9 +205,4 @@ fn probed(protocols: &[Protocol]) -> Vec<Protocol> {
         result.is_ok()
     };
     protocols.iter().copied().filter(works).collect()
-}
-
-/// A connection to one address: what the application would repeat.
-const fn identity(found: &Found) -> (u64, Peer) {
-    (found.cookie, found.peer)
 }
