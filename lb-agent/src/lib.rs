@@ -20,6 +20,8 @@ pub mod pipeline;
 pub mod datapath;
 pub mod pins;
 
+pub mod sockets;
+
 pub mod addresses;
 pub mod admin;
 pub mod agent;

@@ -12,12 +12,14 @@ mod kernel {
     mod agent;
     mod control;
     mod echo;
+    mod look;
     mod raw;
     mod world;
     mod yaml;
 
     mod capacity;
     mod connect;
+    mod ended;
     mod exclusive;
     mod flips;
     mod healing;
@@ -29,7 +31,9 @@ mod kernel {
     mod resize;
     mod restart;
     mod spread;
+    mod stale;
     mod startup;
+    mod sweeper;
     mod untouched;
     mod uring;
 }

@@ -154,7 +154,8 @@ pub(crate) fn mount_bpffs(at: &Path, flags: MsFlags) {
     mount(Some("bpf"), at, Some("bpf"), flags, None::<&str>).unwrap();
 }
 
-fn network() {
+/// Addresses for the network namespace of this thread.
+pub(crate) fn network() {
     let clients: [IpAddr; 2] = ["10.2.0.1".parse().unwrap(), "fd00:2::1".parse().unwrap()];
     let ips: Vec<_> =
         (1..=BACKENDS).flat_map(|n| [backend4(n), backend6(n)]).chain(clients).collect();

@@ -1,0 +1,79 @@
+//! When to look for sockets: at once when asked, and again; then now and then. Pure: the time is given.
+
+use std::time::{Duration, Instant};
+
+/// From a look to the second one: longer than a connect() takes to get through the programs and into
+/// the kernel's tables.
+const GRACE: Duration = Duration::from_millis(500);
+/// Between looks that nobody asked for.
+const PERIOD: Duration = Duration::from_secs(30);
+/// Looking takes at most about a tenth of one CPU: after each look a pause of so many times what it
+/// took, within these bounds.
+const REST: u32 = 10;
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
+
+/// When to look.
+#[derive(Debug, Default)]
+pub(super) struct Agenda {
+    /// Not before the first request.
+    next: Option<Instant>,
+    /// The second look after a request.
+    second: Option<Instant>,
+    /// No look before.
+    rested: Option<Instant>,
+}
+
+impl Agenda {
+    pub(super) fn request(&mut self, now: Instant) {
+        self.next = Some(now);
+        self.second = Some(now + GRACE);
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        let due = [self.next, self.second].into_iter().flatten().min()?;
+        Some(self.rested.map_or(due, |rested| rested.max(due)))
+    }
+
+    /// A look that began and ended then.
+    pub(super) fn looked(&mut self, began: Instant, ended: Instant) {
+        self.second = self.second.filter(|second| *second > began);
+        self.next = Some(ended + PERIOD);
+        self.rested = Some(ended + (REST * (ended - began)).clamp(PAUSE.0, PAUSE.1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_two_looks_and_then_the_period() {
+        let mut agenda = Agenda::default();
+        assert_eq!(agenda.due(), None, "not before it is asked");
+        let start = Instant::now();
+        agenda.request(start);
+        assert_eq!(agenda.due(), Some(start));
+        let ended = start + Duration::from_millis(5);
+        agenda.looked(start, ended);
+        assert_eq!(agenda.due(), Some(start + GRACE));
+        let (began, ended) = (start + GRACE, ended + GRACE);
+        agenda.looked(began, ended);
+        assert_eq!(agenda.due(), Some(ended + PERIOD));
+    }
+
+    #[test]
+    fn a_slow_look_is_followed_by_a_pause_and_loses_no_request() {
+        let mut agenda = Agenda::default();
+        let start = Instant::now();
+        agenda.request(start);
+        let took = Duration::from_millis(20);
+        // Asked while it looked.
+        agenda.looked(start, start + took);
+        agenda.request(start + took);
+        assert_eq!(agenda.due(), Some(start + took + REST * took));
+        // However slow.
+        let ended = start + Duration::from_secs(9);
+        agenda.looked(start, ended);
+        assert_eq!(agenda.due(), Some(ended + PAUSE.1), "the second look is still to come");
+    }
+}

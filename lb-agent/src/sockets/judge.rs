@@ -1,0 +1,189 @@
+//! Which sockets have to go.
+//!
+//! A pure function of what was found and of what the agent knows. When in doubt a socket lives: the
+//! next look will find it again.
+
+use std::net::SocketAddr;
+
+use lb_common::abi::{Peer, Translation};
+
+use super::Found;
+use crate::model::Protocol;
+
+/// What the agent knows: what stands in the maps, not what is still to be written.
+pub trait Truth {
+    /// Whether the Service at [`Translation::service`] would let a flow stay with
+    /// [`Translation::backend`]: an endpoint that is ready or still serving, be it terminating
+    /// (kube-proxy L2, L4). False for a Service that is gone.
+    fn serves(&self, protocol: Protocol, translation: &Translation) -> bool;
+    /// Whether there is such an endpoint at all, whatever its conditions.
+    fn exists(&self, protocol: Protocol, translation: &Translation) -> bool;
+    /// Whether a socket that connects to this address now is translated (or refused).
+    fn is_frontend(&self, protocol: Protocol, peer: SocketAddr) -> bool;
+}
+
+/// Why a socket has to go.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Reason {
+    /// UDP: its backend serves its Service no more, or the Service is gone.
+    Stale,
+    /// UDP: it was connected to a Service's address before the programs knew the Service, so what it
+    /// sends reaches nobody.
+    BeforeService,
+    /// TCP, where it is asked for: its backend is no endpoint any more.
+    Deleted,
+}
+
+impl Reason {
+    /// As a label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::BeforeService => "before-service",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// Whether a socket has to go, and why. TCP sockets are judged whenever they were looked for, see
+/// [`Sweeper`](super::Sweeper).
+pub fn judge(found: &Found, truth: &impl Truth) -> Option<Reason> {
+    let Found { protocol, peer, .. } = *found;
+    match (protocol, found.translated()) {
+        (Protocol::Udp, Some(translation)) => {
+            (!truth.serves(protocol, translation)).then_some(Reason::Stale)
+        }
+        (Protocol::Udp, None) => (found.inside && truth.is_frontend(protocol, peer.into()))
+            .then_some(Reason::BeforeService),
+        (Protocol::Tcp, Some(translation)) => {
+            (!truth.exists(protocol, translation)).then_some(Reason::Deleted)
+        }
+        (Protocol::Tcp, None) => None,
+    }
+}
+
+/// The translation, if it is that of the present connection: `connect(AF_UNSPEC)` runs no program,
+/// and so leaves it behind.
+pub(super) fn valid(translation: Option<&Translation>, peer: Peer) -> Option<&Translation> {
+    translation.filter(|translation| translation.backend == peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Known {
+        serving: BTreeSet<(u32, SocketAddr)>,
+        listed: BTreeSet<(u32, SocketAddr)>,
+        frontends: BTreeSet<SocketAddr>,
+    }
+
+    impl Truth for Known {
+        fn serves(&self, _: Protocol, translation: &Translation) -> bool {
+            self.serving.contains(&(translation.service, translation.backend.into()))
+        }
+
+        fn exists(&self, _: Protocol, translation: &Translation) -> bool {
+            self.listed.contains(&(translation.service, translation.backend.into()))
+        }
+
+        fn is_frontend(&self, _: Protocol, peer: SocketAddr) -> bool {
+            self.frontends.contains(&peer)
+        }
+    }
+
+    const BACKEND: &str = "10.1.0.1:53";
+    const FRONTEND: &str = "10.96.0.10:53";
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn found(protocol: Protocol, peer: &str, stored: Option<&str>) -> Found {
+        let translation = stored.map(|backend| Translation {
+            frontend: addr(FRONTEND).into(),
+            backend: addr(backend).into(),
+            service: 7,
+            ..Translation::zeroed()
+        });
+        Found { translation, ..Found::sample(protocol, addr(peer)) }
+    }
+
+    fn known() -> Known {
+        Known { frontends: [addr(FRONTEND)].into(), ..Known::default() }
+    }
+
+    /// kube-proxy L2 and L4: to a backend that serves, or serves while it terminates, a flow stays.
+    #[test]
+    fn udp_stays_while_its_backend_serves() {
+        let mut truth = known();
+        let socket = found(Protocol::Udp, BACKEND, Some(BACKEND));
+        assert_eq!(judge(&socket, &truth), Some(Reason::Stale));
+        truth.listed.insert((7, addr(BACKEND)));
+        assert_eq!(judge(&socket, &truth), Some(Reason::Stale), "there, but not serving");
+        truth.serving.insert((8, addr(BACKEND)));
+        assert_eq!(judge(&socket, &truth), Some(Reason::Stale), "serves another Service");
+        truth.serving.insert((7, addr(BACKEND)));
+        assert_eq!(judge(&socket, &truth), None);
+    }
+
+    /// The translation is of an earlier connection.
+    #[test]
+    fn a_socket_that_went_elsewhere_is_left_alone() {
+        for protocol in [Protocol::Udp, Protocol::Tcp] {
+            let socket = found(protocol, "10.1.0.9:53", Some(BACKEND));
+            assert_eq!(judge(&socket, &known()), None);
+        }
+    }
+
+    #[test]
+    fn a_socket_connected_directly_is_left_alone() {
+        for protocol in [Protocol::Udp, Protocol::Tcp] {
+            assert_eq!(judge(&found(protocol, BACKEND, None), &known()), None);
+            // What the programs leave when they forget.
+            let mut socket = found(protocol, BACKEND, None);
+            socket.translation = Some(Translation::zeroed());
+            assert_eq!(judge(&socket, &known()), None);
+        }
+    }
+
+    #[test]
+    fn udp_connected_before_its_service_is_healed_inside_only() {
+        let mut socket = found(Protocol::Udp, FRONTEND, None);
+        assert_eq!(judge(&socket, &known()), Some(Reason::BeforeService));
+        assert_eq!(judge(&socket, &Known::default()), None, "no Service there");
+        socket.inside = false;
+        assert_eq!(judge(&socket, &known()), None, "another cgroup");
+        // It was translated once, and is now connected to a Service's address past the programs.
+        let socket = found(Protocol::Udp, FRONTEND, Some(BACKEND));
+        assert_eq!(judge(&socket, &known()), Some(Reason::BeforeService));
+        assert_eq!(
+            judge(&found(Protocol::Tcp, FRONTEND, None), &known()),
+            None,
+            "TCP fails itself"
+        );
+    }
+
+    /// A Service whose cluster IP and port are also those of a backend.
+    #[test]
+    fn a_frontend_that_is_a_backend_too() {
+        let mut truth = known();
+        truth.serving.insert((7, addr(FRONTEND)));
+        let socket = found(Protocol::Udp, FRONTEND, Some(FRONTEND));
+        assert_eq!(judge(&socket, &truth), None);
+    }
+
+    #[test]
+    fn tcp_goes_only_with_its_endpoint() {
+        let mut truth = known();
+        let socket = found(Protocol::Tcp, BACKEND, Some(BACKEND));
+        assert_eq!(judge(&socket, &truth), Some(Reason::Deleted));
+        truth.listed.insert((7, addr(BACKEND)));
+        assert_eq!(judge(&socket, &truth), None, "not even if it does not serve");
+    }
+}

@@ -1,0 +1,203 @@
+//! The network namespaces of the machine, and visits to them.
+//!
+//! Promises: no descriptor keeps a namespace alive for longer than a visit to it; a thread that has
+//! entered a namespace ends after the tour; what cannot be entered is counted and left out.
+//!
+//! Not found: a namespace that lives on by its sockets alone, without a process or a mount.
+#![expect(unsafe_code, reason = "nix has no SO_NETNS_COOKIE")]
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
+
+/// Where container runtimes and `ip netns` keep namespaces mounted. The second root is for an agent
+/// in a container that shares the machine's processes, but not these mounts.
+const ROOTS: [&str; 2] = ["/", "/proc/1/root"];
+const MOUNTS: [&str; 3] = ["run/netns", "var/run/netns", "run/docker/netns"];
+
+/// How to get into a namespace. A path may lead elsewhere later: the cookie of the namespace tells.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Door {
+    /// The one in which this thread was born.
+    Own,
+    /// A file of it.
+    At(Arc<Path>),
+}
+
+/// What there is.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    /// One door for each, the own namespace first.
+    pub(super) doors: Vec<Door>,
+    /// Processes that do not show theirs, for lack of `CAP_SYS_PTRACE`.
+    pub(super) hidden: usize,
+}
+
+/// Device and inode: the same for all files of a namespace.
+type Id = (u64, u64);
+
+fn id(path: &Path) -> io::Result<Id> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+impl Namespaces {
+    /// The namespaces of every thread, and those that are mounted somewhere known.
+    pub(super) fn find() -> io::Result<Self> {
+        let own = id(Path::new("/proc/thread-self/ns/net"))?;
+        let mut doors = BTreeMap::from([(own, Door::Own)]);
+        let mut add = |path: PathBuf| match id(&path) {
+            // What lies there without being mounted is an empty file of another file system.
+            Ok(id) if id.0 == own.0 => {
+                doors.entry(id).or_insert_with(|| Door::At(path.into()));
+                true
+            }
+            // The process has just ended, or is somebody else's.
+            Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
+            Ok(_) => true,
+        };
+        // First the mounts: they last longer than a process.
+        for root in ROOTS {
+            for directory in MOUNTS {
+                for entry in entries(&Path::new(root).join(directory)) {
+                    add(entry);
+                }
+            }
+        }
+        let mut hidden = 0;
+        for process in entries(Path::new("/proc")) {
+            let name = process.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if !name.starts_with(|c: char| c.is_ascii_digit()) {
+                continue;
+            }
+            if !add(process.join("ns/net")) {
+                hidden += 1;
+                continue;
+            }
+            for thread in entries(&process.join("task")) {
+                if !thread.ends_with(name) {
+                    add(thread.join("ns/net"));
+                }
+            }
+        }
+        doors.remove(&own);
+        let doors = std::iter::once(Door::Own).chain(doors.into_values()).collect();
+        Ok(Self { doors, hidden })
+    }
+}
+
+/// What is in a directory; nothing if it cannot be read.
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Goes through these doors, one after the other, in a thread of its own, and does something behind
+/// each. The results come in the order of the doors.
+pub(super) fn tour<D, T, F>(doors: &[D], mut visit: F) -> Vec<io::Result<T>>
+where
+    D: AsRef<Door> + Sync,
+    T: Send,
+    F: FnMut(usize) -> io::Result<T> + Send,
+{
+    let run = move || {
+        // Back home: the own namespace need not be the first, and cannot be entered without
+        // CAP_SYS_ADMIN either, so nothing is done where nothing was left.
+        let mut away = false;
+        let home = File::open("/proc/thread-self/ns/net");
+        let mut go = |door: &Door| -> io::Result<()> {
+            match (door, &home) {
+                (Door::Own, _) if !away => Ok(()),
+                (Door::Own, Ok(home)) => Ok(setns(home, CloneFlags::CLONE_NEWNET)?),
+                (Door::Own, Err(error)) => Err(io::Error::from(error.kind())),
+                (Door::At(path), _) => {
+                    setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+                    away = true;
+                    Ok(())
+                }
+            }
+        };
+        doors
+            .iter()
+            .enumerate()
+            .map(|(index, door)| go(door.as_ref()).and_then(|()| visit(index)))
+            .collect::<Vec<_>>()
+    };
+    let result = thread::scope(|scope| {
+        let thread = thread::Builder::new().name("namespaces".into()).spawn_scoped(scope, run);
+        thread.map(thread::ScopedJoinHandle::join)
+    });
+    match result {
+        Ok(Ok(results)) => results,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        // No thread could be started.
+        Err(error) => doors.iter().map(|_| Err(io::Error::from(error.kind()))).collect(),
+    }
+}
+
+impl AsRef<Self> for Door {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+/// The cookie of the network namespace of this thread, as `bpf_get_netns_cookie` gives it: no other
+/// namespace ever has the same.
+pub(super) fn cookie() -> io::Result<u64> {
+    let family = AddressFamily::Unix;
+    cookie_of(&socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+/// The cookie of the network namespace that a socket was made in.
+pub(super) fn cookie_of(socket: &OwnedFd) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut len = libc::socklen_t::try_from(size_of_val(&cookie)).map_err(io::Error::other)?;
+    // SAFETY: the pointers are to variables of the sizes that are given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_namespace_is_first_and_needs_no_privilege() {
+        let found = Namespaces::find().unwrap();
+        assert_eq!(found.doors.first(), Some(&Door::Own));
+        assert_eq!(found.doors.iter().filter(|door| **door == Door::Own).count(), 1);
+        let here = cookie().unwrap();
+        let there = tour(&[Door::Own, Door::Own], |_| cookie());
+        assert_eq!(there.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [here; 2]);
+    }
+
+    #[test]
+    fn a_door_that_is_none_is_an_error_and_the_tour_goes_on() {
+        let doors = ["/nowhere", "/proc/self/ns/uts", "/dev/null"];
+        let mut doors = doors.map(|path| Door::At(Path::new(path).into())).to_vec();
+        doors.push(Door::Own);
+        let results = tour(&doors, Ok);
+        assert!(results[..3].iter().all(Result::is_err));
+        assert_eq!(*results[3].as_ref().unwrap(), 3);
+    }
+}

@@ -1,0 +1,212 @@
+//! sock_diag over netlink: requests out, messages in. Of the network namespace in which the
+//! [`Netlink`] is made, wherever its thread goes later.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
+use nix::sys::{
+    socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+        sockopt,
+    },
+    time::TimeVal,
+};
+
+/// The kernel answers at once; this is for the case that it does not.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The kernel puts no more than 32 KiB into one part of a dump, unless one message is longer.
+const PART: usize = 64 * 1024;
+/// How often a dump is begun anew that a change went through. The last one counts in any case: what
+/// it missed, the next look finds.
+const ATTEMPTS: u32 = 3;
+
+/// `struct nlmsghdr`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Header {
+    len: u32,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port: u32,
+}
+
+const HEADER: usize = size_of::<Header>();
+
+/// A netlink socket to the kernel's sock_diag.
+#[derive(Debug)]
+pub(super) struct Netlink {
+    fd: OwnedFd,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// In the network namespace of this thread.
+    pub(super) fn new() -> io::Result<Self> {
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkSockDiag,
+        )?;
+        let seconds = i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX);
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
+        Ok(Self { fd, buffer: vec![0; PART], sequence: 0 })
+    }
+
+    /// The descriptor.
+    pub(super) const fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// Asks for all there is; `each` gets the body of each message. It is called with `None` before
+    /// the first message of an attempt: what it has got so far is void.
+    pub(super) fn dump(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        mut each: impl FnMut(Option<&[u8]>),
+    ) -> io::Result<()> {
+        let flags = flag(libc::NLM_F_REQUEST) | flag(libc::NLM_F_DUMP);
+        for _ in 0..ATTEMPTS {
+            each(None);
+            self.request(kind, flags, body)?;
+            if self.answers(|body| each(Some(body)))? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for something to be done. The error is the kernel's.
+    pub(super) fn order(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
+        self.request(kind, flag(libc::NLM_F_REQUEST) | flag(libc::NLM_F_ACK), body)?;
+        self.answers(|_| ()).map(drop)
+    }
+
+    fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let len = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
+        let header = Header { len, kind, flags, sequence: self.sequence, port: 0 };
+        let message = [bytes_of(&header), body].concat();
+        send(self.fd.as_raw_fd(), &message, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// Reads to the end of what was asked for. False if things changed meanwhile, so that something
+    /// may have been missed.
+    fn answers(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<bool> {
+        let mut consistent = true;
+        loop {
+            // With MSG_TRUNC the length is that of what was sent.
+            let len = match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                len => len?,
+            };
+            let Some(part) = self.buffer.get(..len) else {
+                return Err(io::Error::other("a message of the kernel is too long"));
+            };
+            for (header, body) in messages(part) {
+                if header.sequence != self.sequence {
+                    // Of an earlier request that was given up.
+                    continue;
+                }
+                consistent &= header.flags & flag(libc::NLM_F_DUMP_INTR) == 0;
+                match i32::from(header.kind) {
+                    libc::NLMSG_DONE | libc::NLMSG_ERROR => {
+                        return result(body).map(|()| consistent);
+                    }
+                    libc::NLMSG_NOOP => {}
+                    _ => each(body),
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "flags have 16 bits")]
+const fn flag(flag: libc::c_int) -> u16 {
+    flag as u16
+}
+
+/// NLMSG_ERROR and NLMSG_DONE begin with a negative errno, or 0.
+fn result(body: &[u8]) -> io::Result<()> {
+    match body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)) {
+        code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+        _ => Ok(()),
+    }
+}
+
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
+    std::iter::from_fn(move || {
+        let header: Header = pod_read_unaligned(rest.get(..HEADER)?);
+        let len = usize::try_from(header.len).ok()?;
+        let body = rest.get(HEADER..len)?;
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((header, body))
+    })
+}
+
+/// The attributes in a message, or in another attribute: kind and content.
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [a, b, c, d] = *rest.first_chunk()?;
+        let len = usize::from(u16::from_ne_bytes([a, b]));
+        // The two upper bits are flags.
+        let kind = u16::from_ne_bytes([c, d]) & 0x3fff;
+        let content = rest.get(4..len)?;
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, content))
+    })
+}
+
+/// An attribute, as the kernel would send it.
+#[cfg(test)]
+pub(super) fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
+    let len = 4 + content.len();
+    #[expect(clippy::cast_possible_truncation, reason = "it has a few bytes")]
+    let mut bytes = [(len as u16).to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend_from_slice(content);
+    bytes.resize(len.next_multiple_of(4), 0);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_as_they_are_written() {
+        let nested = attribute(1, &7u32.to_ne_bytes());
+        let bytes = [attribute(2, &nested), attribute(0x8003, b"abcde")].concat();
+        let read: Vec<_> = attributes(&bytes).collect();
+        assert_eq!(read, [(2, &*nested), (3, b"abcde")]);
+        let inner: Vec<_> = attributes(&nested).collect();
+        assert_eq!(inner, [(1, 7u32.to_ne_bytes().as_slice())]);
+    }
+
+    #[test]
+    fn nonsense_ends_the_reading() {
+        assert_eq!(attributes(&[0, 0, 1, 0, 9, 9, 9, 9]).count(), 0, "shorter than its own header");
+        assert_eq!(attributes(&[40, 0, 1, 0]).count(), 0, "longer than there is");
+        assert_eq!(attributes(&[4, 0, 1]).count(), 0);
+        let header = Header { len: 3, kind: 1, flags: 0, sequence: 0, port: 0 };
+        assert_eq!(messages(bytes_of(&header)).count(), 0);
+        assert_eq!(messages(bytes_of(&Header { len: 99, ..header })).count(), 0);
+        let two = [bytes_of(&Header { len: 16, ..header }); 2].concat();
+        assert_eq!(messages(&two).count(), 2);
+    }
+
+    #[test]
+    fn errors_are_the_kernels() {
+        let error = result(&(-libc::ENOENT).to_ne_bytes()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+        assert!(result(&[0; 4]).is_ok());
+        assert!(result(&[]).is_ok());
+    }
+}

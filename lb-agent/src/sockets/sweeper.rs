@@ -1,0 +1,208 @@
+//! Looking for sockets without keeping the agent's loop waiting: a thread that looks and destroys,
+//! while what is judged in between stays with whoever knows the truth.
+//!
+//! ```text
+//! agent:   sync ──look()──▶           ◀──Seen── judge ──destroy()──▶          ◀──Done── count
+//! thread:                   scan ────────▶                          SOCK_DESTROY ──▶
+//! ```
+//!
+//! After a request it looks at once, and again half a second later, since a connect() in flight may
+//! have chosen from the set of before; and every 30 seconds without being asked. Requests that come
+//! together are one.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    Found, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag, healed::Healed,
+    said::Said,
+};
+use crate::model::Protocol;
+
+/// Nothing happens before the first request; the thread wakes all the same.
+const IDLE: Duration = Duration::from_secs(30);
+/// What it costs when sockets cannot be looked for or ended.
+const COST: &str = "connected sockets stay with backends that are gone";
+
+enum Order {
+    Look,
+    Destroy(Vec<(Found, Reason)>),
+}
+
+/// What the thread has to say.
+#[derive(Debug)]
+pub enum News {
+    /// Candidates, at least one: to be judged, and the condemned handed to [`Sweeper::destroy`].
+    Seen(Vec<Found>),
+    /// What became of the condemned, by the reason.
+    Done(BTreeMap<Reason, Outcome>),
+}
+
+/// The thread's handle. The thread ends when it is dropped.
+#[derive(Debug)]
+pub struct Sweeper {
+    orders: Sender<Order>,
+}
+
+impl Sweeper {
+    /// Starts the thread, in the network namespace of the caller. It looks for sockets of these
+    /// protocols with what `map` ([`super::open`]) has for them; `cgroup` is where the programs are
+    /// attached. It does not look before it is asked, so that nothing is judged on partial knowledge;
+    /// from then on also by itself.
+    pub fn start(
+        map: OwnedFd,
+        cgroup: &Path,
+        protocols: &[Protocol],
+    ) -> io::Result<(Self, mpsc::Receiver<News>)> {
+        let (orders, inbox) = channel();
+        // What the agent has not read yet keeps the thread from looking again.
+        let (outbox, news) = mpsc::channel(1);
+        let (cgroup, protocols) = (cgroup.to_owned(), probed(protocols));
+        thread::Builder::new().name("sweeper".into()).spawn(move || {
+            match Scanner::new(map.as_fd(), &cgroup) {
+                Ok(scanner) if !protocols.is_empty() => {
+                    let (healed, said) = (Healed::default(), Said::default());
+                    let mut sweep = Sweep { scanner, protocols, outbox, healed, said };
+                    // It ends with the agent.
+                    let _ = sweep.run(&inbox);
+                }
+                result => {
+                    if let Err(error) = result {
+                        tracing::warn!(%error, "{COST}: what is stored for sockets cannot be read");
+                    }
+                    // There is nothing that could be done.
+                    while inbox.recv().is_ok() {}
+                }
+            }
+        })?;
+        Ok((Self { orders }, news))
+    }
+
+    /// Asks for a look at once, and for another. Never waits.
+    pub fn look(&self) {
+        self.order(Order::Look);
+    }
+
+    /// Hands over sockets that have to go. Never waits.
+    pub fn destroy(&self, condemned: Vec<(Found, Reason)>) {
+        if !condemned.is_empty() {
+            self.order(Order::Destroy(condemned));
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if self.orders.send(order).is_err() {
+            // It panicked, which has been logged.
+            tracing::error!("the thread that ends stale sockets has died");
+        }
+    }
+}
+
+/// The other side has ended.
+struct Ended;
+
+struct Sweep {
+    scanner: Scanner,
+    protocols: Vec<Protocol>,
+    outbox: mpsc::Sender<News>,
+    healed: Healed,
+    said: Said,
+}
+
+impl Sweep {
+    fn run(&mut self, inbox: &Receiver<Order>) -> Result<(), Ended> {
+        let mut agenda = Agenda::default();
+        loop {
+            let now = Instant::now();
+            let wait = agenda.due().map_or(IDLE, |due| due.saturating_duration_since(now));
+            match inbox.recv_timeout(wait) {
+                Ok(order) => {
+                    self.obey(order, &mut agenda)?;
+                    // Requests that came together.
+                    while let Ok(order) = inbox.try_recv() {
+                        self.obey(order, &mut agenda)?;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Ended),
+            }
+            let began = Instant::now();
+            if agenda.due().is_some_and(|due| due <= began) {
+                let sight = self.scanner.scan(&self.protocols);
+                let ended = Instant::now();
+                agenda.looked(began, ended);
+                self.said.sight(&sight);
+                let took = ended - began;
+                let (namespaces, sockets) = (sight.namespaces, sight.found.len());
+                tracing::trace!(namespaces, sockets, ?took, "looked for stale sockets");
+                let mut found = sight.found;
+                self.healed.expire(ended);
+                found.retain(|found| self.healed.is_fresh(found));
+                if !found.is_empty() {
+                    self.report(News::Seen(found))?;
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order, agenda: &mut Agenda) -> Result<(), Ended> {
+        match order {
+            Order::Look => agenda.request(Instant::now()),
+            Order::Destroy(condemned) => {
+                let done = self.end(condemned);
+                self.report(News::Done(done))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sweep {
+    fn report(&self, news: News) -> Result<(), Ended> {
+        self.outbox.blocking_send(news).map_err(|_| Ended)
+    }
+
+    fn end(&mut self, condemned: Vec<(Found, Reason)>) -> BTreeMap<Reason, Outcome> {
+        let mut groups: BTreeMap<Reason, Vec<Found>> = BTreeMap::new();
+        for (found, reason) in condemned {
+            groups.entry(reason).or_default().push(found);
+        }
+        let mut done = BTreeMap::new();
+        for (reason, sockets) in groups {
+            let outcome = destroy(&sockets);
+            self.said.outcome(reason, &sockets, &outcome);
+            if reason == Reason::BeforeService {
+                self.healed.note(&sockets, Instant::now());
+            }
+            done.insert(reason, outcome);
+        }
+        done
+    }
+}
+
+/// The protocols whose sockets the kernel would end.
+fn probed(protocols: &[Protocol]) -> Vec<Protocol> {
+    let works = |protocol: &Protocol| {
+        let result = Diag::open().and_then(|mut diag| diag.probe(*protocol));
+        if let Err(error) = &result {
+            let lack = match error.raw_os_error() {
+                Some(libc::EOPNOTSUPP) => "a kernel with CONFIG_INET_DIAG_DESTROY",
+                Some(libc::EPERM) => "CAP_NET_ADMIN",
+                Some(libc::ENOENT) => "the kernel module udp_diag (or tcp_diag)",
+                _ => "sock_diag",
+            };
+            tracing::warn!(%protocol, %error, "{COST}, for lack of {lack}");
+        }
+        result.is_ok()
+    };
+    protocols.iter().copied().filter(works).collect()
+}
