@@ -113,7 +113,8 @@ fn cluster_ips(spec: &ServiceSpec, cluster_ip: &str, problems: &mut Vec<Problem>
                 let what = format!("{text} is a second address of its family");
                 problems.push(Problem::new(field, what, "it is not served: give one of each"));
             }
-            Ok(ip) => cluster_ips.push(ip),
+            Ok(ip) if is_family_of(spec, ip) => cluster_ips.push(ip),
+            Ok(_) => {}
             Err(what) => {
                 problems.push(Problem::new(field, what, "it is not served: correct the address"));
             }
@@ -121,6 +122,13 @@ fn cluster_ips(spec: &ServiceSpec, cluster_ip: &str, problems: &mut Vec<Problem>
     }
 
     cluster_ips
+}
+
+/// Whether the Service has the family; one that does not say has those of its addresses (A5).
+fn is_family_of(spec: &ServiceSpec, ip: IpAddr) -> bool {
+    let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let families = spec.ip_families.as_deref().unwrap_or_default();
+    families.is_empty() || families.iter().any(|name| name == family)
 }
 
 /// The ports, none of them twice.
