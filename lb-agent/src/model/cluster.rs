@@ -33,6 +33,15 @@ pub struct Cluster {
     without_nodes: bool,
 }
 
+/// The Services that depend on what changed about a node.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+enum Affected {
+    None,
+    /// Those that lead to each node's own endpoints.
+    ByNode,
+    All,
+}
+
 /// Which lists are known whole.
 #[derive(Debug, Default)]
 struct Listed {
@@ -53,7 +62,10 @@ impl Cluster {
         match change {
             Change::Service(name, service) => self.put_service(name, service, &mut touched),
             Change::Slice(name, slice) => self.put_slice(name, slice, &mut touched),
-            Change::Node(name, node) => self.put_node(name, node, &mut touched),
+            Change::Node(name, node) => {
+                let affected = self.put_node(name, node);
+                self.touch(affected, &mut touched);
+            }
             Change::ListedServices(mut listed) => {
                 for name in gone(self.services.keys(), &listed) {
                     self.put_service(name, None, &mut touched);
@@ -73,12 +85,14 @@ impl Cluster {
                 self.listed.slices = true;
             }
             Change::ListedNodes(mut listed) => {
+                let mut affected = Affected::None;
                 for name in gone(self.nodes.keys(), &listed) {
-                    self.put_node(name, None, &mut touched);
+                    affected = affected.max(self.put_node(name, None));
                 }
                 while let Some((name, node)) = listed.pop_first() {
-                    self.put_node(name, Some(node), &mut touched);
+                    affected = affected.max(self.put_node(name, Some(node)));
                 }
+                self.touch(affected, &mut touched);
                 self.listed.nodes = true;
             }
             Change::LocalAddresses(addresses) => self.put_local(addresses, &mut touched),
@@ -131,30 +145,40 @@ impl Cluster {
         }
     }
 
-    fn put_node(&mut self, name: Arc<str>, node: Option<Node>, touched: &mut BTreeSet<ObjectRef>) {
+    fn put_node(&mut self, name: Arc<str>, node: Option<Node>) -> Affected {
         let before = self.nodes.get(&name);
         if before == node.as_ref() {
-            return;
+            return Affected::None;
         }
         let addresses = |node: Option<&Node>| node.map(|n| n.addresses.clone()).unwrap_or_default();
         let moved = addresses(before) != addresses(node.as_ref());
         if moved {
             self.addresses_revision += 1;
         }
-        if self.is_own_node(&name) {
+        let affected = if self.is_own_node(&name) {
             // A Node that is deleted takes its zone along only when a new one says so (D11).
             let zone = node.as_ref().map_or_else(|| self.zone.clone(), |node| node.zone.clone());
-            if moved || zone != self.zone {
-                touched.extend(self.services.keys().cloned());
-            }
+            let all = moved || zone != self.zone;
             self.zone = zone;
+            if all { Affected::All } else { Affected::None }
         } else if moved {
-            touched.extend(self.by_node.iter().cloned());
-        }
+            Affected::ByNode
+        } else {
+            Affected::None
+        };
         match node {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
         };
+        affected
+    }
+
+    fn touch(&self, affected: Affected, touched: &mut BTreeSet<ObjectRef>) {
+        match affected {
+            Affected::None => {}
+            Affected::ByNode => touched.extend(self.by_node.iter().cloned()),
+            Affected::All => touched.extend(self.services.keys().cloned()),
+        }
     }
 
     fn put_local(&mut self, addresses: BTreeSet<IpAddr>, touched: &mut BTreeSet<ObjectRef>) {
@@ -166,7 +190,7 @@ impl Cluster {
         // An address that another node has too is no longer that node's, or is again.
         let mut others = self.nodes.values().flat_map(|node| &node.addresses);
         if others.any(|ip| changed.contains(ip)) {
-            touched.extend(self.by_node.iter().cloned());
+            self.touch(Affected::ByNode, touched);
         }
         self.local = addresses;
     }

@@ -282,6 +282,69 @@ mod tests {
         all.iter().flat_map(|(of, all)| all.iter().map(move |p| format!("{of}: {p}"))).collect()
     }
 
+    /// A1.
+    #[test]
+    fn each_proxy_has_its_own_services() {
+        let labelled = |name: &str, proxy: &str| {
+            service(name, "10.0.0.1").replace(
+                "}\nspec",
+                &format!(
+                    ", labels: {{service.kubernetes.io/service-proxy-name: '{proxy}'}}}}\nspec"
+                ),
+            )
+        };
+        let text = [
+            service("plain", "10.0.0.1"),
+            labelled("ours", "socklb"),
+            labelled("theirs", "other"),
+            labelled("nobodys", ""),
+        ];
+        for (proxy_name, wanted) in [(None, "plain"), (Some("socklb"), "ours")] {
+            let mut files = Files::new(proxy_name.map(ToOwned::to_owned));
+            files.put("a.yaml", text.concat().as_bytes());
+            assert_eq!(addresses(&files), [format!("default/{wanted} 10.0.0.1")]);
+            assert!(problems(&files).is_empty());
+        }
+    }
+
+    #[test]
+    fn nodes_are_listed_too() {
+        let mut files = Files::default();
+        let node = "{apiVersion: v1, kind: Node, metadata: {name: a, labels: {\
+                    topology.kubernetes.io/zone: z}}, spec: {taints: [{key: x, effect: NoSchedule}]}, \
+                    status: {addresses: [{type: ExternalIP, address: 198.51.100.1}, \
+                    {type: InternalIP, address: 192.000.2.1}, {type: InternalIP, address: x}]}}";
+        let leaving = node
+            .replace("name: a", "name: b")
+            .replace("key: x", "key: ToBeDeletedByClusterAutoscaler");
+        let deleted = "{apiVersion: v1, kind: Node, metadata: {name: c, deletionTimestamp: \
+                       2024-01-01T00:00:00Z, labels: {topology.kubernetes.io/zone: ''}}}";
+        files.put("a.yaml", [node, &leaving, deleted].join("\n---\n").as_bytes());
+        let [nodes, ..] = files.listing().changes();
+        let Change::ListedNodes(nodes) = nodes else { panic!("{nodes:?}") };
+        let line = |(name, node): (&std::sync::Arc<str>, &Node)| {
+            let zone = node.zone.as_deref().unwrap_or("-");
+            format!("{name} {zone} {:?} {}", node.addresses, node.leaving)
+        };
+        assert_eq!(
+            nodes.iter().map(line).collect::<Vec<_>>(),
+            [
+                "a z [192.0.2.1, 198.51.100.1] false",
+                "b z [192.0.2.1, 198.51.100.1] true",
+                "c - [] true"
+            ]
+        );
+        let problem =
+            "status.addresses[2].address: \"x\" is no IP address; it is ignored: correct it";
+        assert_eq!(
+            problems(&files),
+            [
+                format!("Node a (a.yaml, document 1): {problem}"),
+                format!("Node b (a.yaml, document 2): {problem}")
+            ]
+        );
+    }
+
     #[test]
     fn a_broken_file_keeps_its_last_good_content_as_a_whole() {
         let mut files = Files::default();
