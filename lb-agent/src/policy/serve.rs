@@ -111,7 +111,7 @@ impl<'a> View<'a> {
         // To a socket of this node, `externalTrafficPolicy: Local` means Cluster (E3, E4).
         let Service { load_balancer_ips, external_ips, .. } = self.service;
         for ip in self.of_family(load_balancer_ips) {
-            draft.add(self.frontend(ip), cluster, self.sources(ip));
+            draft.add(self.frontend(ip), cluster, self.sources());
         }
         if self.cluster.settings().external_ips {
             for ip in self.of_family(external_ips) {
@@ -132,18 +132,18 @@ impl<'a> View<'a> {
         ips.iter().copied().filter(move |ip| ip.is_ipv4() == ipv4)
     }
 
-    /// Who may connect to a load balancer's address (G1-G4); empty: anybody.
-    fn sources(&self, vip: IpAddr) -> Vec<Cidr> {
-        let ranges = &self.service.source_ranges;
-        let mut ranges: Vec<Cidr> =
-            ranges.iter().filter(|range| range.addr.is_ipv4() == vip.is_ipv4()).copied().collect();
+    /// Who may connect to a load balancer's addresses (G1-G4); empty: anybody.
+    fn sources(&self) -> Vec<Cidr> {
+        let ipv4 = self.cluster_ip.is_ipv4();
+        let ranges = self.service.source_ranges.iter().copied();
+        let mut ranges: Vec<Cidr> = ranges.filter(|range| range.addr.is_ipv4() == ipv4).collect();
         if ranges.iter().any(|range| range.prefix == 0) {
             return Vec::new();
         }
-        // Where the address is one of the node's own, a connection to it comes from itself (G3).
-        let primary = self.cluster.own_node().and_then(|node| node.primary(vip.is_ipv4()));
+        // Where these are addresses of the node, its connections to one come from any of them (G3).
+        let primary = self.cluster.own_node().and_then(|node| node.primary(ipv4));
         if primary.is_some_and(|primary| ranges.iter().any(|range| range.contains(primary))) {
-            ranges.push(Cidr::host(vip));
+            ranges.extend(self.of_family(&self.service.load_balancer_ips).map(Cidr::host));
         }
         ranges.sort_unstable();
         ranges.dedup();
@@ -245,5 +245,49 @@ impl Draft<'_> {
                 None => self.push(frontends, backends, Vec::new()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::{Change, Node, Settings};
+
+    #[test]
+    fn a_node_within_the_ranges_may_come_from_any_of_the_addresses() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let name = ObjectRef::new("default", "web");
+        let service = Service {
+            cluster_ips: vec![ip("10.96.0.1")],
+            load_balancer_ips: vec![ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1")],
+            source_ranges: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            ports: vec![ServicePort::new("", Protocol::Tcp, 80)],
+            ..Service::default()
+        };
+        let settings = Settings { node_name: "self".into(), ..Settings::default() };
+        let mut cluster = Cluster::new(settings);
+        cluster.apply(Change::Service(name.clone(), Some(service)));
+        let sources = |cluster: &Cluster| -> Vec<BTreeMap<String, Vec<String>>> {
+            let sets = serve(cluster, &name).sets.into_iter();
+            sets.map(|set| {
+                let sources: Vec<_> = set.sources.iter().map(ToString::to_string).collect();
+                set.frontends.iter().map(|it| (it.to_string(), sources.clone())).collect()
+            })
+            .collect()
+        };
+        let wanted = |sources: &[&str]| {
+            let sources: Vec<_> = sources.iter().map(ToString::to_string).collect();
+            let vips = ["192.0.2.1:80/tcp", "192.0.2.2:80/tcp"];
+            [
+                [("10.96.0.1:80/tcp".to_owned(), vec![])].into(),
+                vips.map(|vip| (vip.to_owned(), sources.clone())).into(),
+            ]
+        };
+        assert_eq!(sources(&cluster), wanted(&["10.0.0.0/8"]));
+        let node = Node { addresses: vec![ip("10.0.0.1")], ..Node::default() };
+        cluster.apply(Change::Node("self".into(), Some(node)));
+        assert_eq!(sources(&cluster), wanted(&["10.0.0.0/8", "192.0.2.1/32", "192.0.2.2/32"]));
     }
 }

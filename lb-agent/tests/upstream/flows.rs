@@ -96,7 +96,7 @@ fn test_load_balancer() {
         ("node to LB2 (allowed by LoadBalancerSourceRanges)", NODE, "5.6.7.8:80", ep),
         ("same node to LB1, SNATted to LB1 (implicitly allowed)", "1.2.3.4", "1.2.3.4:80", ep),
         ("same node to LB2, SNATted to LB2 (implicitly allowed)", "5.6.7.8", "5.6.7.8:80", ep),
-        ("one's own address does not open the other", "1.2.3.4", "5.6.7.8:80", "DROP"),
+        ("one of its addresses opens the other, as the rule says", "1.2.3.4", "5.6.7.8:80", ep),
     ]);
 }
 
