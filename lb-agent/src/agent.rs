@@ -175,8 +175,8 @@ async fn start_source(
     let (sender, receiver): (Changes, _) = mpsc::channel(BACKLOG);
     let task = match &config.source {
         Source::Dir(path) => {
-            let path = path.clone();
-            tokio::spawn(async move { sources::dir::run(path, in_force, sender).await })
+            let (path, proxy_name) = (path.clone(), config.service_proxy_name.clone());
+            tokio::spawn(sources::dir::run(path, in_force, proxy_name, sender))
         }
         Source::Kubernetes => {
             let access = sources::kubernetes::Access {
@@ -188,8 +188,9 @@ async fn start_source(
             let client = tokio::task::spawn_blocking(move || runtime.block_on(access.client()))
                 .await
                 .context("the API access failed")??;
+            let proxy_name = config.service_proxy_name.clone();
             tokio::spawn(async move {
-                sources::kubernetes::run(client, sender).await;
+                Box::pin(sources::kubernetes::run(client, proxy_name.as_deref(), sender)).await;
                 Ok(())
             })
         }

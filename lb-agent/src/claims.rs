@@ -1,25 +1,40 @@
-//! Who may have a frontend that several Services ask for: the oldest, then the first by name.
+//! Who may have a frontend that several Services ask for: the one whose cluster IP it is, then the
+//! oldest, then the first by name.
 //!
-//! The API server gives a cluster IP to one Service only, but files and external addresses know no
-//! such rule. The others are told, and get the frontend when its owner lets go of it.
+//! The API server gives a cluster IP or a node port to one Service only, but files know no such rule,
+//! and anybody who may create a Service may name any external address. Such a name must not take a
+//! cluster IP away, however old it is (CVE-2020-8554). The others are told, and get the frontend when
+//! its owner lets go of it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use crate::{
-    model::{Frontend, ObjectRef},
+    model::{Frontend, ObjectRef, Scope, Service},
     policy::BackendSet,
 };
 
-/// A Service's place in the queue for a frontend: creation time, then name.
-type Claim = (i64, ObjectRef);
+/// A Service's place in the queue for a frontend.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Claim {
+    /// Whether the address is not its cluster IP.
+    foreign: bool,
+    created: i64,
+    name: ObjectRef,
+}
+
+/// The frontends that a Service claims, sorted, and whether each is foreign; since when it exists.
+type Claimed = (i64, Box<[(Frontend, bool)]>);
 
 /// All claims.
 #[derive(Debug, Default)]
 pub struct Claims {
     /// In order; the first one has the frontend.
     queues: HashMap<Frontend, Vec<Claim>>,
-    /// What each Service claims, sorted, and since when it exists.
-    claimed: HashMap<ObjectRef, (i64, Box<[Frontend]>)>,
+    /// What each Service claims.
+    claimed: HashMap<ObjectRef, Claimed>,
 }
 
 /// A frontend that went to another Service.
@@ -37,11 +52,13 @@ impl Claims {
     pub fn stake(
         &mut self,
         name: &ObjectRef,
-        created: i64,
+        service: Option<&Service>,
         sets: &[BackendSet],
     ) -> BTreeSet<ObjectRef> {
-        let wanted = sets.iter().flat_map(|set| set.frontends.iter().copied()).collect();
-        self.replace(name, created, &wanted)
+        let (created, ips) = service.map_or((0, &[][..]), |s| (s.created, &s.cluster_ips));
+        let foreign = |f: &Frontend| f.scope == Scope::Any && !ips.contains(&f.addr.ip());
+        let wanted = sets.iter().flat_map(|set| set.frontends.iter().map(|f| (*f, foreign(f))));
+        self.replace(name, created, &wanted.collect())
     }
 
     /// Takes the frontends out of `sets` that belong to another Service, and returns them. Says the
@@ -49,12 +66,11 @@ impl Claims {
     pub fn award(&self, name: &ObjectRef, sets: &mut [BackendSet]) -> Vec<Lost> {
         let mut lost = Vec::new();
         for set in sets {
-            set.frontends.retain(|frontend| match self.owner(frontend) {
-                Some(owner) if owner != name => {
-                    lost.push(Lost { frontend: *frontend, owner: owner.clone() });
-                    false
-                }
-                _ => true,
+            set.frontends.retain(|frontend| {
+                let owners = [self.owner(frontend), self.owner(&seat(frontend))];
+                let other = owners.into_iter().flatten().find(|owner| *owner != name);
+                lost.extend(other.map(|owner| Lost { frontend: *frontend, owner: owner.clone() }));
+                other.is_none()
             });
         }
         lost
@@ -64,42 +80,44 @@ impl Claims {
         &mut self,
         name: &ObjectRef,
         created: i64,
-        wanted: &BTreeSet<Frontend>,
+        wanted: &BTreeMap<Frontend, bool>,
     ) -> BTreeSet<ObjectRef> {
         let before = self.claimed.remove(name);
         if let Some((since, claimed)) = &before
             && *since == created
-            && claimed.iter().eq(wanted)
+            && claimed.iter().map(|(f, foreign)| (f, foreign)).eq(wanted)
         {
             self.claimed.extend(before.map(|claim| (name.clone(), claim)));
             return BTreeSet::new();
         }
         let (since, claimed) = before.unwrap_or_default();
-        let claimed: BTreeSet<Frontend> = claimed.into_iter().collect();
+        let claimed: BTreeMap<Frontend, bool> = claimed.into_iter().collect();
         let mut affected = BTreeSet::new();
-        for frontend in claimed.union(wanted) {
+        let all: BTreeSet<&Frontend> = claimed.keys().chain(wanted.keys()).collect();
+        for frontend in all {
             let queue = self.queues.entry(*frontend).or_default();
             let owner = queue.first().cloned();
-            if claimed.contains(frontend) {
-                let claim = (since, name.clone());
+            if let Some(foreign) = claimed.get(frontend) {
+                let claim = Claim { foreign: *foreign, created: since, name: name.clone() };
                 queue.retain(|other| *other != claim);
             }
-            if wanted.contains(frontend) {
-                let claim = (created, name.clone());
+            if let Some(foreign) = wanted.get(frontend) {
+                let claim = Claim { foreign: *foreign, created, name: name.clone() };
                 // Nearly every queue has one place for ever.
                 queue.reserve_exact(1);
                 queue.insert(queue.partition_point(|other| *other < claim), claim);
             }
             if queue.first() != owner.as_ref() {
-                affected.extend(owner.map(|(_, name)| name));
-                affected.extend(queue.first().map(|(_, name)| name.clone()));
+                affected.extend(owner.map(|claim| claim.name));
+                affected.extend(queue.first().map(|claim| claim.name.clone()));
             }
             if queue.is_empty() {
                 self.queues.remove(frontend);
             }
         }
         if !wanted.is_empty() {
-            self.claimed.insert(name.clone(), (created, wanted.iter().copied().collect()));
+            let claims = wanted.iter().map(|(frontend, foreign)| (*frontend, *foreign)).collect();
+            self.claimed.insert(name.clone(), (created, claims));
         }
         affected.remove(name);
         affected
@@ -107,14 +125,26 @@ impl Claims {
 
     /// The Service that is to have a frontend.
     pub fn owner(&self, frontend: &Frontend) -> Option<&ObjectRef> {
-        self.queues.get(frontend)?.first().map(|(_, name)| name)
+        self.queues.get(frontend)?.first().map(|claim| &claim.name)
     }
+}
+
+/// What a frontend goes with: who has a node port on all other nodes has it on each of them, also if
+/// he has no frontend of its own for it.
+fn seat(frontend: &Frontend) -> Frontend {
+    if frontend.scope != Scope::Node {
+        return *frontend;
+    }
+    let any = match frontend.addr.ip() {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let addr = SocketAddr::new(any, frontend.addr.port());
+    Frontend { addr, scope: Scope::OtherNodes, ..*frontend }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::{collection::vec, prelude::*, sample::subsequence};
 
     use super::*;
@@ -130,28 +160,84 @@ mod tests {
         vec![BackendSet::new(port, frontends, vec![])]
     }
 
+    fn aged(created: i64) -> Service {
+        Service { created, ..Service::default() }
+    }
+
+    #[test]
+    fn a_cluster_ip_goes_before_all_other_claims() {
+        let [thief, owner] = ["a", "b"].map(|name| ObjectRef::new("default", name));
+        let service = |ips: &[&str]| Service {
+            created: if ips.is_empty() { 10 } else { 20 },
+            cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            ..Service::default()
+        };
+        let (young, old) = (service(&["10.0.0.1"]), service(&[]));
+        let mut claims = Claims::default();
+        claims.stake(&thief, Some(&old), &sets(&thief, &["10.0.0.1:80"]));
+        let touched = claims.stake(&owner, Some(&young), &sets(&owner, &["10.0.0.1:80"]));
+        assert_eq!(touched, [thief.clone()].into());
+        assert_eq!(claims.owner(&frontend("10.0.0.1:80")), Some(&owner));
+        // It is created anew, as something else's cluster IP.
+        assert_eq!(claims.stake(&owner, None, &[]), [thief.clone()].into());
+        assert_eq!(claims.owner(&frontend("10.0.0.1:80")), Some(&thief));
+        claims.stake(&owner, Some(&young), &sets(&owner, &["10.0.0.1:80"]));
+        assert_eq!(claims.owner(&frontend("10.0.0.1:80")), Some(&owner));
+        // The same frontend, but no longer by right of its cluster IP.
+        let moved = Service { cluster_ips: vec![], ..young };
+        let touched = claims.stake(&owner, Some(&moved), &sets(&owner, &["10.0.0.1:80"]));
+        assert_eq!(touched, [thief.clone()].into());
+        assert_eq!(claims.owner(&frontend("10.0.0.1:80")), Some(&thief));
+    }
+
+    #[test]
+    fn a_node_port_goes_to_one_service_on_all_nodes() {
+        let [a, b] = ["a", "b"].map(|name| ObjectRef::new("default", name));
+        let scoped = |addr: &str, scope| Frontend { scope, ..frontend(addr) };
+        let others = scoped("0.0.0.0:30080", Scope::OtherNodes);
+        let one = scoped("192.0.2.7:30080", Scope::Node);
+        let of = |name: &ObjectRef, frontends: &[Frontend]| {
+            let port = PortRef { service: name.clone(), port: "".into(), protocol: Protocol::Tcp };
+            vec![BackendSet::new(port, frontends.to_vec(), vec![])]
+        };
+        let mut claims = Claims::default();
+        let mut of_b = of(&b, &[others, one]);
+        claims.stake(&b, Some(&aged(20)), &of_b);
+        assert_eq!(claims.award(&b, &mut of_b), []);
+        // The older one has no endpoints of its own for the one node.
+        assert_eq!(claims.stake(&a, Some(&aged(10)), &of(&a, &[others])), [b.clone()].into());
+        assert_eq!(claims.award(&b, &mut of_b).len(), 2);
+        assert!(of_b[0].frontends.is_empty());
+        assert_eq!(claims.stake(&a, None, &[]), [b.clone()].into());
+        let mut of_b = of(&b, &[others, one]);
+        assert_eq!(claims.award(&b, &mut of_b), []);
+    }
+
     #[test]
     fn the_oldest_has_it_and_the_next_inherits() {
         let [a, b] = ["a", "b"].map(|name| ObjectRef::new("default", name));
         let mut claims = Claims::default();
 
         let mut of_b = sets(&b, &["10.0.0.1:80", "10.0.0.2:80"]);
-        assert_eq!(claims.stake(&b, 20, &of_b), [].into());
+        assert_eq!(claims.stake(&b, Some(&aged(20)), &of_b), [].into());
         assert_eq!(claims.award(&b, &mut of_b), []);
 
         // An older Service takes the first frontend.
-        assert_eq!(claims.stake(&a, 10, &sets(&a, &["10.0.0.1:80"])), [b.clone()].into());
+        assert_eq!(
+            claims.stake(&a, Some(&aged(10)), &sets(&a, &["10.0.0.1:80"])),
+            [b.clone()].into()
+        );
         let lost = claims.award(&b, &mut of_b);
         assert_eq!((lost[0].owner.clone(), lost.len()), (a.clone(), 1));
         assert_eq!(of_b, sets(&b, &["10.0.0.2:80"]));
 
         // The owner goes: b inherits.
-        assert_eq!(claims.stake(&a, 0, &[]), [b.clone()].into());
+        assert_eq!(claims.stake(&a, Some(&aged(0)), &[]), [b.clone()].into());
         let mut of_b = sets(&b, &["10.0.0.1:80", "10.0.0.2:80"]);
         assert_eq!(claims.award(&b, &mut of_b), []);
         assert_eq!(of_b[0].frontends.len(), 2);
 
-        claims.stake(&b, 20, &[]);
+        claims.stake(&b, Some(&aged(20)), &[]);
         assert!(claims.queues.is_empty() && claims.claimed.is_empty(), "nothing is kept");
     }
 
@@ -161,7 +247,7 @@ mod tests {
         for order in [[&a, &b], [&b, &a]] {
             let mut claims = Claims::default();
             for name in order {
-                claims.stake(name, 5, &sets(name, &["10.0.0.1:80"]));
+                claims.stake(name, Some(&aged(5)), &sets(name, &["10.0.0.1:80"]));
             }
             assert_eq!(claims.owner(&frontend("10.0.0.1:80")), Some(&a));
         }
@@ -191,7 +277,7 @@ mod tests {
                 let mut affected: BTreeSet<ObjectRef> =
                     changed.flat_map(|((_, a), (_, b))| a.iter().chain(b)).cloned().collect();
                 affected.remove(name);
-                prop_assert_eq!(claims.stake(name, created, &sets(name, &addrs)), affected);
+                prop_assert_eq!(claims.stake(name, Some(&aged(created)), &sets(name, &addrs)), affected);
                 for (frontend, owner) in &after {
                     prop_assert_eq!(claims.owner(frontend), owner.as_ref());
                 }
@@ -201,7 +287,7 @@ mod tests {
                 prop_assert_eq!(awarded[0].frontends.len() + lost.len(), addrs.len());
             }
             for name in &names {
-                claims.stake(name, 0, &[]);
+                claims.stake(name, None, &[]);
             }
             prop_assert!(claims.queues.is_empty() && claims.claimed.is_empty());
         }

@@ -2,12 +2,15 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::model::{Families, NodePortAddresses, Settings};
 
 /// Socket-level load balancing for Kubernetes Services: connections from this node's sockets to a
 /// Service address go straight to one backend.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "lb-agent", version, max_term_width = 100)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Config {
     /// Where Services and EndpointSlices come from: `kubernetes`, or `dir:PATH`, a directory of YAML
     /// and JSON files.
@@ -22,6 +25,28 @@ pub struct Config {
     /// Name of this node [default: its host name].
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
+    /// Serve only Services that are labelled with `service.kubernetes.io/service-proxy-name=NAME`, say
+    /// to try one Service beside a running kube-proxy [default: those without that label].
+    #[arg(long, env = "SOCKLB_SERVICE_PROXY_NAME", value_name = "NAME", value_parser = label_value)]
+    pub service_proxy_name: Option<String>,
+    /// Serve `spec.externalIPs`. With `false`, nobody who may create Services can draw traffic for
+    /// addresses that are not his to himself (CVE-2020-8554).
+    #[arg(long, env = "SOCKLB_EXTERNAL_IPS", default_value_t = true, action = ArgAction::Set,
+          value_name = "BOOL")]
+    pub external_ips: bool,
+    /// The node addresses at which NodePorts are served: ranges, as in `192.0.2.0/24,2001:db8::/32`,
+    /// or `primary`, the first address of each family in the Node's status [default: all].
+    #[arg(
+        long,
+        env = "SOCKLB_NODEPORT_ADDRESSES",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "LIST|primary"
+    )]
+    pub nodeport_addresses: NodePortAddresses,
+    /// Serve NodePorts at 127.0.0.1 and ::1 too, for sockets of the host's network namespace.
+    #[arg(long, env = "SOCKLB_LOCALHOST_NODEPORTS")]
+    pub localhost_nodeports: bool,
     /// Sockets of this cgroup and all below it are served [default: the root of cgroup2].
     #[arg(long, env = "SOCKLB_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
@@ -86,7 +111,30 @@ pub enum LogFormat {
     Json,
 }
 
+/// What a label may be worth.
+fn label_value(text: &str) -> Result<String, String> {
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let is_edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let valid = text.len() <= 63
+        && text.chars().all(inner)
+        && is_edge(text.chars().next())
+        && is_edge(text.chars().next_back());
+    let rule = "use at most 63 letters, digits, `-`, `_` and `.`, a letter or digit at both ends";
+    if valid { Ok(text.to_owned()) } else { Err(rule.to_owned()) }
+}
+
 impl Config {
+    /// What the flags and the machine say of this node.
+    pub fn settings(&self, node_name: &str, families: Families) -> Settings {
+        Settings {
+            node_name: node_name.into(),
+            external_ips: self.external_ips,
+            nodeport_addresses: self.nodeport_addresses.clone(),
+            localhost_nodeports: self.localhost_nodeports,
+            families,
+        }
+    }
+
     /// What clap cannot check by itself.
     pub fn check(&self) -> Result<(), String> {
         if matches!(self.source, Source::Dir(_))
@@ -106,6 +154,36 @@ mod tests {
     fn flags_are_consistent() {
         use clap::CommandFactory as _;
         Config::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_served() {
+        let settings = |args: &[&str]| {
+            let config = Config::try_parse_from([&["lb-agent"], args].concat())?;
+            Ok::<_, clap::Error>(config.settings("a", Families::default()))
+        };
+        let ours = Settings { node_name: "a".into(), ..Settings::default() };
+        assert_eq!(settings(&[]).unwrap(), ours);
+        let given = settings(&["--external-ips=false", "--localhost-nodeports"]).unwrap();
+        assert!(!given.external_ips && given.localhost_nodeports);
+        let of = |list: &str| settings(&["--nodeport-addresses", list]);
+        assert_eq!(of("primary").unwrap().nodeport_addresses, NodePortAddresses::Primary);
+        let given = of("192.0.2.1/24, 2001:db8::/32").unwrap().nodeport_addresses;
+        assert_eq!(given.to_string(), "192.0.2.0/24,2001:db8::/32");
+        for (list, wanted) in [
+            ("primary,192.0.2.0/24", "`primary` stands alone"),
+            ("192.0.2.1", "\"192.0.2.1\" is no range"),
+            ("10.0.0.0/33", "\"10.0.0.0/33\" is no range"),
+            ("eth0", "\"eth0\" is no range"),
+        ] {
+            let error = of(list).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+        for name in ["", "-a", "a/b", "a b", &"a".repeat(64)] {
+            assert!(settings(&[&format!("--service-proxy-name={name}")]).is_err(), "{name}");
+        }
+        let config = Config::parse_from(["lb-agent", "--service-proxy-name", "socklb"]);
+        assert_eq!(config.service_proxy_name.as_deref(), Some("socklb"));
     }
 
     #[test]

@@ -1,17 +1,29 @@
 //! The cluster in our words: no Kubernetes type, no map.
 //!
-//! [`Cluster`] is the index of all that the source has said so far. It answers two questions: which
-//! Services does a change touch, and what is known of a Service. A change touches its own Service
-//! only, and nothing at all if it says what was known already.
+//! [`Cluster`] is the index of all that the sources have said so far. It answers two questions: which
+//! Services does a change touch, and what is known of a Service.
+
+mod address;
+mod cluster;
+mod names;
+mod node;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    num::{NonZeroU16, NonZeroU32},
     sync::Arc,
 };
 
 use lb_common::abi;
+
+pub use self::{
+    address::{Cidr, parse_ip},
+    cluster::Cluster,
+    names::shared,
+    node::{Families, Node, NodeAddr, NodePortAddresses, Settings},
+};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -78,14 +90,28 @@ impl fmt::Display for Protocol {
 }
 
 /// A Service that asks for load balancing: one with a cluster IP.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Service {
     /// Creation time, seconds since 1970; 0 if unknown. The older of two claimants keeps an address.
     pub created: i64,
-    /// The cluster IPs, at most one of each family.
+    /// The cluster IPs, at most one of each family. Without one, a family is not served at all (A5).
     pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// The load balancer's addresses whose connections need not pass through it (E11).
+    pub load_balancer_ips: Vec<IpAddr>,
     /// The ports.
     pub ports: Vec<ServicePort>,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`, in a type of Service that has external traffic (D1).
+    pub external_local: bool,
+    /// How long a client stays with its backend, in seconds (H2).
+    pub affinity: Option<NonZeroU32>,
+    /// `loadBalancerSourceRanges`, of both families (G4).
+    pub source_ranges: Vec<Cidr>,
+    /// Where to answer how many local endpoints there are (K1).
+    pub health_check_node_port: Option<NonZeroU16>,
 }
 
 /// One port of a Service.
@@ -97,6 +123,15 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port that clients dial.
     pub number: u16,
+    /// The port that clients dial at a node's address.
+    pub node_port: Option<NonZeroU16>,
+}
+
+impl ServicePort {
+    /// A port without a node port.
+    pub fn new(name: impl Into<Arc<str>>, protocol: Protocol, number: u16) -> Self {
+        Self { name: name.into(), protocol, number, node_port: None }
+    }
 }
 
 /// One EndpointSlice.
@@ -128,6 +163,26 @@ pub struct Endpoint {
     pub addr: IpAddr,
     /// Its conditions.
     pub conditions: Conditions,
+    /// The node it runs on, as [`shared`] has it.
+    pub node: Option<Arc<str>>,
+    /// From where it would like to be used.
+    pub hints: Option<Arc<Hints>>,
+}
+
+impl Endpoint {
+    /// An endpoint of which no more is known.
+    pub const fn new(addr: IpAddr, conditions: Conditions) -> Self {
+        Self { addr, conditions, node: None, hints: None }
+    }
+}
+
+/// From where an endpoint would like to be used (B12).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Hints {
+    /// Zones.
+    pub zones: Vec<Arc<str>>,
+    /// Nodes.
+    pub nodes: Vec<Arc<str>>,
 }
 
 /// What is said of an endpoint's state; `nil` taken as kube-proxy B6 does.
@@ -148,123 +203,16 @@ pub enum Change {
     Service(ObjectRef, Option<Service>),
     /// An EndpointSlice appeared, changed or went.
     Slice(ObjectRef, Option<Slice>),
+    /// A Node appeared, changed or went.
+    Node(Arc<str>, Option<Node>),
     /// All Services there are.
     ListedServices(BTreeMap<ObjectRef, Service>),
     /// All EndpointSlices there are.
     ListedSlices(BTreeMap<ObjectRef, Slice>),
-}
-
-/// All Services and EndpointSlices, by name and by Service.
-#[derive(Debug, Default)]
-pub struct Cluster {
-    services: BTreeMap<ObjectRef, Service>,
-    /// By Service, then by name of the slice: the order in which endpoints are united. One map, not
-    /// one for each Service, which would have room for eleven slices where there is one.
-    slices: BTreeMap<(ObjectRef, Arc<str>), Slice>,
-    /// The Service under which each slice stands in `slices`: its label may change.
-    filed: HashMap<ObjectRef, ObjectRef>,
-    services_listed: bool,
-    slices_listed: bool,
-}
-
-impl Cluster {
-    /// Takes a change in; returns the Services for which something is different now.
-    pub fn apply(&mut self, change: Change) -> BTreeSet<ObjectRef> {
-        let mut touched = BTreeSet::new();
-        match change {
-            Change::Service(name, service) => self.put_service(name, service, &mut touched),
-            Change::Slice(name, slice) => self.put_slice(name, slice, &mut touched),
-            Change::ListedServices(mut listed) => {
-                let gone: Vec<_> = self
-                    .services
-                    .keys()
-                    .filter(|name| !listed.contains_key(name))
-                    .cloned()
-                    .collect();
-                for name in gone {
-                    self.put_service(name, None, &mut touched);
-                }
-                while let Some((name, service)) = listed.pop_first() {
-                    self.put_service(name, Some(service), &mut touched);
-                }
-                self.services_listed = true;
-            }
-            Change::ListedSlices(mut listed) => {
-                let gone: Vec<_> =
-                    self.filed.keys().filter(|name| !listed.contains_key(name)).cloned().collect();
-                for name in gone {
-                    self.put_slice(name, None, &mut touched);
-                }
-                while let Some((name, slice)) = listed.pop_first() {
-                    self.put_slice(name, Some(slice), &mut touched);
-                }
-                self.slices_listed = true;
-            }
-        }
-        touched
-    }
-
-    fn put_service(
-        &mut self,
-        name: ObjectRef,
-        service: Option<Service>,
-        touched: &mut BTreeSet<ObjectRef>,
-    ) {
-        if self.services.get(&name) == service.as_ref() {
-            return;
-        }
-        match service {
-            Some(service) => self.services.insert(name.clone(), service),
-            None => self.services.remove(&name),
-        };
-        touched.insert(name);
-    }
-
-    fn put_slice(
-        &mut self,
-        name: ObjectRef,
-        slice: Option<Slice>,
-        touched: &mut BTreeSet<ObjectRef>,
-    ) {
-        let before = self.filed.get(&name).map(|service| (service.clone(), name.name.clone()));
-        let known = before.as_ref().and_then(|place| self.slices.get(place));
-        if known == slice.as_ref() {
-            return;
-        }
-        if let Some(place) = before {
-            self.slices.remove(&place);
-            self.filed.remove(&name);
-            touched.insert(place.0);
-        }
-        if let Some(slice) = slice {
-            let service = slice.service.clone();
-            self.filed.insert(name.clone(), service.clone());
-            self.slices.insert((service.clone(), name.name), slice);
-            touched.insert(service);
-        }
-    }
-
-    /// Whether both lists are known whole. Before that, nothing may be written (kube-proxy M1).
-    pub const fn complete(&self) -> bool {
-        self.services_listed && self.slices_listed
-    }
-
-    /// The names of all Services.
-    pub fn service_names(&self) -> impl Iterator<Item = &ObjectRef> {
-        self.services.keys()
-    }
-
-    /// A Service.
-    pub fn service(&self, name: &ObjectRef) -> Option<&Service> {
-        self.services.get(name)
-    }
-
-    /// The slices of a Service, in the order of their names.
-    pub fn slices<'a>(&'a self, service: &'a ObjectRef) -> impl Iterator<Item = &'a Slice> {
-        let first = (service.clone(), Arc::default());
-        let rest = self.slices.range(first..);
-        rest.take_while(move |((of, _), _)| of == service).map(|(_, slice)| slice)
-    }
+    /// All Nodes there are.
+    ListedNodes(BTreeMap<Arc<str>, Node>),
+    /// All addresses of this machine's interfaces.
+    LocalAddresses(BTreeSet<IpAddr>),
 }
 
 /// One port of one Service: what an id in the maps stands for. Sorts by Service first.
@@ -354,63 +302,5 @@ impl fmt::Display for Frontend {
             Scope::OtherNodes => write!(f, "nodes{family}:{port}/{protocol}"),
             Scope::Node => write!(f, "node {addr}/{protocol}"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn name(name: &str) -> ObjectRef {
-        ObjectRef::new("default", name)
-    }
-
-    fn service(ip: &str) -> Service {
-        Service { created: 0, cluster_ips: vec![ip.parse().unwrap()], ports: vec![] }
-    }
-
-    fn slice(of: &str, addr: &str) -> Slice {
-        let conditions = Conditions { ready: true, serving: true, terminating: false };
-        Slice {
-            service: name(of),
-            ports: vec![],
-            endpoints: vec![Endpoint { addr: addr.parse().unwrap(), conditions }],
-        }
-    }
-
-    #[test]
-    fn a_change_touches_its_own_service_and_only_if_it_says_something_new() {
-        let mut cluster = Cluster::default();
-        let put = |ip: &str| Change::Service(name("a"), Some(service(ip)));
-        assert_eq!(cluster.apply(put("10.0.0.1")), [name("a")].into());
-        assert_eq!(cluster.apply(put("10.0.0.1")), [].into());
-        assert_eq!(cluster.apply(put("10.0.0.2")), [name("a")].into());
-        assert_eq!(cluster.apply(Change::Service(name("b"), None)), [].into());
-        assert_eq!(cluster.apply(Change::Slice(name("x"), None)), [].into());
-    }
-
-    #[test]
-    fn a_slice_that_moves_touches_both_services() {
-        let mut cluster = Cluster::default();
-        cluster.apply(Change::Slice(name("x"), Some(slice("a", "10.0.0.1"))));
-        let touched = cluster.apply(Change::Slice(name("x"), Some(slice("b", "10.0.0.1"))));
-        assert_eq!(touched, [name("a"), name("b")].into());
-        assert_eq!(cluster.slices(&name("a")).count(), 0);
-        assert_eq!(cluster.slices(&name("b")).count(), 1);
-        assert_eq!(cluster.apply(Change::Slice(name("x"), None)), [name("b")].into());
-        assert!(cluster.slices.is_empty() && cluster.filed.is_empty(), "nothing is kept of it");
-    }
-
-    #[test]
-    fn a_list_takes_away_what_it_lacks() {
-        let mut cluster = Cluster::default();
-        cluster.apply(Change::Service(name("a"), Some(service("10.0.0.1"))));
-        cluster.apply(Change::Slice(name("x"), Some(slice("a", "10.1.0.1"))));
-        assert!(!cluster.complete());
-        let listed = [(name("b"), service("10.0.0.2"))].into();
-        assert_eq!(cluster.apply(Change::ListedServices(listed)), [name("a"), name("b")].into());
-        assert!(!cluster.complete());
-        assert_eq!(cluster.apply(Change::ListedSlices([].into())), [name("a")].into());
-        assert!(cluster.complete());
     }
 }

@@ -146,8 +146,8 @@ impl<S: Store> Pipeline<S> {
         let mut wanted = BTreeMap::new();
         while let Some(name) = self.dirty.pop_first() {
             let sets = policy::backend_sets(&self.cluster, &name);
-            let created = self.cluster.service(&name).map_or(0, |service| service.created);
-            self.dirty.append(&mut self.claims.stake(&name, created, &sets));
+            let service = self.cluster.service(&name);
+            self.dirty.append(&mut self.claims.stake(&name, service, &sets));
             wanted.insert(name, sets);
         }
         for (name, sets) in &mut wanted {

@@ -1,16 +1,19 @@
 //! Which frontends a Service has, and which endpoints serve each of them.
 //!
-//! A pure function of the Service and its slices. The rules are kube-proxy's; the numbers in the
-//! comments are those of `docs/kube-proxy.md`.
+//! A pure function of the Service, its slices and the nodes. The rules are kube-proxy's; the numbers
+//! in the comments are those of `docs/kube-proxy.md`.
+
+mod endpoints;
+mod serve;
 
 use std::{
-    collections::BTreeMap,
-    fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
 };
 
-use crate::model::{Cluster, Conditions, Frontend, ObjectRef, PortRef, ServicePort};
+pub use self::serve::serve;
+pub use crate::model::Cidr;
+use crate::model::{Cluster, Frontend, ObjectRef, PortRef};
 
 /// One set of endpoints, and the frontends that lead to it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,33 +44,6 @@ pub enum Empty {
     Unreachable,
 }
 
-/// A range of addresses.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Cidr {
-    /// Its first address.
-    pub addr: IpAddr,
-    /// How many bits of it count: up to 32, or 128.
-    pub prefix: u8,
-}
-
-impl Cidr {
-    /// Whether the address is in the range.
-    pub fn contains(&self, addr: IpAddr) -> bool {
-        let bits = |addr: IpAddr, of: u8| match addr {
-            IpAddr::V4(v4) => u128::from(v4.to_bits()).checked_shr(u32::from(32 - of.min(32))),
-            IpAddr::V6(v6) => v6.to_bits().checked_shr(u32::from(128 - of.min(128))),
-        };
-        self.addr.is_ipv4() == addr.is_ipv4()
-            && bits(self.addr, self.prefix) == bits(addr, self.prefix)
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.addr, self.prefix)
-    }
-}
-
 impl BackendSet {
     /// A set that any client may use, without affinity; refuses if there are no backends.
     pub const fn new(port: PortRef, frontends: Vec<Frontend>, backends: Vec<SocketAddr>) -> Self {
@@ -83,68 +59,76 @@ impl BackendSet {
     }
 }
 
+/// What is to be done for a Service.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Served {
+    /// Its backend sets. No two of a port and family mean the same, and no frontend is in two.
+    pub sets: Vec<BackendSet>,
+    /// What its health check node port is to say.
+    pub health_check: Option<HealthCheck>,
+    /// Its ports that have endpoints, but by a Local policy none for this node (F2).
+    pub no_local: PerFamily<NoLocal>,
+}
+
+/// What a health check node port says (K1-K3).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HealthCheck {
+    /// The port to listen on.
+    pub port: u16,
+    /// How many ready endpoints this node has; none in a family in which the Service is not served.
+    pub local: PerFamily<Option<usize>>,
+}
+
+/// Ports without an endpoint that their traffic policy allows here.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct NoLocal {
+    /// By `internalTrafficPolicy`.
+    pub internal: usize,
+    /// By `externalTrafficPolicy`, for clients from outside.
+    pub external: usize,
+}
+
+/// One thing for IPv4 and one for IPv6.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct PerFamily<T> {
+    /// For IPv4.
+    pub ipv4: T,
+    /// For IPv6.
+    pub ipv6: T,
+}
+
+impl<T> PerFamily<T> {
+    const fn of(&mut self, ipv4: bool) -> &mut T {
+        if ipv4 { &mut self.ipv4 } else { &mut self.ipv6 }
+    }
+}
+
 /// The backend sets of a Service; none if it is gone or asks for none.
 pub fn backend_sets(cluster: &Cluster, name: &ObjectRef) -> Vec<BackendSet> {
-    let Some(service) = cluster.service(name) else { return Vec::new() };
-    let mut sets = Vec::new();
-    for port in &service.ports {
-        for ip in &service.cluster_ips {
-            let frontend = Frontend::new(SocketAddr::new(*ip, port.number), port.protocol);
-            let port_ref =
-                PortRef { service: name.clone(), port: port.name.clone(), protocol: port.protocol };
-            let backends = usable(&endpoints(cluster, name, port, ip.is_ipv4()));
-            sets.push(BackendSet::new(port_ref, vec![frontend], backends));
-        }
-    }
-    sets
+    serve(cluster, name).sets
 }
 
-/// The endpoints of a Service's port in one family: the union over its slices (B8), matched by name
-/// and protocol (B5). Where slices disagree, a terminating endpoint never hides one that is not:
-/// the address was given to a new pod while the old one was on its way out.
-fn endpoints(
-    cluster: &Cluster,
-    service: &ObjectRef,
-    port: &ServicePort,
-    ipv4: bool,
-) -> BTreeMap<SocketAddr, Conditions> {
-    let mut union = BTreeMap::new();
-    for slice in cluster.slices(service) {
-        let numbers = slice
-            .ports
-            .iter()
-            .filter(|p| p.protocol == port.protocol && p.name == port.name)
-            .map(|p| p.number);
-        for number in numbers {
-            for endpoint in slice.endpoints.iter().filter(|e| e.addr.is_ipv4() == ipv4) {
-                let conditions = endpoint.conditions;
-                union
-                    .entry(SocketAddr::new(endpoint.addr, number))
-                    .and_modify(|known: &mut Conditions| {
-                        if !conditions.terminating {
-                            *known = conditions;
-                        }
-                    })
-                    .or_insert(conditions);
-            }
-        }
-    }
-    union
-}
-
-/// The ready ones; if there are none, those that still serve while they terminate (D4, D10).
-fn usable(endpoints: &BTreeMap<SocketAddr, Conditions>) -> Vec<SocketAddr> {
-    let chosen = |wanted: fn(&Conditions) -> bool| -> Vec<SocketAddr> {
-        endpoints.iter().filter(|(_, c)| wanted(c)).map(|(addr, _)| *addr).collect()
-    };
-    let ready = chosen(|c| c.ready);
-    if ready.is_empty() { chosen(|c| c.serving && c.terminating) } else { ready }
-}
-
-/// The cluster IPs of a Service with ports: all of their other ports are refused (E12).
+/// The cluster IPs of a Service that has a port: at any other port of theirs, nobody is there (E12).
 pub fn cluster_ips(cluster: &Cluster, name: &ObjectRef) -> Vec<IpAddr> {
     let service = cluster.service(name).filter(|service| !service.ports.is_empty());
-    service.map(|service| service.cluster_ips.clone()).unwrap_or_default()
+    service.map_or_else(Vec::new, |service| serve::cluster_ips(cluster, service).collect())
+}
+
+/// Whether a flow to this endpoint of the port may go on: the port is still there, and the endpoint
+/// serves, be it on its way out (L2).
+pub fn serves(cluster: &Cluster, port: &PortRef, addr: SocketAddr) -> bool {
+    let is_there = cluster.settings().families.have(addr.ip())
+        && cluster.service(&port.service).is_some_and(|service| {
+            let ports = &mut service.ports.iter();
+            ports.any(|p| p.name == port.port && p.protocol == port.protocol)
+                && service.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_ipv4())
+        });
+    is_there && endpoints::find(cluster, port, addr).is_some_and(|known| known.serves())
+}
+
+/// Whether a slice names this endpoint of the port, in whatever condition.
+pub fn knows(cluster: &Cluster, port: &PortRef, addr: SocketAddr) -> bool {
+    endpoints::find(cluster, port, addr).is_some()
 }
 
 /// Whether the Service is the cluster's own API server, whose last endpoints are kept when it has
@@ -161,7 +145,9 @@ pub fn is_connectable(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Change, Endpoint, Protocol, Service, Slice, SlicePort};
+    use crate::model::{
+        Change, Conditions, Endpoint, Protocol, Service, ServicePort, Slice, SlicePort,
+    };
 
     const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
     const UNREADY: Conditions = Conditions { ready: false, serving: false, terminating: false };
@@ -173,16 +159,13 @@ mod tests {
     }
 
     fn port(name: &str, number: u16) -> ServicePort {
-        ServicePort { name: name.into(), protocol: Protocol::Tcp, number }
+        ServicePort::new(name, Protocol::Tcp, number)
     }
 
     fn slice(port: &str, number: u16, endpoints: &[(&str, Conditions)]) -> Slice {
         let endpoints = endpoints
             .iter()
-            .map(|(addr, conditions)| Endpoint {
-                addr: addr.parse().unwrap(),
-                conditions: *conditions,
-            })
+            .map(|(addr, conditions)| Endpoint::new(addr.parse().unwrap(), *conditions))
             .collect();
         let ports = vec![SlicePort { name: port.into(), protocol: Protocol::Tcp, number }];
         Slice { service: name(), ports, endpoints }
@@ -191,7 +174,7 @@ mod tests {
     fn cluster(ips: &[&str], ports: Vec<ServicePort>, slices: Vec<Slice>) -> Cluster {
         let mut cluster = Cluster::default();
         let cluster_ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
-        let service = Service { created: 0, cluster_ips, ports };
+        let service = Service { cluster_ips, ports, ..Service::default() };
         cluster.apply(Change::Service(name(), Some(service)));
         for (i, slice) in slices.into_iter().enumerate() {
             let slice_name = ObjectRef::new("default", format!("web-{i}"));

@@ -221,16 +221,20 @@ fn run_plain(case: &Case) -> Result<Case, String> {
         let mut listing = steps.next().unwrap();
         *wrong = problems(&listing);
         listing.problems.clear();
-        let (services, slices) = (listing.services.clone(), listing.slices.clone());
+        let known = listing.clone();
         listing.changes().into_iter().for_each(|change| pipeline.change(change));
         let report = pipeline.sync();
         let snapshot = pipeline.store().snapshot();
         *maps = state(&snapshot, &report);
 
         let mut fresh = Pipeline::new(Memory::from(&snapshot), &snapshot);
-        fresh.change(Change::ListedServices(services));
+        let mut changes = known.changes().into_iter();
+        let last = changes.next_back();
+        for change in changes {
+            fresh.change(change);
+        }
         assert_eq!(fresh.sync().ops, 0, "half of what is known is nothing");
-        fresh.change(Change::ListedSlices(slices));
+        fresh.change(last.unwrap());
         let mut ops = String::new();
         fresh.sync_with(&mut |op| ops += &format!("  {op}\n"));
         if !ops.is_empty() {
@@ -277,7 +281,7 @@ fn run_shuffled(case: &Case, seed: u64) -> Result<(), String> {
     let mut random = Random(seed);
     let mut pipeline = Pipeline::new(case.maps(), &case.maps().snapshot());
     let mut reference = Reference::new(case);
-    let (mut services, mut slices) = (BTreeMap::new(), BTreeMap::new());
+    let (mut services, mut slices, mut nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for change in Listing::default().changes() {
         pipeline.change(change);
     }
@@ -289,7 +293,11 @@ fn run_shuffled(case: &Case, seed: u64) -> Result<(), String> {
         for name in listing.slices.keys().chain(slices.keys()) {
             changes.push(Change::Slice(name.clone(), listing.slices.get(name).cloned()));
         }
-        (services, slices) = (listing.services.clone(), listing.slices.clone());
+        for name in listing.nodes.keys().chain(nodes.keys()) {
+            changes.push(Change::Node(name.name.clone(), listing.nodes.get(name).cloned()));
+        }
+        (services, slices, nodes) =
+            (listing.services.clone(), listing.slices.clone(), listing.nodes.clone());
         random.shuffle(&mut changes);
         for change in changes {
             pipeline.change(change);
@@ -329,7 +337,7 @@ impl Reference {
         }
     }
 
-    fn step(&mut self, listing: Listing) -> [Change; 2] {
+    fn step(&mut self, listing: Listing) -> [Change; 3] {
         let changes = listing.changes();
         for change in changes.clone() {
             self.plain.change(change);

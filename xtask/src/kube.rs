@@ -6,6 +6,7 @@
 //! does not build the present ones again.
 
 mod go;
+mod oracle;
 
 use std::{
     env, fs,
@@ -15,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+pub(crate) use self::oracle::oracle;
 use crate::{
     exec::{ask, exec},
     root::as_root,

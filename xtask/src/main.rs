@@ -6,6 +6,7 @@ mod cargo;
 mod demo;
 mod exec;
 mod kube;
+mod oracle;
 mod pins;
 mod root;
 mod run;
@@ -27,6 +28,7 @@ enum Task {
     Demo(demo::Args),
     Bench(bench::Args),
     Kube(kube::Args),
+    Oracle(oracle::Args),
     Test(test::Args),
 }
 
@@ -45,6 +47,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
         Task::Kube(args) => kube::run(args),
+        Task::Oracle(args) => oracle::run(args),
         Task::Test(args) => Ok(test::run(args)),
     }
 }

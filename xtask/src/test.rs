@@ -67,6 +67,7 @@ impl Layer {
         match self.work {
             Work::Checks(checks) => Ok(check_all(checks)),
             Work::Unclaimed => unclaimed(arguments),
+            Work::User { target, with } => user(target, with, arguments),
             Work::Root { target, with } => root(target, with, arguments),
             Work::Task(task) => self::task(task),
         }
@@ -110,25 +111,42 @@ fn unclaimed(arguments: &[OsString]) -> Result<Tally> {
     Ok(sum)
 }
 
+fn user(target: &str, with: Option<Made>, arguments: &[OsString]) -> Result<Tally> {
+    let mut test = test(&integration(target)?);
+    give(&mut test, with)?;
+    count(test.args(arguments))
+}
+
 fn root(target: &str, with: Option<Made>, arguments: &[OsString]) -> Result<Tally> {
-    let mut build = cargo();
-    build.args(["test", "--package", "lb-agent", "--test", target, "--no-run"]);
-    let programs = executables(&mut build)?;
-    let program = programs.iter().find(|program| program.is_test && program.name == target);
-    let program = program.with_context(|| format!("cargo built no test {target}"))?;
+    let program = integration(target)?;
     if skips_root() {
-        let list = ask(test(program).args(["--list", "--format", "terse"]).args(arguments));
+        let list = ask(test(&program).args(["--list", "--format", "terse"]).args(arguments));
         let tally = Tally::skipping(&list.context("the test program does not list its tests")?);
         println!("skipped: {} tests need root, and SOCKLB_SKIP_ROOT=1", tally.skipped);
         return Ok(tally);
     }
     require_root().context(NEEDS_ROOT)?;
-    let mut test = test(program);
+    let mut test = test(&program);
     test.arg("--test-threads=1").args(arguments);
+    give(&mut test, with)?;
+    count(&mut as_root(test))
+}
+
+/// Builds an integration test of lb-agent.
+fn integration(target: &str) -> Result<Executable> {
+    let mut build = cargo();
+    build.args(["test", "--package", "lb-agent", "--test", target, "--no-run"]);
+    let mut programs = executables(&mut build)?.into_iter();
+    let program = programs.find(|program| program.is_test && program.name == target);
+    program.with_context(|| format!("cargo built no test {target}"))
+}
+
+/// Gives a test what it is to find in its environment.
+fn give(test: &mut Command, with: Option<Made>) -> Result<()> {
     if let Some((variable, make)) = with {
         test.env(variable, env::var_os(variable).map_or_else(make, |path| Ok(path.into()))?);
     }
-    count(&mut as_root(test))
+    Ok(())
 }
 
 fn task(task: &str) -> Result<Tally> {

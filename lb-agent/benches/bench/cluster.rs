@@ -124,7 +124,7 @@ impl Shape {
 
 impl Cluster {
     /// What a source says of these objects after a list.
-    pub(crate) fn listed(&self) -> [Change; 2] {
+    pub(crate) fn listed(&self) -> [Change; 3] {
         let services = self.services.iter().filter_map(|object| {
             Some((object_ref(&object.metadata), translate::service(object).0?))
         });
@@ -132,7 +132,11 @@ impl Cluster {
             .slices
             .iter()
             .filter_map(|object| Some((object_ref(&object.metadata), translate::slice(object).0?)));
-        [Change::ListedServices(services.collect()), Change::ListedSlices(slices.collect())]
+        [
+            Change::ListedNodes([].into()),
+            Change::ListedServices(services.collect()),
+            Change::ListedSlices(slices.collect()),
+        ]
     }
 }
 

@@ -124,7 +124,11 @@ fn once(
         let ops = deliver(&mut pipeline, cluster.listed())?;
         Ok((ops, (datapath, pipeline)))
     })?;
-    let nothing = [Change::ListedServices([].into()), Change::ListedSlices([].into())];
+    let nothing = [
+        Change::ListedNodes([].into()),
+        Change::ListedServices([].into()),
+        Change::ListedSlices([].into()),
+    ];
     figures.time(TEARDOWN, || deliver(&mut pipeline, nothing))?;
     ensure!(pipeline.store().snapshot()?.services.is_empty(), "something is left");
     Ok(())

@@ -1,4 +1,4 @@
-//! Services and EndpointSlices from the API server: list, watch, and list again after a gap.
+//! Services, EndpointSlices and Nodes from the API server: list, watch, and list again after a gap.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, pin_mut};
-use k8s_openapi::api::{core::v1::Service as KubeService, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node as KubeNode, Service as KubeService},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client, Config, Resource,
     config::{KubeConfigOptions, Kubeconfig},
@@ -21,8 +24,8 @@ use serde::de::DeserializeOwned;
 use super::{Changes, Problem, Problems, translate};
 use crate::model::{Change, ObjectRef};
 
-/// Objects per page of a list: what is held decoded at one time.
-const PAGE: u32 = 500;
+/// The label that names a Service's proxy (A1).
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long the API server may be silent in the middle of an answer. On a watch it sends a bookmark
@@ -70,20 +73,26 @@ impl Access {
     }
 }
 
-/// Follows both kinds until the receiver is gone.
-pub async fn run(client: Client, changes: Changes) {
+/// Follows all three kinds until the receiver is gone. With `proxy_name`, only Services that ask for
+/// the proxy of that name.
+pub async fn run(client: Client, proxy_name: Option<&str>, changes: Changes) {
+    // What the API server can leave out by itself; `translate` leaves out the rest (A1, A2, A4).
+    let ours = match proxy_name {
+        Some(name) => format!("{PROXY_NAME}={name}"),
+        None => format!("!{PROXY_NAME}"),
+    };
     let services = follow::<KubeService>(
         client.clone(),
-        // What the API server can leave out by itself; `translate` leaves out the rest (A1, A4).
-        watcher::Config::default().labels("!service.kubernetes.io/service-proxy-name"),
+        watcher::Config::default().labels(&ours),
         changes.clone(),
     );
     let slices = follow::<EndpointSlice>(
-        client,
+        client.clone(),
         watcher::Config::default().labels("!service.kubernetes.io/headless"),
-        changes,
+        changes.clone(),
     );
-    tokio::join!(services, slices);
+    let nodes = follow::<KubeNode>(client, watcher::Config::default(), changes);
+    tokio::join!(services, slices, nodes);
 }
 
 /// A kind of object that becomes a part of the model.
@@ -92,9 +101,14 @@ trait Kind: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send
     type Model: Send;
     /// How logs call it.
     const NAME: &'static str;
+    /// Objects per page of a list: what is held decoded at one time.
+    const PAGE: u32 = 500;
     fn translate(&self) -> translate::Translated<Self::Model>;
     fn change(name: ObjectRef, model: Option<Self::Model>) -> Change;
     fn listed(all: BTreeMap<ObjectRef, Self::Model>) -> Change;
+    fn label(name: &ObjectRef) -> String {
+        format!("{} {name}", Self::NAME)
+    }
 }
 
 impl Kind for KubeService {
@@ -131,10 +145,33 @@ impl Kind for EndpointSlice {
     }
 }
 
+impl Kind for KubeNode {
+    type Model = crate::model::Node;
+    const NAME: &'static str = "Node";
+    /// A Node has some 20 kB, most of it names of images.
+    const PAGE: u32 = 100;
+
+    fn translate(&self) -> translate::Translated<Self::Model> {
+        translate::node(self)
+    }
+
+    fn change(name: ObjectRef, model: Option<Self::Model>) -> Change {
+        Change::Node(name.name, model)
+    }
+
+    fn listed(all: BTreeMap<ObjectRef, Self::Model>) -> Change {
+        Change::ListedNodes(all.into_iter().map(|(name, node)| (name.name, node)).collect())
+    }
+
+    fn label(name: &ObjectRef) -> String {
+        format!("{} {}", Self::NAME, name.name)
+    }
+}
+
 async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Changes) {
     // One object that does not decode must not stop the watch of all others.
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let events = watcher(api, config.page_size(PAGE)).default_backoff();
+    let events = watcher(api, config.page_size(K::PAGE)).default_backoff();
     pin_mut!(events);
     let mut problems = Problems::default();
     let mut listing = BTreeMap::new();
@@ -164,8 +201,8 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
                     }
                     watcher::Event::InitApply(object) => {
                         let (name, model) = read(object, &mut problems);
-                        if problems.has(&label::<K>(&name)) {
-                            troubled.insert(label::<K>(&name));
+                        if problems.has(&K::label(&name)) {
+                            troubled.insert(K::label(&name));
                         }
                         if let Some(model) = model {
                             listing.insert(name, model);
@@ -184,7 +221,7 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
                     }
                     watcher::Event::Delete(object) => {
                         let name = translate::object_ref(meta(&object));
-                        problems.forget(&label::<K>(&name));
+                        problems.forget(&K::label(&name));
                         K::change(name, None)
                     }
                 }
@@ -202,10 +239,6 @@ fn meta<K: Kind>(
     object.meta()
 }
 
-fn label<K: Kind>(name: &ObjectRef) -> String {
-    format!("{} {name}", K::NAME)
-}
-
 fn read<K: Kind>(
     object: DeserializeGuard<K>,
     problems: &mut Problems,
@@ -218,7 +251,7 @@ fn read<K: Kind>(
             (None, vec![Problem::new("object", invalid.error, remedy)])
         }
     };
-    problems.set(&label::<K>(&name), found);
+    problems.set(&K::label(&name), found);
     (name, model)
 }
 
@@ -246,7 +279,9 @@ fn is_gap(error: &watcher::Error) -> bool {
 fn remedy(error: &watcher::Error) -> &'static str {
     match status(error) {
         Some(401) => "the API server does not know us: check the kubeconfig's user or the token",
-        Some(403) => "grant list and watch on services and endpointslices.discovery.k8s.io",
+        Some(403) => {
+            "grant get, list and watch on services, nodes and endpointslices.discovery.k8s.io"
+        }
         _ => "check the server's address, its certificate and the way to it; trying again",
     }
 }

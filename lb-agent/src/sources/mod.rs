@@ -1,13 +1,16 @@
-//! Where Services and EndpointSlices come from: the API server, or a directory of files.
+//! Where Services, EndpointSlices and Nodes come from: the API server, or a directory of files. What
+//! addresses this machine has, [`local`] says.
 //!
 //! Both sources read the same Kubernetes objects and turn them into [`Change`]s by the same rules
 //! ([`translate`]); nothing behind them knows a Kubernetes type.
 //!
 //! A source first says the whole of each list ([`Change::ListedServices`],
-//! [`Change::ListedSlices`]), and says it again whenever it may have missed something.
+//! [`Change::ListedSlices`], [`Change::ListedNodes`]), and says it again whenever it may have missed
+//! something.
 
 pub mod dir;
 pub mod kubernetes;
+pub mod local;
 mod problems;
 pub mod translate;
 

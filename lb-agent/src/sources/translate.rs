@@ -2,21 +2,29 @@
 //!
 //! What cannot be used becomes a [`Problem`] and is left out; the rest of the object counts.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+mod external;
+mod node;
+
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, sync::Arc};
 
 use k8s_openapi::{
     api::{
-        core::v1::{Service as KubeService, ServicePort as KubePort},
+        core::v1::{Service as KubeService, ServicePort as KubePort, ServiceSpec},
         discovery::v1::{
-            Endpoint as KubeEndpoint, EndpointConditions, EndpointPort, EndpointSlice,
+            Endpoint as KubeEndpoint, EndpointConditions, EndpointHints, EndpointPort,
+            EndpointSlice,
         },
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
+pub use self::node::{LARGEST_NODE_NAME, node};
 use super::Problem;
 use crate::{
-    model::{Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort},
+    model::{
+        Conditions, Endpoint, Hints, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
+        parse_ip, shared,
+    },
     policy::is_connectable,
 };
 
@@ -61,8 +69,13 @@ fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.labels.as_ref()?.get(key).map(String::as_str)
 }
 
-/// A Service; none if it asks for no load balancing here: headless, ExternalName, another proxy's
-/// (A1, A4).
+/// The proxy that is to serve the Service; none: the one that was given no name (A1).
+pub fn proxy_name(object: &KubeService) -> Option<&str> {
+    label(&object.metadata, PROXY_NAME)
+}
+
+/// A Service, whichever proxy is to serve it; none if it asks for no load balancing: headless or
+/// ExternalName (A4).
 pub fn service(object: &KubeService) -> Translated<Service> {
     let name = object_ref(&object.metadata);
     if let Err(problem) = check_name(&name, LONGEST_NAME) {
@@ -70,14 +83,21 @@ pub fn service(object: &KubeService) -> Translated<Service> {
     }
     let Some(spec) = &object.spec else { return (None, vec![]) };
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
-    if label(&object.metadata, PROXY_NAME).is_some()
-        || matches!(cluster_ip, "" | "None")
-        || spec.type_.as_deref() == Some("ExternalName")
-    {
+    if matches!(cluster_ip, "" | "None") || spec.type_.as_deref() == Some("ExternalName") {
         return (None, vec![]);
     }
 
     let mut problems = Vec::new();
+    let cluster_ips = cluster_ips(spec, cluster_ip, &mut problems);
+    let ports = service_ports(spec, &mut problems);
+    let created = object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+    let mut service = Service { created, cluster_ips, ports, ..Service::default() };
+    external::add(object, spec, &mut service, &mut problems);
+    (Some(service), problems)
+}
+
+/// The cluster IPs, one of a family.
+fn cluster_ips(spec: &ServiceSpec, cluster_ip: &str, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
     let mut cluster_ips: Vec<IpAddr> = Vec::with_capacity(2);
     // `clusterIPs` repeats `clusterIP` as its first element, wherever it is filled in.
     let listed = spec.cluster_ips.as_deref().unwrap_or_default();
@@ -93,18 +113,41 @@ pub fn service(object: &KubeService) -> Translated<Service> {
                 let what = format!("{text} is a second address of its family");
                 problems.push(Problem::new(field, what, "it is not served: give one of each"));
             }
-            Ok(ip) => cluster_ips.push(ip),
+            Ok(ip) if is_family_of(spec, ip) => cluster_ips.push(ip),
+            Ok(_) => {}
             Err(what) => {
                 problems.push(Problem::new(field, what, "it is not served: correct the address"));
             }
         }
     }
 
+    cluster_ips
+}
+
+/// Whether the Service has the family; one that does not say has those of its addresses (A5).
+fn is_family_of(spec: &ServiceSpec, ip: IpAddr) -> bool {
+    let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let families = spec.ip_families.as_deref().unwrap_or_default();
+    families.is_empty() || families.iter().any(|name| name == family)
+}
+
+/// The ports, none of them twice.
+fn service_ports(spec: &ServiceSpec, problems: &mut Vec<Problem>) -> Vec<ServicePort> {
     let mut ports = Vec::with_capacity(spec.ports.as_ref().map_or(0, Vec::len));
     let mut seen = BTreeSet::new();
+    let mut node_ports = BTreeSet::new();
     for (i, port) in spec.ports.iter().flatten().enumerate() {
         match service_port(port) {
-            Ok(Some(port)) => {
+            Ok(Some(mut port)) => {
+                if let Some(number) = port.node_port
+                    && !node_ports.insert((port.protocol, number))
+                {
+                    let what = format!("{number}/{} is there twice", port.protocol);
+                    let remedy = "the first one is served: remove or renumber the other";
+                    let field = format!("spec.ports[{i}].nodePort");
+                    problems.push(Problem::new(field, what, remedy));
+                    port.node_port = None;
+                }
                 if seen.insert((port.protocol, port.number)) {
                     ports.push(port);
                 } else {
@@ -118,9 +161,7 @@ pub fn service(object: &KubeService) -> Translated<Service> {
                 .push(Problem { field: format!("spec.ports[{i}].{}", problem.field), ..problem }),
         }
     }
-
-    let created = object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
-    (Some(Service { created, cluster_ips, ports }), problems)
+    ports
 }
 
 /// A port; none if its protocol is SCTP, which no socket hook sees.
@@ -130,7 +171,19 @@ fn service_port(port: &KubePort) -> Result<Option<ServicePort>, Problem> {
     let number = number(port.port).map_err(|what| {
         Problem::new("port", what, "the port is not served: use a number from 1 to 65535")
     })?;
-    Ok(Some(ServicePort { name: short(name)?, protocol, number }))
+    let node_port = port.node_port.filter(|number| *number != 0).map(|number| {
+        let number = u16::try_from(number).ok().and_then(NonZeroU16::new);
+        number.ok_or_else(|| {
+            let what = format!("{} is no port number", port.node_port.unwrap_or_default());
+            Problem::new("nodePort", what, "the port is not served: use a number from 1 to 65535")
+        })
+    });
+    Ok(Some(ServicePort {
+        name: short(name)?,
+        protocol,
+        number,
+        node_port: node_port.transpose()?,
+    }))
 }
 
 fn short(name: &str) -> Result<Arc<str>, Problem> {
@@ -166,29 +219,11 @@ fn number(number: i32) -> Result<u16, String> {
 /// spaces around it do not matter. An IPv4-mapped address is an IPv4 one.
 pub fn address(text: &str) -> Result<IpAddr, String> {
     let text = text.trim();
-    let ip = text.parse::<IpAddr>().ok().or_else(|| sloppy_v4(text));
-    match ip.map(|ip| ip.to_canonical()) {
+    match parse_ip(text).map(|ip| ip.to_canonical()) {
         None => Err(format!("{text:?} is no IP address")),
         Some(ip) if !is_connectable(ip) => Err(format!("{ip} cannot be connected to")),
         Some(ip) => Ok(ip),
     }
-}
-
-fn sloppy_v4(text: &str) -> Option<IpAddr> {
-    let mut octets = [0; 4];
-    let mut parts = text.split('.');
-    for octet in &mut octets {
-        let part = parts.next()?;
-        if part.is_empty() || !part.bytes().all(|b| b.is_ascii_digit()) {
-            return None;
-        }
-        *octet = part
-            .trim_start_matches('0')
-            .parse()
-            .or(if part.bytes().all(|b| b == b'0') { Ok(0) } else { Err(()) })
-            .ok()?;
-    }
-    parts.next().is_none().then(|| octets.into())
 }
 
 /// An EndpointSlice; none if it serves no Service (A2, B1, B2).
@@ -228,8 +263,9 @@ pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
         }
     }
     let mut endpoints = Vec::with_capacity(object.endpoints.as_ref().map_or(0, Vec::len));
+    let mut known = Vec::new();
     for (i, endpoint) in object.endpoints.iter().flatten().enumerate() {
-        match self::endpoint(endpoint, ipv4) {
+        match self::endpoint(endpoint, ipv4, &mut known) {
             Ok(endpoint) => endpoints.extend(endpoint),
             Err(what) => problems.push(Problem::new(
                 format!("endpoints[{i}].addresses[0]"),
@@ -258,7 +294,12 @@ fn slice_port(port: &EndpointPort) -> Result<Option<SlicePort>, Problem> {
 }
 
 /// An endpoint: its first address, as the API says of all of them that they are the same pod (B3).
-fn endpoint(endpoint: &KubeEndpoint, ipv4: bool) -> Result<Option<Endpoint>, String> {
+/// `known` are the hints of the others, which mostly are the same.
+fn endpoint(
+    endpoint: &KubeEndpoint,
+    ipv4: bool,
+    known: &mut Vec<Arc<Hints>>,
+) -> Result<Option<Endpoint>, String> {
     let Some(text) = endpoint.addresses.first() else { return Ok(None) };
     let addr = address(text)?;
     if addr.is_ipv4() != ipv4 {
@@ -272,7 +313,28 @@ fn endpoint(endpoint: &KubeEndpoint, ipv4: bool) -> Result<Option<Endpoint>, Str
         serving: serving.unwrap_or(true),
         terminating: terminating.unwrap_or(false),
     };
-    Ok(Some(Endpoint { addr, conditions }))
+    let node = endpoint.node_name.as_deref().filter(|name| !name.is_empty()).map(shared);
+    let hints = endpoint.hints.as_ref().and_then(|hints| self::hints(hints, known));
+    Ok(Some(Endpoint { addr, conditions, node, hints }))
+}
+
+/// Hints for zones and nodes (B12).
+fn hints(hints: &EndpointHints, known: &mut Vec<Arc<Hints>>) -> Option<Arc<Hints>> {
+    let zones = hints.for_zones.iter().flatten().map(|zone| shared(&zone.name)).collect();
+    let nodes = hints.for_nodes.iter().flatten().map(|node| shared(&node.name)).collect();
+    let hints = Hints { zones, nodes };
+    if hints == Hints::default() {
+        return None;
+    }
+    if let Some(same) = known.iter().find(|known| ***known == hints) {
+        return Some(same.clone());
+    }
+    let hints = Arc::new(hints);
+    // Hints for nodes differ from endpoint to endpoint: no use looking for the same ones for long.
+    if known.len() < 16 {
+        known.push(hints.clone());
+    }
+    Some(hints)
 }
 
 #[cfg(test)]

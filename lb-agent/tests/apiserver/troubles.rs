@@ -30,7 +30,9 @@ pub(crate) fn nothing_is_written_while_half_is_unknown(world: &mut World, ns: &s
     let before = node.services().expect("services");
     agent.stop(Signal::SIGTERM);
 
-    // It may read Services, and these have changed; what endpoints they have it may not.
+    // It may read Services and Nodes, and they have changed; what endpoints they have it may not.
+    cluster.apply(&reader("nodes", "", "nodes"));
+    cluster.apply(&grant("nodes", GUEST));
     cluster.apply(&reader("services", "", "services"));
     cluster.apply(&grant("services", GUEST));
     cluster.apply(&slice(ns, "web-1", "web", &pods(8, 2, 3), 8080));

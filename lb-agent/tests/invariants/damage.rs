@@ -82,6 +82,7 @@ pub(super) fn repair(snapshot: &Snapshot, edits: &[Edit], later: &[Edit]) {
             world.edit(edit.clone());
         }
     }
+    world.pipeline.change(Change::ListedNodes([].into()));
     world.pipeline.change(Change::ListedServices(world.truth.services.clone()));
     world.pipeline.change(Change::ListedSlices(world.truth.slices.clone()));
     for _ in 0..4 {

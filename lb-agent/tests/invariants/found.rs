@@ -16,8 +16,8 @@ use super::{
 };
 
 fn web(created: i64, ip: IpAddr, number: u16) -> Service {
-    let port = ServicePort { name: "http".into(), protocol: Protocol::Tcp, number };
-    Service { created, cluster_ips: vec![ip], ports: vec![port] }
+    let port = ServicePort::new("http", Protocol::Tcp, number);
+    Service { created, cluster_ips: vec![ip], ports: vec![port], ..Service::default() }
 }
 
 fn of(name: &str, service: impl Into<Option<Service>>) -> Edit {

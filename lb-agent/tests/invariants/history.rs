@@ -81,16 +81,20 @@ prop_compose! {
         let ports = ports
             .into_iter()
             .filter(|(_, protocol, number)| seen.insert((*protocol, *number)))
-            .map(|(name, protocol, number)| ServicePort { name: name.into(), protocol, number })
+            .map(|(name, protocol, number)| ServicePort::new(name, protocol, number))
             .collect();
-        Service { created, cluster_ips: v4.into_iter().chain(v6).collect(), ports }
+        Service {
+            created,
+            cluster_ips: v4.into_iter().chain(v6).collect(),
+            ports,
+            ..Service::default()
+        }
     }
 }
 
 fn endpoint() -> impl Strategy<Value = Endpoint> {
     let addrs = vec!["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "fd01::1", "fd01::2"];
-    (one_of(addrs), conditions())
-        .prop_map(|(addr, conditions)| Endpoint { addr: ip(addr), conditions })
+    (one_of(addrs), conditions()).prop_map(|(addr, conditions)| Endpoint::new(ip(addr), conditions))
 }
 
 fn conditions() -> impl Strategy<Value = Conditions> {

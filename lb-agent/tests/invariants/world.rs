@@ -130,6 +130,7 @@ impl World {
     /// Both lists, one after the other; nothing may happen in between.
     fn list(&mut self, early: Option<Edit>, order: bool) {
         self.pipeline.store_mut().open = false;
+        self.pipeline.change(Change::ListedNodes([].into()));
         self.pipeline.sync();
         if let Some(edit) = early {
             self.edit(edit);
@@ -257,12 +258,13 @@ pub(super) fn small() -> Truth {
     let service = Service {
         created: 1,
         cluster_ips: vec![ip("10.96.0.9")],
-        ports: vec![ServicePort { name: port.clone(), protocol, number: 80 }],
+        ports: vec![ServicePort::new(port.clone(), protocol, 80)],
+        ..Service::default()
     };
     let slice = Slice {
         service: name.clone(),
         ports: vec![SlicePort { name: port, protocol, number: 8080 }],
-        endpoints: vec![Endpoint { addr: ip("10.1.0.9"), conditions: ready }],
+        endpoints: vec![Endpoint::new(ip("10.1.0.9"), ready)],
     };
     Truth {
         services: [(name.clone(), service)].into(),

@@ -58,6 +58,7 @@ fn seventy_thousand_services() {
             datapath.attach(world.cgroup()).unwrap();
             let snapshot = maps.snapshot().unwrap();
             let mut pipeline = Pipeline::new(maps, &snapshot);
+            pipeline.change(Change::ListedNodes([].into()));
             pipeline.change(Change::ListedServices(services.clone()));
             pipeline.change(Change::ListedSlices(slices.clone()));
             pipeline

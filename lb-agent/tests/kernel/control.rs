@@ -34,6 +34,7 @@ impl Control {
         datapath.attach(world.cgroup()).unwrap();
         let snapshot = maps.snapshot().unwrap();
         let mut pipeline = Pipeline::new(maps, &snapshot);
+        pipeline.change(Change::ListedNodes([].into()));
         pipeline.change(Change::ListedServices([].into()));
         pipeline.change(Change::ListedSlices([].into()));
         assert!(pipeline.sync().failed.is_empty());
@@ -76,9 +77,9 @@ pub(crate) fn object(name: &str) -> ObjectRef {
 const PORTS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 
 pub(crate) fn service(ips: &[&str], number: u16) -> Service {
-    let ports =
-        PORTS.map(|(name, protocol)| ServicePort { name: name.into(), protocol, number }).to_vec();
-    Service { created: 0, cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(), ports }
+    let ports = PORTS.map(|(name, protocol)| ServicePort::new(name, protocol, number)).to_vec();
+    let cluster_ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    Service { cluster_ips, ports, ..Service::default() }
 }
 
 pub(crate) fn slice(service: &str, backends: &[IpAddr]) -> Slice {
@@ -88,7 +89,7 @@ pub(crate) fn slice(service: &str, backends: &[IpAddr]) -> Slice {
         ports: PORTS
             .map(|(name, protocol)| SlicePort { name: name.into(), protocol, number: PORT })
             .to_vec(),
-        endpoints: backends.iter().map(|addr| Endpoint { addr: *addr, conditions }).collect(),
+        endpoints: backends.iter().map(|addr| Endpoint::new(*addr, conditions)).collect(),
     }
 }
 

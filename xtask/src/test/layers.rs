@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::lint::{self, Check};
 use crate::{
-    kube,
+    kube, oracle,
     setup::Scope::{self, Agent, Lint, Network, Programs},
 };
 
@@ -24,6 +24,8 @@ pub(super) enum Work {
     Checks(&'static [Check]),
     /// Every test of the workspace, documentation included, that no other row names; without root.
     Unclaimed,
+    /// The integration test `lb-agent/tests/NAME.rs`, without root.
+    User { target: &'static str, with: Option<Made> },
     /// The integration test `lb-agent/tests/NAME.rs`, as root, one test at a time: what they touch
     /// (cgroups, namespaces, the BPF file system) they share with the machine.
     Root { target: &'static str, with: Option<Made> },
@@ -31,8 +33,8 @@ pub(super) enum Work {
     Task(&'static str),
 }
 
-/// What a test finds in its environment: the variable that names a directory, and what makes that
-/// directory, which may take a while, unless the caller has set the variable.
+/// What a test finds in its environment: the variable that names a file or a directory, and what
+/// makes that, which may take a while, unless the caller has set the variable.
 pub(super) type Made = (&'static str, fn() -> Result<PathBuf>);
 
 pub(super) const LAYERS: &[Layer] = &[
@@ -47,6 +49,12 @@ pub(super) const LAYERS: &[Layer] = &[
         purpose: "every stage alone and the control plane on YAML, without a kernel",
         needs: &[Agent, Programs],
         work: Work::Unclaimed,
+    },
+    Layer {
+        name: "oracle",
+        purpose: "socklb's decisions beside those of kube-proxy's own code, on random clusters",
+        needs: &[Agent, Programs],
+        work: Work::User { target: "oracle", with: Some((oracle::PROGRAM, kube::oracle)) },
     },
     Layer {
         name: "kernel",
@@ -70,7 +78,10 @@ pub(super) const LAYERS: &[Layer] = &[
 
 /// Is this integration test of lb-agent the business of a row of its own?
 pub(super) fn is_claimed(test: &str) -> bool {
-    LAYERS.iter().any(|layer| matches!(layer.work, Work::Root { target, .. } if target == test))
+    LAYERS.iter().any(|layer| match layer.work {
+        Work::User { target, .. } | Work::Root { target, .. } => target == test,
+        Work::Checks(_) | Work::Unclaimed | Work::Task(_) => false,
+    })
 }
 
 /// The layers in one paragraph each, for `--help`.
@@ -102,8 +113,9 @@ mod tests {
     }
 
     #[test]
-    fn a_root_test_is_not_run_without_root() {
+    fn a_test_with_a_row_is_not_run_with_all_others() {
         assert!(is_claimed("kernel"));
+        assert!(is_claimed("oracle"));
         assert!(!is_claimed("cases"));
     }
 }

@@ -13,13 +13,17 @@ use super::{
     parse::{Document, Format, parse},
 };
 use crate::{
-    model::{Change, ObjectRef, Service, Slice},
+    model::{Change, Node, ObjectRef, Service, Slice},
     sources::Problem,
 };
 
 /// The files, by name.
 #[derive(Debug, Default)]
-pub struct Files(BTreeMap<String, File>);
+pub struct Files {
+    files: BTreeMap<String, File>,
+    /// Only Services that ask for the proxy of this name; none: that ask for no other (A1).
+    proxy_name: Option<String>,
+}
 
 #[derive(Debug, Default)]
 struct File {
@@ -30,24 +34,36 @@ struct File {
 }
 
 /// What the files say together.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Listing {
     /// The Services that ask for load balancing.
     pub services: BTreeMap<ObjectRef, Service>,
     /// The EndpointSlices that belong to a Service.
     pub slices: BTreeMap<ObjectRef, Slice>,
+    /// The Nodes.
+    pub nodes: BTreeMap<ObjectRef, Node>,
     /// What is wrong, by object (`Service default/web (web.yaml, document 2)`) or file.
     pub problems: BTreeMap<String, Vec<Problem>>,
 }
 
 impl Listing {
-    /// The two lists.
-    pub fn changes(self) -> [Change; 2] {
-        [Change::ListedServices(self.services), Change::ListedSlices(self.slices)]
+    /// The lists.
+    pub fn changes(self) -> [Change; 3] {
+        let nodes = self.nodes.into_iter().map(|(name, node)| (name.name, node));
+        [
+            Change::ListedNodes(nodes.collect()),
+            Change::ListedServices(self.services),
+            Change::ListedSlices(self.slices),
+        ]
     }
 }
 
 impl Files {
+    /// No files, of which only Services count that ask for the proxy of that name.
+    pub fn new(proxy_name: Option<String>) -> Self {
+        Self { proxy_name, ..Self::default() }
+    }
+
     /// A file has this content now.
     pub fn put(&mut self, name: &str, content: &[u8]) {
         let format = Format::of(name).unwrap_or(Format::Yaml);
@@ -60,9 +76,9 @@ impl Files {
             .and_then(|text| parse(text, format).map_err(|error| (error.place(), error.what)));
         match parsed {
             Ok(documents) => {
-                let before = self.0.get(name).and_then(|file| file.good.as_deref());
+                let before = self.files.get(name).and_then(|file| file.good.as_deref());
                 say_skipped(name, before.unwrap_or_default(), &documents);
-                self.0.insert(name.to_owned(), File { good: Some(documents), error: None });
+                self.files.insert(name.to_owned(), File { good: Some(documents), error: None });
             }
             Err((field, what)) => {
                 self.fail(name, field, what);
@@ -72,7 +88,7 @@ impl Files {
 
     /// A file is there, but cannot be read. True if that is news.
     pub fn fail(&mut self, name: &str, field: impl Into<String>, what: impl Into<String>) -> bool {
-        let file = self.0.entry(name.to_owned()).or_default();
+        let file = self.files.entry(name.to_owned()).or_default();
         let remedy = if file.good.is_some() {
             "its last good content stays in force: correct or remove the file"
         } else {
@@ -86,29 +102,29 @@ impl Files {
 
     /// A file is gone.
     pub fn remove(&mut self, name: &str) {
-        self.0.remove(name);
+        self.files.remove(name);
     }
 
     /// A file has another name now.
     pub fn rename(&mut self, from: &str, to: &str) {
-        if let Some(file) = self.0.remove(from) {
-            self.0.insert(to.to_owned(), file);
+        if let Some(file) = self.files.remove(from) {
+            self.files.insert(to.to_owned(), file);
         }
     }
 
     /// The files of which nothing is known, for they never could be read.
     pub fn unknown(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(|(_, file)| file.good.is_none()).map(|(name, _)| name.as_str())
+        self.files.iter().filter(|(_, file)| file.good.is_none()).map(|(name, _)| name.as_str())
     }
 
     /// How many files there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.files.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.files.is_empty()
     }
 
     /// What they say together.
@@ -116,19 +132,26 @@ impl Files {
         let mut listing = Listing::default();
         let mut services = Seen { kind: "Service", ..Seen::default() };
         let mut slices = Seen { kind: "EndpointSlice", ..Seen::default() };
-        for (name, file) in &self.0 {
+        let mut nodes = Seen { kind: "Node", ..Seen::default() };
+        for (name, file) in &self.files {
             if let Some(error) = &file.error {
                 listing.problems.insert(name.clone(), vec![error.clone()]);
             }
             for document in file.good.iter().flatten() {
                 let place = Place { file: name, document };
-                let Listing { services: by_name, slices: slices_by_name, problems } = &mut listing;
+                let problems = &mut listing.problems;
                 match &document.object {
-                    Object::Service(object) => services.put(object, place, by_name, problems),
-                    Object::EndpointSlice(object) => {
-                        slices.put(object, place, slices_by_name, problems);
+                    Object::Service(object, proxy) => {
+                        let ours = proxy.as_deref() == self.proxy_name.as_deref();
+                        services.put(object, ours, place, &mut listing.services, problems);
                     }
-                    Object::Node | Object::Other { .. } => {}
+                    Object::EndpointSlice(object) => {
+                        slices.put(object, true, place, &mut listing.slices, problems);
+                    }
+                    Object::Node(object) => {
+                        nodes.put(object, true, place, &mut listing.nodes, problems);
+                    }
+                    Object::Other { .. } => {}
                 }
             }
         }
@@ -137,16 +160,17 @@ impl Files {
 
     /// Whether a key of [`Listing::problems`] names something that is still there.
     pub fn has(&self, label: &str) -> bool {
-        self.0.iter().any(|(name, file)| {
+        self.files.iter().any(|(name, file)| {
             name == label
                 || file.good.iter().flatten().any(|document| {
                     let place = Place { file: name, document };
                     match &document.object {
-                        Object::Service(object) => place.label("Service", &object.name) == label,
+                        Object::Service(object, _) => place.label("Service", &object.name) == label,
                         Object::EndpointSlice(object) => {
                             place.label("EndpointSlice", &object.name) == label
                         }
-                        Object::Node | Object::Other { .. } => false,
+                        Object::Node(object) => place.label("Node", &object.name) == label,
+                        Object::Other { .. } => false,
                     }
                 })
         })
@@ -163,7 +187,7 @@ fn say_skipped(file: &str, before: &[Document], now: &[Document]) {
         documents.iter().filter_map(kind).collect()
     };
     for kind in kinds(now).difference(&kinds(before)) {
-        tracing::info!(file, kind, "skipped: only Services and EndpointSlices are read");
+        tracing::info!(file, kind, "skipped: only Services, EndpointSlices and Nodes are read");
     }
 }
 
@@ -186,7 +210,11 @@ impl fmt::Display for Place<'_> {
 
 impl Place<'_> {
     fn label(self, kind: &str, name: &ObjectRef) -> String {
-        format!("{kind} {name} ({self})")
+        match kind {
+            // It is in no namespace.
+            "Node" => format!("{kind} {} ({self})", name.name),
+            _ => format!("{kind} {name} ({self})"),
+        }
     }
 }
 
@@ -201,6 +229,7 @@ impl<'a> Seen<'a> {
     fn put<T: Clone>(
         &mut self,
         object: &'a Named<T>,
+        ours: bool,
         place: Place<'a>,
         by_name: &mut BTreeMap<ObjectRef, T>,
         problems: &mut BTreeMap<String, Vec<Problem>>,
@@ -216,6 +245,9 @@ impl<'a> Seen<'a> {
         // Objects without a name are all problems of their own.
         if !name.name.is_empty() {
             self.places.insert(name, place);
+        }
+        if !ours {
+            return;
         }
         if let Some(model) = &object.model {
             by_name.insert(name.clone(), model.clone());
@@ -248,6 +280,69 @@ mod tests {
     fn problems(files: &Files) -> Vec<String> {
         let all = files.listing().problems;
         all.iter().flat_map(|(of, all)| all.iter().map(move |p| format!("{of}: {p}"))).collect()
+    }
+
+    /// A1.
+    #[test]
+    fn each_proxy_has_its_own_services() {
+        let labelled = |name: &str, proxy: &str| {
+            service(name, "10.0.0.1").replace(
+                "}\nspec",
+                &format!(
+                    ", labels: {{service.kubernetes.io/service-proxy-name: '{proxy}'}}}}\nspec"
+                ),
+            )
+        };
+        let text = [
+            service("plain", "10.0.0.1"),
+            labelled("ours", "socklb"),
+            labelled("theirs", "other"),
+            labelled("nobodys", ""),
+        ];
+        for (proxy_name, wanted) in [(None, "plain"), (Some("socklb"), "ours")] {
+            let mut files = Files::new(proxy_name.map(ToOwned::to_owned));
+            files.put("a.yaml", text.concat().as_bytes());
+            assert_eq!(addresses(&files), [format!("default/{wanted} 10.0.0.1")]);
+            assert!(problems(&files).is_empty());
+        }
+    }
+
+    #[test]
+    fn nodes_are_listed_too() {
+        let mut files = Files::default();
+        let node = "{apiVersion: v1, kind: Node, metadata: {name: a, labels: {\
+                    topology.kubernetes.io/zone: z}}, spec: {taints: [{key: x, effect: NoSchedule}]}, \
+                    status: {addresses: [{type: ExternalIP, address: 198.51.100.1}, \
+                    {type: InternalIP, address: 192.000.2.1}, {type: InternalIP, address: x}]}}";
+        let leaving = node
+            .replace("name: a", "name: b")
+            .replace("key: x", "key: ToBeDeletedByClusterAutoscaler");
+        let deleted = "{apiVersion: v1, kind: Node, metadata: {name: c, deletionTimestamp: \
+                       2024-01-01T00:00:00Z, labels: {topology.kubernetes.io/zone: ''}}}";
+        files.put("a.yaml", [node, &leaving, deleted].join("\n---\n").as_bytes());
+        let [nodes, ..] = files.listing().changes();
+        let Change::ListedNodes(nodes) = nodes else { panic!("{nodes:?}") };
+        let line = |(name, node): (&std::sync::Arc<str>, &Node)| {
+            let zone = node.zone.as_deref().unwrap_or("-");
+            format!("{name} {zone} {:?} {}", node.addresses, node.leaving)
+        };
+        assert_eq!(
+            nodes.iter().map(line).collect::<Vec<_>>(),
+            [
+                "a z [192.0.2.1, 198.51.100.1] false",
+                "b z [192.0.2.1, 198.51.100.1] true",
+                "c - [] true"
+            ]
+        );
+        let problem =
+            "status.addresses[2].address: \"x\" is no IP address; it is ignored: correct it";
+        assert_eq!(
+            problems(&files),
+            [
+                format!("Node a (a.yaml, document 1): {problem}"),
+                format!("Node b (a.yaml, document 2): {problem}")
+            ]
+        );
     }
 
     #[test]

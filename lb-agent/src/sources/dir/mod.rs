@@ -1,4 +1,4 @@
-//! Services and EndpointSlices from a directory of YAML and JSON files.
+//! Services, EndpointSlices and Nodes from a directory of YAML and JSON files.
 //!
 //! Read are the files `*.yaml`, `*.yml` and `*.json` in the directory itself, hidden ones aside; links
 //! are followed, so a mounted ConfigMap will do. A change is taken up as soon as its writer is done.
@@ -42,11 +42,17 @@ const RESCAN_CHANGING: Duration = Duration::from_millis(250);
 /// the start.
 ///
 /// `in_force`: an earlier agent's maps are at work. Then nothing is said before each file was read
-/// once, since what an unreadable one says may be in them.
-pub async fn run(path: PathBuf, in_force: bool, changes: Changes) -> Result<()> {
-    let mut follower = tokio::task::spawn_blocking(move || Follower::start(path, in_force))
-        .await
-        .context("reading the directory did not end")??;
+/// once, since what an unreadable one says may be in them. With `proxy_name`, only Services count that
+/// ask for the proxy of that name.
+pub async fn run(
+    path: PathBuf,
+    in_force: bool,
+    proxy_name: Option<String>,
+    changes: Changes,
+) -> Result<()> {
+    let start = move || Follower::start(path, in_force, proxy_name);
+    let mut follower =
+        tokio::task::spawn_blocking(start).await.context("reading the directory did not end")??;
     let mut send = true;
     loop {
         if send {
@@ -85,11 +91,11 @@ struct Follower {
 }
 
 impl Follower {
-    fn start(path: PathBuf, in_force: bool) -> Result<Self> {
+    fn start(path: PathBuf, in_force: bool, proxy_name: Option<String>) -> Result<Self> {
         let remedy = "give --source dir:PATH a directory that is there and may be read";
         let watch = Watch::new(&path);
         let mut reader = Reader::new(path.clone());
-        let mut files = Files::default();
+        let mut files = Files::new(proxy_name);
         reader
             .read_all(&mut files)
             .with_context(|| format!("cannot read the directory {}: {remedy}", path.display()))?;
@@ -194,11 +200,13 @@ mod tests {
 
         fn start_with(path: &Path, in_force: bool) -> Self {
             let (sender, receiver) = mpsc::channel(BACKLOG);
-            Self { receiver, task: tokio::spawn(run(path.to_owned(), in_force, sender)) }
+            Self { receiver, task: tokio::spawn(run(path.to_owned(), in_force, None, sender)) }
         }
 
         /// The names of the next list of Services, with the list of slices behind it.
         async fn next(&mut self) -> Vec<String> {
+            let nodes = timeout(DEADLINE, self.receiver.recv()).await.unwrap();
+            assert!(matches!(nodes, Some(Change::ListedNodes(_))), "{nodes:?}");
             let services = timeout(DEADLINE, self.receiver.recv()).await.unwrap();
             let slices = timeout(DEADLINE, self.receiver.recv()).await.unwrap();
             assert!(matches!(slices, Some(Change::ListedSlices(_))), "{slices:?}");
@@ -335,7 +343,7 @@ mod tests {
         fs::write(&file, service("a")).unwrap();
         for path in [dir.path().join("missing"), file] {
             let (sender, _receiver) = mpsc::channel(1);
-            let error = format!("{:#}", run(path.clone(), true, sender).await.unwrap_err());
+            let error = format!("{:#}", run(path.clone(), true, None, sender).await.unwrap_err());
             assert!(error.contains(&path.display().to_string()), "{error}");
             assert!(error.contains("give --source dir:PATH"), "{error}");
         }

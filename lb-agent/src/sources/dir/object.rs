@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use k8s_openapi::api::{core::v1::Service as KubeService, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node as KubeNode, Service as KubeService},
+    discovery::v1::EndpointSlice,
+};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
@@ -10,7 +13,7 @@ use serde::{
 use serde_json::{Map, Value};
 
 use crate::{
-    model::{ObjectRef, Service, Slice},
+    model::{Node, ObjectRef, Service, Slice},
     sources::{
         Problem,
         translate::{self, Translated},
@@ -20,12 +23,12 @@ use crate::{
 /// An object, already in our words.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
-    /// A v1 Service.
-    Service(Named<Service>),
+    /// A v1 Service, and the proxy it asks for.
+    Service(Named<Service>, Option<Box<str>>),
     /// A discovery.k8s.io/v1 EndpointSlice.
     EndpointSlice(Named<Slice>),
-    /// A v1 Node. Nothing depends on it yet.
-    Node,
+    /// A v1 Node.
+    Node(Named<Node>),
     /// Something else.
     Other {
         /// `apps/v1 Deployment`.
@@ -185,14 +188,19 @@ fn object(fields: Map<String, Value>) -> Result<Object, Fault> {
         ("v1", "Service") => {
             let object: KubeService = typed(fields)?;
             let name = translate::object_ref(&object.metadata);
-            Ok(Object::Service(Named::new(name, translate::service(&object))))
+            let proxy = translate::proxy_name(&object).map(Into::into);
+            Ok(Object::Service(Named::new(name, translate::service(&object)), proxy))
         }
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             let object: EndpointSlice = typed(fields)?;
             let name = translate::object_ref(&object.metadata);
             Ok(Object::EndpointSlice(Named::new(name, translate::slice(&object))))
         }
-        ("v1", "Node") => Ok(Object::Node),
+        ("v1", "Node") => {
+            let object: KubeNode = typed(fields)?;
+            let name = translate::object_ref(&object.metadata);
+            Ok(Object::Node(Named::new(name, translate::node(&object))))
+        }
         (version, kind) => Ok(Object::Other { kind: format!("{version} {kind}") }),
     }
 }

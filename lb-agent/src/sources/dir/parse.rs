@@ -219,9 +219,9 @@ mod tests {
         let line = |Document { number, item, object }: Document| {
             let item = item.map_or_else(String::new, |item| format!("[{item}]"));
             let object = match object {
-                Object::Service(service) => format!("Service {}", service.name),
+                Object::Service(service, _) => format!("Service {}", service.name),
                 Object::EndpointSlice(slice) => format!("EndpointSlice {}", slice.name),
-                Object::Node => "Node".to_owned(),
+                Object::Node(_) => "Node".to_owned(),
                 Object::Other { kind } => kind,
             };
             format!("{number}{item} {object}")
@@ -291,7 +291,7 @@ mod tests {
         let created =
             SERVICE.replace("name: web", "name: web, creationTimestamp: 2024-01-01T00:00:00Z");
         let parsed = parse(&created, Format::Yaml).unwrap();
-        let Object::Service(service) = &parsed[0].object else { panic!("{parsed:?}") };
+        let Object::Service(service, _) = &parsed[0].object else { panic!("{parsed:?}") };
         assert_eq!(service.model.as_ref().unwrap().created, 1_704_067_200);
     }
 

@@ -1,0 +1,453 @@
+//! The index of all that the sources have said: which Services does a change touch?
+//!
+//! A change touches its own Service only, and nothing at all if it says what was known already. What
+//! this node is (its zone, its addresses) touches all of them; what another node is, those that lead
+//! to each node's own endpoints.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use super::{Change, Node, NodeAddr, ObjectRef, Service, Settings, Slice};
+
+/// All Services, EndpointSlices and Nodes, by name and by Service.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    settings: Settings,
+    services: BTreeMap<ObjectRef, Service>,
+    /// By Service, then by name of the slice: the order in which endpoints are united. One map, not
+    /// one for each Service, which would have room for eleven slices where there is one.
+    slices: BTreeMap<(ObjectRef, Arc<str>), Slice>,
+    /// The Service under which each slice stands in `slices`: its label may change.
+    filed: HashMap<ObjectRef, ObjectRef>,
+    nodes: BTreeMap<Arc<str>, Node>,
+    /// Of this node. Outlives its Node object (D11).
+    zone: Option<Arc<str>>,
+    local: BTreeSet<IpAddr>,
+    /// The Services whose frontends depend on the other nodes' addresses.
+    by_node: BTreeSet<ObjectRef>,
+    addresses_revision: u64,
+    listed: Listed,
+    without_nodes: bool,
+}
+
+/// The Services that depend on what changed about a node.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+enum Affected {
+    None,
+    /// Those that lead to each node's own endpoints.
+    ByNode,
+    All,
+}
+
+/// Which lists are known whole.
+#[derive(Debug, Default)]
+struct Listed {
+    services: bool,
+    slices: bool,
+    nodes: bool,
+}
+
+impl Cluster {
+    /// An empty cluster, seen from the node that the settings name.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    /// Takes a change in; returns the Services for which something is different now.
+    pub fn apply(&mut self, change: Change) -> BTreeSet<ObjectRef> {
+        let mut touched = BTreeSet::new();
+        match change {
+            Change::Service(name, service) => self.put_service(name, service, &mut touched),
+            Change::Slice(name, slice) => self.put_slice(name, slice, &mut touched),
+            Change::Node(name, node) => {
+                let affected = self.put_node(name, node);
+                self.touch(affected, &mut touched);
+            }
+            Change::ListedServices(mut listed) => {
+                for name in gone(self.services.keys(), &listed) {
+                    self.put_service(name, None, &mut touched);
+                }
+                while let Some((name, service)) = listed.pop_first() {
+                    self.put_service(name, Some(service), &mut touched);
+                }
+                self.listed.services = true;
+            }
+            Change::ListedSlices(mut listed) => {
+                for name in gone(self.filed.keys(), &listed) {
+                    self.put_slice(name, None, &mut touched);
+                }
+                while let Some((name, slice)) = listed.pop_first() {
+                    self.put_slice(name, Some(slice), &mut touched);
+                }
+                self.listed.slices = true;
+            }
+            Change::ListedNodes(mut listed) => {
+                let mut affected = Affected::None;
+                for name in gone(self.nodes.keys(), &listed) {
+                    affected = affected.max(self.put_node(name, None));
+                }
+                while let Some((name, node)) = listed.pop_first() {
+                    affected = affected.max(self.put_node(name, Some(node)));
+                }
+                self.touch(affected, &mut touched);
+                self.listed.nodes = true;
+            }
+            Change::LocalAddresses(addresses) => self.put_local(addresses, &mut touched),
+        }
+        touched
+    }
+
+    fn put_service(
+        &mut self,
+        name: ObjectRef,
+        service: Option<Service>,
+        touched: &mut BTreeSet<ObjectRef>,
+    ) {
+        if self.services.get(&name) == service.as_ref() {
+            return;
+        }
+        if service.as_ref().is_some_and(depends_on_nodes) {
+            self.by_node.insert(name.clone());
+        } else {
+            self.by_node.remove(&name);
+        }
+        match service {
+            Some(service) => self.services.insert(name.clone(), service),
+            None => self.services.remove(&name),
+        };
+        touched.insert(name);
+    }
+
+    fn put_slice(
+        &mut self,
+        name: ObjectRef,
+        slice: Option<Slice>,
+        touched: &mut BTreeSet<ObjectRef>,
+    ) {
+        let before = self.filed.get(&name).map(|service| (service.clone(), name.name.clone()));
+        let known = before.as_ref().and_then(|place| self.slices.get(place));
+        if known == slice.as_ref() {
+            return;
+        }
+        if let Some(place) = before {
+            self.slices.remove(&place);
+            self.filed.remove(&name);
+            touched.insert(place.0);
+        }
+        if let Some(slice) = slice {
+            let service = slice.service.clone();
+            self.filed.insert(name.clone(), service.clone());
+            self.slices.insert((service.clone(), name.name), slice);
+            touched.insert(service);
+        }
+    }
+
+    fn put_node(&mut self, name: Arc<str>, node: Option<Node>) -> Affected {
+        let before = self.nodes.get(&name);
+        if before == node.as_ref() {
+            return Affected::None;
+        }
+        let addresses = |node: Option<&Node>| node.map(|n| n.addresses.clone()).unwrap_or_default();
+        let moved = addresses(before) != addresses(node.as_ref());
+        if moved {
+            self.addresses_revision += 1;
+        }
+        let affected = if self.is_own_node(&name) {
+            // A Node that is deleted takes its zone along only when a new one says so (D11).
+            let zone = node.as_ref().map_or_else(|| self.zone.clone(), |node| node.zone.clone());
+            let all = moved || zone != self.zone;
+            self.zone = zone;
+            if all { Affected::All } else { Affected::None }
+        } else if moved {
+            Affected::ByNode
+        } else {
+            Affected::None
+        };
+        match node {
+            Some(node) => self.nodes.insert(name, node),
+            None => self.nodes.remove(&name),
+        };
+        affected
+    }
+
+    fn touch(&self, affected: Affected, touched: &mut BTreeSet<ObjectRef>) {
+        match affected {
+            Affected::None => {}
+            Affected::ByNode => touched.extend(self.by_node.iter().cloned()),
+            Affected::All => touched.extend(self.services.keys().cloned()),
+        }
+    }
+
+    fn put_local(&mut self, addresses: BTreeSet<IpAddr>, touched: &mut BTreeSet<ObjectRef>) {
+        let changed: BTreeSet<_> = self.local.symmetric_difference(&addresses).collect();
+        if changed.is_empty() {
+            return;
+        }
+        self.addresses_revision += 1;
+        // An address that another node has too is no longer that node's, or is again.
+        let mut others = self.nodes.values().flat_map(|node| &node.addresses);
+        if others.any(|ip| changed.contains(ip)) {
+            self.touch(Affected::ByNode, touched);
+        }
+        self.local = addresses;
+    }
+
+    /// Whether all lists are known whole. Before that, nothing may be written (kube-proxy M1, and the
+    /// Nodes besides).
+    pub const fn complete(&self) -> bool {
+        let Listed { services, slices, nodes } = self.listed;
+        services && slices && (nodes || self.without_nodes)
+    }
+
+    /// Whether only the list of Nodes is missing.
+    pub const fn lacks_only_nodes(&self) -> bool {
+        self.listed.services && self.listed.slices && !self.complete()
+    }
+
+    /// The Nodes cannot be had, and the Services shall not wait for them any longer (J1). Until they
+    /// are listed after all, no zone is known and no other node has an address.
+    pub const fn go_on_without_nodes(&mut self) {
+        self.without_nodes = true;
+    }
+
+    /// What was set.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The names of all Services.
+    pub fn service_names(&self) -> impl Iterator<Item = &ObjectRef> {
+        self.services.keys()
+    }
+
+    /// A Service.
+    pub fn service(&self, name: &ObjectRef) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub fn slices<'a>(&'a self, service: &'a ObjectRef) -> impl Iterator<Item = &'a Slice> {
+        let first = (service.clone(), Arc::default());
+        let rest = self.slices.range(first..);
+        rest.take_while(move |((of, _), _)| of == service).map(|(_, slice)| slice)
+    }
+
+    /// Whether that is this node's name (B7).
+    pub fn is_own_node(&self, name: &str) -> bool {
+        !name.is_empty() && *self.settings.node_name == *name
+    }
+
+    /// This node's Node, as long as there is one.
+    pub fn own_node(&self) -> Option<&Node> {
+        self.nodes.get(&self.settings.node_name).filter(|_| !self.settings.node_name.is_empty())
+    }
+
+    /// This node's zone (D11).
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// The node addresses at which NodePorts are served, and what each is to this node (I1-I4, E5).
+    pub fn node_addresses(&self) -> BTreeMap<IpAddr, NodeAddr> {
+        let Settings { nodeport_addresses, localhost_nodeports, families, .. } = &self.settings;
+        let mut all = BTreeMap::new();
+        for name in self.nodes.keys().filter(|name| !self.is_own_node(name)) {
+            all.extend(self.nodeport_addresses_of(name).map(|ip| (ip, NodeAddr::Other)));
+        }
+        let own = self.own_node().map_or(&[][..], |node| &node.addresses);
+        for ip in self.local.iter().chain(own).copied() {
+            let primary = self.own_node().and_then(|node| node.primary(ip.is_ipv4()));
+            if self.serves_at(ip) && nodeport_addresses.include(ip, primary) {
+                all.insert(ip, NodeAddr::Own);
+            }
+        }
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            // "Primary" says which of the addresses that others can see.
+            if *localhost_nodeports && families.have(ip) && nodeport_addresses.include(ip, Some(ip))
+            {
+                all.insert(ip, NodeAddr::OwnLoopback);
+            }
+        }
+        all
+    }
+
+    /// Another number whenever [`Cluster::node_addresses`] may be different.
+    pub const fn addresses_revision(&self) -> u64 {
+        self.addresses_revision
+    }
+
+    /// The addresses of another node at which NodePorts are served. What is this node's too is not
+    /// among them.
+    pub fn nodeport_addresses_of(&self, node: &str) -> impl Iterator<Item = IpAddr> {
+        let node = self.nodes.get(node);
+        let addresses = node.map_or(&[][..], |node| &node.addresses).iter().copied();
+        addresses.filter(move |ip| {
+            let primary = node.and_then(|node| node.primary(ip.is_ipv4()));
+            let own = self.local.contains(ip)
+                || self.own_node().is_some_and(|node| node.addresses.contains(ip));
+            !own && self.serves_at(*ip) && self.settings.nodeport_addresses.include(*ip, primary)
+        })
+    }
+
+    /// Whether a node's address can be dialled by others (I3).
+    fn serves_at(&self, ip: IpAddr) -> bool {
+        self.settings.families.have(ip)
+            && !ip.is_loopback()
+            && !ip.is_unspecified()
+            && !ip.is_multicast()
+    }
+}
+
+/// Those that the list lacks.
+fn gone<'a, K: Clone + Ord + 'a, T>(
+    known: impl Iterator<Item = &'a K>,
+    listed: &BTreeMap<K, T>,
+) -> Vec<K> {
+    known.filter(|name| !listed.contains_key(name)).cloned().collect()
+}
+
+/// Whether each node leads to its own endpoints (E5).
+fn depends_on_nodes(service: &Service) -> bool {
+    service.external_local && service.ports.iter().any(|port| port.node_port.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Conditions, Endpoint, Protocol, ServicePort};
+
+    fn name(name: &str) -> ObjectRef {
+        ObjectRef::new("default", name)
+    }
+
+    fn service(ip: &str) -> Service {
+        Service { cluster_ips: vec![ip.parse().unwrap()], ..Service::default() }
+    }
+
+    fn slice(of: &str, addr: &str) -> Slice {
+        let conditions = Conditions { ready: true, serving: true, terminating: false };
+        Slice {
+            service: name(of),
+            ports: vec![],
+            endpoints: vec![Endpoint::new(addr.parse().unwrap(), conditions)],
+        }
+    }
+
+    #[test]
+    fn a_change_touches_its_own_service_and_only_if_it_says_something_new() {
+        let mut cluster = Cluster::default();
+        let put = |ip: &str| Change::Service(name("a"), Some(service(ip)));
+        assert_eq!(cluster.apply(put("10.0.0.1")), [name("a")].into());
+        assert_eq!(cluster.apply(put("10.0.0.1")), [].into());
+        assert_eq!(cluster.apply(put("10.0.0.2")), [name("a")].into());
+        assert_eq!(cluster.apply(Change::Service(name("b"), None)), [].into());
+        assert_eq!(cluster.apply(Change::Slice(name("x"), None)), [].into());
+    }
+
+    #[test]
+    fn a_slice_that_moves_touches_both_services() {
+        let mut cluster = Cluster::default();
+        cluster.apply(Change::Slice(name("x"), Some(slice("a", "10.0.0.1"))));
+        let touched = cluster.apply(Change::Slice(name("x"), Some(slice("b", "10.0.0.1"))));
+        assert_eq!(touched, [name("a"), name("b")].into());
+        assert_eq!(cluster.slices(&name("a")).count(), 0);
+        assert_eq!(cluster.slices(&name("b")).count(), 1);
+        assert_eq!(cluster.apply(Change::Slice(name("x"), None)), [name("b")].into());
+        assert!(cluster.slices.is_empty() && cluster.filed.is_empty(), "nothing is kept of it");
+    }
+
+    #[test]
+    fn a_list_takes_away_what_it_lacks() {
+        let mut cluster = Cluster::default();
+        cluster.apply(Change::Service(name("a"), Some(service("10.0.0.1"))));
+        cluster.apply(Change::Slice(name("x"), Some(slice("a", "10.1.0.1"))));
+        assert!(!cluster.complete());
+        let listed = [(name("b"), service("10.0.0.2"))].into();
+        assert_eq!(cluster.apply(Change::ListedServices(listed)), [name("a"), name("b")].into());
+        assert!(!cluster.complete());
+        assert_eq!(cluster.apply(Change::ListedSlices([].into())), [name("a")].into());
+        assert!(!cluster.complete() && cluster.lacks_only_nodes());
+        assert_eq!(cluster.apply(Change::ListedNodes([].into())), [].into());
+        assert!(cluster.complete());
+    }
+
+    #[test]
+    fn nodes_that_cannot_be_had_are_waited_for_no_longer_than_the_agent_likes() {
+        let mut cluster = Cluster::default();
+        cluster.apply(Change::ListedServices([].into()));
+        cluster.apply(Change::ListedSlices([].into()));
+        assert!(!cluster.complete());
+        cluster.go_on_without_nodes();
+        assert!(cluster.complete() && !cluster.lacks_only_nodes());
+    }
+
+    fn at(node_name: &str) -> Cluster {
+        let mut cluster =
+            Cluster::new(Settings { node_name: node_name.into(), ..Settings::default() });
+        let port = ServicePort {
+            node_port: 30080.try_into().ok(),
+            ..ServicePort::new("", Protocol::Tcp, 80)
+        };
+        let local = Service { ports: vec![port], external_local: true, ..service("10.0.0.2") };
+        cluster.apply(Change::Service(name("plain"), Some(service("10.0.0.1"))));
+        cluster.apply(Change::Service(name("local"), Some(local)));
+        cluster
+    }
+
+    fn node(zone: &str, addresses: &[&str]) -> Node {
+        Node {
+            zone: Some(zone.into()).filter(|zone: &Arc<str>| !zone.is_empty()),
+            addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+            leaving: false,
+        }
+    }
+
+    /// D11; TestNewNodeTopologyConfig: added, same labels, other zone, no zone, another's.
+    #[test]
+    fn a_zone_touches_everything_and_a_heartbeat_nothing() {
+        let mut cluster = at("a");
+        let all: BTreeSet<_> = [name("plain"), name("local")].into();
+        let mut put = |name: &str, node: Option<Node>| {
+            let touched = cluster.apply(Change::Node(name.into(), node));
+            (touched, cluster.zone().map(ToOwned::to_owned))
+        };
+        let zone = |zone: &str| Some(zone.to_owned());
+        assert_eq!(put("a", Some(node("z1", &[]))), (all.clone(), zone("z1")));
+        assert_eq!(put("a", Some(node("z1", &[]))), ([].into(), zone("z1")));
+        let leaving = Node { leaving: true, ..node("z1", &[]) };
+        assert_eq!(put("a", Some(leaving)), ([].into(), zone("z1")));
+        assert_eq!(put("a", Some(node("z2", &[]))), (all.clone(), zone("z2")));
+        assert_eq!(put("b", Some(node("z9", &[]))), ([].into(), zone("z2")));
+        assert_eq!(put("a", None), ([].into(), zone("z2")), "it outlives its Node");
+        assert_eq!(put("a", Some(node("z2", &[]))), ([].into(), zone("z2")));
+        assert_eq!(put("a", Some(node("", &[]))), (all.clone(), None));
+        assert_eq!(put("a", Some(node("", &["192.0.2.1"]))), (all, None), "G3");
+    }
+
+    #[test]
+    fn another_node_touches_what_leads_to_its_own_endpoints() {
+        let mut cluster = at("a");
+        let put = |ips: &[&str]| Change::Node("b".into(), Some(node("z", ips)));
+        assert_eq!(cluster.apply(put(&["192.0.2.2"])), [name("local")].into());
+        let revision = cluster.addresses_revision();
+        assert_eq!(cluster.apply(put(&["192.0.2.2"])), [].into());
+        assert_eq!(cluster.addresses_revision(), revision);
+        assert_eq!(cluster.apply(put(&["192.0.2.3"])), [name("local")].into());
+        assert_ne!(cluster.addresses_revision(), revision);
+        let local = |ips: &[&str]| {
+            Change::LocalAddresses(ips.iter().map(|ip| ip.parse().unwrap()).collect())
+        };
+        assert_eq!(cluster.apply(local(&["192.0.2.1"])), [].into());
+        assert_eq!(cluster.apply(local(&["192.0.2.3"])), [name("local")].into());
+        assert_eq!(cluster.nodeport_addresses_of("b").count(), 0, "it is ours");
+        assert_eq!(cluster.apply(Change::Node("b".into(), None)), [name("local")].into());
+        let gone = cluster.apply(Change::ListedNodes([("c".into(), node("", &["::9"]))].into()));
+        assert_eq!(gone, [name("local")].into());
+        cluster.apply(Change::Service(name("local"), None));
+        assert!(cluster.by_node.is_empty(), "nothing is kept of it");
+        assert_eq!(cluster.apply(Change::Node("c".into(), None)), [].into());
+    }
+}

@@ -1,0 +1,204 @@
+//! The endpoints of a Service's port, and which of them each traffic policy chooses.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use crate::model::{Cluster, Endpoint, ObjectRef, PortRef, Protocol};
+
+/// An endpoint and the port it listens on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known<'a> {
+    pub(super) addr: SocketAddr,
+    pub(super) endpoint: &'a Endpoint,
+}
+
+impl Known<'_> {
+    /// Takes new connections; also on its way out (D13).
+    pub(super) fn ready(&self) -> bool {
+        self.endpoint.conditions.ready
+    }
+
+    /// Takes new connections if nobody else does (D4).
+    fn draining(&self) -> bool {
+        let conditions = self.endpoint.conditions;
+        !conditions.ready && conditions.serving && conditions.terminating
+    }
+
+    /// Answers those that know it (L2).
+    pub(super) fn serves(&self) -> bool {
+        self.endpoint.conditions.ready || self.endpoint.conditions.serving
+    }
+
+    pub(super) fn node(&self) -> Option<&str> {
+        self.endpoint.node.as_deref()
+    }
+}
+
+/// The endpoints of a Service's port in one family, sorted: the union over its slices (B8), matched
+/// by name and protocol (B5). Where slices disagree, a terminating endpoint never hides one that is
+/// not: the address was given to a new pod while the old one was on its way out.
+pub(super) fn union<'a>(
+    cluster: &'a Cluster,
+    service: &'a ObjectRef,
+    (name, protocol): (&str, Protocol),
+    ipv4: bool,
+) -> Vec<Known<'a>> {
+    let mut union: Vec<Known<'a>> = Vec::new();
+    for slice in cluster.slices(service) {
+        let ports = slice.ports.iter().filter(|p| p.protocol == protocol && *p.name == *name);
+        for port in ports {
+            let endpoints = slice.endpoints.iter().filter(|e| e.addr.is_ipv4() == ipv4);
+            union.extend(endpoints.map(|endpoint| Known {
+                addr: SocketAddr::new(endpoint.addr, port.number),
+                endpoint,
+            }));
+        }
+    }
+    // Stable: of several, the later one is the one of the later slice.
+    union.sort_by_key(|known| known.addr);
+    union.dedup_by(|later, first| {
+        let same = later.addr == first.addr;
+        if same && !later.endpoint.conditions.terminating {
+            first.endpoint = later.endpoint;
+        }
+        same
+    });
+    union
+}
+
+/// One endpoint of [`union`].
+pub(super) fn find<'a>(
+    cluster: &'a Cluster,
+    port: &'a PortRef,
+    addr: SocketAddr,
+) -> Option<Known<'a>> {
+    let slices = cluster.slices(&port.service).filter(|slice| {
+        slice
+            .ports
+            .iter()
+            .any(|p| p.protocol == port.protocol && p.name == port.port && p.number == addr.port())
+    });
+    let endpoints = slices.flat_map(|slice| slice.endpoints.iter().filter(|e| e.addr == addr.ip()));
+    let endpoint = endpoints
+        .reduce(|first, later| if later.conditions.terminating { first } else { later })?;
+    Some(Known { addr, endpoint })
+}
+
+/// What of a ServicePort decides which endpoints it uses.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Policies {
+    pub(super) internal_local: bool,
+    pub(super) external_local: bool,
+    /// It has a node port, a load balancer's address or an external one in this family (D1).
+    pub(super) externally_accessible: bool,
+}
+
+impl Policies {
+    /// D2. Also with `externalTrafficPolicy: Local`: a connection that begins on this node uses them.
+    const fn use_cluster(self) -> bool {
+        !self.internal_local || self.externally_accessible
+    }
+
+    const fn use_local(self) -> bool {
+        self.internal_local || (self.external_local && self.externally_accessible)
+    }
+}
+
+/// Where the choice is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// The node; empty if unknown.
+    pub(super) node: &'a str,
+    pub(super) zone: Option<&'a str>,
+}
+
+/// Which endpoints each policy chooses (D1-D13); sorted.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Categories {
+    /// With the policy Cluster; none if nothing uses it.
+    pub(super) cluster: Option<Vec<SocketAddr>>,
+    /// With the policy Local; none if nothing uses it.
+    pub(super) local: Option<Vec<SocketAddr>>,
+    /// Whether there is a usable one anywhere.
+    pub(super) any: bool,
+}
+
+/// kube-proxy's `CategorizeEndpoints`.
+pub(super) fn categorize(all: &[Known<'_>], policies: Policies, here: Place<'_>) -> Categories {
+    let chosen = |wanted: &dyn Fn(&Known<'_>) -> bool| -> Vec<SocketAddr> {
+        all.iter().filter(|known| wanted(known)).map(|known| known.addr).collect()
+    };
+    let is_local = |known: &Known<'_>| !here.node.is_empty() && known.node() == Some(here.node);
+    let ready_else_draining = |wanted: &dyn Fn(&Known<'_>) -> bool| {
+        let ready = chosen(&|known| known.ready() && wanted(known));
+        if ready.is_empty() { chosen(&|known| known.draining() && wanted(known)) } else { ready }
+    };
+    let cluster = policies.use_cluster().then(|| match mode(all, here) {
+        Mode::SameNode => chosen(&|known| known.ready() && hinted_node(known, here)),
+        Mode::SameZone => chosen(&|known| known.ready() && hinted_zone(known, here)),
+        // Only here there may be no ready one, and then topology does not matter (D4).
+        Mode::Any => ready_else_draining(&|_| true),
+    });
+    // Topology has no say in what is local (D6).
+    let local = policies.use_local().then(|| ready_else_draining(&is_local));
+    Categories { any: all.iter().any(|k| k.ready() || k.draining()), cluster, local }
+}
+
+/// Which hints count (D8).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Mode {
+    SameNode,
+    SameZone,
+    Any,
+}
+
+fn mode(all: &[Known<'_>], here: Place<'_>) -> Mode {
+    // A level counts if each ready endpoint has a hint, and one of them is for us.
+    let (mut nodes, mut zones) = (true, true);
+    let (mut node, mut zone) = (false, false);
+    for known in all.iter().filter(|known| known.ready()) {
+        let hints = known.endpoint.hints.as_deref();
+        nodes &= hints.is_some_and(|hints| !hints.nodes.is_empty());
+        zones &= hints.is_some_and(|hints| !hints.zones.is_empty());
+        if !nodes && !zones {
+            return Mode::Any;
+        }
+        node = node || hinted_node(known, here);
+        zone = zone || hinted_zone(known, here);
+    }
+    if nodes && node {
+        Mode::SameNode
+    } else if zones && zone {
+        Mode::SameZone
+    } else {
+        Mode::Any
+    }
+}
+
+fn hinted_node(known: &Known<'_>, here: Place<'_>) -> bool {
+    let hints = known.endpoint.hints.as_ref();
+    hints.is_some_and(|hints| hints.nodes.iter().any(|node| **node == *here.node))
+}
+
+fn hinted_zone(known: &Known<'_>, here: Place<'_>) -> bool {
+    let hints = known.endpoint.hints.as_ref();
+    hints.is_some_and(|hints| hints.zones.iter().any(|zone| Some(&**zone) == here.zone))
+}
+
+/// The endpoints that each node's own share of the Service consists of (D6, seen from that node).
+pub(super) fn by_node<'a>(all: &[Known<'a>]) -> BTreeMap<&'a str, Vec<SocketAddr>> {
+    let mut nodes: BTreeMap<&str, (Vec<SocketAddr>, Vec<SocketAddr>)> = BTreeMap::new();
+    for known in all {
+        let Some(node) = known.endpoint.node.as_deref() else { continue };
+        if known.ready() {
+            nodes.entry(node).or_default().0.push(known.addr);
+        } else if known.draining() {
+            nodes.entry(node).or_default().1.push(known.addr);
+        }
+    }
+    let share =
+        |(ready, draining): (Vec<_>, Vec<_>)| if ready.is_empty() { draining } else { ready };
+    nodes.into_iter().map(|(node, both)| (node, share(both))).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+//! Nodes in our words.
+
+use k8s_openapi::api::core::v1::Node as KubeNode;
+
+use super::{Problem, Translated, label, object_ref};
+use crate::model::{Node, parse_ip, shared};
+
+/// The zone that the node is in (D11).
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// The autoscaler is about to remove the node (K6).
+const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
+/// Most bytes of a node's name.
+pub const LARGEST_NODE_NAME: usize = 253;
+
+/// A Node. One without addresses counts too.
+pub fn node(object: &KubeNode) -> Translated<Node> {
+    let name = object_ref(&object.metadata).name;
+    if name.is_empty() || name.len() > LARGEST_NODE_NAME {
+        let what = format!("has {} characters", name.len());
+        let remedy = format!("the object is ignored: use 1 to {LARGEST_NODE_NAME}");
+        return (None, vec![Problem::new("metadata.name", what, remedy)]);
+    }
+    let mut problems = Vec::new();
+    let mut addresses = Vec::new();
+    let listed = object.status.as_ref().and_then(|status| status.addresses.as_deref());
+    // Host names are for resolvers.
+    for kind in ["InternalIP", "ExternalIP"] {
+        for (i, address) in listed.unwrap_or_default().iter().enumerate() {
+            if address.type_ != kind {
+                continue;
+            }
+            match parse_ip(address.address.trim()).map(|ip| ip.to_canonical()) {
+                Some(ip) if !addresses.contains(&ip) => addresses.push(ip),
+                Some(_) => {}
+                None => problems.push(Problem::new(
+                    format!("status.addresses[{i}].address"),
+                    format!("{:?} is no IP address", address.address),
+                    "it is ignored: correct it",
+                )),
+            }
+        }
+    }
+    let zone = label(&object.metadata, ZONE).filter(|zone| !zone.is_empty()).map(shared);
+    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let leaving = object.metadata.deletion_timestamp.is_some()
+        || taints.iter().any(|taint| taint.key == LEAVING);
+    (Some(Node { zone, addresses, leaving }), problems)
+}
