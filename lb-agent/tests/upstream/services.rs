@@ -388,6 +388,46 @@ fn families_are_told_apart() {
     }
 }
 
+/// A range that admits everybody is none (G4).
+#[test]
+fn test_is_zero_cidr() {
+    for (name, range, vip, open) in [
+        ("ipv4 cidr", "172.10.0.0/16", "9.9.9.9", false),
+        ("ipv4 zero cidr", "0.0.0.0/0", "9.9.9.9", true),
+        ("ipv6 cidr", "::/128", "fd00:9::9", false),
+        ("ipv6 zero cidr", "::/0", "fd00:9::9", true),
+    ] {
+        let spec = format!(
+            "clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1, 'fd00::1'], ports: [{{port: 80}}], \
+             loadBalancerSourceRanges: ['{range}']"
+        );
+        let lab = Lab::new(&service("ns/svc", &spec, &format!("{{ip: '{vip}'}}")));
+        let sets = lab.served("ns/svc").sets;
+        assert_eq!(sets.iter().all(|set| set.sources.is_empty()), open, "{name}");
+    }
+}
+
+/// J3.
+#[test]
+fn a_family_that_is_disabled_is_left_out() {
+    use lb_agent::model::{Families, Settings};
+
+    let spec = "type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30001, \
+                clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1, 'fd00::1'], \
+                ports: [{port: 80, nodePort: 30000}]";
+    let yaml = service("ns/svc", spec, "{ip: 9.9.9.9}, {ip: 'fd00:9::9'}");
+    let families = Families { ipv4: true, ipv6: false };
+    let lab = Lab::with(&yaml, Settings { families, ..Settings::default() });
+    let served = lab.served("ns/svc");
+    assert!(served.sets.iter().flat_map(|s| &s.frontends).all(|f| f.addr.is_ipv4()));
+    assert_eq!(served.sets[0].frontends.len(), 4);
+    let local = served.health_check.unwrap().local;
+    assert_eq!((local.ipv4, local.ipv6), (Some(0), None));
+    assert!(lab.cluster.node_addresses().keys().all(std::net::IpAddr::is_ipv4));
+    let ips = lb_agent::policy::cluster_ips(&lab.cluster, &ObjectRef::new("ns", "svc"));
+    assert_eq!(ips, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+}
+
 /// CVE-2020-8554, and the switch for it.
 #[test]
 fn external_ips_can_be_switched_off() {
