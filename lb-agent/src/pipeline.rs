@@ -6,15 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::ServiceKey;
+use lb_common::abi::{Addr, Address, ServiceKey};
 
 use crate::{
     addresses::Addresses,
     claims::{Claims, Lost},
-    maps::{Op, Snapshot, Store, StoreError},
-    model::{Change, Cluster, Frontend, ObjectRef},
+    maps::{Known, Op, Snapshot, Store, StoreError},
+    model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, Protocol, Settings},
     plan::{PlanError, endings, plan},
-    policy::{self, BackendSet},
+    policy::{self, BackendSet, HealthCheck, NoLocal, PerFamily, Served},
     tables::Tables,
 };
 
@@ -38,6 +38,8 @@ pub struct Report {
     pub ops: usize,
     /// Services that failed; they are tried again with the next sync.
     pub failed: BTreeMap<ObjectRef, SyncError>,
+    /// The protocols of the frontends that changed.
+    pub protocols: BTreeSet<Protocol>,
     /// Why what addresses stand for is not in the maps as it should be.
     pub addresses: Option<StoreError>,
     /// Frontends that went to another Service, by the Service that did not get them.
@@ -54,26 +56,61 @@ pub struct Pipeline<S> {
     dirty: BTreeSet<ObjectRef>,
     repairs: Vec<Op>,
     addresses: Addresses,
-    /// What happens at a port that a cluster IP lacks.
-    refuse_unknown_ports: bool,
+    /// Of [`Cluster::node_addresses`], as `addresses` knows them.
+    nodes_revision: Option<u64>,
+    unknown_ports: UnknownPorts,
+    host_netns: u64,
+    health_checks: BTreeMap<ObjectRef, HealthCheck>,
+    no_local: BTreeMap<ObjectRef, PerFamily<NoLocal>>,
     synced: bool,
 }
 
+/// How a node looks at the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// What it is, and what it serves.
+    pub settings: Settings,
+    /// What happens at a port that a cluster IP lacks.
+    pub unknown_ports: UnknownPorts,
+    /// The cookie of the host's network namespace, where loopback addresses are the node's; 0: not
+    /// known, then NodePorts are not served there.
+    pub host_netns: u64,
+}
+
+/// What happens at a port that a cluster IP lacks (E12).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum UnknownPorts {
+    /// ECONNREFUSED at once.
+    #[default]
+    Refuse,
+    /// The packets leave as they are, perhaps to somebody who knows the port.
+    Pass,
+}
+
 impl<S: Store> Pipeline<S> {
-    /// A pipeline that goes on from what the maps say.
+    /// A pipeline that goes on from what the maps say, of a node without a name.
     pub fn new(store: S, snapshot: &Snapshot) -> Self {
+        Self::with_view(View::default(), store, snapshot)
+    }
+
+    /// A pipeline that goes on from what the maps say.
+    pub fn with_view(view: View, store: S, snapshot: &Snapshot) -> Self {
         let (tables, repairs) = Tables::adopt(snapshot);
         let mut addresses = Addresses::default();
         addresses.found(tables.addresses().keys().copied());
         Self {
-            cluster: Cluster::default(),
+            cluster: Cluster::new(view.settings),
             claims: Claims::default(),
             tables,
             store,
             dirty: BTreeSet::new(),
             repairs,
             addresses,
-            refuse_unknown_ports: true,
+            nodes_revision: None,
+            unknown_ports: view.unknown_ports,
+            host_netns: view.host_netns,
+            health_checks: BTreeMap::new(),
+            no_local: BTreeMap::new(),
             synced: false,
         }
     }
@@ -83,9 +120,14 @@ impl<S: Store> Pipeline<S> {
         self.dirty.append(&mut self.cluster.apply(change));
     }
 
-    /// Leaves ports that a cluster IP lacks alone, instead of refusing them.
-    pub fn pass_unknown_ports(&mut self) {
-        self.refuse_unknown_ports = false;
+    /// Whether all is known but the Nodes.
+    pub fn lacks_only_nodes(&self) -> bool {
+        self.cluster.lacks_only_nodes()
+    }
+
+    /// Goes on without Nodes, which nobody lets us see.
+    pub fn go_on_without_nodes(&mut self) {
+        self.cluster.go_on_without_nodes();
     }
 
     /// Whether a sync would do something.
@@ -94,7 +136,8 @@ impl<S: Store> Pipeline<S> {
             && (!self.synced
                 || !self.dirty.is_empty()
                 || !self.repairs.is_empty()
-                || self.addresses.is_dirty())
+                || self.addresses.is_dirty()
+                || self.nodes_revision != Some(self.cluster.addresses_revision()))
     }
 
     /// Whether all that both lists said was looked at once.
@@ -145,7 +188,10 @@ impl<S: Store> Pipeline<S> {
     fn wanted(&mut self, report: &mut Report) -> BTreeMap<ObjectRef, Vec<BackendSet>> {
         let mut wanted = BTreeMap::new();
         while let Some(name) = self.dirty.pop_first() {
-            let sets = policy::backend_sets(&self.cluster, &name);
+            let Served { sets, health_check, no_local } = policy::serve(&self.cluster, &name);
+            replace(&mut self.health_checks, &name, health_check);
+            let no_local = (no_local != PerFamily::default()).then_some(no_local);
+            replace(&mut self.no_local, &name, no_local);
             let service = self.cluster.service(&name);
             self.dirty.append(&mut self.claims.stake(&name, service, &sets));
             wanted.insert(name, sets);
@@ -175,8 +221,8 @@ impl<S: Store> Pipeline<S> {
                     report.failed.remove(name);
                     // Only now: a port that did not fit is not to be refused.
                     let ips = policy::cluster_ips(&self.cluster, name);
-                    let ips = if self.refuse_unknown_ports { ips } else { Vec::new() };
-                    self.addresses.set_cluster_ips(name, &ips);
+                    let refuse = self.unknown_ports == UnknownPorts::Refuse;
+                    self.addresses.set_cluster_ips(name, if refuse { &ips } else { &[] });
                 }
                 Err(error) => {
                     report.failed.insert(name.clone(), error);
@@ -228,6 +274,12 @@ impl<S: Store> Pipeline<S> {
         let mut result = Ok(());
         for op in ops {
             show(op);
+            report.protocols.extend(match op {
+                Op::PutService { key, .. } | Op::DeleteService { key } => {
+                    Protocol::from_number(key.protocol)
+                }
+                _ => None,
+            });
             result = self.store.apply(op);
             if result.is_err() {
                 break;
@@ -245,6 +297,13 @@ impl<S: Store> Pipeline<S> {
 
     /// Says what addresses stand for, after their ports are there.
     fn write_addresses(&mut self, report: &mut Report, show: &mut dyn FnMut(&Op)) {
+        let revision = self.cluster.addresses_revision();
+        if self.nodes_revision != Some(revision) {
+            let nodes = self.cluster.node_addresses().into_iter();
+            let known = |(ip, node)| Some((Addr::from(ip), known(node, self.host_netns)?));
+            self.addresses.set_nodes(nodes.filter_map(known).collect());
+            self.nodes_revision = Some(revision);
+        }
         let ops = self.addresses.plan(self.tables.addresses());
         match self.execute(&ops, report, show) {
             Ok(()) => self.addresses.done(),
@@ -282,6 +341,21 @@ impl<S: Store> Pipeline<S> {
         Ok(())
     }
 
+    /// What is known of the cluster.
+    pub const fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// What the health check node ports are to say.
+    pub const fn health_checks(&self) -> &BTreeMap<ObjectRef, HealthCheck> {
+        &self.health_checks
+    }
+
+    /// The Services that have endpoints, but by a Local policy none here.
+    pub const fn no_local(&self) -> &BTreeMap<ObjectRef, PerFamily<NoLocal>> {
+        &self.no_local
+    }
+
     /// The mirror of the maps.
     pub const fn tables(&self) -> &Tables {
         &self.tables
@@ -295,5 +369,23 @@ impl<S: Store> Pipeline<S> {
     /// The maps, to be tampered with.
     pub const fn store_mut(&mut self) -> &mut S {
         &mut self.store
+    }
+}
+
+/// Keeps what is said of a Service, if anything is.
+fn replace<T>(of: &mut BTreeMap<ObjectRef, T>, name: &ObjectRef, value: Option<T>) {
+    match value {
+        Some(value) => of.insert(name.clone(), value),
+        None => of.remove(name),
+    };
+}
+
+/// What the maps say of a node's address.
+const fn known(node: NodeAddr, host_netns: u64) -> Option<Known> {
+    match node {
+        NodeAddr::Own => Some(Known { flags: Address::OWN_NODE, netns: 0 }),
+        NodeAddr::Other => Some(Known { flags: Address::OTHER_NODE, netns: 0 }),
+        NodeAddr::OwnLoopback if host_netns == 0 => None,
+        NodeAddr::OwnLoopback => Some(Known { flags: Address::OWN_NODE, netns: host_netns }),
     }
 }
