@@ -1,36 +1,29 @@
 //! The agent's life: take over what is there, follow the source, write the maps, leave them working.
 
-use std::{
-    collections::BTreeMap,
-    io::Write as _,
-    path::PathBuf,
-    pin::pin,
-    time::{Duration, Instant},
-};
+mod follow;
+mod source;
+mod troubles;
+mod upkeep;
+
+use std::{io::Write as _, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    task::JoinHandle,
-    time::sleep,
-};
+use tokio::signal::unix::{SignalKind, signal};
 
+use self::{follow::Agent, source::Followed, troubles::Troubles};
 use crate::{
+    admin::{Admin, Events, Family, server},
     config::{Config, Source},
     datapath::{self, Datapath, Sizes},
     host,
     maps::{Access, Memory, Pinned, Snapshot},
-    model::{Change, ObjectRef},
+    model::Families,
     pins::{self, Pins},
-    pipeline::{Pipeline, Report},
-    sources::{self, BACKLOG, Changes},
+    pipeline::{Pipeline, View},
+    sockets,
+    sources::local,
 };
 
-/// After a failure: the first retry, and the longest pause between two.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
-/// Retired blocks are reclaimed when nothing has changed for this long.
-const IDLE: Duration = Duration::from_secs(1);
 /// How long `--dry-run` waits for the lists.
 const DRY_RUN: Duration = Duration::from_secs(30);
 
@@ -72,8 +65,10 @@ async fn dry_run(config: &Config) -> Result<()> {
     // The maps would be resized.
     snapshot.max_services = config.max_services;
     snapshot.max_backends = config.max_backends;
-    let mut pipeline = Pipeline::new(Memory::from(&snapshot), &snapshot);
-    let (_source, mut changes) = start_source(config, !snapshot.services.is_empty()).await?;
+    let view = view(config, &host::node_name(config)?, families());
+    let mut pipeline = Pipeline::with_view(view, Memory::from(&snapshot), &snapshot);
+    let Followed { task: _source, mut changes, .. } =
+        source::follow(config, !snapshot.services.is_empty()).await?;
     let lists = async {
         while !pipeline.is_dirty() {
             match changes.recv().await {
@@ -98,12 +93,35 @@ async fn dry_run(config: &Config) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
         other => other?,
     }
-    writeln!(out, "{} services, {} ops", report.services, report.ops)?;
+    writeln!(out, "{} services, {} ops", report.looked_at.len(), report.ops)?;
     Troubles::default().tell(&report);
     if !report.failed.is_empty() {
         bail!("{} Services cannot be written", report.failed.len());
     }
     Ok(())
+}
+
+/// How this node looks at the cluster.
+fn view(config: &Config, node: &str, families: Families) -> View {
+    let host_netns = sockets::own_netns().unwrap_or_else(|error| {
+        if config.localhost_nodeports {
+            tracing::warn!(%error, "no NodePorts at 127.0.0.1 and ::1: this namespace has no cookie");
+        }
+        0
+    });
+    let settings = config.settings(node, families);
+    View { settings, unknown_ports: config.unknown_port, host_netns }
+}
+
+/// The families that the kernel has. What is missing is said once (J3).
+fn families() -> Families {
+    let families = local::families();
+    for (has, family) in [(families.ipv4, "IPv4"), (families.ipv6, "IPv6")] {
+        if !has {
+            tracing::warn!("{family} is disabled on this machine: its addresses are not served");
+        }
+    }
+    families
 }
 
 async fn serve(config: &Config) -> Result<()> {
@@ -138,24 +156,33 @@ async fn serve(config: &Config) -> Result<()> {
         if datapath.is_adopted() { "going on from the pinned maps" } else { "starting with empty maps" }
     );
 
-    let others_at_work = datapath.others_at_work();
+    let in_force = datapath.others_at_work() || !snapshot.services.is_empty();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut agent = Agent {
-        pipeline: Pipeline::new(maps, &snapshot),
-        attach: Some((datapath, cgroup)),
-        troubles: Troubles::default(),
-        pause: RETRY.0,
-    };
-    if agent.attach.as_ref().is_some_and(|(datapath, _)| datapath.is_adopted()) {
-        agent.attach()?;
-    }
-    let in_force = others_at_work || !snapshot.services.is_empty();
+    let families = families();
+    let pipeline = Pipeline::with_view(view(config, &node, families), maps, &snapshot);
+    let mut agent = Agent::new(config, pipeline, (datapath, cgroup), pins);
+    // What is pinned serves, whether or not the API server answers.
+    agent.adopt()?;
     let follow = async {
-        let (source, changes) = start_source(config, in_force).await?;
-        agent.follow(changes).await?;
+        let Followed { task, changes, client } = source::follow(config, in_force).await?;
+        let events = client.map_or_else(Events::none, |client| Events::start(client, &node));
+        let settings = server::Settings {
+            health: config.healthz_bind_address,
+            metrics: config.metrics_bind_address,
+            bind_hard_fail: config.bind_address_hard_fail,
+        };
+        let served = [(Family::V4, families.ipv4), (Family::V6, families.ipv6)];
+        let served: Vec<_> = served.into_iter().filter(|(_, has)| *has).map(|(f, _)| f).collect();
+        let admin = Admin::start(&settings, &served, events)?;
+        admin.events().starting();
+        if matches!(config.source, Source::Dir(_)) {
+            // There is nobody who could say otherwise.
+            admin.set_node_eligible(true);
+        }
+        agent.follow(changes, admin).await?;
         // The source only ends when it cannot go on.
-        source.await.context("the source failed")??;
+        task.await.context("the source failed")??;
         bail!("the source ended");
     };
     let stopped = tokio::select! {
@@ -165,148 +192,4 @@ async fn serve(config: &Config) -> Result<()> {
     };
     tracing::info!(signal = stopped, "leaving; Services stay translated, as they are now");
     Ok(())
-}
-
-/// The source at work, and what it says. `in_force`: the maps have entries already.
-async fn start_source(
-    config: &Config,
-    in_force: bool,
-) -> Result<(JoinHandle<Result<()>>, mpsc::Receiver<Change>)> {
-    let (sender, receiver): (Changes, _) = mpsc::channel(BACKLOG);
-    let task = match &config.source {
-        Source::Dir(path) => {
-            let (path, proxy_name) = (path.clone(), config.service_proxy_name.clone());
-            tokio::spawn(sources::dir::run(path, in_force, proxy_name, sender))
-        }
-        Source::Kubernetes => {
-            let access = sources::kubernetes::Access {
-                kubeconfig: config.kubeconfig.clone(),
-                context: config.context.clone(),
-            };
-            // A credential plugin keeps its thread waiting.
-            let runtime = tokio::runtime::Handle::current();
-            let client = tokio::task::spawn_blocking(move || runtime.block_on(access.client()))
-                .await
-                .context("the API access failed")??;
-            let proxy_name = config.service_proxy_name.clone();
-            tokio::spawn(async move {
-                Box::pin(sources::kubernetes::run(client, proxy_name.as_deref(), sender)).await;
-                Ok(())
-            })
-        }
-    };
-    Ok((task, receiver))
-}
-
-struct Agent {
-    pipeline: Pipeline<Pinned>,
-    /// The programs, until they are attached, and where to.
-    attach: Option<(Datapath, PathBuf)>,
-    troubles: Troubles,
-    pause: Duration,
-}
-
-impl Agent {
-    /// Until the source ends.
-    async fn follow(&mut self, mut changes: mpsc::Receiver<Change>) -> Result<()> {
-        let mut failing = false;
-        loop {
-            let retry = pin!(sleep(self.pause));
-            let idle = pin!(sleep(IDLE));
-            tokio::select! {
-                biased;
-                change = changes.recv() => {
-                    let Some(change) = change else { return Ok(()) };
-                    self.pipeline.change(change);
-                    // What came together is written together.
-                    while let Ok(change) = changes.try_recv() {
-                        self.pipeline.change(change);
-                    }
-                }
-                () = retry, if failing => {}
-                () = idle, if self.pipeline.retired() > 0 => {
-                    self.pipeline.reclaim()?;
-                    continue;
-                }
-            }
-            if self.pipeline.is_dirty() {
-                failing = self.sync()?;
-            }
-        }
-    }
-
-    /// Writes what has changed. True if something is to be tried again.
-    fn sync(&mut self) -> Result<bool> {
-        let first = !self.pipeline.is_synced();
-        let started = Instant::now();
-        let report = self.pipeline.sync();
-        let took = started.elapsed();
-        // In place of programs at work, not before all that they may do is in the maps.
-        let wait = |datapath: &Datapath| datapath.others_at_work() && !report.failed.is_empty();
-        if !self.attach.as_ref().is_some_and(|(datapath, _)| wait(datapath)) {
-            self.attach()?;
-        } else if first {
-            tracing::error!("the programs at work stay, until all Services are in the new maps");
-        }
-        if first {
-            let frontends = self.pipeline.tables().services().len();
-            tracing::info!(frontends, ops = report.ops, ?took, "in sync");
-        } else {
-            tracing::debug!(services = report.services, ops = report.ops, ?took, "sync");
-        }
-        self.troubles.tell(&report);
-        // Services that failed, or damage that could not be removed.
-        let failing = self.pipeline.is_dirty();
-        self.pause = if failing { (self.pause * 2).min(RETRY.1) } else { RETRY.0 };
-        Ok(failing)
-    }
-
-    fn attach(&mut self) -> Result<()> {
-        if let Some((mut datapath, cgroup)) = self.attach.take() {
-            datapath.attach(&cgroup)?;
-            tracing::info!(cgroup = %cgroup.display(), "attached");
-        }
-        Ok(())
-    }
-}
-
-/// How many Services are named one by one when many have the same trouble.
-const NAMED: usize = 5;
-
-/// The troubles told so far: each is logged when it appears and when it is over, not at each retry.
-#[derive(Default)]
-struct Troubles {
-    failed: BTreeMap<ObjectRef, String>,
-    lost: BTreeMap<ObjectRef, String>,
-}
-
-impl Troubles {
-    fn tell(&mut self, report: &Report) {
-        let failed: BTreeMap<_, _> =
-            report.failed.iter().map(|(name, error)| (name.clone(), error.to_string())).collect();
-        let new: Vec<_> =
-            failed.iter().filter(|(name, _)| !self.failed.contains_key(name)).collect();
-        for (service, error) in new.iter().take(NAMED) {
-            tracing::error!(%service, "not written, what was there stays: {error}");
-        }
-        if let Some(more) = new.len().checked_sub(NAMED).filter(|more| *more > 0) {
-            tracing::error!("{more} more Services not written; {} in all", failed.len());
-        }
-        let over = self.failed.keys().filter(|name| !failed.contains_key(name)).count();
-        if over > 0 {
-            tracing::info!(services = over, remaining = failed.len(), "written after all");
-        }
-        self.failed = failed;
-
-        for (service, lost) in &report.lost {
-            let owners: Vec<_> =
-                lost.iter().map(|lost| format!("{} ({})", lost.frontend, lost.owner)).collect();
-            let text = owners.join(", ");
-            if self.lost.get(service) != Some(&text) {
-                let remedy = "give one of them another address";
-                tracing::warn!(%service, remedy, "belongs to an older Service: {text}");
-                self.lost.insert(service.clone(), text);
-            }
-        }
-    }
 }

@@ -4,7 +4,11 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::model::{Families, NodePortAddresses, Settings};
+use crate::{
+    admin::server::{self, BindAddress},
+    model::{Families, NodePortAddresses, Settings},
+    pipeline::UnknownPorts,
+};
 
 /// Socket-level load balancing for Kubernetes Services: connections from this node's sockets to a
 /// Service address go straight to one backend.
@@ -67,6 +71,25 @@ pub struct Config {
     #[arg(long, env = "SOCKLB_MAX_AFFINITY", default_value_t = 262_144, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_affinity: u32,
+    /// What happens at a port that a cluster IP lacks: `refuse` (ECONNREFUSED at once), or `pass`: the
+    /// packets leave as they are.
+    #[arg(long, env = "SOCKLB_UNKNOWN_PORT", default_value = "refuse", value_name = "WHAT")]
+    pub unknown_port: UnknownPorts,
+    /// Which TCP connections are ended: `never`, or `deleted`: those to endpoints that are in no
+    /// EndpointSlice any more.
+    #[arg(long, env = "SOCKLB_TERMINATE_TCP", default_value = "never", value_name = "WHICH")]
+    pub terminate_tcp: TerminateTcp,
+    /// Where `/healthz` and `/livez` are served; empty: nowhere.
+    #[arg(long, env = "SOCKLB_HEALTHZ_BIND_ADDRESS", default_value = "0.0.0.0:10256",
+          value_name = "IP:PORT", value_parser = health_address)]
+    pub healthz_bind_address: BindAddress,
+    /// Where `/metrics` and `/proxyMode` are served; empty: nowhere.
+    #[arg(long, env = "SOCKLB_METRICS_BIND_ADDRESS", default_value = "127.0.0.1:10249",
+          value_name = "IP:PORT", value_parser = metrics_address)]
+    pub metrics_bind_address: BindAddress,
+    /// Exit if one of these addresses is taken, rather than try again.
+    #[arg(long, env = "SOCKLB_BIND_ADDRESS_HARD_FAIL")]
+    pub bind_address_hard_fail: bool,
     /// Print what would be written to the maps, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
@@ -100,6 +123,23 @@ impl FromStr for Source {
             _ => Err("use `kubernetes` or `dir:PATH`".to_owned()),
         }
     }
+}
+
+/// Which TCP connections are ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum TerminateTcp {
+    /// None: what changes for a Service does not concern connections that are there (E7).
+    Never,
+    /// Those to endpoints that are in no EndpointSlice any more.
+    Deleted,
+}
+
+fn health_address(text: &str) -> Result<BindAddress, String> {
+    BindAddress::parse(text, server::HEALTH_PORT)
+}
+
+fn metrics_address(text: &str) -> Result<BindAddress, String> {
+    BindAddress::parse(text, server::METRICS_PORT)
 }
 
 /// Form of the log.

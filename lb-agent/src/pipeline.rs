@@ -4,7 +4,10 @@
 //! What fails stays marked and is tried again; what worked stays. Nothing is written before both
 //! lists are whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use lb_common::abi::{Addr, Address, ServiceKey};
 
@@ -12,7 +15,7 @@ use crate::{
     addresses::Addresses,
     claims::{Claims, Lost},
     maps::{Known, Op, Snapshot, Store, StoreError},
-    model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, Protocol, Settings},
+    model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, PortRef, Protocol, Settings},
     plan::{PlanError, endings, plan},
     policy::{self, BackendSet, HealthCheck, NoLocal, PerFamily, Served},
     tables::Tables,
@@ -33,7 +36,7 @@ pub enum SyncError {
 #[derive(Debug, Default)]
 pub struct Report {
     /// Services looked at.
-    pub services: usize,
+    pub looked_at: BTreeSet<ObjectRef>,
     /// Ops carried out.
     pub ops: usize,
     /// Services that failed; they are tried again with the next sync.
@@ -202,7 +205,7 @@ impl<S: Store> Pipeline<S> {
                 report.lost.insert(name.clone(), lost);
             }
         }
-        report.services = wanted.len();
+        report.looked_at = wanted.keys().cloned().collect();
         wanted
     }
 
@@ -344,6 +347,16 @@ impl<S: Store> Pipeline<S> {
     /// What is known of the cluster.
     pub const fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// How long a client of each service port with session affinity stays with its backend.
+    pub fn affinity_timeouts(&self) -> HashMap<u32, Duration> {
+        let timeout = |port: &PortRef| self.cluster.service(&port.service)?.affinity;
+        let of = |(port, id)| {
+            let seconds = timeout(port)?;
+            Some((id, Duration::from_secs(u64::from(seconds.get()))))
+        };
+        self.tables.ids().filter_map(of).collect()
     }
 
     /// What the health check node ports are to say.

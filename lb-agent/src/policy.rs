@@ -98,6 +98,11 @@ pub struct PerFamily<T> {
 }
 
 impl<T> PerFamily<T> {
+    /// The one of a family.
+    pub const fn get(&self, ipv4: bool) -> &T {
+        if ipv4 { &self.ipv4 } else { &self.ipv6 }
+    }
+
     const fn of(&mut self, ipv4: bool) -> &mut T {
         if ipv4 { &mut self.ipv4 } else { &mut self.ipv6 }
     }

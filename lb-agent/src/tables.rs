@@ -187,6 +187,11 @@ impl Tables {
         free.filter(|id| self.keys_of(*id).next().is_none())
     }
 
+    /// All service ports, and their ids.
+    pub fn ids(&self) -> impl Iterator<Item = (&PortRef, u32)> {
+        self.ids.iter().map(|(port, id)| (port, *id))
+    }
+
     /// The ids of a Service's ports.
     pub fn ids_of(&self, service: &ObjectRef) -> impl Iterator<Item = u32> {
         let first = PortRef { service: service.clone(), port: "".into(), protocol: Protocol::Tcp };

@@ -627,6 +627,20 @@ impl Counter {
         Self::NoSocketMemory,
         Self::FlowForgotten,
     ];
+
+    /// As a label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Denied => "denied",
+            Self::UnknownClient => "unknown-client",
+            Self::Unstable => "unstable",
+            Self::AffinityFull => "affinity-full",
+            Self::NoSocketMemory => "no-socket-memory",
+            Self::FlowForgotten => "flow-forgotten",
+        }
+    }
 }
 
 /// Value of [`NAMES`]: the service port behind an id. 200 bytes.

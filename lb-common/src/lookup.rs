@@ -149,40 +149,36 @@ pub fn choose(
     set: &mut Set,
 ) -> Verdict {
     let mut key = ServiceKey::new(flow.peer, flow.protocol);
-    let mut found = match tables.service(&key) {
-        Some(service) => service,
-        None => {
-            match by_address(tables, caller, flow, &mut key) {
-                Stands::ForNothing => return Verdict::Miss,
-                Stands::ForClusterIp => return Verdict::UnknownPort,
-                Stands::ForKey => {}
-            }
-            let Some(service) = tables.service(&key) else { return Verdict::Miss };
-            service
+    let mut service = tables.service(&key);
+    if service.is_none() {
+        match by_address(tables, caller, flow, &mut key) {
+            Meaning::Nothing => return Verdict::Miss,
+            Meaning::ClusterIp => return Verdict::UnknownPort,
+            Meaning::Key => service = tables.service(&key),
         }
-    };
+    }
     let mut attempt = 0;
     while attempt < ATTEMPTS {
+        let Some(found) = service else { return Verdict::Miss };
         if let Some(verdict) = one_of(tables, caller, flow, &found, prior, set) {
             return verdict;
         }
-        let Some(again) = tables.service(&key) else { return Verdict::Miss };
-        found = again;
+        service = tables.service(&key);
         attempt += 1;
     }
     Verdict::Unstable
 }
 
-/// What an address stands for that is no frontend by itself.
-enum Stands {
-    ForNothing,
-    /// For a cluster IP, which lacks the port.
-    ForClusterIp,
-    /// For what is now in the key: a NodePort.
-    ForKey,
+/// What an address means that is no frontend by itself.
+enum Meaning {
+    Nothing,
+    /// A cluster IP, which lacks the port.
+    ClusterIp,
+    /// What is now in the key: a NodePort.
+    Key,
 }
 
-/// Replaces the key by the one that its address stands for. A function of its own in the programs:
+/// Replaces the key by the one that its address means. A function of its own in the programs:
 /// their stack has 512 bytes.
 #[inline(never)]
 fn by_address(
@@ -190,29 +186,29 @@ fn by_address(
     caller: &impl Caller,
     flow: &Flow,
     key: &mut ServiceKey,
-) -> Stands {
+) -> Meaning {
     let addr = flow.peer.addr;
-    let Some(address) = tables.address(&addr) else { return Stands::ForNothing };
+    let Some(address) = tables.address(&addr) else { return Meaning::Nothing };
     if address.netns != 0 && address.netns != caller.netns() {
-        return Stands::ForNothing;
+        return Meaning::Nothing;
     }
     if address.flags & Address::OWN_NODE != 0 {
         *key = key.scoped(addr.unspecified(), abi::SCOPE_OWN_NODE);
         if tables.service(key).is_some() {
-            return Stands::ForKey;
+            return Meaning::Key;
         }
     }
     if address.flags & Address::OTHER_NODE != 0 {
         *key = key.scoped(addr, abi::SCOPE_NODE);
         if tables.service(key).is_some() {
-            return Stands::ForKey;
+            return Meaning::Key;
         }
         *key = key.scoped(addr.unspecified(), abi::SCOPE_OTHER_NODES);
         if tables.service(key).is_some() {
-            return Stands::ForKey;
+            return Meaning::Key;
         }
     }
-    if address.flags & Address::CLUSTER_IP != 0 { Stands::ForClusterIp } else { Stands::ForNothing }
+    if address.flags & Address::CLUSTER_IP != 0 { Meaning::ClusterIp } else { Meaning::Nothing }
 }
 
 /// A backend of the set, or what happens without one; none if the block is of another generation.
@@ -406,9 +402,9 @@ mod tests {
             let (_, now) = place.get_or_insert((*key, *bond));
             let ours = before == now || now.backend == bond.backend;
             if ours {
-                *now = *bond
+                *now = *bond;
             } else {
-                *bond = *now
+                *bond = *now;
             }
             ours
         }

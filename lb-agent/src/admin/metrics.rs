@@ -7,10 +7,12 @@ mod own;
 
 use std::time::{Duration, SystemTime};
 
+use lb_common::abi::Counter;
 use prometheus::{Registry, TextEncoder};
 
 use self::{kube_proxy::KubeProxy, make::Make, own::Own};
 use super::{Family, process::Process};
+use crate::sockets::Reason;
 
 /// How much a sync looked at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -62,27 +64,6 @@ impl Map {
         match self {
             Self::Services => "services",
             Self::Backends => "backends",
-        }
-    }
-}
-
-/// Why a socket was woken with an error.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Destroyed {
-    /// Its backend no longer serves.
-    BackendGone,
-    /// Its Service is gone, or has no backend left.
-    ServiceGone,
-    /// It was connected to a Service's address before there was the Service.
-    Untranslated,
-}
-
-impl Destroyed {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::BackendGone => "backend_gone",
-            Self::ServiceGone => "service_gone",
-            Self::Untranslated => "untranslated",
         }
     }
 }
@@ -185,7 +166,7 @@ impl Metrics {
     }
 
     /// Sockets were woken with an error.
-    pub fn sockets_destroyed(&self, reason: Destroyed, count: u64) {
+    pub fn sockets_destroyed(&self, reason: Reason, count: u64) {
         self.own.sockets_destroyed.with_label_values(&[reason.name()]).inc_by(count);
     }
 
@@ -203,6 +184,12 @@ impl Metrics {
     /// What the last check of the datapath said.
     pub fn datapath(&self, healthy: bool) {
         self.own.datapath_healthy.set(healthy.into());
+    }
+
+    /// How often the programs have counted something, all in all.
+    pub fn datapath_events(&self, event: Counter, count: u64) {
+        let counter = self.own.datapath_events.with_label_values(&[event.name()]);
+        counter.inc_by(count.saturating_sub(counter.get()));
     }
 
     /// Everything, in Prometheus' text format, version 0.0.4.

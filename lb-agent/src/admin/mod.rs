@@ -33,10 +33,9 @@ use anyhow::Context as _;
 pub use self::{events::Events, health::Health, metrics::Metrics, node_ports::NodePorts};
 use self::{
     metrics::SyncKind,
-    node_ports::HealthCheck,
     server::{Servers, Settings, StartError, Which},
 };
-use crate::model::ObjectRef;
+use crate::{model::ObjectRef, policy::HealthCheck};
 
 /// An IP family, by the names that Kubernetes gives them.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -16,33 +16,13 @@ use hyper::{
 use tokio::{net::TcpListener, runtime::Handle};
 
 use super::{
-    Family, SharedHealth,
+    SharedHealth,
     http::{self, Answer, Limits, Response},
 };
-use crate::model::ObjectRef;
+use crate::{model::ObjectRef, policy::HealthCheck};
 
 /// Most connections at a time on one port.
 const LIMITS: Limits = Limits::new(32);
-
-/// What a Service wants to be asked, and the answer.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct HealthCheck {
-    /// The `healthCheckNodePort`.
-    pub port: u16,
-    /// Distinct addresses of ready endpoints on this node, over all ports (K3): IPv4.
-    pub local_endpoints_v4: usize,
-    /// The same, IPv6.
-    pub local_endpoints_v6: usize,
-}
-
-impl HealthCheck {
-    fn local_endpoints(&self, family: Family) -> usize {
-        match family {
-            Family::V4 => self.local_endpoints_v4,
-            Family::V6 => self.local_endpoints_v6,
-        }
-    }
-}
 
 /// A port that could not be opened. It is tried again at the next sync.
 #[derive(Debug)]
@@ -87,12 +67,14 @@ impl NodePorts {
         // Those that go first: a port may have a new owner.
         self.open.retain(|(service, ip), server| {
             addresses.contains(ip)
-                && wanted.get(service).is_some_and(|check| check.port == server.port)
+                && wanted.get(service).is_some_and(|check| {
+                    check.port == server.port && check.local.get(ip.is_ipv4()).is_some()
+                })
         });
         let mut failures = Vec::new();
         for (service, check) in wanted {
             for &ip in addresses {
-                let endpoints = check.local_endpoints(Family::of(ip));
+                let Some(endpoints) = *check.local.get(ip.is_ipv4()) else { continue };
                 if let Some(server) = self.open.get(&(service.clone(), ip)) {
                     server.set(Some(endpoints));
                     continue;

@@ -9,6 +9,7 @@ use std::{
 
 use super::*;
 use crate::admin::server::BindAddress;
+use crate::policy::PerFamily;
 
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -93,7 +94,7 @@ fn from_the_loop_to_the_wire() {
     assert_eq!(status("/livez"), "HTTP/1.1 200 OK");
     let node_port = free_port();
     let check =
-        HealthCheck { port: node_port.port(), local_endpoints_v4: 1, local_endpoints_v6: 0 };
+        HealthCheck { port: node_port.port(), local: PerFamily { ipv4: Some(1), ipv6: None } };
     let wanted = BTreeMap::from([(ObjectRef::new("a", "b"), check)]);
     let addresses = BTreeSet::from([node_port.ip()]);
     admin.serve_health_checks(&wanted, &addresses);
@@ -127,7 +128,8 @@ fn a_taken_node_port_is_told_once() {
     let mut admin = admin(free_port(), free_port());
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let addr = taken.local_addr().unwrap();
-    let check = HealthCheck { port: addr.port(), local_endpoints_v4: 1, local_endpoints_v6: 1 };
+    let check =
+        HealthCheck { port: addr.port(), local: PerFamily { ipv4: Some(1), ipv6: Some(1) } };
     let service = ObjectRef::new("a", "b");
     let wanted = BTreeMap::from([(service.clone(), check)]);
     let addresses = BTreeSet::from([addr.ip()]);

@@ -26,7 +26,7 @@ const BONDS: usize = size_of::<Affinity>();
 #[derive(Debug)]
 pub(super) struct Clients {
     sources: LpmTrie<MapData, [u8; SOURCE], u32>,
-    clients: HashMap<MapData, u64, [u8; CLIENT]>,
+    addresses: HashMap<MapData, u64, [u8; CLIENT]>,
     affinity: HashMap<MapData, [u8; BOUND], [u8; BONDS]>,
 }
 
@@ -38,7 +38,7 @@ impl Clients {
                 path: dir.join(SOURCES).display().to_string(),
                 what: error.to_string(),
             })?;
-        Ok(Self { sources, clients: hash(dir, CLIENTS)?.0, affinity: hash(dir, AFFINITY)?.0 })
+        Ok(Self { sources, addresses: hash(dir, CLIENTS)?.0, affinity: hash(dir, AFFINITY)?.0 })
     }
 
     /// All source ranges, by the id of the service port.
@@ -61,19 +61,19 @@ impl Clients {
     }
 
     pub(super) fn client(&self, netns: u64) -> Option<Client> {
-        self.clients.get(&netns, 0).ok().map(must_cast)
+        self.addresses.get(&netns, 0).ok().map(must_cast)
     }
 
     /// Makes the map say of each network namespace what `wanted` says, and of no other.
     pub(super) fn set_clients(&mut self, wanted: &BTreeMap<u64, Client>) -> Result<(), MapError> {
-        let known: Result<BTreeMap<u64, [u8; CLIENT]>, MapError> = self.clients.iter().collect();
+        let known: Result<BTreeMap<u64, [u8; CLIENT]>, MapError> = self.addresses.iter().collect();
         let known = known?;
         for netns in known.keys().filter(|netns| !wanted.contains_key(netns)) {
-            gone(self.clients.remove(netns))?;
+            gone(self.addresses.remove(netns))?;
         }
         for (netns, client) in wanted {
             if known.get(netns) != Some(&must_cast(*client)) {
-                self.clients.insert(netns, &must_cast(*client), 0)?;
+                self.addresses.insert(netns, &must_cast(*client), 0)?;
             }
         }
         Ok(())

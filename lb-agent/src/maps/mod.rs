@@ -1,7 +1,9 @@
 //! The maps, real or in memory, behind one trait.
 
 mod addresses;
+mod bonds;
 mod clients;
+mod counters;
 mod grace;
 mod mapping;
 mod memory;
@@ -14,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
 
 pub use self::{
+    bonds::Bonds,
+    counters::Counters,
     memory::Memory,
     op::{KeyText, Known, Op},
     pinned::{Access, OpenError, Pinned},

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, Node, NodeAddr, ObjectRef, Service, Settings, Slice};
+use super::{Change, Families, Node, NodeAddr, ObjectRef, Service, Settings, Slice};
 
 /// All Services, EndpointSlices and Nodes, by name and by Service.
 #[derive(Debug, Default)]
@@ -243,6 +243,17 @@ impl Cluster {
     /// This node's Node, as long as there is one.
     pub fn own_node(&self) -> Option<&Node> {
         self.nodes.get(&self.settings.node_name).filter(|_| !self.settings.node_name.is_empty())
+    }
+
+    /// The families that are served.
+    pub const fn families(&self) -> Families {
+        self.settings.families
+    }
+
+    /// The addresses of this node at which NodePorts are served.
+    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let all = self.node_addresses().into_iter();
+        all.filter(|(_, node)| *node != NodeAddr::Other).map(|(ip, _)| ip).collect()
     }
 
     /// This node's zone (D11).

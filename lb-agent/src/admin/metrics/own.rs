@@ -12,6 +12,7 @@ pub(super) struct Own {
     pub(super) map_capacity: IntGaugeVec,
     pub(super) map_full: IntCounterVec,
     pub(super) datapath_healthy: IntGauge,
+    pub(super) datapath_events: IntCounterVec,
 }
 
 impl Own {
@@ -36,6 +37,11 @@ impl Own {
             datapath_healthy: make.gauge(
                 "socklb_datapath_healthy",
                 "1 if the last check of the programs found no fault, else 0",
+            )?,
+            datapath_events: make.counters(
+                "socklb_datapath_events_total",
+                "What the programs did other than to forward: connections refused, state not kept",
+                &["event"],
             )?,
         })
     }

@@ -5,10 +5,13 @@ use std::{
 };
 
 use super::*;
-use crate::admin::{
-    Health, Moment,
-    server::Servers,
-    tests::{ask, connect, free_port, get, nowhere},
+use crate::{
+    admin::{
+        Family, Health, Moment,
+        server::Servers,
+        tests::{ask, connect, free_port, get, nowhere},
+    },
+    policy::PerFamily,
 };
 
 struct Bench {
@@ -37,7 +40,9 @@ impl Bench {
         let wanted = wanted
             .iter()
             .map(|&(name, port, local_endpoints_v4, local_endpoints_v6)| {
-                let check = HealthCheck { port, local_endpoints_v4, local_endpoints_v6 };
+                let local =
+                    PerFamily { ipv4: Some(local_endpoints_v4), ipv6: Some(local_endpoints_v6) };
+                let check = HealthCheck { port, local };
                 (ObjectRef::new("ns", name), check)
             })
             .collect();

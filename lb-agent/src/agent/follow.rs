@@ -1,0 +1,251 @@
+//! The loop: what the source says is written, and what was written is told and looked after.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{troubles::Troubles, upkeep::Upkeep};
+use crate::{
+    admin::{
+        Admin, Family, Outcome,
+        metrics::{Map, SyncKind, TrafficPolicy},
+    },
+    config::{Config, TerminateTcp},
+    datapath::Datapath,
+    maps::Pinned,
+    model::{Change, NodePortAddresses, Protocol},
+    pins::Pins,
+    pipeline::{Pipeline, Report, SyncError},
+    plan::PlanError,
+};
+
+/// After a failure: the first retry, and the longest pause between two.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// Retired blocks are reclaimed when nothing has changed for this long.
+const IDLE: Duration = Duration::from_secs(1);
+/// How often the agent looks whether something is due.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the Nodes are waited for when all else is known (J1).
+const NODES: Duration = Duration::from_secs(30);
+
+pub(super) struct Agent {
+    pipeline: Pipeline<Pinned>,
+    /// The programs, until they are attached, and where to.
+    attach: Option<(Datapath, PathBuf)>,
+    cgroup: PathBuf,
+    upkeep: Upkeep,
+    troubles: Troubles,
+    pause: Duration,
+    nodeport_addresses: NodePortAddresses,
+    /// Since when only the Nodes are missing.
+    waiting_for_nodes: Option<Instant>,
+}
+
+/// Changes that were taken in and are not written yet.
+#[derive(Default)]
+struct Taken {
+    services: u64,
+    endpoints: u64,
+}
+
+impl Agent {
+    pub(super) fn new(
+        config: &Config,
+        pipeline: Pipeline<Pinned>,
+        (datapath, cgroup): (Datapath, PathBuf),
+        pins: Pins,
+    ) -> Self {
+        let protocols = match config.terminate_tcp {
+            TerminateTcp::Never => vec![Protocol::Udp],
+            TerminateTcp::Deleted => vec![Protocol::Udp, Protocol::Tcp],
+        };
+        Self {
+            pipeline,
+            cgroup: cgroup.clone(),
+            attach: Some((datapath, cgroup)),
+            upkeep: Upkeep::new(pins, protocols),
+            troubles: Troubles::default(),
+            pause: RETRY.0,
+            nodeport_addresses: config.nodeport_addresses.clone(),
+            waiting_for_nodes: None,
+        }
+    }
+
+    /// Attaches at once if the maps say what an agent before us wrote.
+    pub(super) fn adopt(&mut self) -> Result<()> {
+        if self.attach.as_ref().is_some_and(|(datapath, _)| datapath.is_adopted()) {
+            self.attach()?;
+        }
+        Ok(())
+    }
+
+    /// Until the source ends.
+    pub(super) async fn follow(
+        &mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut admin: Admin,
+    ) -> Result<()> {
+        let mut failing = false;
+        let mut taken = Taken::default();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let retry = pin!(sleep(self.pause));
+            let idle = pin!(sleep(IDLE));
+            tokio::select! {
+                biased;
+                change = changes.recv() => {
+                    let Some(change) = change else { return Ok(()) };
+                    self.take(change, &mut taken);
+                    // What came together is written together.
+                    while let Ok(change) = changes.try_recv() {
+                        self.take(change, &mut taken);
+                    }
+                }
+                () = retry, if failing => {}
+                () = self.upkeep.work(&mut self.pipeline, &admin) => continue,
+                () = idle, if self.pipeline.retired() > 0 => {
+                    self.pipeline.reclaim()?;
+                    continue;
+                }
+                _ = tick.tick() => {
+                    self.wait_for_nodes();
+                    self.upkeep.tick(&mut self.pipeline, &admin);
+                }
+            }
+            if self.pipeline.is_dirty() {
+                admin.queued();
+                tell_taken(&admin, &mut taken);
+                failing = self.sync(&mut admin)?;
+            }
+        }
+    }
+
+    fn take(&mut self, change: Change, taken: &mut Taken) {
+        match &change {
+            Change::Service(..) => taken.services += 1,
+            Change::Slice(..) => taken.endpoints += 1,
+            Change::ListedServices(all) => taken.services += all.len() as u64,
+            Change::ListedSlices(all) => taken.endpoints += all.len() as u64,
+            Change::Node(..) | Change::ListedNodes(_) | Change::LocalAddresses(_) => {}
+        }
+        self.pipeline.change(change);
+    }
+
+    /// Goes on without Nodes if they do not come.
+    fn wait_for_nodes(&mut self) {
+        if !self.pipeline.lacks_only_nodes() {
+            self.waiting_for_nodes = None;
+        } else if self.waiting_for_nodes.get_or_insert_with(Instant::now).elapsed() > NODES {
+            let remedy = "grant get, list and watch on nodes";
+            tracing::error!(
+                remedy,
+                "no list of Nodes after {} s: going on without NodePorts of other nodes and without \
+                 topology",
+                NODES.as_secs()
+            );
+            self.pipeline.go_on_without_nodes();
+        }
+    }
+
+    /// Writes what has changed. True if something is to be tried again.
+    fn sync(&mut self, admin: &mut Admin) -> Result<bool> {
+        let first = !self.pipeline.is_synced();
+        let started = Instant::now();
+        let report = self.pipeline.sync();
+        let took = started.elapsed();
+        // In place of programs at work, not before all that they may do is in the maps.
+        let wait = |datapath: &Datapath| datapath.others_at_work() && !report.failed.is_empty();
+        if !self.attach.as_ref().is_some_and(|(datapath, _)| wait(datapath)) {
+            self.attach()?;
+        } else if first {
+            tracing::error!("the programs at work stay, until all Services are in the new maps");
+        }
+        if first {
+            let frontends = self.pipeline.tables().services().len();
+            tracing::info!(frontends, ops = report.ops, ?took, "in sync");
+        } else {
+            tracing::debug!(services = report.looked_at.len(), ops = report.ops, ?took, "sync");
+        }
+        self.troubles.tell(&report);
+        // Services that failed, or damage that could not be removed.
+        let failing = self.pipeline.is_dirty();
+        self.pause = if failing { (self.pause * 2).min(RETRY.1) } else { RETRY.0 };
+        self.tell(admin, &report, first, took);
+        self.upkeep.synced(&self.pipeline, &report);
+        Ok(failing)
+    }
+
+    /// In the order of kube-proxy (M4).
+    fn tell(&self, admin: &mut Admin, report: &Report, first: bool, took: Duration) {
+        let kind = if first { SyncKind::Full } else { SyncKind::Partial };
+        let outcome = match (&self.attach, report.failed.is_empty() && report.addresses.is_none()) {
+            (Some(_), _) => Outcome::Failed,
+            (None, true) => Outcome::Complete,
+            (None, false) => Outcome::Partial,
+        };
+        if let Some(node) = self.pipeline.cluster().own_node() {
+            admin.set_node_eligible(!node.leaving);
+        }
+        admin.synced(kind, took, outcome);
+        admin.serve_health_checks(self.pipeline.health_checks(), &self.health_addresses());
+
+        let metrics = admin.metrics();
+        let tables = self.pipeline.tables();
+        let (services, blocks) = (tables.services().len(), tables.blocks());
+        let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        metrics.map_use(Map::Services, services, size(tables.max_services()));
+        metrics.map_use(Map::Backends, size(blocks.used()), size(blocks.capacity()));
+        for error in report.failed.values() {
+            match error {
+                SyncError::Plan(PlanError::ServicesFull { .. }) => metrics.map_full(Map::Services),
+                SyncError::Plan(PlanError::BackendsFull { .. }) => metrics.map_full(Map::Backends),
+                SyncError::Store(_) => {}
+            }
+        }
+        for (family, ipv4) in [(Family::V4, true), (Family::V6, false)] {
+            let all = || self.pipeline.no_local().values().map(|no_local| no_local.get(ipv4));
+            let (internal, external) = (TrafficPolicy::Internal, TrafficPolicy::External);
+            metrics.no_local(internal, family, all().map(|of| of.internal).sum());
+            metrics.no_local(external, family, all().map(|of| of.external).sum());
+        }
+    }
+
+    /// Where health check node ports listen (K1): everywhere, or where NodePorts are served.
+    fn health_addresses(&self) -> BTreeSet<IpAddr> {
+        let cluster = self.pipeline.cluster();
+        match self.nodeport_addresses {
+            NodePortAddresses::All => {
+                let all = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+                all.into_iter().filter(|ip| cluster.families().have(*ip)).collect()
+            }
+            _ => cluster.own_addresses(),
+        }
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        if let Some((mut datapath, cgroup)) = self.attach.take() {
+            datapath.attach(&cgroup)?;
+            tracing::info!(cgroup = %cgroup.display(), "attached");
+            self.upkeep.attached(&self.cgroup);
+        }
+        Ok(())
+    }
+}
+
+/// All of them are about to be written.
+fn tell_taken(admin: &Admin, taken: &mut Taken) {
+    let Taken { services, endpoints } = std::mem::take(taken);
+    admin.metrics().service_changes(0, services);
+    admin.metrics().endpoint_changes(0, endpoints);
+}

@@ -1,0 +1,52 @@
+//! The source at work.
+
+use anyhow::{Context as _, Result};
+use kube::Client;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::{
+    config::{Config, Source},
+    model::Change,
+    sources::{self, BACKLOG, Changes, local::Local},
+};
+
+/// What follows the source.
+pub(super) struct Followed {
+    /// Ends only when it cannot go on.
+    pub(super) task: JoinHandle<Result<()>>,
+    /// What it says.
+    pub(super) changes: mpsc::Receiver<Change>,
+    /// The API server, if that is the source.
+    pub(super) client: Option<Client>,
+}
+
+/// Starts to follow. `in_force`: the maps have entries already.
+pub(super) async fn follow(config: &Config, in_force: bool) -> Result<Followed> {
+    let (sender, changes): (Changes, _) = mpsc::channel(BACKLOG);
+    let local = Local::start(&sender).await?;
+    tokio::spawn(local.run(sender.clone()));
+    let proxy_name = config.service_proxy_name.clone();
+    Ok(match &config.source {
+        Source::Dir(path) => {
+            let task = tokio::spawn(sources::dir::run(path.clone(), in_force, proxy_name, sender));
+            Followed { task, changes, client: None }
+        }
+        Source::Kubernetes => {
+            let access = sources::kubernetes::Access {
+                kubeconfig: config.kubeconfig.clone(),
+                context: config.context.clone(),
+            };
+            // A credential plugin keeps its thread waiting.
+            let runtime = tokio::runtime::Handle::current();
+            let client = tokio::task::spawn_blocking(move || runtime.block_on(access.client()))
+                .await
+                .context("the API access failed")??;
+            let watched = client.clone();
+            let task = tokio::spawn(async move {
+                Box::pin(sources::kubernetes::run(watched, proxy_name.as_deref(), sender)).await;
+                Ok(())
+            });
+            Followed { task, changes, client: Some(client) }
+        }
+    })
+}

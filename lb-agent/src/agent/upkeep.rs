@@ -1,0 +1,247 @@
+//! What has to be done now and then, and must not keep the loop waiting: stale sockets are ended, the
+//! addresses of network namespaces are found, old bonds of session affinity are forgotten.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use lb_common::{
+    Caller, Flow, Prior, Verdict,
+    abi::{self, Addr, AffinityKey, Bond, Counter, Translation},
+    select,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    admin::Admin,
+    maps::{Bonds, Counters, Pinned},
+    model::Protocol,
+    pins::Pins,
+    pipeline::{Pipeline, Report},
+    policy,
+    sockets::{self, Client, Found, News, Sweeper, Truth},
+};
+
+/// How often bonds that are over are looked for.
+const BONDS: Duration = Duration::from_secs(60);
+/// How often the network namespaces are looked through while there are source ranges, although nobody
+/// unknown has connected: a pod may have got another address.
+const CLIENTS: Duration = Duration::from_secs(15);
+
+pub(super) struct Upkeep {
+    pins: Pins,
+    protocols: Vec<Protocol>,
+    sweeper: Option<(Sweeper, mpsc::Receiver<News>)>,
+    clients: Task<io::Result<BTreeMap<u64, Client>>>,
+    unknown_clients: u64,
+    bonds: Task<()>,
+}
+
+/// Something that a thread does, and when it was begun last.
+struct Task<T> {
+    begun: Option<Instant>,
+    running: bool,
+    sender: mpsc::Sender<T>,
+    results: mpsc::Receiver<T>,
+}
+
+impl<T: Send + 'static> Task<T> {
+    fn new() -> Self {
+        let (sender, results) = mpsc::channel(1);
+        Self { begun: None, running: false, sender, results }
+    }
+
+    /// Begins, if it is not under way.
+    fn begin(&mut self, work: impl FnOnce() -> T + Send + 'static) {
+        if self.running {
+            return;
+        }
+        (self.begun, self.running) = (Some(Instant::now()), true);
+        let sender = self.sender.clone();
+        tokio::task::spawn_blocking(move || {
+            // Nobody may be waiting any more.
+            let _ = sender.blocking_send(work());
+        });
+    }
+
+    fn is_due(&self, after: Duration) -> bool {
+        self.begun.is_none_or(|begun| begun.elapsed() > after)
+    }
+
+    /// What came of it. Never ends while nothing is under way.
+    async fn result(&mut self) -> Option<T> {
+        let result = self.results.recv().await;
+        self.running = false;
+        result
+    }
+}
+
+impl Upkeep {
+    pub(super) fn new(pins: Pins, protocols: Vec<Protocol>) -> Self {
+        let (clients, bonds) = (Task::new(), Task::new());
+        Self { pins, protocols, sweeper: None, clients, unknown_clients: 0, bonds }
+    }
+
+    /// The programs are at work.
+    pub(super) fn attached(&mut self, cgroup: &Path) {
+        let started = sockets::open(&self.pins)
+            .and_then(|map| Ok(Sweeper::start(map, cgroup, &self.protocols)?));
+        match started {
+            Ok(started) => self.sweeper = Some(started),
+            Err(error) => {
+                tracing::warn!("connected sockets stay with backends that are gone: {error:#}");
+            }
+        }
+    }
+
+    /// The maps were written.
+    pub(super) fn synced(&self, pipeline: &Pipeline<Pinned>, report: &Report) {
+        if let Some((sweeper, _)) = &self.sweeper
+            && pipeline.is_synced()
+            && report.protocols.iter().any(|protocol| self.protocols.contains(protocol))
+        {
+            sweeper.look();
+        }
+    }
+
+    /// Begins what is due.
+    pub(super) fn tick(&mut self, pipeline: &mut Pipeline<Pinned>, admin: &Admin) {
+        let Ok(Some(maps)) = self.pins.maps() else { return };
+        if let Ok(counters) = Counters::open(&maps) {
+            for counter in Counter::ALL {
+                if let Ok(count) = counters.get(counter) {
+                    admin.metrics().datapath_events(counter, count);
+                }
+            }
+            let unknown = counters.get(Counter::UnknownClient).unwrap_or_default();
+            let is_new = std::mem::replace(&mut self.unknown_clients, unknown) != unknown;
+            if pipeline.tables().has_sources() && (is_new || self.clients.is_due(CLIENTS)) {
+                self.clients.begin(sockets::clients);
+            }
+        }
+        if self.bonds.is_due(BONDS) {
+            let timeouts = pipeline.affinity_timeouts();
+            self.bonds.begin(move || {
+                let swept = Bonds::open(&maps).map_err(anyhow::Error::from);
+                match swept.and_then(|mut bonds| Ok(bonds.sweep(&timeouts)?)) {
+                    Ok((0, _)) => {}
+                    Ok((before, left)) => tracing::debug!(before, left, "session affinity"),
+                    Err(error) => tracing::warn!("cannot forget old session affinity: {error:#}"),
+                }
+            });
+        }
+    }
+
+    /// Goes on with what threads have found. To be dropped and called again at will.
+    pub(super) async fn work(&mut self, pipeline: &mut Pipeline<Pinned>, admin: &Admin) {
+        let news = async {
+            match &mut self.sweeper {
+                Some((_, news)) => news.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            news = news => match news {
+                Some(news) => self.swept(news, pipeline, admin),
+                // The thread has died, which it has said.
+                None => self.sweeper = None,
+            },
+            Some(found) = self.clients.result() => {
+                let written = found.map(|found| set_clients(pipeline, found));
+                if let Err(error) = written.and_then(|written| written) {
+                    tracing::warn!(%error, "cannot tell which clients are in loadBalancerSourceRanges");
+                }
+            }
+            Some(()) = self.bonds.result() => {}
+        }
+    }
+
+    fn swept(&self, news: News, pipeline: &Pipeline<Pinned>, admin: &Admin) {
+        let Some((sweeper, _)) = &self.sweeper else { return };
+        match news {
+            News::Seen(found) => {
+                let truth = InForce(pipeline);
+                let judged = |found: Found| Some((found.clone(), sockets::judge(&found, &truth)?));
+                sweeper.destroy(found.into_iter().filter_map(judged).collect());
+            }
+            News::Done(outcomes) => {
+                for (reason, outcome) in outcomes {
+                    let destroyed = outcome.destroyed as u64;
+                    admin.metrics().sockets_destroyed(reason, destroyed);
+                    if destroyed > 0 {
+                        tracing::info!(
+                            sockets = destroyed,
+                            reason = reason.name(),
+                            "sockets ended"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Says from which address each network namespace connects; this one from the Node's.
+fn set_clients(pipeline: &mut Pipeline<Pinned>, found: BTreeMap<u64, Client>) -> io::Result<()> {
+    let own = sockets::own_netns()?;
+    let node = pipeline.cluster().own_node();
+    let primary = |ipv4| node.and_then(|node| node.primary(ipv4)).map(Addr::from);
+    let nowhere = Addr::from_words([0; 4]);
+    let clients = found.into_iter().map(|(netns, client)| {
+        let [mut v4, mut v6] =
+            [client.v4.map(Addr::from), client.v6.map(|v6| Addr::from(std::net::IpAddr::from(v6)))];
+        if netns == own {
+            (v4, v6) = (primary(true).or(v4), primary(false).or(v6));
+        }
+        (netns, abi::Client { v4: v4.unwrap_or(nowhere), v6: v6.unwrap_or(nowhere) })
+    });
+    let clients = clients.collect();
+    pipeline.store_mut().set_clients(&clients).map_err(io::Error::other)
+}
+
+/// What is true of sockets, by the cluster and the maps.
+struct InForce<'a>(&'a Pipeline<Pinned>);
+
+impl Truth for InForce<'_> {
+    fn serves(&self, protocol: Protocol, translation: &Translation) -> bool {
+        let port = self.0.tables().name(translation.service);
+        port.filter(|port| port.protocol == protocol)
+            .is_some_and(|port| policy::serves(self.0.cluster(), port, translation.backend.into()))
+    }
+
+    fn exists(&self, protocol: Protocol, translation: &Translation) -> bool {
+        let port = self.0.tables().name(translation.service);
+        port.filter(|port| port.protocol == protocol)
+            .is_some_and(|port| policy::knows(self.0.cluster(), port, translation.backend.into()))
+    }
+
+    fn is_frontend(&self, protocol: Protocol, peer: std::net::SocketAddr) -> bool {
+        let flow = Flow { peer: peer.into(), protocol: protocol.number() };
+        let verdict = select(self.0.store(), &Stranger, &flow, &Prior::NONE);
+        matches!(verdict, Verdict::Forward(_))
+    }
+}
+
+/// A client of whom nothing is known and who does nothing.
+struct Stranger;
+
+impl Caller for Stranger {
+    fn random(&self, _: &Flow) -> u32 {
+        0
+    }
+
+    fn netns(&self) -> u64 {
+        0
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
+
+    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
+        true
+    }
+}
