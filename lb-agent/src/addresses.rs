@@ -31,6 +31,12 @@ impl Addresses {
         self.changed.extend(addresses);
     }
 
+    /// All of them are to be looked at: what the maps have, and what is wanted.
+    pub fn found_anew(&mut self, addresses: impl IntoIterator<Item = Addr>) {
+        self.changed.extend(addresses);
+        self.changed.extend(self.services.keys().chain(self.nodes.keys()).copied());
+    }
+
     /// The cluster IPs of a Service.
     pub fn set_cluster_ips(&mut self, service: &ObjectRef, ips: &[IpAddr]) {
         let wanted: Vec<Addr> = ips.iter().copied().map(Addr::from).collect();

@@ -123,6 +123,14 @@ impl<S: Store> Pipeline<S> {
         self.dirty.append(&mut self.cluster.apply(change));
     }
 
+    /// Goes on from what the maps say now, whatever was believed of them: the next sync looks at
+    /// everything (M3, M6).
+    pub fn readopt(&mut self, snapshot: &Snapshot) {
+        (self.tables, self.repairs) = Tables::adopt(snapshot);
+        self.addresses.found_anew(self.tables.addresses().keys().copied());
+        self.synced = false;
+    }
+
     /// Whether all is known but the Nodes.
     pub fn lacks_only_nodes(&self) -> bool {
         self.cluster.lacks_only_nodes()

@@ -37,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 /// How long the Nodes are waited for when all else is known (J1).
 const NODES: Duration = Duration::from_secs(30);
+/// How often the maps are read and compared, in case somebody else wrote to them (M2).
+const COMPARE: Duration = Duration::from_secs(3600);
 
 pub(super) struct Agent {
     pipeline: Pipeline<Pinned>,
@@ -49,6 +51,10 @@ pub(super) struct Agent {
     nodeport_addresses: NodePortAddresses,
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
+    /// When what the maps say was compared last.
+    compared: Instant,
+    /// The maps did not take something: they are to be read before anything else is written.
+    doubtful: bool,
 }
 
 /// Changes that were taken in and are not written yet.
@@ -78,6 +84,8 @@ impl Agent {
             pause: RETRY.0,
             nodeport_addresses: config.nodeport_addresses.clone(),
             waiting_for_nodes: None,
+            compared: Instant::now(),
+            doubtful: false,
         }
     }
 
@@ -100,6 +108,7 @@ impl Agent {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let mut again = false;
             let retry = pin!(sleep(self.pause));
             let idle = pin!(sleep(IDLE));
             tokio::select! {
@@ -112,7 +121,7 @@ impl Agent {
                         self.take(change, &mut taken);
                     }
                 }
-                () = retry, if failing => {}
+                () = retry, if failing => again = true,
                 () = self.upkeep.work(&mut self.pipeline, &admin) => continue,
                 () = idle, if self.pipeline.retired() > 0 => {
                     self.pipeline.reclaim()?;
@@ -120,8 +129,13 @@ impl Agent {
                 }
                 _ = tick.tick() => {
                     self.wait_for_nodes();
+                    self.doubtful |= self.compared.elapsed() > COMPARE;
                     self.upkeep.tick(&mut self.pipeline, &admin);
                 }
+            }
+            // With the pauses of retries, not at each change.
+            if self.doubtful && (again || !failing) {
+                self.read_maps();
             }
             if self.pipeline.is_dirty() {
                 admin.queued();
@@ -158,9 +172,20 @@ impl Agent {
         }
     }
 
+    /// Goes on from what the maps really say.
+    fn read_maps(&mut self) {
+        match self.pipeline.store().snapshot() {
+            Ok(snapshot) => {
+                self.pipeline.readopt(&snapshot);
+                (self.doubtful, self.compared) = (false, Instant::now());
+            }
+            Err(error) => tracing::warn!(%error, "cannot read the pinned maps"),
+        }
+    }
+
     /// Writes what has changed. True if something is to be tried again.
     fn sync(&mut self, admin: &mut Admin) -> Result<bool> {
-        let first = !self.pipeline.is_synced();
+        let full = !self.pipeline.is_synced();
         let started = Instant::now();
         let report = self.pipeline.sync();
         let took = started.elapsed();
@@ -168,27 +193,29 @@ impl Agent {
         let wait = |datapath: &Datapath| datapath.others_at_work() && !report.failed.is_empty();
         if !self.attach.as_ref().is_some_and(|(datapath, _)| wait(datapath)) {
             self.attach()?;
-        } else if first {
+        } else if full {
             tracing::error!("the programs at work stay, until all Services are in the new maps");
         }
-        if first {
+        if full {
             let frontends = self.pipeline.tables().services().len();
             tracing::info!(frontends, ops = report.ops, ?took, "in sync");
         } else {
             tracing::debug!(services = report.looked_at.len(), ops = report.ops, ?took, "sync");
         }
         self.troubles.tell(&report);
+        let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
+        self.doubtful = report.addresses.is_some() || report.failed.values().any(refused);
         // Services that failed, or damage that could not be removed.
         let failing = self.pipeline.is_dirty();
         self.pause = if failing { (self.pause * 2).min(RETRY.1) } else { RETRY.0 };
-        self.tell(admin, &report, first, took);
+        self.tell(admin, &report, full, took);
         self.upkeep.synced(&self.pipeline, &report);
         Ok(failing)
     }
 
     /// In the order of kube-proxy (M4).
-    fn tell(&self, admin: &mut Admin, report: &Report, first: bool, took: Duration) {
-        let kind = if first { SyncKind::Full } else { SyncKind::Partial };
+    fn tell(&self, admin: &mut Admin, report: &Report, full: bool, took: Duration) {
+        let kind = if full { SyncKind::Full } else { SyncKind::Partial };
         let outcome = match (&self.attach, report.failed.is_empty() && report.addresses.is_none()) {
             (Some(_), _) => Outcome::Failed,
             (None, true) => Outcome::Complete,
