@@ -13,6 +13,7 @@ mod kernel {
     mod control;
     mod echo;
     mod look;
+    mod pods;
     mod raw;
     mod world;
     mod yaml;
@@ -34,6 +35,7 @@ mod kernel {
     mod stale;
     mod startup;
     mod sweeper;
+    mod udp;
     mod untouched;
     mod uring;
 }
