@@ -36,6 +36,10 @@ mod kernel {
     mod startup;
     mod sweeper;
     mod udp;
+    mod udp_connected;
+    mod udp_labels;
+    mod udp_refusal;
+    mod udp_sticky;
     mod untouched;
     mod uring;
 }

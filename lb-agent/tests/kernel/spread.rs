@@ -12,9 +12,9 @@ use super::{
     world::{World, backend4},
 };
 
-const CONNECTS: u32 = 5_000;
+pub(crate) const CONNECTS: u32 = 5_000;
 /// How often a fair spread may be taken for a biased one.
-const ALPHA: f64 = 1e-6;
+pub(crate) const ALPHA: f64 = 1e-6;
 
 fn count() -> BTreeMap<IpAddr, u32> {
     let mut counts: BTreeMap<_, _> = (1..=5).map(|n| (backend4(n), 0)).collect();
@@ -27,7 +27,7 @@ fn count() -> BTreeMap<IpAddr, u32> {
 
 /// The probability that a fair choice among five spreads as unevenly as this: the upper tail of the
 /// chi-square distribution with four degrees of freedom, which is exp(-x/2) (1 + x/2).
-fn probability(counts: &BTreeMap<IpAddr, u32>) -> f64 {
+pub(crate) fn probability(counts: &BTreeMap<IpAddr, u32>) -> f64 {
     assert_eq!(counts.len(), 5);
     let expected = f64::from(CONNECTS) / 5.0;
     let square = |n: &u32| (f64::from(*n) - expected).powi(2) / expected;
