@@ -55,7 +55,10 @@ impl Words {
     }
 }
 
-/// The datagrams to one address. 80 bytes.
+/// Of how many questions that wait for an answer the order is known, for each flow.
+const ORDERED: usize = 8;
+
+/// The datagrams to one address. 96 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Sent {
@@ -70,22 +73,28 @@ pub struct Sent {
     /// Generation of the block that the backend was last found in.
     generation: u32,
     /// How many of the last ones were not answered.
-    waiting: u32,
-    /// When the first of those was sent, in nanoseconds of the monotonic clock.
-    asked: u64,
-    /// When the last one was sent; 0: the place is free.
+    waiting: u16,
+    /// How many there were.
+    sent: u16,
+    /// The turns of the last ones: which of all the socket's datagrams they were.
+    turns: [u16; ORDERED],
+    /// Tag of the backend before this one: it may have an answer under way.
+    former: u64,
+    /// When the last one was sent, in nanoseconds of the monotonic clock; 0: the place is free.
     last: u64,
 }
 
 /// The flows of a socket, `N` in each of `SETS`; the flow's frontend says in which one. 16 bytes,
-/// and 80 for each.
+/// and 96 for each.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Flows<const N: usize, const SETS: usize> {
     /// Several threads may send through one socket at one time.
     pub lock: bpf_spin_lock,
     /// Whether it has further ones, in [`MORE_FLOWS`](crate::abi::MORE_FLOWS).
-    pub more: u32,
+    pub more: u16,
+    /// How many datagrams were sent, in the first flows for all of them.
+    pub turn: u16,
     /// [`backend_bit`] of each backend there was, in the first flows for all of them: most sockets
     /// that send to addresses of Services and to others do not send to these Services' backends.
     pub backends: u64,
@@ -98,6 +107,11 @@ pub struct Flows<const N: usize, const SETS: usize> {
 pub fn set(frontend: Peer) -> usize {
     (Words::new(frontend).tag() >> 60) as usize
 }
+
+/// [`Answered::rank`] of a flow that goes to another backend now.
+const LATE: u64 = 1;
+/// Bit of [`Answered::rank`]: it waits.
+const WAITS: u64 = 1 << 63;
 
 /// The flow that an answer belongs to, as far as can be said.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -119,6 +133,12 @@ impl Answered {
     #[inline(always)]
     pub const fn is_known(&self) -> bool {
         self.rank != 0
+    }
+
+    /// Whether it was waited for.
+    #[inline(always)]
+    pub const fn is_awaited(&self) -> bool {
+        self.rank & WAITS != 0
     }
 }
 
@@ -155,10 +175,45 @@ pub fn backend_bit(backend: Peer) -> u64 {
     1 << (Words::new(backend).tag() >> 58)
 }
 
-/// Takes in that a datagram for `frontend` goes where `to` says, at the time `now`. If there is no
-/// place left, the flow used least recently gives up its own, or (`!replace`) nothing happens.
+impl Sent {
+    /// One more goes there, as the socket's datagram number `turn`.
+    #[inline(always)]
+    fn ask(&mut self, turn: u16, now: u64) {
+        self.turns[usize::from(self.sent) % ORDERED] = turn;
+        self.sent = self.sent.wrapping_add(1);
+        self.waiting = self.waiting.saturating_add(1);
+        self.last = now;
+    }
+
+    /// How many turns ago the first question was asked that waits; if more wait than the order is known
+    /// of, a later one.
+    #[inline(always)]
+    fn age(&self, turn: u16) -> u16 {
+        let first = usize::from(self.sent.wrapping_sub(self.waiting)) % ORDERED;
+        turn.wrapping_sub(self.turns[first])
+    }
+}
+
+/// A datagram of a socket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Moment {
+    /// When it is sent, or was received, in nanoseconds of the monotonic clock.
+    pub now: u64,
+    /// How many the socket has sent.
+    pub turn: u16,
+}
+
+/// Takes in that a datagram for `frontend` goes where `to` says. If there is no place left, the flow
+/// used least recently gives up its own, or (`!replace`) nothing happens.
 #[inline(always)]
-pub fn record(flows: &mut [Sent], frontend: Peer, to: Prior, now: u64, replace: bool) -> Recorded {
+pub fn record(
+    flows: &mut [Sent],
+    frontend: Peer,
+    to: Prior,
+    moment: Moment,
+    replace: bool,
+) -> Recorded {
+    let Moment { now, turn } = moment;
     let Prior { backend, generation } = to;
     let (frontend, backend) = (Words::new(frontend), Words::new(backend));
     let (to, via) = (frontend.tag(), backend.tag());
@@ -167,17 +222,17 @@ pub fn record(flows: &mut [Sent], frontend: Peer, to: Prior, now: u64, replace: 
     while index < flows.len() {
         let flow = &mut flows[index];
         if flow.to == to && flow.last != 0 {
-            if now.wrapping_sub(flow.last) > PATIENCE || flow.via != via {
+            if flow.via != via {
+                flow.former = flow.via;
                 flow.waiting = 0;
             }
-            if flow.waiting == 0 {
-                flow.asked = now;
+            if now.wrapping_sub(flow.last) > PATIENCE {
+                flow.waiting = 0;
             }
             flow.backend = backend;
             flow.via = via;
             flow.generation = generation;
-            flow.waiting = flow.waiting.wrapping_add(1);
-            flow.last = now;
+            flow.ask(turn, now);
             return Recorded::Known;
         }
         if flow.last < oldest {
@@ -189,14 +244,16 @@ pub fn record(flows: &mut [Sent], frontend: Peer, to: Prior, now: u64, replace: 
         return Recorded::Full;
     }
     let Some(flow) = flows.get_mut(place) else { return Recorded::Full };
-    *flow = Sent { to, via, frontend, backend, generation, waiting: 1, asked: now, last: now };
+    *flow = Sent { to, via, frontend, backend, generation, ..Sent::zeroed() };
+    flow.ask(turn, now);
     if oldest == 0 { Recorded::Known } else { Recorded::InPlaceOfAnother }
 }
 
-/// Puts the flow that a datagram from `backend` answers at the time `now` in the place of `best`, if
-/// there is a better one.
+/// Puts the flow that a datagram from `backend` answers in the place of `best`, if there is a better
+/// one.
 #[inline(always)]
-pub fn answered(flows: &[Sent], backend: Peer, now: u64, best: &mut Answered) {
+pub fn answered(flows: &[Sent], backend: Peer, moment: Moment, best: &mut Answered) {
+    let Moment { now, turn } = moment;
     let via = Words::new(backend).tag();
     let mut index = 0;
     while index < flows.len() {
@@ -204,10 +261,25 @@ pub fn answered(flows: &[Sent], backend: Peer, now: u64, best: &mut Answered) {
         if flow.via == via && flow.last != 0 {
             let waits = flow.waiting != 0 && now.wrapping_sub(flow.last) <= PATIENCE;
             // The clock has run for less than 292 years.
-            let rank = if waits { u64::MAX - flow.asked } else { flow.last };
+            let rank = if waits { WAITS | u64::from(flow.age(turn)) } else { flow.last };
             if rank > best.rank {
                 *best = Answered { frontend: flow.frontend.peer(), rank };
             }
+        }
+        index += 1;
+    }
+}
+
+/// The same for a datagram that no flow is known to wait for: a flow that went to `backend` before.
+#[inline(always)]
+pub fn answered_late(flows: &[Sent], backend: Peer, best: &mut Answered) {
+    let via = Words::new(backend).tag();
+    let mut index = 0;
+    while index < flows.len() {
+        let flow = &flows[index];
+        if flow.former == via && flow.last != 0 {
+            *best = Answered { frontend: flow.frontend.peer(), rank: LATE };
+            return;
         }
         index += 1;
     }
@@ -222,16 +294,14 @@ pub fn settle(flows: &mut [Sent], frontend: Peer) {
         let flow = &mut flows[index];
         if flow.to == to && flow.last != 0 {
             flow.waiting = flow.waiting.saturating_sub(1);
-            // When the next one was asked is not known if there were several: not after the last.
-            flow.asked = flow.last;
             return;
         }
         index += 1;
     }
 }
 
-const _: () = assert!(size_of::<Sent>() == 80);
-const _: () = assert!(size_of::<Many>() == 16 + 128 * 80);
+const _: () = assert!(size_of::<Sent>() == 96);
+const _: () = assert!(size_of::<Many>() == 16 + 128 * 96);
 
 #[cfg(test)]
 mod tests {
@@ -247,6 +317,11 @@ mod tests {
         Prior { backend: peer(backend), generation }
     }
 
+    /// The time, which is the turn as well.
+    fn at(now: u64) -> Moment {
+        Moment { now, turn: now as u16 }
+    }
+
     const A: &str = "10.96.0.1:53";
     const B: &str = "10.96.0.2:53";
     const POD: &str = "10.0.0.1:53";
@@ -258,7 +333,7 @@ mod tests {
 
     fn label(flows: &[Sent], backend: &str, now: u64) -> Option<Peer> {
         let mut best = Answered::NOBODY;
-        answered(flows, peer(backend), now, &mut best);
+        answered(flows, peer(backend), at(now), &mut best);
         best.is_known().then_some(best.frontend)
     }
 
@@ -266,7 +341,7 @@ mod tests {
     fn labels(questions: &[(&str, u64)], answers: usize) -> [Peer; 4] {
         let mut flows = [Sent::zeroed(); 4];
         for (frontend, at) in questions {
-            record(&mut flows, peer(frontend), to(POD, 1), *at, false);
+            record(&mut flows, peer(frontend), to(POD, 1), self::at(*at), false);
         }
         let mut labels = [peer("0.0.0.0:0"); 4];
         for label in labels.iter_mut().take(answers) {
@@ -281,7 +356,7 @@ mod tests {
         let mut flows = [Sent::zeroed(); 4];
         assert_eq!(prior(&flows, peer(A)), None);
         assert_eq!(label(&flows, POD, 9), None);
-        assert_eq!(record(&mut flows, peer(A), to(POD, 7), 1, false), Recorded::Known);
+        assert_eq!(record(&mut flows, peer(A), to(POD, 7), at(1), false), Recorded::Known);
         assert_eq!(prior(&flows, peer(A)), Some(to(POD, 7)));
         assert_eq!(prior(&flows, peer("10.96.0.1:54")), None);
         assert_eq!(label(&flows, POD, u64::MAX), Some(peer(A)));
@@ -315,11 +390,11 @@ mod tests {
     #[test]
     fn a_question_without_an_answer_is_not_waited_for_long() {
         let mut flows = [Sent::zeroed(); 4];
-        record(&mut flows, peer(A), to(POD, 1), 1, false);
+        record(&mut flows, peer(A), to(POD, 1), at(1), false);
         let later = 2 + PATIENCE;
-        record(&mut flows, peer(B), to(POD, 1), later, false);
+        record(&mut flows, peer(B), to(POD, 1), at(later), false);
         assert_eq!(label(&flows, POD, later), Some(peer(B)));
-        record(&mut flows, peer(A), to(POD, 1), later + 1, false);
+        record(&mut flows, peer(A), to(POD, 1), at(later + 1), false);
         settle(&mut flows, peer(A));
         assert_eq!(label(&flows, POD, later + 1), Some(peer(B)), "A was asked once");
     }
@@ -337,7 +412,7 @@ mod tests {
         let mut sets = [[Sent::zeroed(); 8]; 16];
         let frontends = || (1..=40u8).map(|n| SocketAddr::from(([10, 96, n / 7, n], 53)).into());
         for (frontend, now) in frontends().zip(1..) {
-            let recorded = record(&mut sets[set(frontend)], frontend, to(POD, 1), now, true);
+            let recorded = record(&mut sets[set(frontend)], frontend, to(POD, 1), at(now), true);
             assert_eq!(recorded, Recorded::Known);
         }
         assert!(frontends().all(|frontend| prior(&sets[set(frontend)], frontend).is_some()));
@@ -348,11 +423,11 @@ mod tests {
         let mut flows = [Sent::zeroed(); 4];
         let frontend = |last: u8| SocketAddr::from(([10, 96, 0, last], 53)).into();
         for last in 1..=4u8 {
-            record(&mut flows, frontend(last), to(POD, 1), last.into(), false);
+            record(&mut flows, frontend(last), to(POD, 1), at(last.into()), false);
         }
-        assert_eq!(record(&mut flows, frontend(5), to(POD, 1), 5, false), Recorded::Full);
-        assert_eq!(record(&mut flows, frontend(1), to(POD, 1), 6, false), Recorded::Known);
-        let replaced = record(&mut flows, frontend(5), to(POD, 1), 7, true);
+        assert_eq!(record(&mut flows, frontend(5), to(POD, 1), at(5), false), Recorded::Full);
+        assert_eq!(record(&mut flows, frontend(1), to(POD, 1), at(6), false), Recorded::Known);
+        let replaced = record(&mut flows, frontend(5), to(POD, 1), at(7), true);
         assert_eq!(replaced, Recorded::InPlaceOfAnother);
         assert_eq!(prior(&flows, frontend(2)), None);
         assert!(prior(&flows, frontend(1)).is_some() && prior(&flows, frontend(5)).is_some());

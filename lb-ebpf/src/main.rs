@@ -122,7 +122,9 @@ fn sendmsg(socket: &impl Socket) -> i32 {
     let flow = Flow { protocol: UDP, ..socket.flow() };
     let ctx = socket.context();
     let mut to = Prior { backend: flow.peer, generation: 0 };
-    storage::prior(ctx, &flow, &mut to);
+    if storage::prior(ctx, &flow, &mut to) {
+        return PROCEED;
+    }
     // `select` in two steps, since the stack has 512 bytes.
     let mut set = Set::NONE;
     match forward(ctx, &flow, &mut to, &mut set) {

@@ -8,9 +8,9 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Flow, Prior,
+    Flow, Port, Prior,
     abi::{Counter, Peer, Translation},
-    flows::{self, Answered, Few, Many, Recorded},
+    flows::{self, Answered, Few, Many, Moment, Recorded},
 };
 
 use crate::maps::{count, now};
@@ -85,59 +85,83 @@ fn more(ctx: &SockAddrContext, few: *mut Few) -> Option<*mut Many> {
     (!many.is_null()).then_some(many)
 }
 
-/// The translation of a connected socket. `connect(AF_UNSPEC)` runs no program, so what was stored at
-/// the last connect may be over.
+/// What the socket was last connected to through a Service. Valid while the program runs.
 #[inline(always)]
-fn connected(ctx: &SockAddrContext) -> Option<&Translation> {
-    // SAFETY: a non-null pointer is valid while the program runs. The kernel sets the socket in each of
-    // the hooks, and a null pointer is not read.
+fn translation(ctx: &SockAddrContext) -> Option<&mut Translation> {
+    // SAFETY: a non-null pointer is valid while the program runs.
+    unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }
+}
+
+/// Whether it still is. `connect(AF_UNSPEC)` runs no program.
+#[inline(always)]
+fn is_connected(ctx: &SockAddrContext, translation: &Translation) -> bool {
+    // SAFETY: the kernel sets the socket in each of the hooks, and a null pointer is not read.
     unsafe {
-        let translation = SOCKETS.get_ptr_mut(ctx).as_ref()?;
         let sk = core::ptr::addr_of!((*ctx.sock_addr).__bindgen_anon_1.sk).read_volatile();
-        let port = core::ptr::addr_of!((*sk.as_ref()?).dst_port).read_volatile();
-        (port != 0 && port == translation.backend.port.raw()).then_some(translation)
+        let Some(sk) = sk.as_ref() else { return false };
+        let port = core::ptr::addr_of!(sk.dst_port).read_volatile();
+        port != 0 && port == translation.backend.port.raw()
     }
 }
 
-/// Where earlier datagrams of the flow went, in `place`; false if it sent none. Those to
-/// the address that it is connected to go where the others go.
+/// Where earlier datagrams of the flow went, in `place`. Those to the Service that the socket is
+/// connected to go where those without an address go, also when it is no longer: of an IPv6 socket, the
+/// kernel drops what others answer even then. True if it is a datagram without an address: of an IPv4
+/// connection of an IPv6 socket, the kernel shows these too, and they go to the backend already.
 ///
 /// Nothing is returned through memory here: the verifier takes the place's address, which LLVM leaves
 /// in the return register, for a leak.
 #[inline(never)]
 pub(crate) fn prior(ctx: &SockAddrContext, flow: &Flow, place: &mut Prior) -> bool {
     let frontend = flow.peer;
-    if let Some(known) = connected(ctx)
-        && known.frontend == frontend
-    {
-        *place = Prior { backend: known.backend, generation: known.generation };
-        return true;
+    if let Some(known) = translation(ctx) {
+        if known.frontend == frontend {
+            *place = Prior { backend: known.backend, generation: known.generation };
+            return false;
+        }
+        if known.backend == frontend && is_connected(ctx, known) {
+            return true;
+        }
     }
     let few = FLOWS.get_ptr_mut(ctx);
     if few.is_null() {
         return false;
     }
     if locked!(few, |flows| flows::prior(&flows.sets[0], frontend, place)) {
-        return true;
+        return false;
     }
     let Some(many) = more(ctx, few) else { return false };
     let set = flows::set(frontend);
-    locked!(many, |flows| flows::prior(&flows.sets[set], frontend, place))
+    locked!(many, |flows| flows::prior(&flows.sets[set], frontend, place));
+    false
 }
 
 /// Takes in that a datagram of the flow goes where `to` says.
 #[inline(never)]
 pub(crate) fn sent(ctx: &SockAddrContext, flow: &Flow, to: &Prior) {
     let (frontend, to) = (flow.peer, *to);
+    if let Some(known) = translation(ctx) {
+        if known.backend == to.backend {
+            // The answer needs no label but the connection's.
+            if is_connected(ctx, known) {
+                return;
+            }
+        } else if known.frontend == frontend {
+            // No longer where the flow goes. Another thread may read it: half of it is never wrong.
+            known.frontend.port = Port::from_raw(0);
+        }
+    }
     let few = FLOWS.get_or_insert_ptr_mut(ctx, None);
     if few.is_null() {
         count(Counter::NoSocketMemory);
         return;
     }
-    let now = now();
+    let mut moment = Moment { now: now(), turn: 0 };
     let recorded = locked!(few, |few| {
+        few.turn = few.turn.wrapping_add(1);
+        moment.turn = few.turn;
         few.backends |= flows::backend_bit(to.backend);
-        flows::record(&mut few.sets[0], frontend, to, now, false)
+        flows::record(&mut few.sets[0], frontend, to, moment, false)
     });
     if recorded != Recorded::Full {
         return;
@@ -151,7 +175,7 @@ pub(crate) fn sent(ctx: &SockAddrContext, flow: &Flow, to: &Prior) {
     unsafe { (*few).more = 1 };
     let set = flows::set(frontend);
     let recorded =
-        locked!(many, |flows| flows::record(&mut flows.sets[set], frontend, to, now, true));
+        locked!(many, |flows| flows::record(&mut flows.sets[set], frontend, to, moment, true));
     if recorded == Recorded::InPlaceOfAnother {
         count(Counter::FlowForgotten);
     }
@@ -170,8 +194,9 @@ pub(crate) fn may_lead_to(ctx: &SockAddrContext, peer: Peer) -> bool {
 #[inline(never)]
 pub(crate) fn answered(ctx: &SockAddrContext, answer: &mut Flow) -> bool {
     let backend = answer.peer;
-    if let Some(known) = connected(ctx)
+    if let Some(known) = translation(ctx)
         && known.backend == backend
+        && is_connected(ctx, known)
     {
         answer.peer = known.frontend;
         return true;
@@ -180,17 +205,29 @@ pub(crate) fn answered(ctx: &SockAddrContext, answer: &mut Flow) -> bool {
     if few.is_null() {
         return false;
     }
-    let now = now();
+    // SAFETY: not null, hence valid.
+    let moment = Moment { now: now(), turn: unsafe { (*few).turn } };
     let mut best = Answered::NOBODY;
-    locked!(few, |flows| flows::answered(flows.sets.as_flattened(), backend, now, &mut best));
+    locked!(few, |flows| flows::answered(flows.sets.as_flattened(), backend, moment, &mut best));
     let many = more(ctx, few);
     if let Some(many) = many {
-        locked!(many, |flows| flows::answered(flows.sets.as_flattened(), backend, now, &mut best));
+        locked!(many, |flows| flows::answered(
+            flows.sets.as_flattened(),
+            backend,
+            moment,
+            &mut best
+        ));
+    }
+    if !best.is_known() {
+        locked!(few, |flows| flows::answered_late(&flows.sets[0], backend, &mut best));
     }
     if !best.is_known() {
         return false;
     }
     answer.peer = best.frontend;
+    if !best.is_awaited() {
+        return true;
+    }
     locked!(few, |flows| flows::settle(&mut flows.sets[0], best.frontend));
     if let Some(many) = many {
         let set = flows::set(best.frontend);

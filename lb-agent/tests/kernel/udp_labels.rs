@@ -11,7 +11,10 @@ use super::{
     pods::{Pods, at, client, exchange, mapped, pipelined, pod4},
     world::{PORT, World, backend4, backend6},
 };
-use lb_agent::model::{Change, Protocol, ServicePort, SlicePort};
+use lb_agent::{
+    datapath::Sizes,
+    model::{Change, Protocol, ServicePort, SlicePort},
+};
 
 const A: &str = "10.96.0.1:80";
 const B: &str = "10.96.0.2:80";
@@ -27,7 +30,7 @@ fn twins(world: &World) -> (Control, Pods) {
 #[test]
 fn a_hundred_services_of_one_socket() {
     World::run(|world| {
-        let mut control = Control::start_with(world, ROOMY);
+        let mut control = Control::start_with(world, Sizes { backends: 4096, ..ROOMY });
         let services: Vec<SocketAddr> = (1..=100u8).map(|n| ([10, 96, 1, n], 80).into()).collect();
         for (to, n) in services.iter().zip(0..) {
             let name = to.ip().to_string();
@@ -63,7 +66,8 @@ fn two_services_with_one_backend() {
             for to in [a, b, b, a, a, a, b, a, b, b] {
                 assert_eq!(exchange(&client, to, &pods).1, to);
             }
-            for questions in [&[a, b][..], &[b, a], &[a, a, b], &[a, b, a, b], &[b, a, b, a, b, a]] {
+            for questions in [&[a, b][..], &[b, a], &[a, a, b], &[a, b, a, b], &[b, a, b, a, b, a]]
+            {
                 assert_eq!(pipelined(&client, questions, &pods), questions);
             }
         }
@@ -84,9 +88,8 @@ fn questions_in_any_order() {
                 random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 random >> 16
             };
-            let questions: Vec<_> = (0..2 + next() % 7)
-                .map(|_| [at(A), at(B), direct][next() as usize % 3])
-                .collect();
+            let questions: Vec<_> =
+                (0..2 + next() % 7).map(|_| [at(A), at(B), direct][next() as usize % 3]).collect();
             assert_eq!(pipelined(&client, &questions, &pods), questions);
         }
     });

@@ -5,12 +5,15 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_agent::model::{Change, Conditions};
+use lb_agent::{
+    datapath::Sizes,
+    model::{Change, Conditions},
+};
 use nix::errno::Errno;
 
 use super::{
     connect::{MAPPED, V4, V6},
-    control::{Control, object, service, slice},
+    control::{Control, ROOMY, object, service, slice},
     pods::{Pods, at, client, exchange, pod4},
     raw::errno,
     spread,
@@ -114,7 +117,8 @@ fn a_backend_that_terminates_but_serves_keeps_its_flows() {
     World::run(|world| {
         let mut control = Control::start(world);
         let pods = Pods::start(1..=4);
-        for (to, backend) in [(V4, backend4 as fn(u8) -> IpAddr), (V6, backend6), (MAPPED, backend4)]
+        for (to, backend) in
+            [(V4, backend4 as fn(u8) -> IpAddr), (V6, backend6), (MAPPED, backend4)]
         {
             let to = at(to);
             put(&mut control, &[(backend(1), READY)], false);
@@ -202,7 +206,7 @@ fn a_policy_ends_no_flow() {
 #[test]
 fn each_service_for_itself() {
     World::run(|world| {
-        let mut control = Control::start(world);
+        let mut control = Control::start_with(world, Sizes { backends: 4096, ..ROOMY });
         let pods = Pods::start(1..=10);
         let services: Vec<SocketAddr> = (1..=20u8).map(|n| ([10, 96, 1, n], 80).into()).collect();
         for to in &services {
