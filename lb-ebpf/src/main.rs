@@ -109,6 +109,7 @@ fn connect(socket: &impl Socket) -> i32 {
         }
         Verdict::Forward(backend) => {
             storage::remember(ctx, Translation::new(flow.peer, &backend));
+            storage::remember_for_whole(ctx);
             socket.set_peer(backend.peer);
             PROCEED
         }

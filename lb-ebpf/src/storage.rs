@@ -2,14 +2,18 @@
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
     btf_maps::SkStorage,
-    helpers::{bpf_get_socket_cookie, bpf_spin_lock, bpf_spin_unlock},
+    helpers::{
+        bpf_get_socket_cookie, bpf_sk_storage_get, bpf_skc_to_mptcp_sock, bpf_spin_lock,
+        bpf_spin_unlock,
+    },
     macros::btf_map,
     programs::SockAddrContext,
 };
 use lb_common::{
     Flow, Port, Prior,
-    abi::{Counter, Peer, Translation},
+    abi::{Counter, Peer, TCP, Translation},
     flows::{self, Answered, Few, Many, Moment, Recorded},
 };
 
@@ -43,6 +47,41 @@ pub(crate) fn remember(ctx: &SockAddrContext, translation: Translation) {
     }
 }
 
+/// The same for the MPTCP socket that the TCP socket is a subflow of, if it is one: applications ask
+/// that one.
+#[inline(always)]
+pub(crate) fn remember_for_whole(ctx: &SockAddrContext) {
+    // SAFETY: a value is valid while the program runs, and not null then.
+    unsafe {
+        // Read where it stands: the stack has no room for a second one.
+        let Some(translation) = SOCKETS.get_ptr_mut(ctx).as_ref() else { return };
+        let whole = of_whole(ctx, BPF_SK_STORAGE_GET_F_CREATE.into());
+        if !whole.is_null() {
+            *whole = *translation;
+        }
+    }
+}
+
+/// The translation of the MPTCP socket that the socket is a subflow of; null if it is none.
+#[inline(always)]
+fn of_whole(ctx: &SockAddrContext, flags: u64) -> *mut Translation {
+    // SAFETY: the kernel sets the socket, and none of the helpers is given a null pointer.
+    unsafe {
+        // Read from the context: the stack has no room to keep it.
+        let protocol = core::ptr::addr_of!((*ctx.sock_addr).protocol).read_volatile();
+        let sk = core::ptr::addr_of!((*ctx.sock_addr).__bindgen_anon_1.sk).read_volatile();
+        if protocol != u32::from(TCP) || sk.is_null() {
+            return core::ptr::null_mut();
+        }
+        let whole = bpf_skc_to_mptcp_sock(sk.cast());
+        if whole.is_null() {
+            return core::ptr::null_mut();
+        }
+        let map = core::ptr::addr_of!(SOCKETS).cast_mut().cast();
+        bpf_sk_storage_get(map, whole.cast(), core::ptr::null_mut(), flags).cast()
+    }
+}
+
 /// What [`remember`] stored for the socket.
 #[inline(always)]
 pub(crate) fn recall(ctx: &SockAddrContext) -> Option<Translation> {
@@ -56,6 +95,10 @@ pub(crate) fn forget(ctx: &SockAddrContext) {
     // SAFETY: as in `recall`.
     if let Some(translation) = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() } {
         *translation = bytemuck::Zeroable::zeroed();
+        // SAFETY: as above.
+        if let Some(whole) = unsafe { of_whole(ctx, 0).as_mut() } {
+            *whole = bytemuck::Zeroable::zeroed();
+        }
     }
 }
 

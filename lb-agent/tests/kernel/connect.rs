@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, TcpStream},
-    os::fd::AsRawFd as _,
     thread,
 };
 
@@ -12,7 +11,7 @@ use nix::errno::Errno;
 use super::{
     control::Control,
     echo::{Answer, Backends, ask, ask_udp},
-    raw::{dial, finished, nonblocking_tcp, peer, tcp_from, udp, udp_socket},
+    raw::{dial, disconnect, finished, nonblocking_tcp, peer, tcp_from, udp, udp_socket},
     world::{PORT, World, backend4, backend6},
 };
 
@@ -142,10 +141,10 @@ fn a_socket_that_wanders_between_threads() {
     });
 }
 
-/// An MPTCP socket connects on a TCP subflow, which is translated; getpeername() asks the MPTCP
-/// socket itself, of which the programs know nothing, and tells the backend.
+/// An MPTCP socket connects on a TCP subflow, which is translated; getpeername() asks the MPTCP socket
+/// itself.
 #[test]
-fn mptcp_reaches_a_backend() {
+fn mptcp() {
     World::run(|world| {
         let _web = web(world);
         let to: SocketAddr = V4.parse().unwrap();
@@ -154,7 +153,14 @@ fn mptcp_reaches_a_backend() {
             Err(error) => return println!("left out, this kernel has no MPTCP: {error}"),
         };
         dial(&fd, to).unwrap();
-        println!("getpeername() on fd {} says {}", fd.as_raw_fd(), peer(&fd).unwrap());
-        assert!(expected(to).contains(&ask(&TcpStream::from(fd)).backend));
+        assert_eq!(peer(&fd), Ok(to));
+        let stream = TcpStream::from(fd);
+        let backend = ask(&stream).backend;
+        assert!(expected(to).contains(&backend));
+        // To the same backend, but not through the Service.
+        disconnect(&stream);
+        dial(&stream, backend).unwrap();
+        assert_eq!(peer(&stream), Ok(backend));
+        assert_eq!(ask(&stream).backend, backend);
     });
 }
