@@ -37,7 +37,9 @@ mod kernel {
     mod sweeper;
     mod udp;
     mod udp_connected;
+    mod udp_flips;
     mod udp_labels;
+    mod udp_many;
     mod udp_refusal;
     mod udp_sticky;
     mod untouched;

@@ -285,6 +285,20 @@ pub fn answered_late(flows: &[Sent], backend: Peer, best: &mut Answered) {
     }
 }
 
+/// Whether one of the flows goes to `backend`.
+#[inline(always)]
+pub fn leads_to(flows: &[Sent], backend: Peer) -> bool {
+    let via = Words::new(backend).tag();
+    let mut index = 0;
+    while index < flows.len() {
+        if flows[index].via == via && flows[index].last != 0 {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
 /// Takes in that a question to `frontend` was answered.
 #[inline(always)]
 pub fn settle(flows: &mut [Sent], frontend: Peer) {
@@ -431,5 +445,44 @@ mod tests {
         assert_eq!(replaced, Recorded::InPlaceOfAnother);
         assert_eq!(prior(&flows, frontend(2)), None);
         assert!(prior(&flows, frontend(1)).is_some() && prior(&flows, frontend(5)).is_some());
+    }
+
+    #[test]
+    fn answers_under_way_keep_their_label_when_the_flow_goes_elsewhere() {
+        const NEXT: &str = "10.0.0.2:53";
+        let mut flows = [Sent::zeroed(); 4];
+        let late = |flows: &[Sent], backend| {
+            let mut best = Answered::NOBODY;
+            answered_late(flows, peer(backend), &mut best);
+            best.is_known().then_some((best.frontend, best.is_awaited()))
+        };
+        record(&mut flows, peer(A), to(POD, 1), at(1), false);
+        assert_eq!(late(&flows, POD), None);
+        record(&mut flows, peer(A), to(NEXT, 2), at(2), false);
+        assert_eq!(label(&flows, POD, 9), None);
+        assert_eq!(late(&flows, POD), Some((peer(A), false)));
+        assert_eq!(label(&flows, NEXT, 9), Some(peer(A)));
+        assert!(leads_to(&flows, peer(NEXT)) && !leads_to(&flows, peer(POD)));
+    }
+
+    #[test]
+    fn more_questions_than_there_are_turns() {
+        let questions: [_; 4] = core::array::from_fn(|n| if n == 3 { B } else { A });
+        let mut flows = [Sent::zeroed(); 4];
+        // The numbers of the turns begin anew on the way.
+        for turn in 65_500..65_560u64 {
+            let to_whom = questions[(turn % 4) as usize];
+            record(&mut flows, peer(to_whom), to(POD, 1), at(turn), false);
+            let answer = label(&flows, POD, turn).unwrap();
+            assert_eq!(answer, peer(to_whom));
+            settle(&mut flows, answer);
+        }
+        for turn in 0..40 {
+            record(&mut flows, peer(A), to(POD, 1), at(65_600 + turn), false);
+        }
+        for _ in 0..40 {
+            assert_eq!(label(&flows, POD, 65_650), Some(peer(A)));
+            settle(&mut flows, peer(A));
+        }
     }
 }

@@ -133,7 +133,7 @@ fn sendmsg(socket: &impl Socket) -> i32 {
         Sent::AsAsked => {
             // The answer must not be taken for that of a Service whose backend the peer is.
             to = Prior { backend: flow.peer, generation: 0 };
-            if storage::may_lead_to(ctx, flow.peer) {
+            if storage::leads_to(ctx, &flow) {
                 storage::sent(ctx, &flow, &to);
             }
         }

@@ -224,12 +224,20 @@ pub(crate) fn sent(ctx: &SockAddrContext, flow: &Flow, to: &Prior) {
     }
 }
 
-/// Whether a datagram from `peer` may be taken for an answer of a Service.
-#[inline(always)]
-pub(crate) fn may_lead_to(ctx: &SockAddrContext, peer: Peer) -> bool {
+/// Whether what the flow's peer answers may be taken for an answer of a Service.
+#[inline(never)]
+pub(crate) fn leads_to(ctx: &SockAddrContext, flow: &Flow) -> bool {
+    let peer = flow.peer;
+    let few = FLOWS.get_ptr_mut(ctx);
     // SAFETY: a non-null pointer is valid while the program runs.
-    unsafe { FLOWS.get_ptr_mut(ctx).as_ref() }
-        .is_some_and(|few| few.backends & flows::backend_bit(peer) != 0)
+    if few.is_null() || unsafe { (*few).backends } & flows::backend_bit(peer) == 0 {
+        return false;
+    }
+    if locked!(few, |flows| flows::leads_to(&flows.sets[0], peer)) {
+        return true;
+    }
+    let Some(many) = more(ctx, few) else { return false };
+    locked!(many, |flows| flows::leads_to(flows.sets.as_flattened(), peer))
 }
 
 /// Replaces the source of a datagram by the address from which the application expects what comes from it; false if
