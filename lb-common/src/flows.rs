@@ -75,7 +75,7 @@ pub struct Sent {
     /// How many of the last ones were not answered.
     waiting: u16,
     /// How many there were.
-    sent: u16,
+    asked: u16,
     /// The turns of the last ones: which of all the socket's datagrams they were.
     turns: [u16; ORDERED],
     /// Tag of the backend before this one: it may have an answer under way.
@@ -179,8 +179,8 @@ impl Sent {
     /// One more goes there, as the socket's datagram number `turn`.
     #[inline(always)]
     fn ask(&mut self, turn: u16, now: u64) {
-        self.turns[usize::from(self.sent) % ORDERED] = turn;
-        self.sent = self.sent.wrapping_add(1);
+        self.turns[usize::from(self.asked) % ORDERED] = turn;
+        self.asked = self.asked.wrapping_add(1);
         self.waiting = self.waiting.saturating_add(1);
         self.last = now;
     }
@@ -189,7 +189,7 @@ impl Sent {
     /// of, a later one.
     #[inline(always)]
     fn age(&self, turn: u16) -> u16 {
-        let first = usize::from(self.sent.wrapping_sub(self.waiting)) % ORDERED;
+        let first = usize::from(self.asked.wrapping_sub(self.waiting)) % ORDERED;
         turn.wrapping_sub(self.turns[first])
     }
 }
@@ -333,7 +333,7 @@ mod tests {
 
     /// The time, which is the turn as well.
     fn at(now: u64) -> Moment {
-        Moment { now, turn: now as u16 }
+        Moment { now, turn: u16::try_from(now % 65_536).unwrap() }
     }
 
     const A: &str = "10.96.0.1:53";

@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     Flow, Port, Prior,
-    abi::{Counter, Peer, TCP, Translation},
+    abi::{Counter, TCP, Translation},
     flows::{self, Answered, Few, Many, Moment, Recorded},
 };
 

@@ -130,7 +130,9 @@ pub(crate) fn pipelined(
         client.send_to(&n.to_be_bytes(), to).unwrap();
         letters.push_back(pods.take());
     }
-    letters.iter().for_each(|letter| pods.answer(letter));
+    for letter in &letters {
+        pods.answer(letter);
+    }
     let mut labels = Vec::new();
     for n in 0..questions.len() {
         let (bytes, label) = read(client);

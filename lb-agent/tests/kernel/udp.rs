@@ -168,7 +168,9 @@ fn many_messages_in_one_call() {
         letters.sort_by_key(|letter| letter.bytes.clone());
         assert_eq!((letters[1].pod, letters[2].pod), (pod4(3), pod4(2)));
         assert_eq!(letters[0].pod, letters[3].pod);
-        letters.iter().for_each(|letter| pods.answer(letter));
+        for letter in &letters {
+            pods.answer(letter);
+        }
 
         let mut buffers = [[0; 8]; 4];
         let mut slices: Vec<_> = buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
