@@ -99,7 +99,7 @@ fn sets_flip_under_datagrams() {
                 }
             }
             load.stop.store(true, Ordering::Relaxed);
-            let results: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+            let results: Vec<_> = clients.into_iter().map(thread::ScopedJoinHandle::join).collect();
             // Only now: they wait for their answers.
             silent.store(true, Ordering::Relaxed);
             assert!(results.iter().all(Result::is_ok), "a client panicked");
