@@ -10,6 +10,7 @@
 
 mod kernel {
     mod agent;
+    mod clients;
     mod control;
     mod echo;
     mod look;
@@ -17,23 +18,34 @@ mod kernel {
     mod world;
     mod yaml;
 
+    mod affinity;
+    mod affinity_bonds;
+    mod affinity_table;
     mod capacity;
     mod connect;
+    mod crowd;
     mod ended;
     mod exclusive;
     mod flips;
     mod healing;
+    mod languages;
     mod lbctl;
+    mod node_port_claims;
+    mod node_ports;
+    mod node_ports_elsewhere;
     mod peername;
+    mod policies;
     mod programs;
     mod recycling;
     mod refusal;
     mod resize;
     mod restart;
+    mod sources;
     mod spread;
     mod stale;
     mod startup;
     mod sweeper;
+    mod unknown_ports;
     mod untouched;
     mod uring;
 }
