@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
     panic::resume_unwind,
     thread,
@@ -66,9 +66,13 @@ pub(crate) fn cookie() -> u64 {
 }
 
 /// The backend that answers a datagram of a socket that is not connected.
-pub(crate) fn unconnected_backend(to: &str) -> io::Result<SocketAddr> {
+fn unconnected_backend(to: &str) -> io::Result<SocketAddr> {
     let to: SocketAddr = to.parse().unwrap();
-    let socket = udp_socket(to.is_ipv4());
+    answer(&udp_socket(to.is_ipv4()), to)
+}
+
+/// The same, of a socket that there is.
+pub(crate) fn answer(socket: &UdpSocket, to: SocketAddr) -> io::Result<SocketAddr> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send_to(b"who?", to)?;
     let mut bytes = [0; 256];
