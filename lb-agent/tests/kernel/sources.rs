@@ -232,7 +232,7 @@ fn who_may_before_and_after_may_all_the_time() {
         });
         println!("{} connects, {changes} changes", load.done.load(Ordering::Relaxed));
         load.verdict();
-        assert!(changes > 100);
+        assert!(changes > 30);
         assert_eq!(TcpStream::connect(VIPS[0]).map(drop).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "nobody listens");
     });
 }
