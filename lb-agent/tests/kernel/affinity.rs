@@ -98,9 +98,11 @@ fn processes_of_one_namespace_are_one_client() {
         let objects = serve("web", &sticky(LONG), endpoints());
         let _control = Control::start_as(world, SIZES, View::default(), objects);
         let _backends = Backends::start(backends());
-        let script = "exec 3<>/dev/tcp/10.96.0.10/80 && echo who? >&3 && read -r it <&3 && echo $it";
+        let script =
+            "exec 3<>/dev/tcp/10.96.0.10/80 && echo who? >&3 && read -r it <&3 && echo $it";
         let ask = || {
-            let output = Command::new("bash").args(["-c", script]).output().expect("bash is needed");
+            let output =
+                Command::new("bash").args(["-c", script]).output().expect("bash is needed");
             let answer = String::from_utf8(output.stdout).unwrap();
             answer.split_once(':').expect("an answer").0.parse::<IpAddr>().unwrap()
         };

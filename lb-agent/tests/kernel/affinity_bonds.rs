@@ -97,7 +97,9 @@ fn only_what_is_over_is_forgotten() {
         let gone = *timeouts.keys().next().unwrap();
         timeouts.remove(&gone);
         assert_eq!(bonds.sweep(&timeouts).unwrap(), (32, 30));
-        timeouts.values_mut().for_each(|timeout| *timeout = Duration::ZERO);
+        for timeout in timeouts.values_mut() {
+            *timeout = Duration::ZERO;
+        }
         assert_eq!(bonds.sweep(&timeouts).unwrap(), (30, 0));
     });
 }

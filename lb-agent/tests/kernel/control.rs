@@ -106,7 +106,8 @@ pub(crate) fn service(ips: &[&str], number: u16) -> Service {
 }
 
 pub(crate) fn slice(service: &str, backends: &[IpAddr]) -> Slice {
-    let ports = PORTS.map(|(name, protocol)| SlicePort { name: name.into(), protocol, number: PORT });
+    let ports =
+        PORTS.map(|(name, protocol)| SlicePort { name: name.into(), protocol, number: PORT });
     let endpoints = backends.iter().copied().map(ready).collect();
     Slice { service: object(service), ports: ports.to_vec(), endpoints }
 }
@@ -120,10 +121,7 @@ pub(crate) fn serve(name: &str, service: &Service, endpoints: Vec<Endpoint>) -> 
     };
     let ports = service.ports.iter().map(port).collect();
     let slice = Slice { service: object(name), ports, endpoints };
-    [
-        Change::Slice(object(name), Some(slice)),
-        Change::Service(object(name), Some(service.clone())),
-    ]
+    [Change::Slice(object(name), Some(slice)), Change::Service(object(name), Some(service.clone()))]
 }
 
 /// The Service, at this port of nodes too.

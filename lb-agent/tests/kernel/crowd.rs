@@ -41,8 +41,7 @@ fn a_thousand_endpoints_with_a_hundred_ports() {
         let start = Instant::now();
         control.apply(serve("big", &big, all.clone()));
         println!("written in {:?}", start.elapsed());
-        let seen: BTreeSet<IpAddr> =
-            (0..5000u16).map(|n| backend(1 + n % PORTS)).collect();
+        let seen: BTreeSet<IpAddr> = (0..5000u16).map(|n| backend(1 + n % PORTS)).collect();
         assert!(seen.len() > 950, "only {} endpoints were chosen", seen.len());
 
         // One of them leaves: nobody gets it any more, at any port.

@@ -29,7 +29,7 @@ fn ask(client: &mut Command, way: &str, to: SocketAddr) -> Result<(SocketAddr, I
 }
 
 /// Everything that a client may do, once.
-fn all(client: impl Fn() -> Command) {
+fn all(client: impl Fn() -> Command + Sync) {
     World::run(|world| {
         let (mut control, _backends) = web(world);
         control.put("empty", &["10.96.0.11", "fd00:96::b"], 80, &[]);
@@ -45,7 +45,9 @@ fn all(client: impl Fn() -> Command) {
                 };
                 assert!(expected.contains(&backend), "{way} {to} led to {backend}");
             }
-            for to in ["10.96.0.11:80", "[fd00:96::b]:80", "10.96.0.10:81", "[::ffff:10.96.0.11]:80"] {
+            for to in
+                ["10.96.0.11:80", "[fd00:96::b]:80", "10.96.0.10:81", "[::ffff:10.96.0.11]:80"]
+            {
                 let refused = ask(&mut client(), way, to.parse().unwrap());
                 assert_eq!(refused, Err("ECONNREFUSED".to_owned()), "{way} {to}");
             }

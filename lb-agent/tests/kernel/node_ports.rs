@@ -22,8 +22,7 @@ use super::{
 
 /// None of them can be reached without the programs.
 pub(super) const OWN: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
-const OWN_FORMS: [&str; 3] =
-    ["192.0.2.1:30080", "[2001:db8::1]:30080", "[::ffff:192.0.2.1]:30080"];
+const OWN_FORMS: [&str; 3] = ["192.0.2.1:30080", "[2001:db8::1]:30080", "[::ffff:192.0.2.1]:30080"];
 const LOOPBACK_FORMS: [&str; 3] = ["127.0.0.1:30080", "[::1]:30080", "[::ffff:127.0.0.1]:30080"];
 
 pub(super) fn four() -> [IpAddr; 4] {
@@ -105,7 +104,8 @@ fn at_own_addresses() {
 #[test]
 fn nothing_else_is_one() {
     World::run(|world| {
-        let mut control = start(world, Settings { localhost_nodeports: true, ..Settings::default() });
+        let mut control =
+            start(world, Settings { localhost_nodeports: true, ..Settings::default() });
         let others = [
             "192.0.2.2:30080",
             "192.0.2.1:30081",

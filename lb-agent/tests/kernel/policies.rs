@@ -67,10 +67,14 @@ fn internal_traffic_that_is_local() {
         }
         assert_eq!(reached(udp_backend, "198.51.100.1:80").len(), 3, "another policy's");
         put(&[("b", 2)]);
-        FORMS.into_iter().for_each(|to| fails(to, Errno::EHOSTUNREACH));
+        for to in FORMS {
+            fails(to, Errno::EHOSTUNREACH);
+        }
         assert_eq!(reached(udp_backend, "198.51.100.1:80"), [backend4(2)].into());
         put(&[]);
-        FORMS.into_iter().for_each(|to| fails(to, Errno::ECONNREFUSED));
+        for to in FORMS {
+            fails(to, Errno::ECONNREFUSED);
+        }
         put(&[("b", 2), ("a", 4)]);
         assert_eq!(leads(), [4]);
     });
@@ -110,7 +114,11 @@ fn topology_follows_the_node() {
         }
         control.apply([in_zone(Some("z1"))]);
         // One without a hint, and hints for nodes, which go before zones.
-        control.apply(serve("web", &web(), zones().into_iter().chain(both(4).map(ready)).collect()));
+        control.apply(serve(
+            "web",
+            &web(),
+            zones().into_iter().chain(both(4).map(ready)).collect(),
+        ));
         assert_eq!(leads(), [1, 2, 3, 4]);
         let nodes = hinted(1, &["z1"], &["b"]).chain(hinted(2, &["z2"], &["a"])).collect();
         control.apply(serve("web", &web(), nodes));
@@ -118,18 +126,21 @@ fn topology_follows_the_node() {
     });
 }
 
+/// An endpoint in some condition.
+type State = fn(IpAddr) -> Endpoint;
+
 /// D4, D6.
 #[test]
 fn those_on_their_way_out_serve_if_nobody_else_does() {
     World::run(|world| {
         let mut control = start(world);
-        let unready = |ip| {
-            Endpoint::new(ip, Conditions { ready: false, serving: false, terminating: false })
-        };
+        let unready =
+            |ip| Endpoint::new(ip, Conditions { ready: false, serving: false, terminating: false });
         for internal_local in [false, true] {
             let service = Service { internal_local, ..web() };
-            let mut put = |of: &[(u8, fn(IpAddr) -> Endpoint)]| {
-                let endpoints = of.iter().flat_map(|(n, state)| both(*n).map(|ip| on("a", state(ip))));
+            let mut put = |of: &[(u8, State)]| {
+                let endpoints =
+                    of.iter().flat_map(|(n, state)| both(*n).map(|ip| on("a", state(ip))));
                 control.apply(serve("web", &service, endpoints.collect()));
             };
             put(&[(1, ready), (2, draining), (3, unready)]);
@@ -137,7 +148,9 @@ fn those_on_their_way_out_serve_if_nobody_else_does() {
             put(&[(1, unready), (2, draining), (3, unready)]);
             assert_eq!(leads(), [2]);
             put(&[(1, unready)]);
-            FORMS.into_iter().for_each(|to| fails(to, Errno::ECONNREFUSED));
+            for to in FORMS {
+                fails(to, Errno::ECONNREFUSED);
+            }
         }
     });
 }

@@ -164,7 +164,9 @@ fn without_endpoints() {
         let mut control = Control::start(world);
         know(&mut control, &[(cookie(), client("10.2.0.1", "fd00:2::1"))]);
         control.apply(web(&["10.2.0.0/16", "fd00:2::/32"], &[]));
-        VIPS.into_iter().for_each(|to| fails(to, Errno::ECONNREFUSED));
+        for to in VIPS {
+            fails(to, Errno::ECONNREFUSED);
+        }
         control.apply(web(&["10.3.0.0/16", "fd00:3::/32"], &[]));
         denied();
         fails("10.96.0.10:80", Errno::ECONNREFUSED);
@@ -233,6 +235,10 @@ fn who_may_before_and_after_may_all_the_time() {
         println!("{} connects, {changes} changes", load.done.load(Ordering::Relaxed));
         load.verdict();
         assert!(changes > 30);
-        assert_eq!(TcpStream::connect(VIPS[0]).map(drop).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "nobody listens");
+        assert_eq!(
+            TcpStream::connect(VIPS[0]).map(drop).unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionRefused,
+            "nobody listens"
+        );
     });
 }

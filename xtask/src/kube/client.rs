@@ -14,8 +14,7 @@ use crate::{cargo::workspace, exec::exec};
 /// The program, built from its source as it is now. Quick when that was built before.
 pub(crate) fn go_client() -> Result<PathBuf> {
     let source = workspace().join("lb-agent/tests/kernel/languages/client.go");
-    let text =
-        fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
+    let text = fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     let name = format!("go-client-{:016x}", hasher.finish());
