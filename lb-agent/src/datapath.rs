@@ -139,8 +139,9 @@ impl Datapath {
     pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
         let dir = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
-        if let Some((staging, in_force)) = self.staged.take() {
-            fs::rename(&staging, &in_force)
+        let staged = self.staged.take();
+        if let Some((staging, in_force)) = &staged {
+            fs::rename(staging, in_force)
                 .with_context(|| format!("cannot rename {}", staging.display()))?;
         }
         for name in PROGRAMS {
@@ -149,6 +150,12 @@ impl Datapath {
             })?;
         }
         if let Some(old) = self.replaced.take() {
+            if let Some((_, in_force)) = staged {
+                // Of the clients that came since they were copied.
+                take_late_bonds(&old, &in_force).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "not all clients stay with their backends");
+                });
+            }
             throw_away(&self.pins, &old)?;
         }
         for removed in self.pins.remove_other_layouts()? {
@@ -180,6 +187,11 @@ impl Datapath {
         fs::rename(&fresh, &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
         Ok(())
     }
+}
+
+fn take_late_bonds(old: &Path, in_force: &Path) -> Result<()> {
+    let old = Pinned::open(old, Access::Read)?;
+    Ok(Pinned::open(in_force, Access::Write)?.take_bonds(&old)?)
 }
 
 /// Removes a set of maps. It ceases to be one in a single step: half a set must never be found.

@@ -81,6 +81,39 @@ fn a_restart_and_a_resize_keep_it() {
     });
 }
 
+/// Also those that are made while the maps move.
+#[test]
+fn a_resize_loses_none_under_way() {
+    const PORTS: u16 = 1000;
+    const SIZES: Sizes = Sizes { services: 2048, backends: 16_384, affinity: 4096 };
+    World::run(|world| {
+        let object = || serve("web", &of_ports(PORTS), endpoints());
+        let mut control = Control::start_as(world, SIZES, View::default(), object());
+        let mut moves = 0;
+        let first = thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let connect = |n: u16| {
+                    thread::sleep(Duration::from_millis(1));
+                    udp_backend(&format!("10.96.0.10:{n}")).unwrap().ip()
+                };
+                (1..=PORTS).map(connect).collect::<Vec<_>>()
+            });
+            while !client.is_finished() {
+                moves += 1;
+                let sizes = Sizes { affinity: 4096 + moves % 2, ..SIZES };
+                drop(control);
+                control = Control::start_as(world, sizes, View::default(), object());
+            }
+            client.join().unwrap()
+        });
+        let now = of_each(PORTS);
+        let lost: Vec<_> =
+            (1..=PORTS).zip(first.iter().zip(&now)).filter(|(_, (a, b))| a != b).collect();
+        assert!(lost.is_empty(), "{} were lost in {moves} moves: {:?}", lost.len(), lost[0]);
+        assert!(moves > 3, "only {moves} moves");
+    });
+}
+
 /// What the agent forgets is what is over.
 #[test]
 fn only_what_is_over_is_forgotten() {
