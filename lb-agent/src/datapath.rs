@@ -221,6 +221,8 @@ const MAPS: [&str; 9] =
     [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
 /// Size of the map of network namespaces: more than a node has.
 const MAX_CLIENTS: u32 = 16_384;
+/// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.
+const MAX_NODE_ADDRESSES: u32 = 1 << 15;
 
 /// Whether the directory holds every map.
 fn is_complete(dir: &Path) -> bool {
@@ -248,7 +250,7 @@ fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
         (NAMES, max_names(sizes.services)),
         (BACKENDS, sizes.backends),
         // Each frontend may have an address of its own, and source ranges are few.
-        (ADDRESSES, sizes.services),
+        (ADDRESSES, sizes.services.saturating_add(MAX_NODE_ADDRESSES)),
         (SOURCES, sizes.services),
         (CLIENTS, MAX_CLIENTS),
         (AFFINITY, sizes.affinity),
