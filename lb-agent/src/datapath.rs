@@ -139,8 +139,9 @@ impl Datapath {
     pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
         let dir = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
-        if let Some((staging, in_force)) = self.staged.take() {
-            fs::rename(&staging, &in_force)
+        let staged = self.staged.take();
+        if let Some((staging, in_force)) = &staged {
+            fs::rename(staging, in_force)
                 .with_context(|| format!("cannot rename {}", staging.display()))?;
         }
         for name in PROGRAMS {
@@ -149,6 +150,12 @@ impl Datapath {
             })?;
         }
         if let Some(old) = self.replaced.take() {
+            if let Some((_, in_force)) = staged {
+                // Of the clients that came since they were copied.
+                take_late_bonds(&old, &in_force).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "not all clients stay with their backends");
+                });
+            }
             throw_away(&self.pins, &old)?;
         }
         for removed in self.pins.remove_other_layouts()? {
@@ -182,6 +189,11 @@ impl Datapath {
     }
 }
 
+fn take_late_bonds(old: &Path, in_force: &Path) -> Result<()> {
+    let old = Pinned::open(old, Access::Read)?;
+    Ok(Pinned::open(in_force, Access::Write)?.take_bonds(&old)?)
+}
+
 /// Removes a set of maps. It ceases to be one in a single step: half a set must never be found.
 fn throw_away(pins: &Pins, set: &Path) -> Result<()> {
     let discarded = pins.discarded();
@@ -209,6 +221,8 @@ const MAPS: [&str; 9] =
     [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
 /// Size of the map of network namespaces: more than a node has.
 const MAX_CLIENTS: u32 = 16_384;
+/// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.
+const MAX_NODE_ADDRESSES: u32 = 1 << 15;
 
 /// Whether the directory holds every map.
 fn is_complete(dir: &Path) -> bool {
@@ -236,7 +250,7 @@ fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
         (NAMES, max_names(sizes.services)),
         (BACKENDS, sizes.backends),
         // Each frontend may have an address of its own, and source ranges are few.
-        (ADDRESSES, sizes.services),
+        (ADDRESSES, sizes.services.saturating_add(MAX_NODE_ADDRESSES)),
         (SOURCES, sizes.services),
         (CLIENTS, MAX_CLIENTS),
         (AFFINITY, sizes.affinity),

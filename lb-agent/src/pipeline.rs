@@ -283,7 +283,16 @@ impl<S: Store> Pipeline<S> {
         show: &mut dyn FnMut(&Op),
     ) -> Result<(), StoreError> {
         let mut result = Ok(());
+        let mut waited = false;
         for op in ops {
+            // A program under way may have read the set before, which still asks for the range.
+            if !waited && self.narrows(op) {
+                result = self.store.grace_period();
+                if result.is_err() {
+                    break;
+                }
+                waited = true;
+            }
             show(op);
             report.protocols.extend(match op {
                 Op::PutService { key, .. } | Op::DeleteService { key } => {
@@ -304,6 +313,11 @@ impl<S: Store> Pipeline<S> {
             }
         }
         result
+    }
+
+    /// Whether the op takes a range of clients from a service port that is still served.
+    fn narrows(&self, op: &Op) -> bool {
+        matches!(op, Op::DeleteSource { id, .. } if self.tables.keys_of(*id).next().is_some())
     }
 
     /// Says what addresses stand for, after their ports are there.

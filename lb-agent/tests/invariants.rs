@@ -10,6 +10,7 @@
 //! | [`World::sync`] | what did not fail is as [`wanted`] says; what failed is named, and tried again; nothing is leaked; nothing is rewritten |
 //! | [`World::restart`] | a restart writes nothing, and keeps the ids |
 //! | [`World::finish`] | all converges once failures end and there is room; all comes back at the end |
+//! | [`narrowing`] | a range of clients goes a grace period after the last reader who may look for it |
 //! | [`repair`] | whatever stands in the maps at the start: no panic, the wanted state, and all of the above from then on |
 //!
 //! Who may have a frontend and where it leads, [`wanted`] says: a model written anew, whole and not
@@ -24,5 +25,6 @@ mod invariants {
     mod world;
 
     mod found;
+    mod narrowing;
     mod props;
 }

@@ -10,6 +10,7 @@
 
 mod kernel {
     mod agent;
+    mod clients;
     mod control;
     mod echo;
     mod look;
@@ -18,19 +19,29 @@ mod kernel {
     mod world;
     mod yaml;
 
+    mod affinity;
+    mod affinity_bonds;
+    mod affinity_table;
     mod capacity;
     mod connect;
+    mod crowd;
     mod ended;
     mod exclusive;
     mod flips;
     mod healing;
+    mod languages;
     mod lbctl;
+    mod node_port_claims;
+    mod node_ports;
+    mod node_ports_elsewhere;
     mod peername;
+    mod policies;
     mod programs;
     mod recycling;
     mod refusal;
     mod resize;
     mod restart;
+    mod sources;
     mod spread;
     mod stale;
     mod startup;
@@ -42,6 +53,7 @@ mod kernel {
     mod udp_many;
     mod udp_refusal;
     mod udp_sticky;
+    mod unknown_ports;
     mod untouched;
     mod uring;
 }

@@ -377,6 +377,8 @@ mod tests {
         rival: RefCell<Option<Bond>>,
         random: Cell<u32>,
         now: Cell<u64>,
+        /// How often the services map and an address were asked for.
+        asked: Cell<(u32, u32)>,
     }
 
     const NETNS: u64 = 4711;
@@ -412,6 +414,8 @@ mod tests {
 
     impl Tables for Fake {
         fn address(&self, addr: &Addr) -> Option<Address> {
+            let (services, addresses) = self.asked.get();
+            self.asked.set((services, addresses + 1));
             self.address.filter(|(of, _)| of == addr).map(|(_, address)| address)
         }
 
@@ -429,6 +433,8 @@ mod tests {
         }
 
         fn service(&self, key: &ServiceKey) -> Option<Service> {
+            let (services, addresses) = self.asked.get();
+            self.asked.set((services + 1, addresses));
             if *key != self.key {
                 return None;
             }
@@ -472,6 +478,7 @@ mod tests {
             rival: RefCell::new(None),
             random: Cell::new(0),
             now: Cell::new(1),
+            asked: Cell::default(),
         }
     }
 
@@ -504,6 +511,17 @@ mod tests {
             select(&fake, &flow("[::ffff:10.96.0.10]:80", 6), u32::MAX),
             Verdict::Forward(record(4, 7))
         );
+    }
+
+    /// Most connections of a node go to no Service.
+    #[test]
+    fn what_is_no_service_costs_two_questions_at_most() {
+        let fake = fake();
+        for (to, asked) in [("10.96.0.10:80", (1, 0)), ("192.0.2.1:443", (1, 1))] {
+            fake.asked.set((0, 0));
+            select(&fake, &flow(to, 6), 0);
+            assert_eq!(fake.asked.get(), asked, "{to}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! [`binaries`] is complete, whenever a build was interrupted, and building more programs later
 //! does not build the present ones again.
 
+mod client;
 mod go;
 mod oracle;
 
@@ -16,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-pub(crate) use self::oracle::oracle;
+pub(crate) use self::{client::go_client, oracle::oracle};
 use crate::{
     exec::{ask, exec},
     root::as_root,

@@ -21,15 +21,16 @@ impl Bonds {
     /// Forgets those that are over, given how long a client of each service port stays with its
     /// backend. Returns how many there were, and how many are left.
     ///
-    /// A client that connects meanwhile may lose its bond only after the timeout, when it would have
-    /// been made anew just as well.
+    /// Each is looked at once more just before, since a client may have come back since.
     pub fn sweep(&mut self, timeouts: &HashMap<u32, Duration>) -> Result<(usize, usize), MapError> {
         let now = now();
         let all: Vec<(AffinityKey, Bond)> = self.0.bonds().collect::<Result<_, _>>()?;
         let mut left = all.len();
         for (key, bond) in &all {
             let away = Duration::from_nanos(now.saturating_sub(bond.used));
-            if timeouts.get(&key.service).is_none_or(|timeout| away >= *timeout) {
+            if timeouts.get(&key.service).is_none_or(|timeout| away >= *timeout)
+                && self.0.bond(key).used == bond.used
+            {
                 self.0.unbind(key)?;
                 left -= 1;
             }

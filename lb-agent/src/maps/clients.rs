@@ -12,7 +12,7 @@ use lb_common::abi::{AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, Client, SOU
 
 use super::{
     OpenError,
-    pinned::{gone, hash, open},
+    pinned::{BPF_F_LOCK, gone, hash, open},
     source_key, source_range,
 };
 use crate::policy::Cidr;
@@ -92,10 +92,14 @@ impl Clients {
         })
     }
 
-    /// Puts in a bond of another map.
+    /// Puts in a bond of another map, unless there is one that is as new.
     pub(super) fn put_bond(&mut self, key: &AffinityKey, bond: Bond) -> Result<(), MapError> {
+        let known = self.bond(key);
+        if known.used >= bond.used {
+            return Ok(());
+        }
         let entry = Affinity { bond, key: *key, ..Affinity::zeroed() };
-        self.affinity.insert(&must_cast(*key), &must_cast(entry), 0)
+        self.affinity.insert(&must_cast(*key), &must_cast(entry), BPF_F_LOCK)
     }
 
     /// Forgets a bond.

@@ -63,7 +63,7 @@ pub enum OpenError {
 type Bytes<K, V> = HashMap<MapData, K, V>;
 
 /// Change a value where it stands, see [`ServiceEntry`]; insert it if there is none.
-const BPF_F_LOCK: u64 = 4;
+pub(super) const BPF_F_LOCK: u64 = 4;
 
 const KEY: usize = size_of::<ServiceKey>();
 const SERVICE: usize = size_of::<ServiceEntry>();
@@ -175,7 +175,8 @@ impl Pinned {
         self.clients.bonds()
     }
 
-    /// Takes over where clients went, as far as there is room.
+    /// Takes over where clients went, as far as there is room, from maps that may be in use. What they
+    /// say of a client counts if it is newer.
     pub fn take_bonds(&mut self, other: &Self) -> Result<(), MapError> {
         for entry in other.bonds() {
             let (key, bond) = entry?;

@@ -4,12 +4,14 @@ use std::net::IpAddr;
 
 use lb_agent::{
     datapath::{Datapath, Sizes},
-    maps::{Access, Pinned, Snapshot},
+    maps::{Access, Counters, Pinned, Snapshot},
     model::{
-        Change, Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
+        Change, Conditions, Endpoint, Node, ObjectRef, Protocol, Service, ServicePort, Slice,
+        SlicePort,
     },
-    pipeline::{Pipeline, Report},
+    pipeline::{Pipeline, Report, View},
 };
+use lb_common::abi::Counter;
 
 use super::world::{PORT, World};
 
@@ -30,15 +32,36 @@ impl Control {
     }
 
     pub(crate) fn start_with(world: &World, sizes: Sizes) -> Self {
+        Self::start_as(world, sizes, View::default(), [])
+    }
+
+    /// With these objects from the start, on what is pinned.
+    pub(crate) fn start_as(
+        world: &World,
+        sizes: Sizes,
+        view: View,
+        objects: impl IntoIterator<Item = Change>,
+    ) -> Self {
         let (mut datapath, maps) = Datapath::load(&world.pins(), sizes).unwrap();
         datapath.attach(world.cgroup()).unwrap();
         let snapshot = maps.snapshot().unwrap();
-        let mut pipeline = Pipeline::new(maps, &snapshot);
-        pipeline.change(Change::ListedNodes([].into()));
-        pipeline.change(Change::ListedServices([].into()));
-        pipeline.change(Change::ListedSlices([].into()));
-        assert!(pipeline.sync().failed.is_empty());
-        Self { pipeline }
+        let mut control = Self { pipeline: Pipeline::with_view(view, maps, &snapshot) };
+        control.pipeline.change(Change::ListedNodes([].into()));
+        control.pipeline.change(Change::ListedServices([].into()));
+        control.pipeline.change(Change::ListedSlices([].into()));
+        control.apply(objects);
+        control
+    }
+
+    /// Takes in changes, and acts on them at once.
+    pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Report {
+        for change in changes {
+            self.pipeline.change(change);
+        }
+        let report = self.sync();
+        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        assert!(report.addresses.is_none(), "{:?}", report.addresses);
+        report
     }
 
     /// A Service at `port` of these addresses, TCP and UDP, and its backends, all at [`PORT`].
@@ -78,19 +101,68 @@ const PORTS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::
 
 pub(crate) fn service(ips: &[&str], number: u16) -> Service {
     let ports = PORTS.map(|(name, protocol)| ServicePort::new(name, protocol, number)).to_vec();
-    let cluster_ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    let cluster_ips = self::ips(ips).collect();
     Service { cluster_ips, ports, ..Service::default() }
 }
 
 pub(crate) fn slice(service: &str, backends: &[IpAddr]) -> Slice {
-    let conditions = Conditions { ready: true, serving: true, terminating: false };
-    Slice {
-        service: object(service),
-        ports: PORTS
-            .map(|(name, protocol)| SlicePort { name: name.into(), protocol, number: PORT })
-            .to_vec(),
-        endpoints: backends.iter().map(|addr| Endpoint::new(*addr, conditions)).collect(),
+    let ports =
+        PORTS.map(|(name, protocol)| SlicePort { name: name.into(), protocol, number: PORT });
+    let endpoints = backends.iter().copied().map(ready).collect();
+    Slice { service: object(service), ports: ports.to_vec(), endpoints }
+}
+
+/// Any Service, and one slice with endpoints that serve each of its ports at [`PORT`].
+pub(crate) fn serve(name: &str, service: &Service, endpoints: Vec<Endpoint>) -> [Change; 2] {
+    let port = |port: &ServicePort| SlicePort {
+        name: port.name.clone(),
+        protocol: port.protocol,
+        number: PORT,
+    };
+    let ports = service.ports.iter().map(port).collect();
+    let slice = Slice { service: object(name), ports, endpoints };
+    [Change::Slice(object(name), Some(slice)), Change::Service(object(name), Some(service.clone()))]
+}
+
+/// The Service, at this port of nodes too.
+pub(crate) fn at_node_port(mut service: Service, number: u16) -> Service {
+    for port in &mut service.ports {
+        port.node_port = number.try_into().ok();
     }
+    service
+}
+
+pub(crate) fn ready(addr: IpAddr) -> Endpoint {
+    Endpoint::new(addr, Conditions { ready: true, serving: true, terminating: false })
+}
+
+/// On its way out, and still serving.
+pub(crate) fn draining(addr: IpAddr) -> Endpoint {
+    Endpoint::new(addr, Conditions { ready: false, serving: true, terminating: true })
+}
+
+pub(crate) fn on(node: &str, endpoint: Endpoint) -> Endpoint {
+    Endpoint { node: Some(node.into()), ..endpoint }
+}
+
+pub(crate) fn node(name: &str, addresses: &[&str]) -> Change {
+    let node = Node { addresses: ips(addresses).collect(), ..Node::default() };
+    Change::Node(name.into(), Some(node))
+}
+
+/// This machine's own addresses.
+pub(crate) fn local(addresses: &[&str]) -> Change {
+    Change::LocalAddresses(ips(addresses).collect())
+}
+
+pub(crate) fn ips(texts: &[&str]) -> impl Iterator<Item = IpAddr> {
+    texts.iter().map(|ip| ip.parse().unwrap())
+}
+
+/// How often something happened.
+pub(crate) fn counted(world: &World, counter: Counter) -> u64 {
+    let maps = world.pins().maps().unwrap().expect("no maps are pinned");
+    Counters::open(&maps).unwrap().get(counter).unwrap()
 }
 
 /// What is pinned in a world, as another process sees it.

@@ -76,7 +76,7 @@ pub(crate) fn udp_backend(to: &str) -> std::io::Result<SocketAddr> {
 
 /// The same in TCP, closed by a reset: tens of thousands of connections in TIME_WAIT would use up
 /// the ports.
-fn tcp_backend(to: &str) -> std::io::Result<SocketAddr> {
+pub(crate) fn tcp_backend(to: &str) -> std::io::Result<SocketAddr> {
     let stream = TcpStream::connect(to)?;
     setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
     stream.local_addr()

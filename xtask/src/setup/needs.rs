@@ -92,6 +92,16 @@ fn table() -> Vec<Need> {
             },
         },
         Need {
+            what: "python3".to_owned(),
+            why: "is a client in the tests",
+            scope: Scope::Network,
+            probe: || starts("python3", "--version"),
+            source: Source::Packages {
+                debian: &["python3"],
+                elsewhere: "`python3` (Fedora: dnf install python3; Arch: pacman -S python)",
+            },
+        },
+        Need {
             what: format!("LLVM {}", pins::LLVM),
             why: "bpf-linker is built against it",
             scope: Scope::Programs,

@@ -60,7 +60,7 @@ pub(super) const LAYERS: &[Layer] = &[
         name: "kernel",
         purpose: "the BPF programs under real sockets, in a cgroup and namespace of their own",
         needs: &[Agent, Programs, Network],
-        work: Work::Root { target: "kernel", with: None },
+        work: Work::Root { target: "kernel", with: Some(("SOCKLB_GO_CLIENT", kube::go_client)) },
     },
     Layer {
         name: "apiserver",
