@@ -4,7 +4,7 @@
 //!
 //! - before the first one: what it is about, and `max-services: N`, `max-backends: N` for small maps;
 //!   `fits: any` if what fits into them depends on the order of events; `node: NAME` of the node that
-//!   looks at the cluster; `unknown-ports: pass` if those of cluster IPs are left alone;
+//!   looks at the cluster; `proxy-name: NAME` of the proxy it is; `unknown-ports: pass` if those of cluster IPs are left alone;
 //! - `-- apply FILE --`: the file has this content now;
 //! - `-- remove FILE --`: the file is gone;
 //! - `-- expect --`: a sync, and what the maps say then; below it the Services that failed and the
@@ -129,7 +129,7 @@ impl Case {
 
     /// The listings at the case's expectations, each with its number.
     fn steps(&self) -> Vec<Listing> {
-        let mut files = Files::default();
+        let mut files = Files::new(self.header("proxy-name").map(ToOwned::to_owned));
         let mut steps = Vec::new();
         for section in &self.sections {
             match section {
@@ -376,7 +376,8 @@ impl Reference {
             // a slice is one of those.
             Some(_) => found.lines().all(|line| match line.split_once(" -> ") {
                 Some((frontend, set)) => {
-                    let of = |line: &str| line.split_once(" -> ").is_some_and(|(f, _)| f == frontend);
+                    let of =
+                        |line: &str| line.split_once(" -> ").is_some_and(|(f, _)| f == frontend);
                     wanted.lines().any(of) && (self.ever.contains(line) || set == "refuse")
                 }
                 None => wanted.lines().any(|wanted| wanted == line),
@@ -519,6 +520,43 @@ fn a_thousand_endpoints_with_fifty_ports() {
     let mut fresh = Pipeline::new(Memory::from(&snapshot), &snapshot);
     wide(50, 1000).changes().into_iter().for_each(|change| fresh.change(change));
     assert_eq!(fresh.sync().ops, 0);
+}
+
+/// A load balancer whose source ranges are these.
+fn guarded(ranges: &str) -> Listing {
+    let mut files = Files::default();
+    let service = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{type: LoadBalancer, \
+         clusterIP: 10.96.0.10, ports: [{{port: 80}}], loadBalancerSourceRanges: [{ranges}]}}, \
+         status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.1}}]}}}}}}",
+    );
+    files.put("web.yaml", service.as_bytes());
+    files.listing()
+}
+
+#[test]
+fn ranges_come_before_who_asks_for_them_and_go_after_it() {
+    let maps = || Memory::new(8, 8);
+    let mut pipeline = Pipeline::new(maps(), &maps().snapshot());
+    let mut ops_of = |ranges: &str| {
+        guarded(ranges).changes().into_iter().for_each(|change| pipeline.change(change));
+        let mut ops = Vec::new();
+        pipeline.sync_with(&mut |op| ops.push(op.to_string()));
+        let about = |op: &String| op.contains("source") || op.contains("203.0.113.1");
+        ops.retain(about);
+        ops
+    };
+    let (entry, generation) = ("put service 203.0.113.1:80/tcp id 0 block", "count 1 generation");
+    assert_eq!(
+        ops_of("10.0.0.0/8"),
+        ["put source 0 10.0.0.0/8".to_owned(), format!("{entry} 1 {generation} 2")]
+    );
+    // The records say only that there are ranges.
+    assert_eq!(ops_of("192.0.2.0/24"), ["put source 0 192.0.2.0/24", "delete source 0 10.0.0.0/8"]);
+    assert_eq!(
+        ops_of(""),
+        [format!("{entry} 0 {generation} 1"), "delete source 0 192.0.2.0/24".to_owned()]
+    );
 }
 
 #[test]
