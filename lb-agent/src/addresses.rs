@@ -16,10 +16,11 @@ use crate::{
 /// Who needs which address. The maps follow, address by address.
 #[derive(Debug, Default)]
 pub struct Addresses {
-    /// The Services with this cluster IP: files may give it to several.
-    services: HashMap<Addr, BTreeSet<ObjectRef>>,
-    /// The cluster IPs of each.
-    of: HashMap<ObjectRef, Vec<Addr>>,
+    /// The Services with this cluster IP, for files may give it to several; and whether all ports of
+    /// each are in the maps.
+    services: HashMap<Addr, BTreeMap<ObjectRef, bool>>,
+    /// The cluster IPs of each, and the same.
+    of: HashMap<ObjectRef, (Vec<Addr>, bool)>,
     nodes: BTreeMap<Addr, Known>,
     /// Addresses to look at.
     changed: BTreeSet<Addr>,
@@ -37,12 +38,13 @@ impl Addresses {
         self.changed.extend(self.services.keys().chain(self.nodes.keys()).copied());
     }
 
-    /// The cluster IPs of a Service.
-    pub fn set_cluster_ips(&mut self, service: &ObjectRef, ips: &[IpAddr]) {
-        let wanted: Vec<Addr> = ips.iter().copied().map(Addr::from).collect();
+    /// The cluster IPs of a Service, and whether the maps have `all` of its ports there: one that did
+    /// not fit is not to be refused.
+    pub fn set_cluster_ips(&mut self, service: &ObjectRef, ips: &[IpAddr], all: bool) {
+        let wanted = (ips.iter().copied().map(Addr::from).collect::<Vec<_>>(), all);
         let before = self.of.remove(service).unwrap_or_default();
         if before != wanted {
-            for addr in &before {
+            for addr in &before.0 {
                 if let Some(services) = self.services.get_mut(addr) {
                     services.remove(service);
                     if services.is_empty() {
@@ -50,12 +52,12 @@ impl Addresses {
                     }
                 }
             }
-            for addr in &wanted {
-                self.services.entry(*addr).or_default().insert(service.clone());
+            for addr in &wanted.0 {
+                self.services.entry(*addr).or_default().insert(service.clone(), all);
             }
-            self.changed.extend(before.into_iter().chain(wanted.iter().copied()));
+            self.changed.extend(before.0.into_iter().chain(wanted.0.iter().copied()));
         }
-        if !wanted.is_empty() {
+        if !wanted.0.is_empty() {
             self.of.insert(service.clone(), wanted);
         }
     }
@@ -94,7 +96,8 @@ impl Addresses {
 
     fn wanted(&self, addr: &Addr) -> Option<Known> {
         let node = self.nodes.get(addr).copied();
-        let cluster_ip = self.services.contains_key(addr);
+        let services = self.services.get(addr);
+        let cluster_ip = services.is_some_and(|services| services.values().all(|all| *all));
         match node {
             Some(Known { flags, netns }) if cluster_ip && netns == 0 => {
                 Some(Known { flags: flags | Address::CLUSTER_IP, netns })
@@ -122,16 +125,16 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| ObjectRef::new("default", name));
         let ip: IpAddr = "10.96.0.1".parse().unwrap();
         let mut addresses = Addresses::default();
-        addresses.set_cluster_ips(&a, &[ip]);
-        addresses.set_cluster_ips(&b, &[ip]);
+        addresses.set_cluster_ips(&a, &[ip], true);
+        addresses.set_cluster_ips(&b, &[ip], true);
         let known = Known { flags: Address::CLUSTER_IP, netns: 0 };
         let put = Op::PutAddress { addr: ip.into(), known };
         assert_eq!(addresses.plan(&[].into()), [put]);
         addresses.done();
         let there = [(ip.into(), known)].into();
-        addresses.set_cluster_ips(&a, &[]);
+        addresses.set_cluster_ips(&a, &[], true);
         assert_eq!(addresses.plan(&there), []);
-        addresses.set_cluster_ips(&b, &[]);
+        addresses.set_cluster_ips(&b, &[], true);
         assert_eq!(addresses.plan(&there), [Op::DeleteAddress { addr: ip.into() }]);
         assert!(addresses.services.is_empty() && addresses.of.is_empty(), "nothing is kept");
     }
@@ -140,10 +143,25 @@ mod tests {
     fn a_cluster_ip_that_is_a_node_s_is_both() {
         let mut addresses = Addresses::default();
         addresses.set_nodes([(addr("192.0.2.1"), own()), (addr("192.0.2.2"), own())].into());
-        addresses.set_cluster_ips(&ObjectRef::new("default", "a"), &["192.0.2.1".parse().unwrap()]);
+        let ip = "192.0.2.1".parse().unwrap();
+        addresses.set_cluster_ips(&ObjectRef::new("default", "a"), &[ip], true);
         let both = Known { flags: Address::OWN_NODE | Address::CLUSTER_IP, netns: 0 };
         let planned = addresses.plan(&[(addr("192.0.2.2"), own())].into());
         assert_eq!(planned, [Op::PutAddress { addr: addr("192.0.2.1"), known: both }]);
+    }
+
+    #[test]
+    fn a_port_that_is_not_there_is_nobody_s_to_refuse() {
+        let [a, b] = ["a", "b"].map(|name| ObjectRef::new("default", name));
+        let ip: IpAddr = "10.96.0.1".parse().unwrap();
+        let mut addresses = Addresses::default();
+        addresses.set_cluster_ips(&a, &[ip], true);
+        let there = [(ip.into(), Known { flags: Address::CLUSTER_IP, netns: 0 })].into();
+        assert_eq!(addresses.plan(&there), []);
+        addresses.set_cluster_ips(&b, &[ip], false);
+        assert_eq!(addresses.plan(&there), [Op::DeleteAddress { addr: ip.into() }]);
+        addresses.set_cluster_ips(&b, &[ip], true);
+        assert_eq!(addresses.plan(&there), []);
     }
 
     #[test]

@@ -10,8 +10,9 @@ pub(crate) mod sample;
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::{self, Write as _},
+    net::Ipv4Addr,
 };
 
 use lb_common::abi::{Action, Backend, Peer, Service, ServiceKey};
@@ -20,14 +21,14 @@ use serde::Serialize;
 use crate::{
     maps::KeyText,
     maps::Snapshot,
-    model::{PortRef, Protocol},
+    model::{Cidr, PortRef, Protocol, Scope},
 };
 
 /// Names the schema of all JSON that `lbctl` prints.
 pub const API_VERSION: &str = "socklb/v1";
 
 /// One frontend, with all that the maps say of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Entry<'a> {
     /// The service port it belongs to; none if the maps are damaged.
     pub port: Option<&'a PortRef>,
@@ -35,8 +36,35 @@ pub struct Entry<'a> {
     pub key: &'a ServiceKey,
     /// Where its records are.
     pub service: &'a Service,
-    /// Its records; fewer than `service.count` only if the maps are damaged.
+    /// Its records; fewer than `service.records()` only if the maps are damaged.
     pub records: &'a [Backend],
+    /// The clients that may connect, by the records' demand; nobody, if there are none.
+    pub sources: Option<BTreeSet<Cidr>>,
+}
+
+/// What a connection to a frontend gets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Fate {
+    /// A backend.
+    Forward,
+    /// ECONNREFUSED: there are no backends.
+    Refuse,
+    /// EHOSTUNREACH: there are some, but the traffic policy allows none here.
+    Unreachable,
+    /// ECONNREFUSED: the records are not the set that the frontend names.
+    Damaged,
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forward => "forward",
+            Self::Refuse => "refuse",
+            Self::Unreachable => "unreachable",
+            Self::Damaged => "damaged",
+        })
+    }
 }
 
 impl<'a> Entry<'a> {
@@ -45,18 +73,30 @@ impl<'a> Entry<'a> {
         names(self.port)
     }
 
-    /// The addresses that a connection may get, sorted; none if it is refused.
-    pub fn backends(&self) -> Vec<Peer> {
-        let mut peers: Vec<Peer> = self.forwarding().map(|(_, record)| record.peer).collect();
-        peers.sort_unstable();
-        peers
+    /// The records to choose from, and those that are kept.
+    fn parts(&self) -> (&'a [Backend], &'a [Backend]) {
+        let count = usize::try_from(self.service.count).unwrap_or(usize::MAX);
+        self.records.split_at(count.min(self.records.len()))
     }
 
-    /// The records that lead somewhere, each with its index in the backends map.
-    pub fn forwarding(&self) -> impl Iterator<Item = (u32, &Backend)> {
-        (self.service.block..)
+    /// The addresses that a connection may get, sorted; none if it fails.
+    pub fn backends(&self) -> Vec<Peer> {
+        sorted(self.parts().0)
+    }
+
+    /// The addresses with which flows that are there already may stay, sorted.
+    pub fn kept(&self) -> Vec<Peer> {
+        sorted(self.parts().1)
+    }
+
+    /// The records that lead somewhere, each with its index in the backends map, and whether it is
+    /// only kept.
+    pub fn forwarding(&self) -> impl Iterator<Item = (u32, &'a Backend, bool)> {
+        let service = *self.service;
+        (0..service.records())
             .zip(self.records)
             .filter(|(_, record)| record.action() == Action::Forward)
+            .map(move |(i, record)| (service.block.wrapping_add(i), record, i >= service.count))
     }
 
     /// Whether the records are not the set that the frontend names. An agent never leaves that.
@@ -65,6 +105,32 @@ impl<'a> Entry<'a> {
             || u32::try_from(self.records.len()) != Ok(self.service.records())
             || self.records.iter().any(|record| record.generation != self.service.generation)
     }
+
+    /// What a connection gets.
+    pub fn fate(&self) -> Fate {
+        let actions = || self.parts().0.iter().map(Backend::action);
+        if self.is_damaged() {
+            Fate::Damaged
+        } else if actions().any(|action| action == Action::Forward) {
+            Fate::Forward
+        } else if actions().any(|action| action == Action::Unreachable) {
+            Fate::Unreachable
+        } else {
+            Fate::Refuse
+        }
+    }
+
+    /// For how many seconds a client stays with its backend; 0: not at all.
+    pub fn affinity(&self) -> u32 {
+        self.records.first().map_or(0, |record| record.affinity)
+    }
+}
+
+fn sorted(records: &[Backend]) -> Vec<Peer> {
+    let records = records.iter().filter(|record| record.action() == Action::Forward);
+    let mut peers: Vec<Peer> = records.map(|record| record.peer).collect();
+    peers.sort_unstable();
+    peers
 }
 
 /// Namespace, name and port; empty if they are not known.
@@ -77,27 +143,45 @@ pub fn entries(snapshot: &Snapshot) -> Vec<Entry<'_>> {
     let mut entries: Vec<_> = snapshot
         .services
         .iter()
-        .map(|(key, service)| Entry {
-            port: snapshot.names.get(&service.id),
-            key,
-            service,
-            records: snapshot.blocks.get(&service.block).map_or(&[], |records| {
+        .map(|(key, service)| {
+            let records = snapshot.blocks.get(&service.block).map_or(&[][..], |records| {
                 let count = usize::try_from(service.records()).unwrap_or(usize::MAX);
                 &records[..count.min(records.len())]
-            }),
+            });
+            let asks = records.iter().any(|record| record.flags & Backend::SOURCES != 0);
+            let sources = asks.then(|| sources(snapshot, service.id));
+            Entry { port: snapshot.names.get(&service.id), key, service, records, sources }
         })
         .collect();
     entries.sort_by_key(|entry| (entry.port, entry.key));
     entries
 }
 
+/// The clients that may use a service port, should its records ask.
+pub fn sources(snapshot: &Snapshot, id: u32) -> BTreeSet<Cidr> {
+    let first = Cidr { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
+    let all = snapshot.sources.range((id, first)..).take_while(|(of, _)| *of == id);
+    all.map(|(_, range)| *range).collect()
+}
+
 /// The maps without what is of no meaning (blocks, generations), one frontend to a line:
-/// `default/web:http 10.96.0.10:80/tcp id=0 -> 10.0.0.1:8080 10.0.0.2:8080`, or `-> refuse`.
+/// `default/web:http 10.96.0.10:80/tcp id=0 -> 10.0.0.1:8080 10.0.0.2:8080`, or `-> refuse`, or
+/// `-> unreachable`. Before the arrow `affinity=SECONDS` and `sources=RANGE,...`, behind the backends
+/// `kept` and those that are. Then source ranges that no frontend asks for, then the addresses.
 pub fn text(snapshot: &Snapshot) -> String {
     let mut text = String::new();
-    for entry in entries(snapshot) {
-        // Writing to a string does not fail.
+    let entries = entries(snapshot);
+    // Writing to a string does not fail.
+    for entry in &entries {
         let _ = writeln!(text, "{entry}");
+    }
+    let asking = entries.iter().filter(|entry| entry.sources.is_some());
+    let asking: BTreeSet<u32> = asking.map(|entry| entry.service.id).collect();
+    for (id, range) in snapshot.sources.iter().filter(|(id, _)| !asking.contains(id)) {
+        let _ = writeln!(text, "unused source id={id} {range}");
+    }
+    for (addr, known) in &snapshot.addresses {
+        let _ = writeln!(text, "address {addr}{known}");
     }
     text
 }
@@ -108,19 +192,34 @@ impl fmt::Display for Entry<'_> {
             Some(port) => port.fmt(f)?,
             None => f.write_str("<unknown>")?,
         }
-        write!(f, " {} id={} ->", KeyText(self.key), self.service.id)?;
-        if self.is_damaged() {
-            return f.write_str(" damaged");
+        write!(f, " {} id={}", KeyText(self.key), self.service.id)?;
+        let fate = self.fate();
+        if fate == Fate::Damaged {
+            return f.write_str(" -> damaged");
         }
-        let backends = self.backends();
-        if backends.is_empty() {
-            f.write_str(" refuse")?;
+        if self.affinity() > 0 {
+            write!(f, " affinity={}", self.affinity())?;
         }
-        for backend in backends {
+        if let Some(sources) = &self.sources {
+            write!(f, " sources={}", join(sources))?;
+        }
+        f.write_str(" ->")?;
+        if fate != Fate::Forward {
+            write!(f, " {fate}")?;
+        }
+        for backend in self.backends() {
             write!(f, " {backend}")?;
+        }
+        for (i, backend) in self.kept().into_iter().enumerate() {
+            write!(f, "{} {backend}", if i == 0 { " kept" } else { "" })?;
         }
         Ok(())
     }
+}
+
+/// Separated by commas.
+pub fn join<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// A list as `kubectl` has it.
@@ -129,7 +228,7 @@ impl fmt::Display for Entry<'_> {
 pub struct List<T> {
     /// [`API_VERSION`].
     pub api_version: &'static str,
-    /// `ServiceList` or `BackendList`.
+    /// `ServiceList`, `BackendList` and so on.
     pub kind: &'static str,
     /// What is in it.
     pub items: Vec<T>,
@@ -153,12 +252,37 @@ pub struct ServiceItem<'a> {
     pub id: u32,
     /// Index of the first record.
     pub block: u32,
-    /// Number of records: those of the backends, or 1 that refuses.
+    /// Number of records to choose from: those of the backends, or 1 that says why there are none.
     pub count: u32,
     /// Generation of the block.
     pub generation: u32,
-    /// Address and port of each backend, sorted by address; empty if connections are refused.
+    /// Address and port of each backend, sorted by address; empty if connections fail.
     pub backends: Vec<String>,
+    /// What a connection gets.
+    pub fate: Fate,
+    /// What the frontend's address stands for: `any` (itself), `ownNode`, `otherNodes`, `node`.
+    pub scope: &'static str,
+    /// Backends with which flows of UDP that are there already may stay.
+    pub kept: Vec<String>,
+    /// For how many seconds a client stays with its backend; 0: not at all.
+    pub affinity_seconds: u32,
+    /// The clients that may connect; null: any.
+    pub source_ranges: Option<Vec<String>>,
+}
+
+/// The scope of a frontend, as JSON has it.
+pub fn scope(key: &ServiceKey) -> &'static str {
+    match Scope::from_code(key.scope) {
+        Some(Scope::Any) => "any",
+        Some(Scope::OwnNode) => "ownNode",
+        Some(Scope::OtherNodes) => "otherNodes",
+        Some(Scope::Node) => "node",
+        None => "unknown",
+    }
+}
+
+fn texts<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+    items.into_iter().map(|item| item.to_string()).collect()
 }
 
 impl<'a> From<&Entry<'a>> for ServiceItem<'a> {
@@ -166,6 +290,11 @@ impl<'a> From<&Entry<'a>> for ServiceItem<'a> {
         let [namespace, name, port] = entry.names();
         let Service { block, count, kept: _, generation, id } = *entry.service;
         Self {
+            fate: entry.fate(),
+            scope: scope(entry.key),
+            kept: texts(entry.kept()),
+            affinity_seconds: entry.affinity(),
+            source_ranges: entry.sources.as_ref().map(texts),
             namespace,
             name,
             port,
@@ -175,7 +304,7 @@ impl<'a> From<&Entry<'a>> for ServiceItem<'a> {
             block,
             count,
             generation,
-            backends: entry.backends().iter().map(ToString::to_string).collect(),
+            backends: texts(entry.backends()),
         }
     }
 }
@@ -201,6 +330,8 @@ pub struct BackendItem<'a> {
     pub index: u32,
     /// The frontends that lead to it, sorted.
     pub frontends: Vec<String>,
+    /// Whether it gets no new flows, and those of UDP that are there already may stay.
+    pub kept: bool,
 }
 
 /// `kind: ServiceList`.
@@ -216,7 +347,7 @@ pub fn backends<'a>(
 ) -> List<BackendItem<'a>> {
     let mut items = BTreeMap::new();
     for entry in entries {
-        for (index, record) in entry.forwarding().filter(|(_, r)| wanted(entry, r.peer)) {
+        for (index, record, kept) in entry.forwarding().filter(|(_, r, _)| wanted(entry, r.peer)) {
             let order = (entry.port, entry.key.protocol, record.peer, index);
             let [namespace, name, port] = entry.names();
             let item = items.entry(order).or_insert_with(|| BackendItem {
@@ -228,11 +359,18 @@ pub fn backends<'a>(
                 id: entry.service.id,
                 index,
                 frontends: Vec::new(),
+                kept,
             });
-            item.frontends.push(entry.key.peer.to_string());
+            item.frontends.push(frontend(entry.key));
         }
     }
     List { api_version: API_VERSION, kind: "BackendList", items: items.into_values().collect() }
+}
+
+/// A frontend without its protocol: `10.96.0.10:80`, `node4:30080`.
+fn frontend(key: &ServiceKey) -> String {
+    let text = KeyText(key).to_string();
+    text.split_once('/').map_or_else(|| text.clone(), |(frontend, _)| frontend.to_owned())
 }
 
 /// A protocol as Kubernetes writes it, or its number.
@@ -276,6 +414,42 @@ mod tests {
     }
 
     #[test]
+    fn all_that_a_frontend_can_be() {
+        let mut memory = sample::rich();
+        memory.apply(&Op::PutSource { id: 9, range: "192.0.2.0/24".parse().unwrap() }).unwrap();
+        let snapshot = memory.snapshot();
+        assert_eq!(
+            text(&snapshot),
+            "\
+default/game 10.96.0.20:53/udp id=4 affinity=30 -> 10.0.0.1:53 kept 10.0.0.2:53 10.0.0.3:53
+shop/cart node4:30080/tcp id=5 -> 10.0.1.1:80
+shop/cart nodes4:30080/tcp id=5 -> unreachable
+shop/cart 10.96.0.21:80/tcp id=5 sources=10.0.0.0/8,2001:db8::/32 -> 10.0.1.1:80
+shop/cart node 192.0.2.9:30080/tcp id=5 -> 10.0.1.1:80
+unused source id=9 192.0.2.0/24
+address 10.96.0.20 cluster-ip
+address 10.96.0.21 cluster-ip
+address 127.0.0.1 own-node host-only
+address 192.0.2.1 own-node
+address 192.0.2.9 other-node
+"
+        );
+        let list = serde_json::to_value(services(&entries(&snapshot))).unwrap();
+        let item = |n: usize, field: &str| list["items"][n][field].clone();
+        assert_eq!(item(0, "kept"), json!(["10.0.0.2:53", "10.0.0.3:53"]));
+        assert_eq!(item(0, "backends"), json!(["10.0.0.1:53"]));
+        assert_eq!(item(0, "affinitySeconds"), 30);
+        assert_eq!((item(1, "scope"), item(2, "scope")), (json!("ownNode"), json!("otherNodes")));
+        assert_eq!(item(2, "fate"), "unreachable");
+        assert_eq!(item(3, "sourceRanges"), json!(["10.0.0.0/8", "2001:db8::/32"]));
+        assert_eq!(item(4, "scope"), "node");
+        let list = serde_json::to_value(backends(&entries(&snapshot), |_, _| true)).unwrap();
+        assert_eq!(list["items"][1]["kept"], true);
+        assert_eq!(list["items"][1]["address"], "10.0.0.2:53");
+        assert_eq!(list["items"][3]["frontends"], json!(["node4:30080", "node 192.0.2.9:30080"]));
+    }
+
+    #[test]
     fn the_schema_of_services() {
         let snapshot = memory().snapshot();
         let list = serde_json::to_value(services(&entries(&snapshot))).unwrap();
@@ -288,6 +462,8 @@ mod tests {
                 "namespace": "default", "name": "web", "port": "http", "protocol": "TCP",
                 "frontend": "10.96.0.10:80", "id": 0, "block": 2, "count": 2, "generation": 102,
                 "backends": ["10.0.0.9:8080", "10.0.0.10:8080"],
+                "fate": "forward", "scope": "any", "kept": [],
+                "affinitySeconds": 0, "sourceRanges": null,
             })
         );
         assert_eq!(list["items"][4]["protocol"], "UDP");
@@ -306,7 +482,7 @@ mod tests {
             json!({
                 "namespace": "default", "name": "web", "port": "http", "protocol": "TCP",
                 "address": "10.0.0.9:8080", "id": 0, "index": 3,
-                "frontends": ["10.96.0.10:80", "192.0.2.7:80"],
+                "frontends": ["10.96.0.10:80", "192.0.2.7:80"], "kept": false,
             })
         );
     }

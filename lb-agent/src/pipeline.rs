@@ -230,15 +230,19 @@ impl<S: Store> Pipeline<S> {
             match self.write_one(name, sets, &promised, report, show) {
                 Ok(()) => {
                     report.failed.remove(name);
-                    // Only now: a port that did not fit is not to be refused.
-                    let ips = policy::cluster_ips(&self.cluster, name);
-                    let refuse = self.unknown_ports == UnknownPorts::Refuse;
-                    self.addresses.set_cluster_ips(name, if refuse { &ips } else { &[] });
                 }
                 Err(error) => {
                     report.failed.insert(name.clone(), error);
                 }
             }
+            // Also if it failed: what stands there from before may be all of it.
+            let all = sets
+                .iter()
+                .flat_map(|set| &set.frontends)
+                .all(|frontend| self.tables.service(&frontend.into()).is_some());
+            let ips = policy::cluster_ips(&self.cluster, name);
+            let refuse = self.unknown_ports == UnknownPorts::Refuse;
+            self.addresses.set_cluster_ips(name, if refuse { &ips } else { &[] }, all);
             if !promised.is_empty() {
                 waiting.insert(name.clone());
             }

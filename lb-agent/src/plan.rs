@@ -212,12 +212,13 @@ impl<'a> Draft<'a> {
             return Err(PlanError::ServicesFull { needed, free, limit: tables.max_services() });
         }
         self.ops.extend(endings);
-        for id in tables.ids_of(name) {
+        // What an entry that another Service is to have leads to stays with all that belongs to it.
+        let unused = |id: &u32| tables.keys_of(*id).all(|key| !promised.contains(key));
+        for id in tables.ids_of(name).filter(unused) {
             let unwanted =
                 tables.sources_of(id).filter(|range| !self.sources.contains(&(id, *range)));
             self.ops.extend(unwanted.map(|range| Op::DeleteSource { id, range }));
         }
-        let unused = |id: &u32| tables.keys_of(*id).all(|key| !promised.contains(key));
         self.ops.extend(self.stale_ids.into_iter().filter(unused).map(|id| Op::DeleteName { id }));
         Ok(self.ops)
     }

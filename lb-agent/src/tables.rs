@@ -183,8 +183,10 @@ impl Tables {
     /// Ids that are not in use, smallest first.
     pub fn unused_ids(&self) -> impl Iterator<Item = u32> {
         let free = self.free_ids.iter().flat_map(|(start, end)| *start..*end);
-        // An entry may have an id that stands for nothing, see `adopt`.
-        free.filter(|id| self.keys_of(*id).next().is_none())
+        // An entry or a range may have an id that stands for nothing, see `adopt`.
+        free.filter(|id| {
+            self.keys_of(*id).next().is_none() && self.sources_of(*id).next().is_none()
+        })
     }
 
     /// All service ports, and their ids.

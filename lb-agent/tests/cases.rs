@@ -3,7 +3,8 @@
 //! A case is a file in `tests/cases`, made of sections:
 //!
 //! - before the first one: what it is about, and `max-services: N`, `max-backends: N` for small maps;
-//!   `fits: any` if what fits into them depends on the order of events;
+//!   `fits: any` if what fits into them depends on the order of events; `node: NAME` of the node that
+//!   looks at the cluster; `proxy-name: NAME` of the proxy it is; `unknown-ports: pass` if those of cluster IPs are left alone;
 //! - `-- apply FILE --`: the file has this content now;
 //! - `-- remove FILE --`: the file is gone;
 //! - `-- expect --`: a sync, and what the maps say then; below it the Services that failed and the
@@ -27,8 +28,8 @@ use lb_agent::{
     dump,
     maps::Op,
     maps::{Memory, Snapshot, Store, StoreError},
-    model::Change,
-    pipeline::{Pipeline, Report},
+    model::{Change, Settings},
+    pipeline::{Pipeline, Report, UnknownPorts, View},
     sources::dir::{Files, Listing},
 };
 use lb_common::abi::Backend;
@@ -100,6 +101,17 @@ impl Case {
         Memory::new(self.size("max-services"), self.size("max-backends"))
     }
 
+    /// A pipeline on the case's node that goes on from what the maps say.
+    fn pipeline<S: Store>(&self, store: S, snapshot: &Snapshot) -> Pipeline<S> {
+        let node_name = self.header("node").unwrap_or_default().into();
+        let unknown_ports = match self.header("unknown-ports") {
+            Some("pass") => UnknownPorts::Pass,
+            _ => UnknownPorts::Refuse,
+        };
+        let settings = Settings { node_name, ..Settings::default() };
+        Pipeline::with_view(View { settings, unknown_ports, host_netns: 0 }, store, snapshot)
+    }
+
     fn print(&self) -> String {
         let mut text = self.head.clone();
         for section in &self.sections {
@@ -117,7 +129,7 @@ impl Case {
 
     /// The listings at the case's expectations, each with its number.
     fn steps(&self) -> Vec<Listing> {
-        let mut files = Files::default();
+        let mut files = Files::new(self.header("proxy-name").map(ToOwned::to_owned));
         let mut steps = Vec::new();
         for section in &self.sections {
             match section {
@@ -213,7 +225,7 @@ fn problems(listing: &Listing) -> String {
 
 /// What is, in the form of the case.
 fn run_plain(case: &Case) -> Result<Case, String> {
-    let mut pipeline = Pipeline::new(case.maps(), &case.maps().snapshot());
+    let mut pipeline = case.pipeline(case.maps(), &case.maps().snapshot());
     let mut found = case.clone();
     let mut steps = case.steps().into_iter();
     for section in &mut found.sections {
@@ -227,7 +239,7 @@ fn run_plain(case: &Case) -> Result<Case, String> {
         let snapshot = pipeline.store().snapshot();
         *maps = state(&snapshot, &report);
 
-        let mut fresh = Pipeline::new(Memory::from(&snapshot), &snapshot);
+        let mut fresh = case.pipeline(Memory::from(&snapshot), &snapshot);
         let mut changes = known.changes().into_iter();
         let last = changes.next_back();
         for change in changes {
@@ -249,7 +261,7 @@ fn run_faulty(case: &Case, seed: u64) -> Result<usize, String> {
     let memory = case.maps();
     let snapshot = memory.snapshot();
     let faulty = Faulty { memory, random: Random(seed), failed: 0 };
-    let mut pipeline = Pipeline::new(faulty, &snapshot);
+    let mut pipeline = case.pipeline(faulty, &snapshot);
     let mut reference = Reference::new(case);
     for listing in case.steps() {
         for change in reference.step(listing) {
@@ -279,7 +291,7 @@ fn run_faulty(case: &Case, seed: u64) -> Result<usize, String> {
 /// Runs the case as a watch would tell it: object by object, in any order, a sync after each.
 fn run_shuffled(case: &Case, seed: u64) -> Result<(), String> {
     let mut random = Random(seed);
-    let mut pipeline = Pipeline::new(case.maps(), &case.maps().snapshot());
+    let mut pipeline = case.pipeline(case.maps(), &case.maps().snapshot());
     let mut reference = Reference::new(case);
     let (mut services, mut slices, mut nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for change in Listing::default().changes() {
@@ -325,7 +337,7 @@ impl Reference {
     fn new(case: &Case) -> Self {
         let new = |memory: Memory| {
             let snapshot = memory.snapshot();
-            Pipeline::new(memory, &snapshot)
+            case.pipeline(memory, &snapshot)
         };
         let any = case.header("fits") == Some("any");
         Self {
@@ -362,10 +374,13 @@ impl Reference {
             Some(_) if report.failed.is_empty() => found == wanted,
             // What is there is some whole set of a Service that is still there; a Service without
             // a slice is one of those.
-            Some(_) => found.lines().all(|line| {
-                let (frontend, set) = line.split_once(" -> ").unwrap();
-                wanted.lines().any(|line| line.split_once(" -> ").unwrap().0 == frontend)
-                    && (self.ever.contains(line) || set == "refuse")
+            Some(_) => found.lines().all(|line| match line.split_once(" -> ") {
+                Some((frontend, set)) => {
+                    let of =
+                        |line: &str| line.split_once(" -> ").is_some_and(|(f, _)| f == frontend);
+                    wanted.lines().any(of) && (self.ever.contains(line) || set == "refuse")
+                }
+                None => wanted.lines().any(|wanted| wanted == line),
             }),
         };
         if same {
@@ -484,8 +499,9 @@ fn a_thousand_endpoints_with_fifty_ports() {
         let report = pipeline.sync();
         assert!(report.failed.is_empty(), "{:?}", report.failed);
         let dump = meaning(pipeline.store());
-        assert_eq!(dump.lines().count(), 50);
-        for (i, line) in dump.lines().collect::<BTreeSet<_>>().into_iter().enumerate() {
+        assert_eq!(dump.lines().count(), 50 + 1, "and the cluster IP");
+        let frontends = dump.lines().filter(|line| !line.starts_with("address"));
+        for (i, line) in frontends.collect::<BTreeSet<_>>().into_iter().enumerate() {
             let (frontend, backends) = line.split_once(" -> ").unwrap();
             let port: usize = frontend.split([' ', ':', '/']).nth(4).unwrap().parse().unwrap();
             assert!((1000..1050).contains(&port), "{i}: {frontend}");
@@ -504,6 +520,43 @@ fn a_thousand_endpoints_with_fifty_ports() {
     let mut fresh = Pipeline::new(Memory::from(&snapshot), &snapshot);
     wide(50, 1000).changes().into_iter().for_each(|change| fresh.change(change));
     assert_eq!(fresh.sync().ops, 0);
+}
+
+/// A load balancer whose source ranges are these.
+fn guarded(ranges: &str) -> Listing {
+    let mut files = Files::default();
+    let service = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{type: LoadBalancer, \
+         clusterIP: 10.96.0.10, ports: [{{port: 80}}], loadBalancerSourceRanges: [{ranges}]}}, \
+         status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.1}}]}}}}}}",
+    );
+    files.put("web.yaml", service.as_bytes());
+    files.listing()
+}
+
+#[test]
+fn ranges_come_before_who_asks_for_them_and_go_after_it() {
+    let maps = || Memory::new(8, 8);
+    let mut pipeline = Pipeline::new(maps(), &maps().snapshot());
+    let mut ops_of = |ranges: &str| {
+        guarded(ranges).changes().into_iter().for_each(|change| pipeline.change(change));
+        let mut ops = Vec::new();
+        pipeline.sync_with(&mut |op| ops.push(op.to_string()));
+        let about = |op: &String| op.contains("source") || op.contains("203.0.113.1");
+        ops.retain(about);
+        ops
+    };
+    let (entry, generation) = ("put service 203.0.113.1:80/tcp id 0 block", "count 1 generation");
+    assert_eq!(
+        ops_of("10.0.0.0/8"),
+        ["put source 0 10.0.0.0/8".to_owned(), format!("{entry} 1 {generation} 2")]
+    );
+    // The records say only that there are ranges.
+    assert_eq!(ops_of("192.0.2.0/24"), ["put source 0 192.0.2.0/24", "delete source 0 10.0.0.0/8"]);
+    assert_eq!(
+        ops_of(""),
+        [format!("{entry} 0 {generation} 1"), "delete source 0 192.0.2.0/24".to_owned()]
+    );
 }
 
 #[test]

@@ -219,7 +219,7 @@ fn nearby<'a>(peer: &Peer, snapshot: &'a Snapshot) -> Vec<Nearby<'a>> {
         if entry.key.peer.addr == peer.addr {
             Some("frontend")
         } else {
-            entry.forwarding().any(|(_, record)| record.peer == *peer).then_some("backend")
+            entry.forwarding().any(|(_, record, _)| record.peer == *peer).then_some("backend")
         }
     };
     let entries = dump::entries(snapshot).into_iter();

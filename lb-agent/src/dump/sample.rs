@@ -1,12 +1,11 @@
 //! A few Services in memory, for the tests of whoever prints them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{Backend, Peer, Service, ServiceKey};
+use lb_common::abi::{self, Address, Backend, Peer, Service, ServiceKey};
 
 use crate::{
-    maps::Op,
-    maps::{Memory, Store as _},
+    maps::{Known, Memory, Op, Store as _},
     model::{ObjectRef, PortRef, Protocol},
 };
 
@@ -55,5 +54,51 @@ pub(crate) fn memory() -> Memory {
     );
     put(&mut memory, (0, "default", "web", "http"), &["[fd00::a]:80"], 5, &["[fd01::1]:8080"]);
     put(&mut memory, (1, "default", "db", ""), &["10.96.0.9:5432"], 6, &["10.0.0.1:5432"]);
+    memory
+}
+
+/// A Service of UDP with affinity and kept backends; and one with a NodePort, and with source ranges.
+pub(crate) fn rich() -> Memory {
+    let mut memory = Memory::new(16, 64);
+    let mut set = |id, block, keys: &[(&str, u8)], protocol, count, records: Vec<Backend>| {
+        let generation = block + 100;
+        let kept = u32::try_from(records.len()).unwrap() - count;
+        let records = records.into_iter().map(|r| r.stamped(generation, id)).collect();
+        memory.apply(&Op::WriteBlock { block, records }).unwrap();
+        for (frontend, scope) in keys {
+            let key = ServiceKey { peer: peer(frontend), protocol, scope: *scope };
+            let service = Service { block, count, kept, generation, id };
+            memory.apply(&Op::PutService { key, service }).unwrap();
+        }
+    };
+    let to = |addr: &str| Backend::forward(peer(addr));
+    let sticky = ["10.0.0.1:53", "10.0.0.2:53", "10.0.0.3:53"]
+        .map(|addr| Backend { affinity: 30, ..to(addr) });
+    set(4, 0, &[("10.96.0.20:53", 0)], abi::UDP, 1, sticky.to_vec());
+    let ranges = Backend { flags: Backend::SOURCES, ..to("10.0.1.1:80") };
+    set(5, 3, &[("10.96.0.21:80", 0)], abi::TCP, 1, vec![ranges]);
+    set(5, 4, &[("0.0.0.0:30080", 1)], abi::TCP, 1, vec![to("10.0.1.1:80")]);
+    set(5, 5, &[("0.0.0.0:30080", 2)], abi::TCP, 1, vec![Backend::unreachable()]);
+    set(5, 6, &[("192.0.2.9:30080", 3)], abi::TCP, 1, vec![to("10.0.1.1:80")]);
+    for (id, namespace, name, protocol) in
+        [(4, "default", "game", Protocol::Udp), (5, "shop", "cart", Protocol::Tcp)]
+    {
+        let service = ObjectRef::new(namespace, name);
+        let port = PortRef { service, port: "".into(), protocol };
+        memory.apply(&Op::PutName { id, port }).unwrap();
+    }
+    for range in ["10.0.0.0/8", "2001:db8::/32"] {
+        memory.apply(&Op::PutSource { id: 5, range: range.parse().unwrap() }).unwrap();
+    }
+    for (addr, flags, netns) in [
+        ("10.96.0.20", Address::CLUSTER_IP, 0),
+        ("10.96.0.21", Address::CLUSTER_IP, 0),
+        ("127.0.0.1", Address::OWN_NODE, 77),
+        ("192.0.2.1", Address::OWN_NODE, 0),
+        ("192.0.2.9", Address::OTHER_NODE, 0),
+    ] {
+        let addr = addr.parse::<IpAddr>().unwrap().into();
+        memory.apply(&Op::PutAddress { addr, known: Known { flags, netns } }).unwrap();
+    }
     memory
 }

@@ -3,18 +3,17 @@
 use std::net::SocketAddr;
 
 use lb_agent::{
-    maps::{Memory, Snapshot},
+    maps::{Known, Memory, Snapshot},
     model::{Change, ObjectRef, PortRef},
-    pipeline::Pipeline,
 };
 use lb_common::abi::{self, Backend, ServiceKey};
 use proptest::{collection::vec, prelude::*, sample::select as one_of};
 
 use super::{
-    history::{ip, port_name, protocol, service_name},
+    history::{ip, port_name, protocol, range, service_name},
     truth::{Edit, Sets, Truth, wanted},
     watched::Watched,
-    world::World,
+    world::{World, pipeline},
 };
 
 fn number(sensible: std::ops::Range<u32>) -> impl Strategy<Value = u32> {
@@ -37,9 +36,11 @@ fn key() -> impl Strategy<Value = ServiceKey> {
 
 prop_compose! {
     pub(super) fn damaged(max_services: u32, max_backends: u32)(
-        services in vec((key(), number(0..12), number(1..4), number(1..4), number(0..4)), 0..16),
+        services in vec((key(), number(0..12), number(1..4), 0..3u32, number(1..4), number(0..4)), 0..16),
         names in vec((number(0..4), service_name(), port_name(), protocol()), 0..6),
         records in vec((any::<bool>(), 0..4u8, number(0..4), number(0..4)), 16),
+        sources in vec((number(0..6), range()), 0..6),
+        addresses in vec((key(), 0..9u32, 0..2u64), 0..4),
     ) -> Snapshot {
         let records = records.into_iter().map(|(refuse, last, generation, service)| {
             let record = if refuse {
@@ -47,10 +48,11 @@ prop_compose! {
             } else {
                 Backend::forward(SocketAddr::from(([10, 1, 0, last], 8080)).into())
             };
-            record.stamped(generation, service)
+            let flags = u8::from(last == 3);
+            Backend { flags, ..record }.stamped(generation, service)
         });
-        let services = services.into_iter().map(|(key, block, count, generation, id)| {
-            (key, abi::Service { block, count, kept: 0, generation, id })
+        let services = services.into_iter().map(|(key, block, count, kept, generation, id)| {
+            (key, abi::Service { block, count, kept, generation, id })
         });
         let names = names.into_iter().map(|(id, service, port, protocol)| {
             (id, PortRef { service, port: port.into(), protocol })
@@ -61,8 +63,11 @@ prop_compose! {
             last_generation: 0,
             services: services.take(max_services as usize).collect(),
             names: names.collect(),
-            sources: [].into(),
-            addresses: [].into(),
+            sources: sources.into_iter().collect(),
+            addresses: addresses
+                .into_iter()
+                .map(|(key, flags, netns)| (key.peer.addr, Known { flags, netns }))
+                .collect(),
             blocks: [(0, records.take(max_backends as usize).collect())].into(),
         };
         Memory::from(&snapshot).snapshot()
@@ -73,7 +78,7 @@ prop_compose! {
 pub(super) fn repair(snapshot: &Snapshot, edits: &[Edit], later: &[Edit]) {
     let store = Watched::blind(Memory::from(snapshot));
     let (truth, told) = (Truth::default(), Truth::default());
-    let pipeline = Pipeline::new(store, snapshot);
+    let pipeline = pipeline(store, snapshot);
     let mut world = World { truth, told, pipeline, roomy: false };
     // The API server's last endpoints stay: from damaged maps, that is not foreseeable.
     let kubernetes = ObjectRef::new("default", "kubernetes");
@@ -82,7 +87,7 @@ pub(super) fn repair(snapshot: &Snapshot, edits: &[Edit], later: &[Edit]) {
             world.edit(edit.clone());
         }
     }
-    world.pipeline.change(Change::ListedNodes([].into()));
+    world.pipeline.change(Change::ListedNodes(world.truth.nodes.clone()));
     world.pipeline.change(Change::ListedServices(world.truth.services.clone()));
     world.pipeline.change(Change::ListedSlices(world.truth.slices.clone()));
     for _ in 0..4 {

@@ -186,3 +186,61 @@ fn a_port_is_renamed_in_full_maps() {
     world.sync(0, false);
     world.finish();
 }
+
+/// Ranges of an id that nobody has are not the next one's who gets it.
+#[test]
+fn ranges_of_nobody_let_nobody_in() {
+    let stray = |range: &str| (0, range.parse().unwrap());
+    let snapshot = Snapshot {
+        max_services: 4,
+        max_backends: 4,
+        sources: [stray("10.0.0.0/8"), stray("192.0.2.0/24")].into(),
+        ..Snapshot::default()
+    };
+    let guarded = |range: &str| Service {
+        load_balancer_ips: vec![ip("203.0.113.1")],
+        source_ranges: vec![range.parse().unwrap()],
+        ..web(1, ip("10.96.0.1"), 80)
+    };
+    repair(&snapshot, &[of("a", guarded("10.0.0.0/8"))], &[]);
+    repair(&snapshot, &[of("a", guarded("2001:db8::/32"))], &[of("a", None)]);
+}
+
+/// What was marked when all ports were there is no longer marked when one does not fit.
+#[test]
+fn a_port_that_does_not_fit_is_not_refused() {
+    let mut world = World::new(2, 8, false);
+    let address = ip("10.96.0.1");
+    say(&mut world, [of("a", web(1, address, 80))]);
+    world.sync(0, false);
+    assert_eq!(world.pipeline.store().addresses.len(), 1);
+    let mut more = web(1, address, 80);
+    more.ports.extend([81, 82].map(|n| ServicePort::new(n.to_string(), Protocol::Tcp, n)));
+    say(&mut world, [of("a", more)]);
+    assert_eq!(world.sync(0, false).failed.len(), 1);
+    assert!(world.pipeline.store().addresses.is_empty());
+    world.finish();
+}
+
+/// Who waits for a frontend's new owner to fit keeps the ranges that its entry asks for: without them
+/// nobody could connect.
+#[test]
+fn a_frontend_that_is_left_to_its_old_owner_keeps_its_ranges() {
+    let mut world = World::new(8, 2, false);
+    let vip = ip("203.0.113.1");
+    let guarded = Service {
+        load_balancer_ips: vec![vip],
+        source_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+        ..web(2, ip("10.96.0.2"), 80)
+    };
+    say(&mut world, [of("b", guarded)]);
+    assert!(world.sync(0, false).failed.is_empty());
+    say(&mut world, [of("a", web(1, vip, 80))]);
+    assert_eq!(world.sync(0, false).failed.len(), 1, "no room for a block");
+    assert_eq!(world.pipeline.store().sources.len(), 1);
+    // Now there is: the entry changes hands, and the ranges go.
+    say(&mut world, [of("b", None)]);
+    world.sync(0, false);
+    assert!(world.pipeline.store().sources.is_empty());
+    world.finish();
+}

@@ -1,9 +1,13 @@
 //! Random histories of few names and few addresses: they collide, move, go and come back.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    num::{NonZeroU16, NonZeroU32},
+};
 
 use lb_agent::model::{
-    Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
+    Cidr, Conditions, Endpoint, Node, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use proptest::{collection::vec, prelude::*, sample::select as one_of};
 
@@ -19,6 +23,7 @@ pub(super) enum Step {
     Tweak(usize, Tweak),
     ListServices,
     ListSlices,
+    ListNodes,
     Sync {
         faults: u64,
         grace_fails: bool,
@@ -44,6 +49,11 @@ pub(super) enum Tweak {
     Conditions(Conditions),
     TargetPort(u16),
     Owner(ObjectRef),
+    /// `internalTrafficPolicy` and `externalTrafficPolicy`: Local?
+    Local(bool, bool),
+    Affinity(Option<NonZeroU32>),
+    Sources(Vec<Cidr>),
+    NodePorts(bool),
 }
 
 pub(super) fn ip(text: &'static str) -> IpAddr {
@@ -69,32 +79,96 @@ pub(super) fn port_name() -> impl Strategy<Value = &'static str> {
     prop_oneof![4 => Just("http"), 1 => Just(""), 1 => Just("x")]
 }
 
+fn affinity() -> impl Strategy<Value = Option<NonZeroU32>> {
+    prop::option::weighted(0.3, one_of(vec![10, 10_800]).prop_map(|n| NonZeroU32::new(n).unwrap()))
+}
+
+pub(super) fn range() -> impl Strategy<Value = Cidr> {
+    let ranges = ["10.0.0.0/8", "192.0.2.0/24", "192.0.2.1/32", "2001:db8::/32", "0.0.0.0/0"];
+    one_of(ranges.map(|range| range.parse().unwrap()).to_vec())
+}
+
+fn some(ips: &[&'static str]) -> impl Strategy<Value = Vec<IpAddr>> + use<> {
+    let ips = one_of(ips.iter().map(|text| ip(text)).collect::<Vec<_>>());
+    prop_oneof![1 => Just(vec![]), 1 => vec(ips, 1..3)]
+}
+
 prop_compose! {
-    fn service()(
-        created in 0..3i64,
-        v4 in prop::option::weighted(0.9, one_of(vec![ip("10.96.0.1"), ip("10.96.0.2"), ip("10.96.0.3")])),
-        v6 in prop::option::weighted(0.4, one_of(vec![ip("fd00::1"), ip("fd00::2")])),
-        ports in vec((port_name(), protocol(), one_of(vec![80u16, 81])), 0..4),
+    /// What a Service has besides its cluster IPs and ports.
+    fn extras()(
+        external_ips in some(&["198.51.100.7", "10.96.0.1", "2001:db8::7"]),
+        load_balancer_ips in some(&["203.0.113.1", "203.0.113.2", "10.96.0.2", "2001:db8::8"]),
+        local in any::<(bool, bool)>(),
+        affinity in affinity(),
+        source_ranges in prop_oneof![1 => Just(vec![]), 2 => vec(range(), 1..4)],
     ) -> Service {
-        // The sources let no frontend through twice.
-        let mut seen = BTreeSet::new();
-        let ports = ports
-            .into_iter()
-            .filter(|(_, protocol, number)| seen.insert((*protocol, *number)))
-            .map(|(name, protocol, number)| ServicePort::new(name, protocol, number))
-            .collect();
         Service {
-            created,
-            cluster_ips: v4.into_iter().chain(v6).collect(),
-            ports,
+            external_ips,
+            load_balancer_ips,
+            internal_local: local.0,
+            external_local: local.1,
+            affinity,
+            source_ranges,
             ..Service::default()
         }
     }
 }
 
+prop_compose! {
+    fn service()(
+        created in 0..3i64,
+        v4 in prop::option::weighted(0.9, one_of(vec![ip("10.96.0.1"), ip("10.96.0.2"), ip("10.96.0.3")])),
+        v6 in prop::option::weighted(0.4, one_of(vec![ip("fd00::1"), ip("fd00::2")])),
+        ports in vec((port_name(), protocol(), one_of(vec![80u16, 81]), prop::bool::weighted(0.3)), 0..4),
+        extras in prop_oneof![1 => Just(Service::default()), 1 => extras()],
+    ) -> Service {
+        // The sources let no frontend through twice.
+        let mut seen = BTreeSet::new();
+        let ports = ports
+            .into_iter()
+            .filter(|(_, protocol, number, _)| seen.insert((*protocol, *number)))
+            .map(|(name, protocol, number, on_nodes)| ServicePort {
+                node_port: on_nodes.then(|| node_port(number)),
+                ..ServicePort::new(name, protocol, number)
+            })
+            .collect();
+        Service { created, cluster_ips: v4.into_iter().chain(v6).collect(), ports, ..extras }
+    }
+}
+
+pub(super) fn node_port(number: u16) -> NonZeroU16 {
+    NonZeroU16::new(30_000 + number).unwrap()
+}
+
+/// The API server's Service has no more than a cluster IP: for the others of its frontends, its last
+/// endpoints stay only together.
+fn fit(name: &ObjectRef, mut service: Service) -> Service {
+    if *name == ObjectRef::new("default", "kubernetes") {
+        service.ports.iter_mut().for_each(|port| port.node_port = None);
+        let Service { created, cluster_ips, ports, .. } = service;
+        service = Service { created, cluster_ips, ports, ..Service::default() };
+    }
+    service
+}
+
+fn node_name() -> impl Strategy<Value = &'static str> {
+    one_of(vec!["n1", "n2", "n3"])
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    let ips = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2", "10.96.0.1"];
+    let addresses = vec(one_of(ips.map(ip).to_vec()), 0..3);
+    addresses.prop_map(|addresses| Node { addresses, ..Node::default() })
+}
+
 fn endpoint() -> impl Strategy<Value = Endpoint> {
     let addrs = vec!["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "fd01::1", "fd01::2"];
-    (one_of(addrs), conditions()).prop_map(|(addr, conditions)| Endpoint::new(ip(addr), conditions))
+    (one_of(addrs), conditions(), prop::option::weighted(0.8, node_name())).prop_map(
+        |(addr, conditions, node)| Endpoint {
+            node: node.map(Into::into),
+            ..Endpoint::new(ip(addr), conditions)
+        },
+    )
 }
 
 fn conditions() -> impl Strategy<Value = Conditions> {
@@ -115,6 +189,10 @@ fn tweak() -> impl Strategy<Value = Tweak> {
         conditions().prop_map(Tweak::Conditions),
         one_of(vec![8080, 9090]).prop_map(Tweak::TargetPort),
         service_name().prop_map(Tweak::Owner),
+        any::<(bool, bool)>().prop_map(|(internal, external)| Tweak::Local(internal, external)),
+        affinity().prop_map(Tweak::Affinity),
+        vec(range(), 0..3).prop_map(Tweak::Sources),
+        any::<bool>().prop_map(Tweak::NodePorts),
     ]
 }
 
@@ -135,7 +213,12 @@ prop_compose! {
 pub(super) fn edit() -> impl Strategy<Value = Edit> {
     prop_oneof![
         4 => (service_name(), prop::option::weighted(0.8, service()))
-            .prop_map(|(name, service)| Edit::Service(name, service)),
+            .prop_map(|(name, service)| {
+                let service = service.map(|service| fit(&name, service));
+                Edit::Service(name, service)
+            }),
+        1 => (node_name(), prop::option::weighted(0.8, node()))
+            .prop_map(|(name, node)| Edit::Node(name.into(), node)),
         4 => (one_of(vec!["s", "t", "u", "v"]), slice(), prop::bool::weighted(0.85))
             .prop_map(|(name, slice, there)| {
                 // A slice lies beside its Service.
@@ -160,6 +243,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         8 => (any::<usize>(), tweak()).prop_map(|(which, tweak)| Step::Tweak(which, tweak)),
         1 => Just(Step::ListServices),
         1 => Just(Step::ListSlices),
+        1 => Just(Step::ListNodes),
         6 => (faults(), prop::bool::weighted(0.1))
             .prop_map(|(faults, grace_fails)| Step::Sync { faults, grace_fails }),
         1 => prop::bool::weighted(0.2).prop_map(|fails| Step::Reclaim { fails }),

@@ -7,9 +7,8 @@ use std::{
 
 use bytemuck::Zeroable as _;
 use lb_agent::{
-    maps::Op,
-    maps::{Memory, Snapshot, Store, StoreError},
-    model::PortRef,
+    maps::{Known, Memory, Op, Snapshot, Store, StoreError},
+    model::{Cidr, PortRef},
 };
 use lb_common::{
     ATTEMPTS, Addr, Caller, Flow, Prior, Tables, Verdict,
@@ -17,7 +16,7 @@ use lb_common::{
     pick, select,
 };
 
-use super::truth::{Set, Sets};
+use super::truth::{Set, Sets, Truth};
 
 /// An entry that stood in the map, with its records as they were then.
 #[derive(Clone, Debug)]
@@ -35,6 +34,8 @@ pub(super) struct Watched {
     pub(super) memory: Memory,
     pub(super) services: BTreeMap<ServiceKey, abi::Service>,
     pub(super) names: BTreeMap<u32, PortRef>,
+    pub(super) sources: BTreeSet<(u32, Cidr)>,
+    pub(super) addresses: BTreeMap<Addr, Known>,
     past: Vec<Past>,
     generations: BTreeSet<u32>,
     /// Whether both lists are whole.
@@ -42,6 +43,8 @@ pub(super) struct Watched {
     /// What the maps said when the sync began, and what they should say when it is over.
     pub(super) old: Sets,
     pub(super) new: Sets,
+    /// What the agent was told.
+    pub(super) told: Truth,
     /// The next ops that fail, lowest bit first.
     pub(super) faults: u64,
     pub(super) grace_fails: bool,
@@ -58,11 +61,14 @@ impl Watched {
             memory: Memory::new(max_services, max_backends),
             services: BTreeMap::new(),
             names: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            addresses: BTreeMap::new(),
             past: Vec::new(),
             generations: BTreeSet::new(),
             open: false,
             old: Sets::new(),
             new: Sets::new(),
+            told: Truth::default(),
             faults: 0,
             grace_fails: false,
             blind: false,
@@ -76,36 +82,53 @@ impl Watched {
 
     /// From now on all is checked.
     pub(super) fn watch(&mut self) {
-        let Snapshot { services, names, .. } = self.memory.snapshot();
+        let Snapshot { services, names, sources, addresses, .. } = self.memory.snapshot();
         for (&key, &value) in &services {
             let records = self.records_of(&value);
             self.past.push(Past { key, value, records, readable: true });
         }
         (self.services, self.names) = (services, names);
+        (self.sources, self.addresses) = (sources, addresses);
         (self.blind, self.open) = (false, true);
     }
 
     fn records_of(&self, value: &abi::Service) -> Vec<Backend> {
-        self.memory.records(value.block, value.count)
+        self.memory.records(value.block, value.records())
     }
 
     /// Where an entry leads; panics if what it names is no set.
     fn set(&self, key: &ServiceKey, value: &abi::Service) -> Set {
         let records = self.records_of(value);
         assert!(value.count > 0 && value.generation > 0, "{key:?} names no set: {value:?}");
-        assert_eq!(records.len(), value.count as usize, "{key:?} names what is not there");
+        assert_eq!(records.len(), value.records() as usize, "{key:?} names what is not there");
+        let Backend { flags, affinity, .. } = records[0];
         for record in &records {
             assert_ne!(*record, Backend::zeroed(), "{key:?} names a record never written");
             let stamp = (record.generation, record.service);
             assert_eq!(stamp, (value.generation, value.id), "{key:?} names parts of two sets");
+            assert_eq!((record.flags, record.affinity), (flags, affinity), "{key:?}: not one set");
         }
+        let (chosen, kept) = records.split_at(value.count as usize);
+        let fails = chosen.iter().map(Backend::action).find(|action| *action != Action::Forward);
+        assert!(fails.is_none() || chosen.len() == 1, "{key:?} fails now and then: {records:?}");
+        assert!(kept.iter().all(|record| record.action() == Action::Forward), "{records:?}");
+        let peers = |records: &[Backend]| records.iter().map(|record| record.peer.into()).collect();
+        let is_of = |(id, range): &&(u32, Cidr)| {
+            *id == value.id && range.addr.is_ipv4() == key.peer.addr.is_v4()
+        };
+        let sources: BTreeSet<Cidr> = match flags {
+            0 => BTreeSet::new(),
+            _ => self.sources.iter().filter(is_of).map(|(_, range)| *range).collect(),
+        };
+        assert_eq!(flags, if sources.is_empty() { 0 } else { Backend::SOURCES }, "{key:?}: nobody");
         let port = self.names.get(&value.id);
-        let refuses = records.iter().filter(|r| r.action() == Action::Refuse).count();
-        assert!(refuses == 0 || records.len() == 1, "{key:?} refuses now and then: {records:?}");
-        let backends = if refuses > 0 { &[] } else { &records[..] };
         Set {
             port: port.unwrap_or_else(|| panic!("{key:?} has id {}: nobody's", value.id)).clone(),
-            backends: backends.iter().map(|record| record.peer.into()).collect(),
+            backends: if fails.is_some() { Vec::new() } else { peers(chosen) },
+            kept: peers(kept),
+            empty: fails,
+            affinity,
+            sources,
         }
     }
 
@@ -133,11 +156,23 @@ impl Watched {
             Op::DeleteName { id } => {
                 assert!(self.names.contains_key(id), "id {id} is gone already");
                 assert!(!self.services.values().any(|s| s.id == *id), "id {id} is in use");
+                assert!(!self.sources.iter().any(|(of, _)| of == id), "id {id} has ranges");
             }
-            Op::PutSource { .. }
-            | Op::DeleteSource { .. }
-            | Op::PutAddress { .. }
-            | Op::DeleteAddress { .. } => {}
+            Op::PutSource { id, range } => {
+                assert!(!self.sources.contains(&(*id, *range)), "it is there already");
+                assert!(self.names.contains_key(id), "id {id} stands for nothing");
+            }
+            Op::DeleteSource { id, range } => {
+                assert!(self.sources.contains(&(*id, *range)), "it is gone already");
+            }
+            Op::PutAddress { addr, known } => {
+                assert_ne!(self.addresses.get(addr), Some(known), "it is there already");
+                let wanted = self.told.addresses(&self.services);
+                assert_eq!(wanted.get(addr), Some(known), "{addr}: with what is there by now");
+            }
+            Op::DeleteAddress { addr } => {
+                assert!(self.addresses.contains_key(addr), "it is gone already");
+            }
         }
     }
 
@@ -171,10 +206,18 @@ impl Watched {
             Op::DeleteName { id } => {
                 self.names.remove(id);
             }
-            Op::PutSource { .. }
-            | Op::DeleteSource { .. }
-            | Op::PutAddress { .. }
-            | Op::DeleteAddress { .. } => {}
+            Op::PutSource { id, range } => {
+                self.sources.insert((*id, *range));
+            }
+            Op::DeleteSource { id, range } => {
+                self.sources.remove(&(*id, *range));
+            }
+            Op::PutAddress { addr, known } => {
+                self.addresses.insert(*addr, *known);
+            }
+            Op::DeleteAddress { addr } => {
+                self.addresses.remove(addr);
+            }
         }
     }
 
@@ -182,7 +225,13 @@ impl Watched {
         let sets = self.sets();
         for (key, set) in &sets {
             let (old, new) = (self.old.get(key), self.new.get(key));
-            assert!(Some(set) == old || Some(set) == new, "{key:?}: {set:?}, {old:?} or {new:?}");
+            // Whom both let in is let in all the time.
+            let is = |wanted: Option<&Set>| {
+                wanted.is_some_and(|wanted| {
+                    set.has_records_of(wanted) && set.sources.is_superset(&wanted.sources)
+                })
+            };
+            assert!(is(old) || is(new), "{key:?}: {set:?}, {old:?} or {new:?}");
         }
         for key in self.old.keys().filter(|key| self.new.contains_key(key)) {
             assert!(sets.contains_key(key), "{key:?} disappeared");
@@ -193,10 +242,17 @@ impl Watched {
         for past in &self.past {
             let current = self.services.get(&past.key).map(|value| self.records_of(value));
             for random in [0, u32::MAX / 2, u32::MAX] {
-                let verdict = self.read(past.key, past.value, 1, random);
+                let verdict = self.read(past.key, past.value, 1, random, &Prior::NONE);
                 if past.readable {
                     let record = past.records[pick(random, past.value.count) as usize];
                     assert_eq!(record_of(verdict), Some(record), "a reader of {past:?}");
+                    // A flow that is there already, and began with another set.
+                    for record in &past.records[past.value.count as usize..] {
+                        let prior = Prior { backend: record.peer, generation: u32::MAX };
+                        let verdict = self.read(past.key, past.value, 1, random, &prior);
+                        let Verdict::Forward(stays) = verdict else { panic!("{verdict:?}") };
+                        assert_eq!(stays.peer, record.peer, "a flow of {past:?}");
+                    }
                 } else {
                     assert_ne!(verdict, Verdict::Unstable, "a late reader of {past:?}");
                     let seen = record_of(verdict);
@@ -235,7 +291,7 @@ impl Watched {
                 id: a.id,
             };
             for (readings, random) in [(1, u32::MAX), (ATTEMPTS, u32::MAX / 3)] {
-                let verdict = self.read(key, torn, readings, random);
+                let verdict = self.read(key, torn, readings, random, &Prior::NONE);
                 let fine = match record_of(verdict) {
                     Some(record) => {
                         let of_other = (other.key == key).then_some(&other.records);
@@ -251,10 +307,17 @@ impl Watched {
     }
 
     /// The datapath's own lookup, by a reader whose first `readings` of the entry give `value`.
-    fn read(&self, key: ServiceKey, value: abi::Service, readings: u32, random: u32) -> Verdict {
-        let reader = Reader { maps: &self.memory, value, readings: Cell::new(readings) };
+    fn read(
+        &self,
+        key: ServiceKey,
+        value: abi::Service,
+        readings: u32,
+        random: u32,
+        prior: &Prior,
+    ) -> Verdict {
+        let reader = Reader { maps: &self.memory, key, value, readings: Cell::new(readings) };
         let flow = Flow { peer: key.peer, protocol: key.protocol };
-        select(&reader, &Anybody(random), &flow, &Prior::NONE)
+        select(&reader, &Anybody(random), &flow, prior)
     }
 }
 
@@ -262,21 +325,26 @@ fn record_of(verdict: Verdict) -> Option<Backend> {
     match verdict {
         Verdict::Forward(record) if record.action() == Action::Forward => Some(record),
         Verdict::Refuse(record) if record.action() == Action::Refuse => Some(record),
+        Verdict::Unreachable(record) if record.action() == Action::Unreachable => Some(record),
+        // Nobody knows who `Anybody` is.
+        Verdict::UnknownClient(record) if record.flags == Backend::SOURCES => Some(record),
         _ => None,
     }
 }
 
 struct Reader<'a> {
     maps: &'a Memory,
+    /// Of the entry, whatever leads there.
+    key: ServiceKey,
     value: abi::Service,
     readings: Cell<u32>,
 }
 
 impl Tables for Reader<'_> {
-    fn service(&self, key: &ServiceKey) -> Option<abi::Service> {
+    fn service(&self, _: &ServiceKey) -> Option<abi::Service> {
         let left = self.readings.get();
         self.readings.set(left.saturating_sub(1));
-        if left > 0 { Some(self.value) } else { self.maps.service(key) }
+        if left > 0 { Some(self.value) } else { self.maps.service(&self.key) }
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {

@@ -7,16 +7,17 @@ use std::{
 
 use lb_agent::{
     maps::Snapshot,
+    model::Settings,
     model::{
         Change, Conditions, Endpoint, ObjectRef, PortRef, Protocol, Service, ServicePort, Slice,
         SlicePort,
     },
-    pipeline::{Pipeline, Report},
+    pipeline::{Pipeline, Report, View},
 };
 
 use super::{
-    history::{Step, Tweak, ip},
-    truth::{Edit, Sets, Truth, wanted},
+    history::{Step, Tweak, ip, node_port},
+    truth::{Edit, HERE, Set, Sets, Truth, wanted},
     watched::Watched,
 };
 
@@ -30,11 +31,17 @@ pub(super) struct World {
     pub(super) roomy: bool,
 }
 
+/// An agent on the node [`HERE`].
+pub(super) fn pipeline(store: Watched, snapshot: &Snapshot) -> Pipeline<Watched> {
+    let settings = Settings { node_name: HERE.into(), ..Settings::default() };
+    Pipeline::with_view(View { settings, ..View::default() }, store, snapshot)
+}
+
 impl World {
     pub(super) fn new(max_services: u32, max_backends: u32, roomy: bool) -> Self {
         let store = Watched::new(max_services, max_backends);
         let snapshot = store.memory.snapshot();
-        let pipeline = Pipeline::new(store, &snapshot);
+        let pipeline = pipeline(store, &snapshot);
         let (truth, told) = (Truth::default(), Truth::default());
         let mut world = Self { truth, told, pipeline, roomy };
         world.list(None, true);
@@ -48,6 +55,7 @@ impl World {
             Step::Tweak(which, tweak) => self.tweak(which, tweak),
             Step::ListServices => self.list_services(),
             Step::ListSlices => self.list_slices(),
+            Step::ListNodes => self.list_nodes(),
             Step::Sync { faults, grace_fails } => drop(self.sync(faults, grace_fails)),
             Step::Reclaim { fails } => {
                 self.pipeline.store_mut().grace_fails = fails;
@@ -92,6 +100,17 @@ impl World {
                     service.ports.iter_mut().for_each(|port| port.protocol = *to);
                 }
                 Tweak::NoPort => drop(service.ports.pop()),
+                Tweak::Local(internal, external) => {
+                    (service.internal_local, service.external_local) = (*internal, *external);
+                }
+                Tweak::Affinity(to) => service.affinity = *to,
+                Tweak::Sources(to) => service.source_ranges.clone_from(to),
+                // See `history::fit`.
+                Tweak::NodePorts(to) if *name.name != *"kubernetes" => {
+                    for port in &mut service.ports {
+                        port.node_port = to.then(|| node_port(port.number));
+                    }
+                }
                 _ => {}
             }
             self.edit(Edit::Service(name, Some(service)));
@@ -127,10 +146,15 @@ impl World {
         self.pipeline.change(Change::ListedSlices(self.truth.slices.clone()));
     }
 
+    fn list_nodes(&mut self) {
+        self.told.nodes.clone_from(&self.truth.nodes);
+        self.pipeline.change(Change::ListedNodes(self.truth.nodes.clone()));
+    }
+
     /// Both lists, one after the other; nothing may happen in between.
     fn list(&mut self, early: Option<Edit>, order: bool) {
         self.pipeline.store_mut().open = false;
-        self.pipeline.change(Change::ListedNodes([].into()));
+        self.list_nodes();
         self.pipeline.sync();
         if let Some(edit) = early {
             self.edit(edit);
@@ -156,10 +180,12 @@ impl World {
     /// The agent dies, and another one goes on from the maps.
     pub(super) fn restart(&mut self, early: Option<Edit>, order: bool) {
         let store = self.pipeline.store();
-        let settled = store.sets() == wanted(&self.truth, &store.sets()) && early.is_none();
+        let settled = store.sets() == wanted(&self.truth, &store.sets())
+            && store.addresses == self.truth.addresses(&store.services)
+            && early.is_none();
         let names = store.names.clone();
         let snapshot = store.memory.snapshot();
-        self.pipeline = Pipeline::new(store.clone(), &snapshot);
+        self.pipeline = pipeline(store.clone(), &snapshot);
         self.list(early, order);
         let used: BTreeSet<u32> = snapshot.services.values().map(|service| service.id).collect();
         if settled && names.keys().all(|id| used.contains(id)) {
@@ -173,6 +199,7 @@ impl World {
         let store = self.pipeline.store_mut();
         store.old = store.sets();
         store.new = wanted(&self.told, &store.old);
+        store.told.clone_from(&self.told);
         (store.faults, store.grace_fails) = (faults, grace_fails);
         let report = self.pipeline.sync();
         let store = self.pipeline.store_mut();
@@ -188,11 +215,28 @@ impl World {
             assert!(store.new.contains_key(key) || failed(&set.port), "{key:?}: left of {set:?}");
         }
         let used: BTreeSet<u32> = store.services.values().map(|service| service.id).collect();
+        for (id, range) in &store.sources {
+            let asks = |(key, set): (_, &Set)| {
+                store.services.get(key).is_some_and(|service| service.id == *id)
+                    && set.sources.contains(range)
+            };
+            // Or somebody else is to have an entry of it, and failed.
+            let promised = store.services.iter().any(|(key, service)| {
+                let port = store.names.get(id);
+                service.id == *id && store.new.get(key).map(|set| &set.port) != port
+            });
+            let failed = promised || store.names.get(id).is_some_and(failed);
+            assert!(failed || store.new.iter().any(asks), "{range} is left of id {id}");
+        }
+        if report.addresses.is_none() {
+            assert_eq!(store.addresses, self.told.addresses(&store.services), "addresses");
+        }
         for (id, port) in &store.names {
             assert!(used.contains(id) || failed(port), "id {id} is left of {port}");
         }
         if self.roomy && faults == 0 && !grace_fails {
             assert!(report.failed.is_empty(), "{:?}", report.failed);
+            assert!(report.addresses.is_none());
         }
         for (name, lost) in &report.lost {
             let lost = lost.iter().map(|lost| (lost.frontend, lost.owner.clone())).collect();
@@ -200,8 +244,9 @@ impl World {
         }
         self.check_mirror();
 
-        assert_eq!(self.pipeline.is_dirty(), !report.failed.is_empty(), "what failed is retried");
-        if report.failed.is_empty() {
+        let fine = report.failed.is_empty() && report.addresses.is_none();
+        assert_eq!(self.pipeline.is_dirty(), !fine, "what failed is retried");
+        if fine {
             assert_eq!(self.pipeline.sync().ops, 0, "nothing to do");
         }
         report
@@ -210,14 +255,18 @@ impl World {
     /// The agent's view of the maps, and of the room in them.
     fn check_mirror(&self) {
         let (store, tables) = (self.pipeline.store(), self.pipeline.tables());
-        let Snapshot { services, names, .. } = store.memory.snapshot();
+        let Snapshot { services, names, sources, addresses, .. } = store.memory.snapshot();
         assert_eq!((&services, &names), (&store.services, &store.names));
+        assert_eq!((&sources, &addresses), (&store.sources, &store.addresses));
+        assert_eq!(tables.addresses(), &addresses);
+        let of = |id: u32| tables.sources_of(id).map(move |range| (id, range));
+        assert!(names.keys().copied().flat_map(of).eq(sources.iter().copied()), "{sources:?}");
         assert!(tables.services().eq(&services));
         for (id, port) in &names {
             assert_eq!((tables.name(*id), tables.id(port)), (Some(port), Some(*id)));
         }
         let blocks: BTreeMap<u32, u32> =
-            services.values().map(|service| (service.block, service.count)).collect();
+            services.values().map(|service| (service.block, service.records())).collect();
         assert_eq!(tables.blocks().used(), blocks.values().sum::<u32>(), "a block is leaked");
     }
 
@@ -234,13 +283,16 @@ impl World {
         self.pipeline.reclaim().unwrap();
         let blocks = self.pipeline.tables().blocks();
         assert_eq!((blocks.used(), blocks.find(blocks.capacity(), &[])), (0, Some(0)), "leaked");
-        assert!(self.pipeline.store().names.is_empty(), "leaked");
+        let store = self.pipeline.store();
+        assert!(store.names.is_empty() && store.sources.is_empty(), "leaked");
+        assert!(store.addresses.is_empty(), "leaked");
         assert_eq!(self.pipeline.tables().unused_ids().next(), Some(0), "leaked");
     }
 
     fn settle(&mut self) {
         self.list_services();
         self.list_slices();
+        self.list_nodes();
         for _ in 0..4 {
             if self.sync(0, false).failed.is_empty() {
                 break;
@@ -269,5 +321,6 @@ pub(super) fn small() -> Truth {
     Truth {
         services: [(name.clone(), service)].into(),
         slices: [(ObjectRef::new("default", "z"), slice)].into(),
+        nodes: [].into(),
     }
 }
