@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_agent::model::{
-    Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
+    Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort, Trigger,
 };
 use proptest::{collection::vec, prelude::*, sample::select as one_of};
 
@@ -128,7 +128,7 @@ prop_compose! {
             .into_iter()
             .map(|(name, protocol, number)| SlicePort { name: name.into(), protocol, number })
             .collect();
-        Slice { service, ports, endpoints }
+        Slice { service, ports, endpoints, trigger: Trigger::default() }
     }
 }
 

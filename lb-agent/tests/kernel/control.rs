@@ -7,6 +7,7 @@ use lb_agent::{
     maps::{Access, Pinned, Snapshot},
     model::{
         Change, Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
+        Trigger,
     },
     pipeline::{Pipeline, Report},
 };
@@ -90,6 +91,7 @@ pub(crate) fn slice(service: &str, backends: &[IpAddr]) -> Slice {
             .map(|(name, protocol)| SlicePort { name: name.into(), protocol, number: PORT })
             .to_vec(),
         endpoints: backends.iter().map(|addr| Endpoint::new(*addr, conditions)).collect(),
+        trigger: Trigger::default(),
     }
 }
 
