@@ -4,7 +4,8 @@ use std::{
     env,
     fmt::Write as _,
     fs,
-    net::{Ipv4Addr, Ipv6Addr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream},
+    path::Path,
     process::Command,
 };
 
@@ -45,14 +46,16 @@ pub(super) struct CoreDns(Process);
 impl CoreDns {
     /// Started, and answering.
     pub(super) fn start(world: &World, n: u8) -> Self {
-        let program = env::var_os("SOCKLB_COREDNS")
-            .expect("SOCKLB_COREDNS is not set: it names CoreDNS, `cargo xtask test dns` brings it");
+        let program = env::var_os("SOCKLB_COREDNS").expect(
+            "SOCKLB_COREDNS is not set: it names CoreDNS, `cargo xtask test dns` brings it",
+        );
         let directory = world.dir().join(format!("coredns-{n}"));
         fs::create_dir_all(&directory).unwrap();
-        let corefile = directory.join("Corefile");
-        fs::write(&corefile, text(n)).unwrap();
+        let files = ["cluster.test", "Corefile"].map(|name| directory.join(name));
+        fs::write(&files[0], zone(n)).unwrap();
+        fs::write(&files[1], corefile(n, &files[0])).unwrap();
         let mut command = Command::new(program);
-        command.arg("-conf").arg(corefile);
+        command.arg("-conf").arg(&files[1]);
         let mut new = Self(Process::start("coredns", &directory, &mut command));
         let answers = || TcpStream::connect((backend6(n), 53)).is_ok();
         assert!(
@@ -68,22 +71,42 @@ impl CoreDns {
     }
 }
 
-/// The Corefile. Answers of one instance have its number in them.
-fn text(n: u8) -> String {
-    let [v4, v6] = who(n);
-    let mut hosts = format!("{v4} {WHO}\n{v6} {WHO}\n");
-    for i in 1..=MANY.1 {
-        writeln!(hosts, "198.51.100.{i} {}", MANY.0).unwrap();
-    }
-    let (bind4, bind6) = (backend4(n), backend6(n));
+/// The Corefile.
+fn corefile(n: u8, zone: &Path) -> String {
+    let (bind4, bind6, zone) = (backend4(n), backend6(n), zone.display());
     format!(
-        ".:53 {{\nbind {bind4} {bind6}\nerrors\nhealth {bind4}:8080 {{\nlameduck {LAMEDUCK}s\n}}\n\
-         hosts {{\n{hosts}}}\n}}\n"
+        ".:53 {{
+    bind {bind4} {bind6}
+    errors
+    health {bind4}:8080 {{
+        lameduck {LAMEDUCK}s
+    }}
+    file {zone} cluster.test
+}}
+"
     )
 }
 
+/// All names there are. The addresses that one instance gives have its number in them.
+fn zone(n: u8) -> String {
+    let [v4, v6] = who(n);
+    let mut zone = format!(
+        "$TTL 30
+cluster.test. IN SOA ns.cluster.test. root.cluster.test. 1 3600 600 86400 30
+cluster.test. IN NS ns.cluster.test.
+ns.cluster.test. IN A {DNS}
+{WHO}. IN A {v4}
+{WHO}. IN AAAA {v6}
+"
+    );
+    for i in 1..=MANY.1 {
+        writeln!(zone, "{}. IN A 198.51.100.{i}", MANY.0).unwrap();
+    }
+    zone
+}
+
 /// What [`WHO`] is, if this instance says so.
-pub(super) fn who(n: u8) -> [std::net::IpAddr; 2] {
+pub(super) fn who(n: u8) -> [IpAddr; 2] {
     [
         Ipv4Addr::new(192, 0, 2, n).into(),
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()).into(),

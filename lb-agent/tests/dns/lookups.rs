@@ -28,7 +28,7 @@ fn c_libraries_whatever_resolv_conf_says() {
         // musl opens an IPv6 socket for both families if one name server has an IPv6 address, and
         // asks the others by ::ffff: addresses.
         let mixed = format!("nameserver {DNS}\nnameserver {DNS_V6}\nnameserver {TOO}\n");
-        let three = [
+        let servers = [
             plain.clone(),
             format!("nameserver {DNS_V6}\n"),
             format!("{plain}options single-request\n"),
@@ -39,7 +39,7 @@ fn c_libraries_whatever_resolv_conf_says() {
             format!("nameserver {DNS}\nnameserver {TOO}\noptions rotate\n"),
             mixed.clone(),
         ];
-        let names = three.iter().map(|text| (text.clone(), WHO)).chain([
+        let names = servers.iter().map(|text| (text.clone(), WHO)).chain([
             // In clusters, nearly every name is tried with each suffix first.
             (format!("{plain}{search}\noptions ndots:5\n"), "who"),
             (format!("{plain}{search}\noptions ndots:5\n"), "who.default"),
@@ -112,8 +112,8 @@ fn dig_by_udp_and_tcp() {
         }
         assert_eq!(who, ["192.0.2.1".to_owned(), "192.0.2.2".to_owned()].into());
         // A port that kube-dns does not have.
-        let output = Command::new("dig").args(["+tries=1", "-p54", &format!("@{DNS}"), WHO]);
-        let output = { output }.output().unwrap();
+        let mut dig = Command::new("dig");
+        let output = dig.args(["+tries=1", "-p54", &format!("@{DNS}"), WHO]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains("connection refused"), "{text}");
     });
@@ -126,7 +126,8 @@ fn dig(arguments: &[&str]) -> (Vec<String>, String) {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}");
     assert!(!text.contains("unexpected source"), "{text}");
-    let answers = text.lines().filter(|line| !line.starts_with(';'));
+    let answers = text.lines().skip_while(|line| !line.starts_with(";; ANSWER SECTION"));
+    let answers = answers.skip(1).take_while(|line| !line.is_empty());
     let answers = answers.filter_map(|line| line.split_whitespace().nth(4).map(str::to_owned));
     (answers.collect(), text)
 }

@@ -111,8 +111,7 @@ fn a_question_under_way_is_asked_again_elsewhere() {
         let _agent = Agent::start(world);
         resolv_conf(world, &format!("nameserver {DNS}\noptions timeout:2 attempts:3\n"));
         one.process().signal(Signal::SIGSTOP);
-        let under_way =
-            Libc::ALL.map(|libc| (libc, libc.start(world, WHO, 1, Duration::ZERO)));
+        let under_way = Libc::ALL.map(|libc| (libc, libc.start(world, WHO, 1, Duration::ZERO)));
         std::thread::sleep(Duration::from_millis(500));
         cluster::put(world, &[(2, State::Ready)]);
         for (libc, lookups) in under_way {
