@@ -230,8 +230,10 @@ impl Agent {
             for trigger in &report.triggers {
                 let family = if trigger.ipv6 { Family::V6 } else { Family::V4 };
                 // A clock that jumped back makes it 0.
-                let took = trigger.at.map(|at| now.duration_since(at).unwrap_or_default());
-                took.into_iter().for_each(|took| admin.metrics().network_programming(family, took));
+                if let Some(at) = trigger.at {
+                    let took = now.duration_since(at).unwrap_or_default();
+                    admin.metrics().network_programming(family, took);
+                }
             }
         }
         admin.synced(kind, took, outcome);

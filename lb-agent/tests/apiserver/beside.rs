@@ -27,7 +27,7 @@ const METRICS: u16 = 10249;
 /// Where load balancers ask about `web`.
 const CHECK: u16 = 32110;
 
-/// The metrics that dashboards know, and whether kube-proxy has each of their series here too.
+/// The metrics that dashboards know.
 const KNOWN: &[&str] = &[
     "kubeproxy_sync_proxy_rules_duration_seconds",
     "kubeproxy_sync_full_proxy_rules_duration_seconds",
@@ -44,6 +44,17 @@ const KNOWN: &[&str] = &[
     "kubeproxy_proxy_livez_total",
     "kubeproxy_conntrack_reconciler_sync_duration_seconds",
     "kubeproxy_conntrack_reconciler_deleted_entries_total",
+];
+
+const SLICES: &str = "kubeproxy_sync_proxy_rules_endpoint_changes_total";
+/// What both must say at the end.
+const SAME: [&str; 6] = [
+    r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"}"#,
+    r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"}"#,
+    r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"}"#,
+    r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="internal"}"#,
+    "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+    "kubeproxy_sync_proxy_rules_service_changes_pending",
 ];
 
 pub(crate) fn a_kube_proxy_says_the_same(world: &mut World, ns: &str) {
@@ -68,10 +79,10 @@ pub(crate) fn a_kube_proxy_says_the_same(world: &mut World, ns: &str) {
     });
     both.agree(HEALTH, "/livez", |answer| answer.status == 200);
 
-    let before = both.metrics();
+    let before = both.settled();
     health_check_node_port(&both, cluster, ns);
     eligibility(&both, cluster);
-    metrics(&both, before);
+    metrics(&both, &before);
 }
 
 fn allow(cluster: &Cluster, resource: &str, group: &str) {
@@ -117,6 +128,15 @@ impl Both<'_> {
                 Ok(())
             }
         });
+    }
+
+    /// The metrics once both have heard of the same slices: the one may still count its first list.
+    fn settled(&self) -> [Metrics; 2] {
+        eventually(LIMIT, || {
+            let all = self.metrics();
+            let [ours, theirs] = all.each_ref().map(|of| of.value(SLICES));
+            if ours.total_cmp(&theirs).is_eq() { Ok(all) } else { Err(format!("{ours}, {theirs}")) }
+        })
     }
 
     fn metrics(&self) -> [Metrics; 2] {
@@ -193,8 +213,17 @@ fn before_the_first_sync(both: &Both<'_>) {
     );
 }
 
-/// Three Services that have a Local policy.
+/// Three Services that have a Local policy, and one whose flows may become stale.
 fn objects(cluster: &Cluster, ns: &str) {
+    let mut dns = service(ns, "dns", "10.96.10.4", 53);
+    dns["spec"]["ipFamilyPolicy"] = json!("RequireDualStack");
+    dns["spec"]["ports"][0]["protocol"] = json!("UDP");
+    cluster.apply(&dns);
+    for (family, ip) in [("IPv4", "10.1.10.9"), ("IPv6", "fd00:10:1::9")] {
+        let mut slice = endpoints(ns, "dns", family, &[(ip, "n1", "ready")]);
+        slice["ports"][0]["protocol"] = json!("UDP");
+        cluster.apply(&slice);
+    }
     cluster.apply(&web(ns));
     let mut internal = service(ns, "internal", "10.96.10.2", 80);
     internal["spec"]["internalTrafficPolicy"] = json!("Local");
@@ -295,27 +324,59 @@ fn eligibility(both: &Both<'_>, cluster: &Cluster) {
     cluster.apply(&node(NODE));
     thread::sleep(Duration::from_secs(1));
     agree(503);
+    // What goes at once, without having been about to, is forgotten by neither.
+    cluster.apply(&node(NODE));
+    agree(200);
+    cluster.delete(&node(NODE));
+    thread::sleep(Duration::from_secs(1));
+    agree(200);
 }
 
-fn metrics(both: &Both<'_>, before: [Metrics; 2]) {
-    let [ours, theirs] = both.metrics();
+/// All metrics that dashboards know have the same help, type, labels and buckets, and what both count
+/// is the same.
+fn metrics(both: &Both<'_>, before: &[Metrics; 2]) {
+    let after = eventually(LIMIT, || {
+        // The search for stale flows follows the sync.
+        let all = both.metrics();
+        let missing = |of: &Metrics| KNOWN.iter().find(|name| of.series(name).is_empty()).copied();
+        match all.each_ref().map(missing) {
+            [None, None] => Ok(all),
+            missing => Err(format!("{missing:?}")),
+        }
+    });
+    let [ours, theirs] = &after;
     for name in KNOWN {
         assert_eq!(ours.said(name), theirs.said(name));
-        let (ours, theirs) = (ours.series(name), theirs.series(name));
-        println!("{name}: {:?}", ours.symmetric_difference(&theirs).collect::<Vec<_>>());
+        assert_eq!(ours.series(name), theirs.series(name));
     }
-    let [ours_before, theirs_before] = before;
-    for name in KNOWN {
-        for key in ours.series(name) {
-            if !key.contains("_bucket") {
-                println!(
-                    "{key}: {} {} / {} {}",
-                    ours_before.value(key),
-                    ours.value(key),
-                    theirs_before.value(key),
-                    theirs.value(key)
-                );
-            }
-        }
+
+    let values = |of: &Metrics| SAME.map(|key| (key, of.value(key)));
+    assert_eq!(values(ours), values(theirs));
+    assert_eq!(values(ours).map(|(_, value)| value), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    let grown = |key: &str| [0, 1].map(|i| after[i].value(key) - before[i].value(key));
+    for (key, least) in [
+        (SLICES, 7.0),
+        (r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"}"#, 5.0),
+        (r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"}"#, 1.0),
+    ] {
+        assert_eq!(grown(key), [least, least], "{key}");
+    }
+    // Each family of kube-proxy counts it.
+    assert_eq!(grown("kubeproxy_sync_proxy_rules_service_changes_total"), [1.0, 2.0]);
+    for probe in ["healthz", "livez"] {
+        let codes = ["200", "503"];
+        let key = |code| format!(r#"kubeproxy_proxy_{probe}_total{{code="{code}"}}"#);
+        let [ours, theirs] = codes
+            .map(|code| grown(&key(code)))
+            .into_iter()
+            .fold([0.0, 0.0], |sum, code| [sum[0] + code[0], sum[1] + code[1]]);
+        assert!(ours > 4.0 && ours.total_cmp(&theirs).is_eq(), "{probe}: {ours} and {theirs}");
+    }
+    for of in &after {
+        let [synced, queued] = ["last", "last_queued"].map(|which| {
+            let name = format!("kubeproxy_sync_proxy_rules_{which}_timestamp_seconds");
+            of.value(&format!(r#"{name}{{ip_family="IPv4"}}"#))
+        });
+        assert!(synced >= queued && synced - queued < 10.0, "{synced}, {queued}");
     }
 }
