@@ -7,6 +7,7 @@ mod address;
 mod cluster;
 mod names;
 mod node;
+mod trigger;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +24,7 @@ pub use self::{
     cluster::Cluster,
     names::shared,
     node::{Families, Node, NodeAddr, NodePortAddresses, Settings},
+    trigger::Trigger,
 };
 
 /// Namespace and name of an object.
@@ -143,6 +145,8 @@ pub struct Slice {
     pub ports: Vec<SlicePort>,
     /// The endpoints, all of one family.
     pub endpoints: Vec<Endpoint>,
+    /// Why it is as it is now.
+    pub trigger: Trigger,
 }
 
 /// One port of an EndpointSlice.

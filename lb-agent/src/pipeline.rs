@@ -15,7 +15,7 @@ use crate::{
     addresses::Addresses,
     claims::{Claims, Lost},
     maps::{Known, Op, Snapshot, Store, StoreError},
-    model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, PortRef, Protocol, Settings},
+    model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, PortRef, Protocol, Settings, Trigger},
     plan::{PlanError, endings, plan},
     policy::{self, BackendSet, HealthCheck, NoLocal, PerFamily, Served},
     tables::Tables,
@@ -47,6 +47,8 @@ pub struct Report {
     pub addresses: Option<StoreError>,
     /// Frontends that went to another Service, by the Service that did not get them.
     pub lost: BTreeMap<ObjectRef, Vec<Lost>>,
+    /// What made the slices change that were taken in since the last sync.
+    pub triggers: Vec<Trigger>,
 }
 
 /// The control plane's state, and the maps it writes.
@@ -173,6 +175,7 @@ impl<S: Store> Pipeline<S> {
             self.dirty.extend(self.tables.service_names());
             self.dirty.extend(self.cluster.service_names().cloned());
         }
+        report.triggers = self.cluster.take_triggers();
         let mut wanted = self.wanted(&mut report);
         loop {
             let ops = report.ops;

@@ -151,7 +151,7 @@ pub fn is_connectable(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::model::{
-        Change, Conditions, Endpoint, Protocol, Service, ServicePort, Slice, SlicePort,
+        Change, Conditions, Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Trigger,
     };
 
     const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
@@ -173,7 +173,7 @@ mod tests {
             .map(|(addr, conditions)| Endpoint::new(addr.parse().unwrap(), *conditions))
             .collect();
         let ports = vec![SlicePort { name: port.into(), protocol: Protocol::Tcp, number }];
-        Slice { service: name(), ports, endpoints }
+        Slice { service: name(), ports, endpoints, trigger: Trigger::default() }
     }
 
     fn cluster(ips: &[&str], ports: Vec<ServicePort>, slices: Vec<Slice>) -> Cluster {

@@ -1,26 +1,29 @@
 //! The agent, its maps and real connections, against a real API server.
 //!
-//! Needs root and `SOCKLB_KUBE_BIN`, a directory with kube-apiserver, kube-controller-manager and
-//! etcd; `cargo xtask kube` builds it, `cargo xtask test` does so by itself.
+//! Needs root, `nft` and `SOCKLB_KUBE_BIN`, a directory with kube-apiserver,
+//! kube-controller-manager, kube-proxy and etcd; `cargo xtask kube` builds it, `cargo xtask test`
+//! does so by itself.
 //!
 //! One control plane serves all steps, because starting it takes longer than they do. Each step has
 //! a node with an agent of its own, and a namespace and Service addresses that no other step uses; a
-//! step that fails does not stop the next one.
+//! step that fails does not stop the next one. With `SOCKLB_STEP=NAME` it is the only one.
 
 mod lab;
 
 mod apiserver {
+    pub(crate) mod beside;
     pub(crate) mod changes;
     pub(crate) mod gaps;
     pub(crate) mod troubles;
 }
 
 use std::{
+    env,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Instant,
 };
 
-use apiserver::{changes, gaps, troubles};
+use apiserver::{beside, changes, gaps, troubles};
 use lab::{
     api::Cluster,
     control_plane::{ADDRESS, ControlPlane},
@@ -47,6 +50,7 @@ const STEPS: &[(&str, Step)] = &[
     ("rights", troubles::nothing_is_written_while_half_is_unknown),
     ("authority", troubles::a_server_that_another_ca_signed_is_not_believed),
     ("invalid", troubles::slices_that_make_no_sense_harm_nobody),
+    ("beside", beside::a_kube_proxy_says_the_same),
 ];
 
 #[test]
@@ -55,7 +59,11 @@ fn the_agent_follows_a_real_api_server() {
     let mut world = World::new();
     eprintln!("control plane: {:.1?}", started.elapsed());
     let mut failed = Vec::new();
+    let only = env::var("SOCKLB_STEP").ok();
     for (name, step) in STEPS {
+        if only.as_ref().is_some_and(|only| only != name) {
+            continue;
+        }
         let started = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             world.control_plane.ensure_apiserver();

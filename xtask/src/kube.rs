@@ -6,6 +6,7 @@
 //! does not build the present ones again.
 
 mod client;
+mod coredns;
 mod go;
 mod oracle;
 
@@ -17,7 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-pub(crate) use self::{client::go_client, oracle::oracle};
+pub(crate) use self::{client::go_client, coredns::coredns, oracle::oracle};
 use crate::{
     exec::{ask, exec},
     root::as_root,
@@ -25,7 +26,7 @@ use crate::{
 
 const VERSION: &str = "1.36.3";
 /// Of `k8s.io/kubernetes`; named like the directory below its `cmd`.
-const PROGRAMS: &[&str] = &["kube-apiserver", "kube-controller-manager"];
+const PROGRAMS: &[&str] = &["kube-apiserver", "kube-controller-manager", "kube-proxy"];
 const ETCD: &str = "etcd";
 
 /// The modules that live in the tree of `k8s.io/kubernetes`. Its own go.mod finds them there;
@@ -75,8 +76,8 @@ pub(crate) fn run(_: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The directory with kube-apiserver, kube-controller-manager and etcd. Quick when they are there;
-/// otherwise builds them, which takes some minutes, and says so.
+/// The directory with kube-apiserver, kube-controller-manager, kube-proxy and etcd. Quick when they
+/// are there; otherwise builds them, which takes some minutes, and says so.
 pub(crate) fn binaries() -> Result<PathBuf> {
     let cache = cache()?;
     let directory = cache.join(format!("kubernetes-{VERSION}"));

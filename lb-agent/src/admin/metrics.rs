@@ -159,9 +159,17 @@ impl Metrics {
         counter.with_label_values(&[&code.to_string()]).inc();
     }
 
-    /// A search for stale UDP sockets ended: what cleaning conntrack is to kube-proxy.
-    pub fn stale_flows(&self, family: Family, took: Duration, destroyed: u64) {
-        self.proxy.reconcile.with_label_values(&[family.name()]).observe(took.as_secs_f64());
+    /// A search for stale sockets ended, of all families at once: what cleaning conntrack is to
+    /// kube-proxy.
+    pub fn looked_for_stale_flows(&self, took: Duration, families: &[Family]) {
+        for family in families {
+            self.proxy.reconcile.with_label_values(&[family.name()]).observe(took.as_secs_f64());
+            self.stale_flows(*family, 0);
+        }
+    }
+
+    /// Sockets that it found were woken.
+    pub fn stale_flows(&self, family: Family, destroyed: u64) {
         self.proxy.reconcile_deleted.with_label_values(&[family.name()]).inc_by(destroyed);
     }
 

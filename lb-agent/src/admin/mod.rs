@@ -183,6 +183,11 @@ impl Admin {
         }
     }
 
+    /// A search for sockets with backends that are gone ended.
+    pub fn looked_for_stale_flows(&self, took: Duration) {
+        self.metrics.looked_for_stale_flows(took, &self.families);
+    }
+
     /// The own Node: none if it was never seen; see [`health::is_eligible`].
     pub fn set_node_eligible(&self, eligible: bool) {
         self.health.lock().set_node_eligible(eligible);

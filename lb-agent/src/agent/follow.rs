@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     pin::pin,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Result;
@@ -133,13 +133,17 @@ impl Agent {
                     self.upkeep.tick(&mut self.pipeline, &admin);
                 }
             }
+            // Neither waits for a sync: a taint writes nothing, and there may be none for long.
+            if let Some(node) = self.pipeline.cluster().own_node() {
+                admin.set_node_eligible(!node.leaving);
+            }
+            tell_taken(&admin, &mut taken);
             // With the pauses of retries, not at each change.
             if self.doubtful && (again || !failing) {
                 self.read_maps();
             }
             if self.pipeline.is_dirty() {
                 admin.queued();
-                tell_taken(&admin, &mut taken);
                 failing = self.sync(&mut admin)?;
             }
         }
@@ -221,8 +225,16 @@ impl Agent {
             (None, true) => Outcome::Complete,
             (None, false) => Outcome::Partial,
         };
-        if let Some(node) = self.pipeline.cluster().own_node() {
-            admin.set_node_eligible(!node.leaving);
+        if outcome != Outcome::Failed {
+            let now = SystemTime::now();
+            for trigger in &report.triggers {
+                let family = if trigger.ipv6 { Family::V6 } else { Family::V4 };
+                // A clock that jumped back makes it 0.
+                if let Some(at) = trigger.at {
+                    let took = now.duration_since(at).unwrap_or_default();
+                    admin.metrics().network_programming(family, took);
+                }
+            }
         }
         admin.synced(kind, took, outcome);
         admin.serve_health_checks(self.pipeline.health_checks(), &self.health_addresses());
@@ -270,7 +282,7 @@ impl Agent {
     }
 }
 
-/// All of them are about to be written.
+/// If there is anything to write, that is what comes next.
 fn tell_taken(admin: &Admin, taken: &mut Taken) {
     let Taken { services, endpoints } = std::mem::take(taken);
     admin.metrics().service_changes(0, services);

@@ -16,7 +16,7 @@ use lb_common::{
 use tokio::sync::mpsc;
 
 use crate::{
-    admin::Admin,
+    admin::{Admin, Family},
     maps::{Bonds, Counters, Pinned},
     model::Protocol,
     pins::Pins,
@@ -162,7 +162,8 @@ impl Upkeep {
     fn swept(&self, news: News, pipeline: &Pipeline<Pinned>, admin: &Admin) {
         let Some((sweeper, _)) = &self.sweeper else { return };
         match news {
-            News::Seen(found) => {
+            News::Seen(found, took) => {
+                admin.looked_for_stale_flows(took);
                 let truth = InForce(pipeline);
                 let judged = |found: Found| Some((found.clone(), sockets::judge(&found, &truth)?));
                 sweeper.destroy(found.into_iter().filter_map(judged).collect());
@@ -171,6 +172,9 @@ impl Upkeep {
                 for (reason, outcome) in outcomes {
                     let destroyed = outcome.destroyed as u64;
                     admin.metrics().sockets_destroyed(reason, destroyed);
+                    let ipv6 = outcome.destroyed_ipv6 as u64;
+                    admin.metrics().stale_flows(Family::V6, ipv6);
+                    admin.metrics().stale_flows(Family::V4, destroyed - ipv6);
                     if destroyed > 0 {
                         tracing::info!(
                             sockets = destroyed,

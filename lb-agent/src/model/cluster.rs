@@ -10,7 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, Families, Node, NodeAddr, ObjectRef, Service, Settings, Slice};
+use super::{
+    Change, Families, Node, NodeAddr, ObjectRef, Service, Settings, Slice,
+    trigger::{Trigger, Triggers},
+};
 
 /// All Services, EndpointSlices and Nodes, by name and by Service.
 #[derive(Debug, Default)]
@@ -29,6 +32,7 @@ pub struct Cluster {
     /// The Services whose frontends depend on the other nodes' addresses.
     by_node: BTreeSet<ObjectRef>,
     addresses_revision: u64,
+    triggers: Triggers,
     listed: Listed,
     without_nodes: bool,
 }
@@ -133,12 +137,16 @@ impl Cluster {
             return;
         }
         if let Some(place) = before {
-            self.slices.remove(&place);
+            let known = self.slices.remove(&place);
+            if let Some(known) = known.filter(|_| slice.is_none()) {
+                self.triggers.gone(&place.0, known.trigger.ipv6);
+            }
             self.filed.remove(&name);
             touched.insert(place.0);
         }
         if let Some(slice) = slice {
             let service = slice.service.clone();
+            self.triggers.changed(&service, slice.trigger);
             self.filed.insert(name.clone(), service.clone());
             self.slices.insert((service.clone(), name.name), slice);
             touched.insert(service);
@@ -193,6 +201,12 @@ impl Cluster {
             self.touch(Affected::ByNode, touched);
         }
         self.local = addresses;
+    }
+
+    /// What made the slices change that were taken in since the last time, as far as it happened
+    /// after the start and is known.
+    pub fn take_triggers(&mut self) -> Vec<Trigger> {
+        self.triggers.take()
     }
 
     /// Whether all lists are known whole. Before that, nothing may be written (kube-proxy M1, and the
@@ -344,6 +358,7 @@ mod tests {
             service: name(of),
             ports: vec![],
             endpoints: vec![Endpoint::new(addr.parse().unwrap(), conditions)],
+            trigger: Trigger::default(),
         }
     }
 

@@ -32,6 +32,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -99,12 +100,12 @@ impl Found {
     }
 
     #[cfg(test)]
-    fn sample(protocol: Protocol, peer: std::net::SocketAddr) -> Self {
+    fn sample(protocol: Protocol, peer: SocketAddr) -> Self {
         Self {
             netns: 1,
             cookie: 1,
             protocol,
-            local: std::net::SocketAddr::from(([10, 2, 0, 1], 40000)).into(),
+            local: SocketAddr::from(([10, 2, 0, 1], 40000)).into(),
             peer: peer.into(),
             translation: None,
             cgroup: 1,
@@ -220,6 +221,8 @@ impl Scanner {
 pub struct Outcome {
     /// They are ended.
     pub destroyed: usize,
+    /// Those of them that had an IPv6 peer.
+    pub destroyed_ipv6: usize,
     /// They were gone, had gone elsewhere, or their namespace could not be found again.
     pub gone: usize,
     /// They are as they were.
@@ -249,6 +252,7 @@ pub fn destroy(condemned: &[Found]) -> Outcome {
         match result {
             Ok(part) => {
                 outcome.destroyed += part.destroyed;
+                outcome.destroyed_ipv6 += part.destroyed_ipv6;
                 outcome.gone += part.gone;
                 outcome.failed += part.failed;
                 outcome.error = part.error.or(outcome.error);
@@ -271,6 +275,7 @@ fn destroy_all(diag: &mut Diag, sockets: &[&Found]) -> Outcome {
         left.retain(|socket| match diag.destroy(socket.protocol, &socket.name) {
             Ok(()) => {
                 outcome.destroyed += 1;
+                outcome.destroyed_ipv6 += usize::from(SocketAddr::from(socket.peer).is_ipv6());
                 false
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => true,

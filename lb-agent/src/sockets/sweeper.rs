@@ -41,8 +41,9 @@ enum Order {
 /// What the thread has to say.
 #[derive(Debug)]
 pub enum News {
-    /// Candidates, at least one: to be judged, and the condemned handed to [`Sweeper::destroy`].
-    Seen(Vec<Found>),
+    /// Candidates, if there are any: to be judged, and the condemned handed to [`Sweeper::destroy`].
+    /// And how long the search took.
+    Seen(Vec<Found>, Duration),
     /// What became of the condemned, by the reason.
     Done(BTreeMap<Reason, Outcome>),
 }
@@ -147,9 +148,7 @@ impl Sweep {
                 let mut found = sight.found;
                 self.healed.expire(ended);
                 found.retain(|found| self.healed.is_fresh(found));
-                if !found.is_empty() {
-                    self.report(News::Seen(found))?;
-                }
+                self.report(News::Seen(found, took))?;
             }
         }
     }

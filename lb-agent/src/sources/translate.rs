@@ -5,7 +5,7 @@
 mod external;
 mod node;
 
-use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
 use k8s_openapi::{
     api::{
@@ -16,6 +16,7 @@ use k8s_openapi::{
         },
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
 };
 
 pub use self::node::{LARGEST_NODE_NAME, node};
@@ -23,7 +24,7 @@ use super::Problem;
 use crate::{
     model::{
         Conditions, Endpoint, Hints, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
-        parse_ip, shared,
+        Trigger, parse_ip, shared,
     },
     policy::is_connectable,
 };
@@ -34,6 +35,8 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// The Service that a slice belongs to (B2).
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// When the pod or Service changed that made the slice change.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Most bytes of a name: what the API allows, and what the names map holds.
 const LONGEST_NAME: usize = 63;
 /// The same for a slice: the API allows more, and no map holds it.
@@ -275,7 +278,14 @@ pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
         }
     }
     let service = ObjectRef { namespace: name.namespace, name: service.into() };
-    (Some(Slice { service, ports, endpoints }), problems)
+    let trigger = Trigger { at: triggered(&object.metadata), ipv6: !ipv4 };
+    (Some(Slice { service, ports, endpoints, trigger }), problems)
+}
+
+/// The time is not worth a complaint: it is measured with, nothing depends on it.
+fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
+    let text = meta.annotations.as_ref()?.get(TRIGGERED)?;
+    Some(text.parse::<Timestamp>().ok()?.into())
 }
 
 /// A port; none if it is SCTP.
@@ -339,7 +349,24 @@ fn hints(hints: &EndpointHints, known: &mut Vec<Arc<Hints>>) -> Option<Arc<Hints
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn the_time_of_a_trigger() {
+        let at = |text: &str| {
+            let annotations = Some([(TRIGGERED.to_owned(), text.to_owned())].into());
+            triggered(&ObjectMeta { annotations, ..ObjectMeta::default() })
+        };
+        let second = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        assert_eq!(at("2023-11-14T22:13:20Z"), Some(second));
+        assert_eq!(at("2023-11-14T23:13:20.5+01:00"), Some(second + Duration::from_millis(500)));
+        for text in ["", "yesterday", "2023-11-14"] {
+            assert_eq!(at(text), None, "{text}");
+        }
+        assert_eq!(triggered(&ObjectMeta::default()), None);
+    }
 
     #[test]
     fn addresses_are_read_as_kube_proxy_does() {

@@ -8,6 +8,7 @@ use std::{
 
 use lb_agent::model::{
     Cidr, Conditions, Endpoint, Node, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
+    Trigger,
 };
 use proptest::{collection::vec, prelude::*, sample::select as one_of};
 
@@ -206,7 +207,7 @@ prop_compose! {
             .into_iter()
             .map(|(name, protocol, number)| SlicePort { name: name.into(), protocol, number })
             .collect();
-        Slice { service, ports, endpoints }
+        Slice { service, ports, endpoints, trigger: Trigger::default() }
     }
 }
 

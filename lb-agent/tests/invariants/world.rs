@@ -10,7 +10,7 @@ use lb_agent::{
     model::Settings,
     model::{
         Change, Conditions, Endpoint, ObjectRef, PortRef, Protocol, Service, ServicePort, Slice,
-        SlicePort,
+        SlicePort, Trigger,
     },
     pipeline::{Pipeline, Report, View},
 };
@@ -317,6 +317,7 @@ pub(super) fn small() -> Truth {
         service: name.clone(),
         ports: vec![SlicePort { name: port, protocol, number: 8080 }],
         endpoints: vec![Endpoint::new(ip("10.1.0.9"), ready)],
+        trigger: Trigger::default(),
     };
     Truth {
         services: [(name.clone(), service)].into(),

@@ -7,7 +7,7 @@ use lb_agent::{
     maps::{Access, Counters, Pinned, Snapshot},
     model::{
         Change, Conditions, Endpoint, Node, ObjectRef, Protocol, Service, ServicePort, Slice,
-        SlicePort,
+        SlicePort, Trigger,
     },
     pipeline::{Pipeline, Report, View},
 };
@@ -109,7 +109,12 @@ pub(crate) fn slice(service: &str, backends: &[IpAddr]) -> Slice {
     let ports =
         PORTS.map(|(name, protocol)| SlicePort { name: name.into(), protocol, number: PORT });
     let endpoints = backends.iter().copied().map(ready).collect();
-    Slice { service: object(service), ports: ports.to_vec(), endpoints }
+    Slice {
+        service: object(service),
+        ports: ports.to_vec(),
+        endpoints,
+        trigger: Trigger::default(),
+    }
 }
 
 /// Any Service, and one slice with endpoints that serve each of its ports at [`PORT`].
@@ -120,7 +125,7 @@ pub(crate) fn serve(name: &str, service: &Service, endpoints: Vec<Endpoint>) -> 
         number: PORT,
     };
     let ports = service.ports.iter().map(port).collect();
-    let slice = Slice { service: object(name), ports, endpoints };
+    let slice = Slice { service: object(name), ports, endpoints, trigger: Trigger::default() };
     [Change::Slice(object(name), Some(slice)), Change::Service(object(name), Some(service.clone()))]
 }
 

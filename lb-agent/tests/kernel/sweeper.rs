@@ -41,7 +41,7 @@ impl Loop {
         let thread = thread::spawn(move || {
             while let Some(news) = news.blocking_recv() {
                 match news {
-                    News::Seen(found) => {
+                    News::Seen(found, _) => {
                         let truth = truth.lock().unwrap();
                         let judged = |found| judge(&found, &*truth).map(|reason| (found, reason));
                         let condemned = found.into_iter().filter_map(judged).collect();

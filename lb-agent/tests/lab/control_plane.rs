@@ -34,6 +34,9 @@ const TOKEN: &str = "the-token-of-the-test";
 /// Of the user [`GUEST`], who may do nothing until somebody grants it.
 pub(crate) const GUEST_TOKEN: &str = "the-token-of-the-guest";
 pub(crate) const GUEST: &str = "guest";
+/// Of the user [`PROXY`], who may do nothing either.
+const PROXY_TOKEN: &str = "the-token-of-a-proxy";
+pub(crate) const PROXY: &str = "proxy";
 /// What stands before a point of P-256 in a public key (RFC 5480): its algorithm and its curve.
 const P256_PUBLIC: &[u8] = b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\
     \x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00";
@@ -86,6 +89,16 @@ impl ControlPlane {
     /// The same for [`GUEST`].
     pub(crate) fn guest_kubeconfig(&self) -> PathBuf {
         self.directory.join("guest.kubeconfig")
+    }
+
+    /// The same for [`PROXY`].
+    pub(crate) fn proxy_kubeconfig(&self) -> PathBuf {
+        self.directory.join("proxy.kubeconfig")
+    }
+
+    /// A program of Kubernetes.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
     }
 
     /// A client with all rights.
@@ -141,6 +154,7 @@ impl ControlPlane {
         let authority = fs::read(certificate).expect("the API server's certificate");
         write_kubeconfig(&self.kubeconfig(), &authority, TOKEN);
         write_kubeconfig(&self.guest_kubeconfig(), &authority, GUEST_TOKEN);
+        write_kubeconfig(&self.proxy_kubeconfig(), &authority, PROXY_TOKEN);
         let client = self.client();
         // Addresses are what it has ready last.
         let mut probe = service("default", "probe", "", 80);
@@ -193,7 +207,10 @@ fn etcd(path: &str, body: &Value) -> Value {
 }
 
 fn write_secrets(directory: &Path) {
-    let users = format!("{TOKEN},test,test,system:masters\n{GUEST_TOKEN},{GUEST},{GUEST}\n");
+    let users = format!(
+        "{TOKEN},test,test,system:masters\n{GUEST_TOKEN},{GUEST},{GUEST}\n\
+         {PROXY_TOKEN},{PROXY},{PROXY}\n"
+    );
     fs::write(directory.join("tokens.csv"), users).expect("a file of tokens");
     let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_ASN1_SIGNING);
     let private = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("a key");

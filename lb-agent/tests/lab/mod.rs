@@ -10,6 +10,9 @@
 //! | `objects` | the objects that tests create |
 //! | `cgroup` | the sockets that a program is to see |
 //! | `node` | a cgroup, a bpffs, the real `lb-agent` and `lbctl` |
+//! | `kube_proxy` | the real kube-proxy, to compare with |
+//! | `http` | a client that shows all of an answer |
+//! | `metrics` | what a `/metrics` says |
 //! | `sockets` | backends that say who they are, and clients that connect without a break |
 
 #![expect(clippy::panic, reason = "a test that cannot go on says so and ends")]
@@ -17,6 +20,9 @@
 pub(crate) mod api;
 mod cgroup;
 pub(crate) mod control_plane;
+pub(crate) mod http;
+pub(crate) mod kube_proxy;
+pub(crate) mod metrics;
 pub(crate) mod node;
 pub(crate) mod objects;
 pub(crate) mod process;

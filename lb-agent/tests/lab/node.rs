@@ -62,8 +62,13 @@ impl Node {
 
     /// Starts the agent; it has done nothing yet.
     pub(crate) fn agent(&self, kubeconfig: &Path) -> Agent {
+        self.agent_called("n1", kubeconfig)
+    }
+
+    /// The same on a node of that name.
+    pub(crate) fn agent_called(&self, name: &str, kubeconfig: &Path) -> Agent {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
-        command.args(["--source", "kubernetes", "--node-name", "n1", "--kubeconfig"]);
+        command.args(["--source", "kubernetes", "--node-name", name, "--kubeconfig"]);
         command.arg(kubeconfig).arg("--cgroup").arg(self.cgroup.directory());
         command.arg("--bpffs").arg(&self.bpffs.0);
         Agent(Process::start("lb-agent", &self.directory, &mut command))

@@ -62,6 +62,19 @@ pub(crate) fn node(name: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } })
 }
 
+/// What the kubelet would say about its node. The API server takes one address of a type from whom
+/// applies.
+pub(crate) fn node_status(name: &str, addresses: &[&str; 2]) -> Value {
+    let types = ["InternalIP", "ExternalIP"];
+    let address = |(ip, of): (&&str, &str)| json!({ "type": of, "address": ip });
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": name },
+        "status": { "addresses": addresses.iter().zip(types).map(address).collect::<Vec<_>>() },
+    })
+}
+
 /// A pod that nobody runs, of the Service `app`, bound to `node`.
 pub(crate) fn pod(namespace: &str, name: &str, app: &str, node: &str, port: u16) -> Value {
     json!({

@@ -86,7 +86,7 @@ pub(super) fn remove_stale(parent: &Path) {
     }
 }
 
-fn ip(arguments: &[&str]) {
+pub(super) fn ip(arguments: &[&str]) {
     let status = Command::new("ip").args(arguments).status().expect("`ip` of iproute2");
     assert!(status.success(), "ip {}: {status}", arguments.join(" "));
 }

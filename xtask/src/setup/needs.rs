@@ -19,10 +19,15 @@ pub(crate) enum Scope {
     Lint,
     /// Network namespaces, for demo and tests.
     Network,
+    /// Resolvers to try.
+    Dns,
+    /// A kube-proxy to compare with.
+    KubeProxy,
 }
 
 impl Scope {
-    pub(crate) const ALL: &[Self] = &[Self::Agent, Self::Programs, Self::Lint, Self::Network];
+    pub(crate) const ALL: &[Self] =
+        &[Self::Agent, Self::Programs, Self::Lint, Self::Network, Self::Dns, Self::KubeProxy];
 }
 
 pub(super) struct Need {
@@ -99,6 +104,36 @@ fn table() -> Vec<Need> {
             source: Source::Packages {
                 debian: &["python3"],
                 elsewhere: "`python3` (Fedora: dnf install python3; Arch: pacman -S python)",
+            },
+        },
+        Need {
+            what: "musl-gcc".to_owned(),
+            why: "the resolver of Alpine's programs is tested",
+            scope: Scope::Dns,
+            probe: || starts("musl-gcc", "--version"),
+            source: Source::Packages {
+                debian: &["musl-tools"],
+                elsewhere: "`musl-gcc` (Fedora: dnf install musl-gcc; Arch: pacman -S musl)",
+            },
+        },
+        Need {
+            what: "dig".to_owned(),
+            why: "asks a DNS server by UDP and by TCP",
+            scope: Scope::Dns,
+            probe: || starts("dig", "-v"),
+            source: Source::Packages {
+                debian: &["bind9-dnsutils"],
+                elsewhere: "`dig` (Fedora: dnf install bind-utils; Arch: pacman -S bind)",
+            },
+        },
+        Need {
+            what: "nft".to_owned(),
+            why: "the kube-proxy to compare with writes its rules with it",
+            scope: Scope::KubeProxy,
+            probe: || starts("nft", "--version"),
+            source: Source::Packages {
+                debian: &["nftables"],
+                elsewhere: "`nft` (Fedora: dnf install nftables; Arch: pacman -S nftables)",
             },
         },
         Need {

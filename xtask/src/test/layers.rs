@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::lint::{self, Check};
 use crate::{
     kube, oracle,
-    setup::Scope::{self, Agent, Lint, Network, Programs},
+    setup::Scope::{self, Agent, Dns, KubeProxy, Lint, Network, Programs},
 };
 
 pub(super) struct Layer {
@@ -64,9 +64,15 @@ pub(super) const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "apiserver",
-        purpose: "the agent against a real kube-apiserver: changes, restarts, outages",
-        needs: &[Agent, Programs, Network],
+        purpose: "the agent against a real kube-apiserver, and beside a real kube-proxy",
+        needs: &[Agent, Programs, Network, KubeProxy],
         work: Work::Root { target: "apiserver", with: Some(("SOCKLB_KUBE_BIN", kube::binaries)) },
+    },
+    Layer {
+        name: "dns",
+        purpose: "CoreDNS behind a Service, asked by the resolvers that programs use",
+        needs: &[Agent, Programs, Network, Dns],
+        work: Work::Root { target: "dns", with: Some(("SOCKLB_COREDNS", kube::coredns)) },
     },
     Layer {
         name: "demo",

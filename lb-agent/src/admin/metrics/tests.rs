@@ -15,7 +15,8 @@ fn metrics() -> Metrics {
     metrics.sync_finished(SyncKind::Partial, MS, now, v4);
     metrics.network_programming(Family::V4, MS * 30);
     metrics.no_local(TrafficPolicy::Internal, Family::V4, 1);
-    metrics.stale_flows(Family::V4, MS, 1);
+    metrics.looked_for_stale_flows(MS, &[Family::V4]);
+    metrics.stale_flows(Family::V4, 1);
     metrics.probe_answered(Probe::Healthz, 200);
     metrics.probe_answered(Probe::Healthz, 503);
     metrics.probe_answered(Probe::Livez, 200);

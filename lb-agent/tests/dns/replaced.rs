@@ -1,0 +1,125 @@
+//! CoreDNS goes while somebody still has a socket, or a question under way.
+
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+
+use super::{
+    agent::Agent,
+    cluster::{self, CoreDns, DNS, DNS_V6, State, WHO, resolv_conf},
+    message::{ask, ask_at},
+    resolvers::Libc,
+    world::{World, soon},
+};
+
+const SERVERS: [(&str, &str); 2] = [("0.0.0.0:0", DNS), ("[::]:0", DNS_V6)];
+/// Within this time a socket learns that its backend is gone.
+const WOKEN: Duration = Duration::from_secs(1);
+
+fn socket(local: &str) -> UdpSocket {
+    let socket = UdpSocket::bind(local).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    socket
+}
+
+fn server(ip: &str) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), 53)
+}
+
+fn connected(local: &str, ip: &str) -> UdpSocket {
+    let socket = socket(local);
+    socket.connect(server(ip)).unwrap();
+    socket
+}
+
+/// As resolvers keep one that run on each node (systemd-resolved, c-ares): it would ask nobody for
+/// ever.
+#[test]
+fn a_connected_socket_is_woken() {
+    World::run(|world| {
+        cluster::put(world, &[(1, State::Ready)]);
+        let _one = CoreDns::start(world, 1);
+        let _two = CoreDns::start(world, 2);
+        let _agent = Agent::start(world);
+        let kept = SERVERS.map(|(local, ip)| connected(local, ip));
+        for socket in &kept {
+            assert_eq!(ask(socket, 1).unwrap(), 1);
+        }
+
+        // It is told to go: who has a socket keeps it, new ones lead elsewhere.
+        cluster::put(world, &[(1, State::Terminating), (2, State::Ready)]);
+        for (local, ip) in SERVERS {
+            assert!(soon(|| ask(&connected(local, ip), 2).unwrap() == 2), "still the old one");
+        }
+        for socket in &kept {
+            assert_eq!(ask(socket, 3).unwrap(), 1, "it still serves");
+        }
+
+        cluster::put(world, &[(1, State::Gone), (2, State::Ready)]);
+        let start = Instant::now();
+        for socket in &kept {
+            // Nothing was asked: it is the end of the socket that wakes it.
+            let error = socket.recv(&mut [0; 512]).unwrap_err();
+            println!("woken after {:?}: {error}", start.elapsed());
+            assert_eq!(error.kind(), ErrorKind::ConnectionAborted, "{error}");
+            assert!(start.elapsed() < WOKEN, "{:?}", start.elapsed());
+        }
+        for (socket, (_, ip)) in kept.iter().zip(SERVERS) {
+            socket.connect(server(ip)).unwrap();
+            assert_eq!(ask(socket, 4).unwrap(), 2);
+        }
+    });
+}
+
+/// As musl has one, though not for long.
+#[test]
+fn an_unconnected_socket_goes_on_with_the_new_one() {
+    World::run(|world| {
+        cluster::put(world, &[(1, State::Ready)]);
+        let _one = CoreDns::start(world, 1);
+        let _two = CoreDns::start(world, 2);
+        let _agent = Agent::start(world);
+        let kept = SERVERS.map(|(local, ip)| (socket(local), server(ip)));
+        // An IPv6 socket asks IPv4 servers too.
+        let mapped = (socket("[::]:0"), format!("[::ffff:{DNS}]:53").parse().unwrap());
+        let kept: Vec<_> = kept.into_iter().chain([mapped]).collect();
+        let asked = |id| kept.iter().map(move |(socket, ip)| ask_at(socket, *ip, id).unwrap());
+        assert!(asked(1).all(|n| n == 1));
+
+        cluster::put(world, &[(1, State::Terminating), (2, State::Ready)]);
+        let new = || ask_at(&socket("0.0.0.0:0"), server(DNS), 2).unwrap();
+        assert!(soon(|| new() == 2), "still the old one");
+        assert!(asked(3).all(|n| n == 1), "it still serves");
+        cluster::put(world, &[(1, State::Gone), (2, State::Ready)]);
+        assert!(soon(|| asked(4).all(|n| n == 2)), "the flow stays where nobody serves");
+        cluster::put(world, &[(1, State::Ready)]);
+        assert!(soon(|| asked(5).all(|n| n == 1)), "the flow stays where nobody serves");
+    });
+}
+
+/// A CoreDNS that hangs swallows a question. Its endpoint goes before the resolver asks again.
+#[test]
+fn a_question_under_way_is_asked_again_elsewhere() {
+    World::run(|world| {
+        cluster::put(world, &[(1, State::Ready)]);
+        let mut one = CoreDns::start(world, 1);
+        let _two = CoreDns::start(world, 2);
+        let _agent = Agent::start(world);
+        resolv_conf(world, &format!("nameserver {DNS}\noptions timeout:2 attempts:3\n"));
+        one.process().signal(Signal::SIGSTOP);
+        let under_way = Libc::ALL.map(|libc| (libc, libc.start(world, WHO, 1, Duration::ZERO)));
+        std::thread::sleep(Duration::from_millis(500));
+        cluster::put(world, &[(2, State::Ready)]);
+        for (libc, lookups) in under_way {
+            let lookup = lookups.finish().remove(0);
+            println!("{libc:?}: {lookup:?}");
+            assert_eq!(lookup.who(), [2, 2], "{libc:?}");
+            assert!(lookup.took > Duration::from_millis(400), "nothing was under way: {lookup:?}");
+            assert!(lookup.took < Duration::from_secs(3), "{libc:?}: {lookup:?}");
+        }
+    });
+}
