@@ -21,6 +21,8 @@ pub struct Addresses {
     /// The cluster IPs of each.
     of: HashMap<ObjectRef, Vec<Addr>>,
     nodes: BTreeMap<Addr, Known>,
+    /// Addresses at which everything is refused, whatever the cluster says.
+    reserved: BTreeSet<Addr>,
     /// Addresses to look at.
     changed: BTreeSet<Addr>,
 }
@@ -35,6 +37,13 @@ impl Addresses {
     pub fn found_anew(&mut self, addresses: impl IntoIterator<Item = Addr>) {
         self.changed.extend(addresses);
         self.changed.extend(self.services.keys().chain(self.nodes.keys()).copied());
+        self.changed.extend(&self.reserved);
+    }
+
+    /// Addresses at which everything is to be refused, for as long as the agent runs.
+    pub fn reserve(&mut self, addresses: &[IpAddr]) {
+        self.reserved.extend(addresses.iter().copied().map(Addr::from));
+        self.changed.extend(&self.reserved);
     }
 
     /// The cluster IPs of a Service.
@@ -94,7 +103,7 @@ impl Addresses {
 
     fn wanted(&self, addr: &Addr) -> Option<Known> {
         let node = self.nodes.get(addr).copied();
-        let cluster_ip = self.services.contains_key(addr);
+        let cluster_ip = self.services.contains_key(addr) || self.reserved.contains(addr);
         match node {
             Some(Known { flags, netns }) if cluster_ip && netns == 0 => {
                 Some(Known { flags: flags | Address::CLUSTER_IP, netns })
@@ -144,6 +153,21 @@ mod tests {
         let both = Known { flags: Address::OWN_NODE | Address::CLUSTER_IP, netns: 0 };
         let planned = addresses.plan(&[(addr("192.0.2.2"), own())].into());
         assert_eq!(planned, [Op::PutAddress { addr: addr("192.0.2.1"), known: both }]);
+    }
+
+    #[test]
+    fn a_reserved_address_stays_and_is_one_s_own_no_more() {
+        let mut addresses = Addresses::default();
+        let ip: IpAddr = "127.115.108.98".parse().unwrap();
+        addresses.reserve(&[ip]);
+        let known = Known { flags: Address::CLUSTER_IP, netns: 0 };
+        let put = Op::PutAddress { addr: ip.into(), known };
+        assert_eq!(addresses.plan(&[].into()), [put]);
+        addresses.done();
+        let a = ObjectRef::new("default", "a");
+        addresses.set_cluster_ips(&a, &[ip]);
+        addresses.set_cluster_ips(&a, &[]);
+        assert_eq!(addresses.plan(&[(ip.into(), known)].into()), []);
     }
 
     #[test]
