@@ -36,4 +36,5 @@ mod kernel {
     mod sweeper;
     mod untouched;
     mod uring;
+    mod verify;
 }
