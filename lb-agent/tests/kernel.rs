@@ -23,6 +23,7 @@ mod kernel {
     mod exclusive;
     mod flips;
     mod healing;
+    mod kube_proxy;
     mod lbctl;
     mod peername;
     mod programs;
