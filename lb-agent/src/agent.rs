@@ -13,9 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::{follow::Agent, source::Followed, troubles::Troubles};
 use crate::{
     admin::{Admin, Events, Family, server},
+    canary,
     config::{Config, Source},
     datapath::{self, Datapath, Sizes},
-    host,
+    host, kube_proxy,
     maps::{Access, Memory, Pinned, Snapshot},
     model::Families,
     pins::{self, Pins},
@@ -31,6 +32,8 @@ const DRY_RUN: Duration = Duration::from_secs(30);
 pub async fn run(config: &Config) -> Result<()> {
     if config.cleanup {
         cleanup(config)
+    } else if config.cleanup_kube_proxy {
+        kube_proxy::cleanup(&mut std::io::stdout().lock())
     } else if config.dry_run {
         dry_run(config).await
     } else {
@@ -110,7 +113,8 @@ fn view(config: &Config, node: &str, families: Families) -> View {
         0
     });
     let settings = config.settings(node, families);
-    View { settings, unknown_ports: config.unknown_port, host_netns }
+    let reserved = canary::SENTINELS.to_vec();
+    View { settings, unknown_ports: config.unknown_port, host_netns, reserved }
 }
 
 /// The families that the kernel has. What is missing is said once (J3).
