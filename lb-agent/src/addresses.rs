@@ -22,6 +22,8 @@ pub struct Addresses {
     /// The cluster IPs of each, and the same.
     of: HashMap<ObjectRef, (Vec<Addr>, bool)>,
     nodes: BTreeMap<Addr, Known>,
+    /// Addresses at which everything is refused, whatever the cluster says.
+    reserved: BTreeSet<Addr>,
     /// Addresses to look at.
     changed: BTreeSet<Addr>,
 }
@@ -36,6 +38,13 @@ impl Addresses {
     pub fn found_anew(&mut self, addresses: impl IntoIterator<Item = Addr>) {
         self.changed.extend(addresses);
         self.changed.extend(self.services.keys().chain(self.nodes.keys()).copied());
+        self.changed.extend(&self.reserved);
+    }
+
+    /// Addresses at which everything is to be refused, for as long as the agent runs.
+    pub fn reserve(&mut self, addresses: &[IpAddr]) {
+        self.reserved.extend(addresses.iter().copied().map(Addr::from));
+        self.changed.extend(&self.reserved);
     }
 
     /// The cluster IPs of a Service, and whether the maps have `all` of its ports there: one that did
@@ -97,7 +106,8 @@ impl Addresses {
     fn wanted(&self, addr: &Addr) -> Option<Known> {
         let node = self.nodes.get(addr).copied();
         let services = self.services.get(addr);
-        let cluster_ip = services.is_some_and(|services| services.values().all(|all| *all));
+        let cluster_ip = self.reserved.contains(addr)
+            || services.is_some_and(|services| services.values().all(|all| *all));
         match node {
             Some(Known { flags, netns }) if cluster_ip && netns == 0 => {
                 Some(Known { flags: flags | Address::CLUSTER_IP, netns })
@@ -162,6 +172,21 @@ mod tests {
         assert_eq!(addresses.plan(&there), [Op::DeleteAddress { addr: ip.into() }]);
         addresses.set_cluster_ips(&b, &[ip], true);
         assert_eq!(addresses.plan(&there), []);
+    }
+
+    #[test]
+    fn a_reserved_address_stays_and_is_one_s_own_no_more() {
+        let mut addresses = Addresses::default();
+        let ip: IpAddr = "127.115.108.98".parse().unwrap();
+        addresses.reserve(&[ip]);
+        let known = Known { flags: Address::CLUSTER_IP, netns: 0 };
+        let put = Op::PutAddress { addr: ip.into(), known };
+        assert_eq!(addresses.plan(&[].into()), [put]);
+        addresses.done();
+        let a = ObjectRef::new("default", "a");
+        addresses.set_cluster_ips(&a, &[ip], true);
+        addresses.set_cluster_ips(&a, &[], true);
+        assert_eq!(addresses.plan(&[(ip.into(), known)].into()), []);
     }
 
     #[test]

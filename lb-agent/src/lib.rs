@@ -25,6 +25,7 @@ pub mod sockets;
 pub mod addresses;
 pub mod admin;
 pub mod agent;
+pub mod canary;
 pub mod config;
 pub mod ctl;
 pub mod dump;

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -80,6 +81,8 @@ pub struct View {
     /// The cookie of the host's network namespace, where loopback addresses are the node's; 0: not
     /// known, then NodePorts are not served there.
     pub host_netns: u64,
+    /// Addresses at which everything is refused: [`crate::canary::SENTINELS`], unless nobody asks.
+    pub reserved: Vec<IpAddr>,
 }
 
 /// What happens at a port that a cluster IP lacks (E12).
@@ -103,6 +106,7 @@ impl<S: Store> Pipeline<S> {
         let (tables, repairs) = Tables::adopt(snapshot);
         let mut addresses = Addresses::default();
         addresses.found(tables.addresses().keys().copied());
+        addresses.reserve(&view.reserved);
         Self {
             cluster: Cluster::new(view.settings),
             claims: Claims::default(),
