@@ -4,7 +4,11 @@
 //! this process at whatever moment. A program is replaced in its link, atomically; its maps are
 //! complete before that.
 
+mod effective;
+mod verify;
+
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -24,6 +28,7 @@ use lb_common::abi::{
     SOCKETS, SOURCES,
 };
 
+pub use self::verify::{Finding, Problem};
 use crate::{
     maps::Op,
     maps::{Access, Pinned, Snapshot, Store as _, max_names},
@@ -48,6 +53,12 @@ pub struct Sizes {
 pub struct Datapath {
     programs: Ebpf,
     pins: Pins,
+    /// Those that are attached. A pin that somebody removes takes nothing away while they are here.
+    links: BTreeMap<&'static str, FdLink>,
+    /// The directory of the maps, once they are in force.
+    maps: PathBuf,
+    /// Their ids in the kernel.
+    map_ids: BTreeMap<&'static str, u32>,
     /// Maps that are not in force yet, and the directory that they are to be in.
     staged: Option<(PathBuf, PathBuf)>,
     /// The directory of the maps before them, which another size made useless.
@@ -87,6 +98,7 @@ impl Datapath {
         };
         let adopted = dir.exists() || replaced.is_some();
         let staged = (!dir.exists()).then(|| (pins.staging(), dir.clone()));
+        let in_force = dir.clone();
         let dir = staged.as_ref().map_or(dir, |(staging, _)| staging.clone());
 
         if staged.is_some() {
@@ -94,6 +106,12 @@ impl Datapath {
         }
         let programs = load(pins, &dir, sizes)?;
         let mut maps = Pinned::open(&dir, Access::Write)?;
+        let sized = MAPS.map(|name| (name, dir.join(name)));
+        let map_ids = sized
+            .into_iter()
+            .chain(STORAGE.map(|name| (name, pins.storage(name))))
+            .map(|(name, pin)| Ok((name, MapInfo::from_pin(pin)?.id())))
+            .collect::<Result<_, MapError>>()?;
         if let Some(old) = &replaced {
             let old = Pinned::open(old, Access::Read)?;
             let snapshot = old.snapshot()?;
@@ -107,7 +125,18 @@ impl Datapath {
             tracing::info!(services = sizes.services, backends = sizes.backends, "maps resized");
         }
         let pins = pins.clone();
-        Ok((Self { programs, pins, staged, replaced, adopted, others_at_work }, maps))
+        let this = Self {
+            programs,
+            pins,
+            links: BTreeMap::new(),
+            maps: in_force,
+            map_ids,
+            staged,
+            replaced,
+            adopted,
+            others_at_work,
+        };
+        Ok((this, maps))
     }
 
     /// Whether the maps say what an agent before us wrote. If not, they are to be filled before
@@ -164,27 +193,38 @@ impl Datapath {
         Ok(())
     }
 
-    fn attach_one(&mut self, name: &str, cgroup: &File) -> Result<()> {
+    fn attach_one(&mut self, name: &'static str, cgroup: &File) -> Result<()> {
         let program: &mut CgroupSockAddr =
             self.programs.program_mut(name).context("it is not in the object")?.try_into()?;
         let pin = self.pins.link(name);
         let fresh = self.pins.link(&format!("{name}_new"));
+        let cgroup_id = pins::cgroup_id(cgroup)?;
+        if !pin.exists()
+            && let Some(link) = self.links.remove(name)
+            && pins::attached_to(&link)? == cgroup_id
+        {
+            tracing::info!(program = name, "is attached, and gets its pin back");
+            link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+        }
         if pin.exists() {
             let (link, attached_to) = pins::open_link(&pin)
                 .with_context(|| format!("{} is not a link of ours", pin.display()))?;
-            if attached_to == pins::cgroup_id(cgroup)? {
-                program.attach_to_link(CgroupSockAddrLink::try_from(link)?)?;
+            if attached_to == cgroup_id {
+                let id = program.attach_to_link(CgroupSockAddrLink::try_from(link)?)?;
+                self.links.insert(name, program.take_link(id)?.try_into()?);
                 // A move to another cgroup that was interrupted, and given up.
                 return remove_pin(&fresh);
             }
-            tracing::info!(program = name, "moves to another cgroup");
+            let what = if attached_to == 0 { "was detached" } else { "moves to another cgroup" };
+            tracing::info!(program = name, "{what}");
         }
         let id = program.attach(cgroup, CgroupAttachMode::Single)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         // Renaming replaces a link to another cgroup, if there is one, in one step.
         remove_pin(&fresh)?;
-        link.pin(&fresh).with_context(|| format!("cannot pin {}", fresh.display()))?;
+        let link = link.pin(&fresh).with_context(|| format!("cannot pin {}", fresh.display()))?;
         fs::rename(&fresh, &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+        self.links.insert(name, link.into());
         Ok(())
     }
 }
@@ -219,6 +259,8 @@ fn remove_pin(pin: &Path) -> Result<()> {
 /// The maps that are replaced together when their sizes change.
 const MAPS: [&str; 9] =
     [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
+/// The maps of what is remembered of sockets, which have no size.
+const STORAGE: [&str; 3] = [SOCKETS, FLOWS, MORE_FLOWS];
 /// Size of the map of network namespaces: more than a node has.
 const MAX_CLIENTS: u32 = 16_384;
 /// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.
@@ -260,7 +302,7 @@ fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
     for map in MAPS {
         loader.map_pin_path(map, dir.join(map));
     }
-    for map in [SOCKETS, FLOWS, MORE_FLOWS] {
+    for map in STORAGE {
         loader.map_pin_path(map, pins.storage(map));
     }
     let mut programs = loader

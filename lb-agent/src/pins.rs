@@ -256,14 +256,8 @@ pub enum OpenLinkError {
 pub fn open_link(path: &Path) -> Result<(FdLink, u64), OpenLinkError> {
     let foreign = |what: &str| OpenLinkError::Foreign(what.to_owned());
     let link: FdLink = PinnedLink::from_pin(path)?.into();
-    let id = link.info()?.id();
-    let found = fdinfo(|lines| {
-        let field =
-            |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        (field("link_id:") == Some(u64::from(id)))
-            .then(|| (field("cgroup_id:"), field("attach_type:")))
-    });
-    let (Some(cgroup), Some(attach_type)) = found.ok_or_else(|| foreign("no link"))? else {
+    let found = attachment(&link)?.ok_or_else(|| foreign("no link"))?;
+    let Attachment { cgroup: Some(cgroup), attach_type: Some(attach_type) } = found else {
         return Err(foreign("no link to a cgroup"));
     };
     let program = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -274,8 +268,30 @@ pub fn open_link(path: &Path) -> Result<(FdLink, u64), OpenLinkError> {
     }
 }
 
+/// The id of the cgroup that a link of ours is attached to; 0 if it is attached to none any more.
+pub(crate) fn attached_to(link: &FdLink) -> Result<u64, LinkError> {
+    Ok(attachment(link)?.and_then(|attachment| attachment.cgroup).unwrap_or(0))
+}
+
+/// What the kernel says of a link to a cgroup.
+struct Attachment {
+    cgroup: Option<u64>,
+    attach_type: Option<u64>,
+}
+
+/// None if this is no link.
+fn attachment(link: &FdLink) -> Result<Option<Attachment>, LinkError> {
+    let id = link.info()?.id();
+    Ok(fdinfo(|lines| {
+        let field =
+            |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        (field("link_id:") == Some(u64::from(id)))
+            .then(|| Attachment { cgroup: field("cgroup_id:"), attach_type: field("attach_type:") })
+    }))
+}
+
 /// As in `linux/bpf.h`: `BPF_CGROUP_INET4_CONNECT` and so on.
-const ATTACH_TYPES: [(&str, u64); PROGRAMS.len()] = [
+pub(crate) const ATTACH_TYPES: [(&str, u64); PROGRAMS.len()] = [
     ("connect4", 10),
     ("connect6", 11),
     ("sendmsg4", 14),

@@ -56,4 +56,5 @@ mod kernel {
     mod unknown_ports;
     mod untouched;
     mod uring;
+    mod verify;
 }
