@@ -31,3 +31,4 @@ pub mod ctl;
 pub mod dump;
 pub mod host;
 pub mod mounts;
+pub mod sysctls;
