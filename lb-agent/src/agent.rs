@@ -15,7 +15,7 @@ use crate::{
     admin::{Admin, Events, Family, server},
     config::{Config, Source},
     datapath::{self, Datapath, Sizes},
-    host,
+    host, kube_proxy,
     maps::{Access, Memory, Pinned, Snapshot},
     model::Families,
     pins::{self, Pins},
@@ -31,6 +31,8 @@ const DRY_RUN: Duration = Duration::from_secs(30);
 pub async fn run(config: &Config) -> Result<()> {
     if config.cleanup {
         cleanup(config)
+    } else if config.cleanup_kube_proxy {
+        kube_proxy::cleanup(&mut std::io::stdout().lock())
     } else if config.dry_run {
         dry_run(config).await
     } else {

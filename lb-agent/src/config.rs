@@ -96,6 +96,14 @@ pub struct Config {
     /// Detach the programs, remove every pin, and exit.
     #[arg(long, conflicts_with = "dry_run")]
     pub cleanup: bool,
+    /// Remove what a kube-proxy left on this node, in nftables, iptables and IPVS, by the tools of
+    /// these names, and exit. Not while kube-proxy runs.
+    #[arg(long, conflicts_with_all = ["dry_run", "cleanup"])]
+    pub cleanup_kube_proxy: bool,
+    /// Give connection tracking the room and the timeouts that kube-proxy gives it.
+    #[arg(long, env = "SOCKLB_CONNTRACK_SYSCTLS", default_value_t = true, action = ArgAction::Set,
+          value_name = "BOOL")]
+    pub conntrack_sysctls: bool,
     /// How log lines look.
     #[arg(long, env = "SOCKLB_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,

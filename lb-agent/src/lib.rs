@@ -30,5 +30,6 @@ pub mod config;
 pub mod ctl;
 pub mod dump;
 pub mod host;
+pub mod kube_proxy;
 pub mod mounts;
 pub mod sysctls;

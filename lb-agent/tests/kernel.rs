@@ -29,6 +29,7 @@ mod kernel {
     mod exclusive;
     mod flips;
     mod healing;
+    mod kube_proxy;
     mod languages;
     mod lbctl;
     mod node_port_claims;
