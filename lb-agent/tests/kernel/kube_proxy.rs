@@ -25,7 +25,7 @@ const TABLES: &str = r#"table FAMILY kube-proxy {
     chain reject-chain { reject; }
     chain mark-for-masquerade { meta mark set meta mark or 0x4000; }
     chain services { FAMILY daddr . meta l4proto . th dport vmap @service-ips; }
-    chain nat-output { type nat hook output priority dstnat; jump services; }
+    chain nat-output { type nat hook output priority -100; jump services; }
     chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
 }"#;
 
@@ -87,13 +87,17 @@ fn of_all_modes_nothing_stays_but_what_is_others() {
         let (success, text) = cleanup(world);
         assert!(success && text.contains("nothing of kube-proxy to remove"), "{text}");
         let kinds = ["nft", "legacy"];
-        kinds.map(|kind| restore(kind, OTHERS));
+        for kind in kinds {
+            restore(kind, OTHERS);
+        }
         tool("nft", &["-f", "-"], OTHERS_TABLES);
         tool("ipset", &["create", "KUBE-MINE", "hash:ip"], "");
         let before = everything();
         assert_eq!(lb_agent::kube_proxy::active(), None);
 
-        kinds.map(|kind| restore(kind, RULES));
+        for kind in kinds {
+            restore(kind, RULES);
+        }
         for family in ["ip", "ip6"] {
             let address = if family == "ip" { "ipv4_addr" } else { "ipv6_addr" };
             let tables = TABLES.replace("FAMILY_addr", address).replace("FAMILY", family);
