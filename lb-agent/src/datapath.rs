@@ -106,8 +106,8 @@ impl Datapath {
         }
         let programs = load(pins, &dir, sizes)?;
         let mut maps = Pinned::open(&dir, Access::Write)?;
-        let sized = MAPS.map(|name| (name, dir.join(name)));
-        let map_ids = sized
+        let map_ids = MAPS
+            .map(|name| (name, dir.join(name)))
             .into_iter()
             .chain(STORAGE.map(|name| (name, pins.storage(name))))
             .map(|(name, pin)| Ok((name, MapInfo::from_pin(pin)?.id())))

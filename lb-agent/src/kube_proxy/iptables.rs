@@ -149,9 +149,15 @@ impl<'a> Table<'a> {
         };
         add(&["*", self.name]);
         // Naming a chain empties it.
-        chains.iter().for_each(|chain| add(&[":", chain, " - [0:0]"]));
-        jumps.iter().for_each(|rule| add(&["-D ", rule]));
-        chains.iter().for_each(|chain| add(&["-X ", chain]));
+        for chain in &chains {
+            add(&[":", chain, " - [0:0]"]);
+        }
+        for rule in jumps {
+            add(&["-D ", rule]);
+        }
+        for chain in &chains {
+            add(&["-X ", chain]);
+        }
         add(&["COMMIT"]);
         *removal.chains.entry(self.name.to_owned()).or_default() += chains.len();
     }

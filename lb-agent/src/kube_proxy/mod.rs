@@ -167,7 +167,7 @@ impl<W: Write> Cleanup<'_, W> {
             let sets = run("ipset", &["save"], "").ok().flatten().unwrap_or_default();
             match run("ipvsadm", &["--save", "-n"], "") {
                 Ok(None) => {
-                    self.unseen.push("IPVS servers, as `ipvsadm` is not installed".to_owned())
+                    self.unseen.push("IPVS servers, as `ipvsadm` is not installed".to_owned());
                 }
                 Ok(Some(saved)) => {
                     let ports = ipvs::node_ports(&sets);

@@ -51,16 +51,16 @@ fn everything() -> String {
         }
     }
     text += &tool("ipset", &["save"], "");
-    text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
+    let undated = |line: &str| !line.starts_with('#');
+    text.split_inclusive('\n').filter(|line| undated(line)).collect()
 }
 
 fn restore(kind: &str, rules: &str) {
     tool(&format!("iptables-{kind}-restore"), &["--noflush"], rules);
     // What tells the families apart is in addresses only.
     let v6: String = rules
-        .lines()
+        .split_inclusive('\n')
         .filter(|line| line.split(' ').all(|word| !word.starts_with(|c: char| c.is_ascii_digit())))
-        .map(|line| format!("{line}\n"))
         .collect();
     tool(&format!("ip6tables-{kind}-restore"), &["--noflush"], &v6);
 }

@@ -137,6 +137,21 @@ fn table() -> Vec<Need> {
             },
         },
         Need {
+            what: "nft, iptables, ipset".to_owned(),
+            why: "make what a kube-proxy leaves, for tests of its cleanup",
+            scope: Scope::Network,
+            probe: || {
+                let tools = ["nft", "iptables-nft-save", "iptables-legacy-save", "ipset"];
+                tools.iter().try_for_each(|tool| starts(tool, "--version"))
+            },
+            source: Source::Packages {
+                debian: &["nftables", "iptables", "ipset"],
+                elsewhere: "`nft`, `iptables-nft`, `iptables-legacy` and `ipset` (Fedora: dnf install \
+                    nftables iptables-nft iptables-legacy ipset; Arch: pacman -S nftables \
+                    iptables-legacy ipset)",
+            },
+        },
+        Need {
             what: format!("LLVM {}", pins::LLVM),
             why: "bpf-linker is built against it",
             scope: Scope::Programs,
