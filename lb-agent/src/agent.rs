@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::{follow::Agent, source::Followed, troubles::Troubles};
 use crate::{
     admin::{Admin, Events, Family, server},
+    canary,
     config::{Config, Source},
     datapath::{self, Datapath, Sizes},
     host, kube_proxy,
@@ -112,7 +113,8 @@ fn view(config: &Config, node: &str, families: Families) -> View {
         0
     });
     let settings = config.settings(node, families);
-    View { settings, unknown_ports: config.unknown_port, host_netns }
+    let reserved = canary::SENTINELS.to_vec();
+    View { settings, unknown_ports: config.unknown_port, host_netns, reserved }
 }
 
 /// The families that the kernel has. What is missing is said once (J3).

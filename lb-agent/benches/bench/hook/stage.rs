@@ -53,7 +53,7 @@ pub(crate) struct Stage {
 enum Held {
     Nothing,
     Floor { _links: Vec<OwnedFd> },
-    Socklb { _datapath: Datapath, _pipeline: Box<Pipeline<Pinned>> },
+    Socklb { _datapath: Box<Datapath>, _pipeline: Box<Pipeline<Pinned>> },
     Other { _programs: Ebpf },
 }
 
@@ -114,7 +114,7 @@ fn socklb(
     let report = pipeline.sync();
     ensure!(report.failed.is_empty(), "not written: {:?}", report.failed);
     datapath.attach(&cgroup)?;
-    let held = Held::Socklb { _datapath: datapath, _pipeline: pipeline };
+    let held = Held::Socklb { _datapath: Box::new(datapath), _pipeline: pipeline };
     let name = name.to_owned();
     Ok(Stage { name, program: Program::Socklb, cgroup, services, held })
 }
