@@ -109,7 +109,8 @@ impl Case {
             _ => UnknownPorts::Refuse,
         };
         let settings = Settings { node_name, ..Settings::default() };
-        Pipeline::with_view(View { settings, unknown_ports, host_netns: 0 }, store, snapshot)
+        let view = View { settings, unknown_ports, ..View::default() };
+        Pipeline::with_view(view, store, snapshot)
     }
 
     fn print(&self) -> String {
