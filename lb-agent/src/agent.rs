@@ -1,11 +1,13 @@
 //! The agent's life: take over what is there, follow the source, write the maps, leave them working.
 
 mod follow;
+mod guard;
 mod source;
+mod task;
 mod troubles;
 mod upkeep;
 
-use std::{io::Write as _, time::Duration};
+use std::{io::Write as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +25,7 @@ use crate::{
     pipeline::{Pipeline, View},
     sockets,
     sources::local,
+    sysctls,
 };
 
 /// How long `--dry-run` waits for the lists.
@@ -128,6 +131,26 @@ fn families() -> Families {
     families
 }
 
+/// Two proxies on one node do not hurt each other, but only one of them does anything.
+fn warn_of_kube_proxy() {
+    if let Some(active) = kube_proxy::active() {
+        let remedy = "stop it on this node, then run `lb-agent --cleanup-kube-proxy` once; or try single \
+                      Services beside it with --service-proxy-name";
+        tracing::warn!(remedy, "{active}: sockets are served by socklb, all else by its rules");
+    }
+}
+
+/// The settings that a node loses with kube-proxy (L5).
+fn conntrack() {
+    let (changes, error) = sysctls::apply(Path::new("/proc"), Path::new("/sys"));
+    for sysctls::Change { path, before, after } in changes {
+        tracing::info!(path = %path.display(), before, after, "connection tracking");
+    }
+    if let Some(error) = error {
+        tracing::warn!("{error}");
+    }
+}
+
 async fn serve(config: &Config) -> Result<()> {
     host::check_capabilities()?;
     let bpffs = host::bpffs(config)?;
@@ -159,6 +182,14 @@ async fn serve(config: &Config) -> Result<()> {
         "{}",
         if datapath.is_adopted() { "going on from the pinned maps" } else { "starting with empty maps" }
     );
+
+    if config.service_proxy_name.is_none() {
+        // It may run tools that wait for locks.
+        tokio::task::spawn_blocking(warn_of_kube_proxy);
+    }
+    if config.conntrack_sysctls && host::is_in_host_network() {
+        conntrack();
+    }
 
     let in_force = datapath.others_at_work() || !snapshot.services.is_empty();
     let mut terminate = signal(SignalKind::terminate())?;

@@ -95,6 +95,13 @@ pub fn cgroup(config: &Config) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Whether this process is in the network namespace of the machine, as far as can be seen.
+pub fn is_in_host_network() -> bool {
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).ok();
+    let (own, first) = (namespace("self"), namespace("1"));
+    own.is_some() && own == first
+}
+
 /// The name of this node, as kube-proxy forms it (B7).
 pub fn node_name(config: &Config) -> Result<String> {
     let name = match &config.node_name {

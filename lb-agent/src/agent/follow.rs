@@ -4,17 +4,16 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    pin::pin,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Result;
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{troubles::Troubles, upkeep::Upkeep};
+use super::{guard::Guard, troubles::Troubles, upkeep::Upkeep};
 use crate::{
     admin::{
         Admin, Family, Outcome,
@@ -42,15 +41,18 @@ const COMPARE: Duration = Duration::from_secs(3600);
 
 pub(super) struct Agent {
     pipeline: Pipeline<Pinned>,
-    /// The programs, until they are attached, and where to.
-    attach: Option<(Datapath, PathBuf)>,
+    datapath: Datapath,
+    is_attached: bool,
     cgroup: PathBuf,
+    guard: Guard,
     upkeep: Upkeep,
     troubles: Troubles,
     pause: Duration,
     nodeport_addresses: NodePortAddresses,
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
+    /// When something was written last.
+    changed: Instant,
     /// When what the maps say was compared last.
     compared: Instant,
     /// The maps did not take something: they are to be read before anything else is written.
@@ -77,13 +79,16 @@ impl Agent {
         };
         Self {
             pipeline,
-            cgroup: cgroup.clone(),
-            attach: Some((datapath, cgroup)),
+            datapath,
+            is_attached: false,
+            guard: Guard::new(cgroup.clone()),
+            cgroup,
             upkeep: Upkeep::new(pins, protocols),
             troubles: Troubles::default(),
             pause: RETRY.0,
             nodeport_addresses: config.nodeport_addresses.clone(),
             waiting_for_nodes: None,
+            changed: Instant::now(),
             compared: Instant::now(),
             doubtful: false,
         }
@@ -91,7 +96,7 @@ impl Agent {
 
     /// Attaches at once if the maps say what an agent before us wrote.
     pub(super) fn adopt(&mut self) -> Result<()> {
-        if self.attach.as_ref().is_some_and(|(datapath, _)| datapath.is_adopted()) {
+        if self.datapath.is_adopted() {
             self.attach()?;
         }
         Ok(())
@@ -103,14 +108,14 @@ impl Agent {
         mut changes: mpsc::Receiver<Change>,
         mut admin: Admin,
     ) -> Result<()> {
-        let mut failing = false;
+        let mut retry_at = None;
         let mut taken = Taken::default();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let mut again = false;
-            let retry = pin!(sleep(self.pause));
-            let idle = pin!(sleep(IDLE));
+            // Deadlines, not pauses: the loop turns more often than these are due.
+            let retry = sleep_until(retry_at.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 biased;
                 change = changes.recv() => {
@@ -121,16 +126,22 @@ impl Agent {
                         self.take(change, &mut taken);
                     }
                 }
-                () = retry, if failing => again = true,
+                () = retry, if retry_at.is_some() => again = true,
                 () = self.upkeep.work(&mut self.pipeline, &admin) => continue,
-                () = idle, if self.pipeline.retired() > 0 => {
-                    self.pipeline.reclaim()?;
-                    continue;
+                seen = self.guard.seen() => {
+                    // Whoever meddles with programs may have meddled with maps.
+                    self.doubtful |= self.guard.judge(seen, &mut self.datapath, &admin);
                 }
                 _ = tick.tick() => {
                     self.wait_for_nodes();
                     self.doubtful |= self.compared.elapsed() > COMPARE;
                     self.upkeep.tick(&mut self.pipeline, &admin);
+                    if self.is_attached && self.pipeline.is_synced() {
+                        self.guard.tick();
+                    }
+                    if self.pipeline.retired() > 0 && self.changed.elapsed() > IDLE {
+                        self.pipeline.reclaim()?;
+                    }
                 }
             }
             // Neither waits for a sync: a taint writes nothing, and there may be none for long.
@@ -139,12 +150,13 @@ impl Agent {
             }
             tell_taken(&admin, &mut taken);
             // With the pauses of retries, not at each change.
-            if self.doubtful && (again || !failing) {
+            if self.doubtful && (again || retry_at.is_none()) {
                 self.read_maps();
             }
             if self.pipeline.is_dirty() {
                 admin.queued();
-                failing = self.sync(&mut admin)?;
+                self.changed = Instant::now();
+                retry_at = self.sync(&mut admin)?.then(|| Instant::now() + self.pause);
             }
         }
     }
@@ -194,8 +206,8 @@ impl Agent {
         let report = self.pipeline.sync();
         let took = started.elapsed();
         // In place of programs at work, not before all that they may do is in the maps.
-        let wait = |datapath: &Datapath| datapath.others_at_work() && !report.failed.is_empty();
-        if !self.attach.as_ref().is_some_and(|(datapath, _)| wait(datapath)) {
+        let wait = self.datapath.others_at_work() && !report.failed.is_empty();
+        if self.is_attached || !wait {
             self.attach()?;
         } else if full {
             tracing::error!("the programs at work stay, until all Services are in the new maps");
@@ -220,11 +232,12 @@ impl Agent {
     /// In the order of kube-proxy (M4).
     fn tell(&self, admin: &mut Admin, report: &Report, full: bool, took: Duration) {
         let kind = if full { SyncKind::Full } else { SyncKind::Partial };
-        let outcome = match (&self.attach, report.failed.is_empty() && report.addresses.is_none()) {
-            (Some(_), _) => Outcome::Failed,
-            (None, true) => Outcome::Complete,
-            (None, false) => Outcome::Partial,
-        };
+        let outcome =
+            match (self.is_attached, report.failed.is_empty() && report.addresses.is_none()) {
+                (false, _) => Outcome::Failed,
+                (true, true) => Outcome::Complete,
+                (true, false) => Outcome::Partial,
+            };
         if outcome != Outcome::Failed {
             let now = SystemTime::now();
             for trigger in &report.triggers {
@@ -273,9 +286,10 @@ impl Agent {
     }
 
     fn attach(&mut self) -> Result<()> {
-        if let Some((mut datapath, cgroup)) = self.attach.take() {
-            datapath.attach(&cgroup)?;
-            tracing::info!(cgroup = %cgroup.display(), "attached");
+        if !self.is_attached {
+            self.datapath.attach(&self.cgroup)?;
+            self.is_attached = true;
+            tracing::info!(cgroup = %self.cgroup.display(), "attached");
             self.upkeep.attached(&self.cgroup);
         }
         Ok(())

@@ -1,12 +1,7 @@
 //! What has to be done now and then, and must not keep the loop waiting: stale sockets are ended, the
 //! addresses of network namespaces are found, old bonds of session affinity are forgotten.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, io, path::Path, time::Duration};
 
 use lb_common::{
     Caller, Flow, Prior, Verdict,
@@ -15,6 +10,7 @@ use lb_common::{
 };
 use tokio::sync::mpsc;
 
+use super::task::Task;
 use crate::{
     admin::{Admin, Family},
     maps::{Bonds, Counters, Pinned},
@@ -38,45 +34,6 @@ pub(super) struct Upkeep {
     clients: Task<io::Result<BTreeMap<u64, Client>>>,
     unknown_clients: u64,
     bonds: Task<()>,
-}
-
-/// Something that a thread does, and when it was begun last.
-struct Task<T> {
-    begun: Option<Instant>,
-    running: bool,
-    sender: mpsc::Sender<T>,
-    results: mpsc::Receiver<T>,
-}
-
-impl<T: Send + 'static> Task<T> {
-    fn new() -> Self {
-        let (sender, results) = mpsc::channel(1);
-        Self { begun: None, running: false, sender, results }
-    }
-
-    /// Begins, if it is not under way.
-    fn begin(&mut self, work: impl FnOnce() -> T + Send + 'static) {
-        if self.running {
-            return;
-        }
-        (self.begun, self.running) = (Some(Instant::now()), true);
-        let sender = self.sender.clone();
-        tokio::task::spawn_blocking(move || {
-            // Nobody may be waiting any more.
-            let _ = sender.blocking_send(work());
-        });
-    }
-
-    fn is_due(&self, after: Duration) -> bool {
-        self.begun.is_none_or(|begun| begun.elapsed() > after)
-    }
-
-    /// What came of it. Never ends while nothing is under way.
-    async fn result(&mut self) -> Option<T> {
-        let result = self.results.recv().await;
-        self.running = false;
-        result
-    }
 }
 
 impl Upkeep {

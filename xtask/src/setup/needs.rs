@@ -136,6 +136,7 @@ fn table() -> Vec<Need> {
                 elsewhere: "`nft` (Fedora: dnf install nftables; Arch: pacman -S nftables)",
             },
         },
+        leftovers(),
         Need {
             what: "nft, iptables, ipset".to_owned(),
             why: "make what a kube-proxy leaves, for tests of its cleanup",
@@ -199,6 +200,25 @@ fn table() -> Vec<Need> {
             source: Source::Command(|| install("cargo-deny", pins::CARGO_DENY)),
         },
     ]
+}
+
+/// What makes what a kube-proxy leaves.
+fn leftovers() -> Need {
+    Need {
+        what: "nft, iptables, ipset".to_owned(),
+        why: "make what a kube-proxy leaves, for tests of its cleanup",
+        scope: Scope::Network,
+        probe: || {
+            let tools = ["nft", "iptables-nft-save", "iptables-legacy-save", "ipset"];
+            tools.iter().try_for_each(|tool| starts(tool, "--version"))
+        },
+        source: Source::Packages {
+            debian: &["nftables", "iptables", "ipset"],
+            elsewhere: "`nft`, `iptables-nft`, `iptables-legacy` and `ipset` (Fedora: dnf install \
+                nftables iptables-nft iptables-legacy ipset; Arch: pacman -S nftables \
+                iptables-legacy ipset)",
+        },
+    }
 }
 
 /// A program that `cargo install` put into its directory, or else one on the PATH. rustup searches
