@@ -113,6 +113,7 @@ fn who_is_in_a_range_who_is_not_and_who_is_not_known() {
         assert_eq!(other.within(|| errno(udp_backend(v4))), Errno::EACCES);
         know(&mut control, &[(here.0, client("10.4.0.1", "fd00:4::1"))]);
         denied();
+        stranger.within(denied);
     });
 }
 
