@@ -69,9 +69,10 @@ impl Guard {
         admin.datapath_checked(health);
         let wrong = (!wrong.is_empty()).then(|| wrong.join("; "));
         if wrong != self.told {
-            match &wrong {
-                Some(wrong) => tracing::error!("the programs are not as they should be: {wrong}"),
-                None => tracing::info!("the programs are as they should be again"),
+            if let Some(wrong) = &wrong {
+                tracing::error!("the programs are not as they should be: {wrong}");
+            } else {
+                tracing::info!("the programs are as they should be again");
             }
             self.told = wrong;
         }
