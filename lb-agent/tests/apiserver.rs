@@ -13,6 +13,7 @@ mod lab;
 mod apiserver {
     pub(crate) mod beside;
     pub(crate) mod changes;
+    mod counted;
     pub(crate) mod gaps;
     pub(crate) mod troubles;
 }

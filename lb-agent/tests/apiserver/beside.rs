@@ -5,6 +5,7 @@ use std::{net::SocketAddr, thread, time::Duration};
 
 use serde_json::{Value, json};
 
+use super::counted;
 use crate::{
     World,
     lab::{
@@ -13,7 +14,6 @@ use crate::{
         eventually,
         http::{Answer, get},
         kube_proxy::{ADDRESSES, KubeProxy},
-        metrics::Metrics,
         objects::{grant, node, node_status, reader, service, slice},
     },
 };
@@ -21,41 +21,11 @@ use crate::{
 const NODE: &str = "n2";
 const TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// kube-proxy syncs once in a second, and asks the API server again after a while.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 const HEALTH: u16 = 10256;
-const METRICS: u16 = 10249;
+pub(super) const METRICS: u16 = 10249;
 /// Where load balancers ask about `web`.
 const CHECK: u16 = 32110;
-
-/// The metrics that dashboards know.
-const KNOWN: &[&str] = &[
-    "kubeproxy_sync_proxy_rules_duration_seconds",
-    "kubeproxy_sync_full_proxy_rules_duration_seconds",
-    "kubeproxy_sync_partial_proxy_rules_duration_seconds",
-    "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-    "kubeproxy_network_programming_duration_seconds",
-    "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-    "kubeproxy_sync_proxy_rules_endpoint_changes_total",
-    "kubeproxy_sync_proxy_rules_service_changes_pending",
-    "kubeproxy_sync_proxy_rules_service_changes_total",
-    "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
-    "kubeproxy_proxy_healthz_total",
-    "kubeproxy_proxy_livez_total",
-    "kubeproxy_conntrack_reconciler_sync_duration_seconds",
-    "kubeproxy_conntrack_reconciler_deleted_entries_total",
-];
-
-const SLICES: &str = "kubeproxy_sync_proxy_rules_endpoint_changes_total";
-/// What both must say at the end.
-const SAME: [&str; 6] = [
-    r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"}"#,
-    r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"}"#,
-    r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"}"#,
-    r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="internal"}"#,
-    "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-    "kubeproxy_sync_proxy_rules_service_changes_pending",
-];
 
 pub(crate) fn a_kube_proxy_says_the_same(world: &mut World, ns: &str) {
     let cluster = &world.cluster;
@@ -79,10 +49,10 @@ pub(crate) fn a_kube_proxy_says_the_same(world: &mut World, ns: &str) {
     });
     both.agree(HEALTH, "/livez", |answer| answer.status == 200);
 
-    let before = both.settled();
+    let before = counted::settled(&both);
     health_check_node_port(&both, cluster, ns);
     eligibility(&both, cluster);
-    metrics(&both, &before);
+    counted::the_same(&both, &before);
 }
 
 fn allow(cluster: &Cluster, resource: &str, group: &str) {
@@ -92,13 +62,13 @@ fn allow(cluster: &Cluster, resource: &str, group: &str) {
 }
 
 /// The same question to both.
-struct Both<'a> {
+pub(super) struct Both<'a> {
     kube_proxy: &'a KubeProxy,
 }
 
 impl Both<'_> {
     /// Ours, then kube-proxy's.
-    fn at(&self, port: u16, ipv4: bool) -> [SocketAddr; 2] {
+    pub(super) fn at(&self, port: u16, ipv4: bool) -> [SocketAddr; 2] {
         let ours = if ipv4 { "127.0.0.1" } else { "::1" };
         let ours = SocketAddr::new(ours.parse().expect("an address"), port);
         [ours, self.kube_proxy.at(port, ipv4)]
@@ -128,19 +98,6 @@ impl Both<'_> {
                 Ok(())
             }
         });
-    }
-
-    /// The metrics once both have heard of the same slices: the one may still count its first list.
-    fn settled(&self) -> [Metrics; 2] {
-        eventually(LIMIT, || {
-            let all = self.metrics();
-            let [ours, theirs] = all.each_ref().map(|of| of.value(SLICES));
-            if ours.total_cmp(&theirs).is_eq() { Ok(all) } else { Err(format!("{ours}, {theirs}")) }
-        })
-    }
-
-    fn metrics(&self) -> [Metrics; 2] {
-        self.at(METRICS, true).map(Metrics::of)
     }
 }
 
@@ -273,16 +230,15 @@ fn health_check_node_port(both: &Both<'_>, cluster: &Cluster, ns: &str) {
         }
     };
     agree(0, 0);
-    let states: &[(&[(&str, &str, &str)], usize)] = &[
-        (&[("10.1.10.1", NODE, "ready"), ("10.1.10.9", "n1", "ready")], 1),
-        (&[("10.1.10.1", NODE, "ready"), ("10.1.10.2", NODE, "ready")], 2),
-        (&[("10.1.10.1", NODE, "terminating"), ("10.1.10.2", NODE, "ready")], 1),
-        (&[("10.1.10.1", NODE, "gone"), ("10.1.10.2", NODE, "terminating")], 0),
-        (&[("10.1.10.9", "n1", "ready")], 0),
-    ];
-    for (list, count) in states {
-        cluster.apply(&endpoints(ns, "web", "IPv4", list));
-        agree(*count, 0);
+    for (count, list) in [
+        (1, [("10.1.10.1", NODE, "ready"), ("10.1.10.9", "n1", "ready")]),
+        (2, [("10.1.10.1", NODE, "ready"), ("10.1.10.2", NODE, "ready")]),
+        (1, [("10.1.10.1", NODE, "terminating"), ("10.1.10.2", NODE, "ready")]),
+        (0, [("10.1.10.1", NODE, "gone"), ("10.1.10.2", NODE, "terminating")]),
+        (0, [("10.1.10.8", "n1", "ready"), ("10.1.10.9", "n1", "ready")]),
+    ] {
+        cluster.apply(&endpoints(ns, "web", "IPv4", &list));
+        agree(count, 0);
     }
     cluster.apply(&endpoints(ns, "web", "IPv6", &[("fd00:10:1::1", NODE, "ready")]));
     agree(0, 1);
@@ -330,53 +286,4 @@ fn eligibility(both: &Both<'_>, cluster: &Cluster) {
     cluster.delete(&node(NODE));
     thread::sleep(Duration::from_secs(1));
     agree(200);
-}
-
-/// All metrics that dashboards know have the same help, type, labels and buckets, and what both count
-/// is the same.
-fn metrics(both: &Both<'_>, before: &[Metrics; 2]) {
-    let after = eventually(LIMIT, || {
-        // The search for stale flows follows the sync.
-        let all = both.metrics();
-        let missing = |of: &Metrics| KNOWN.iter().find(|name| of.series(name).is_empty()).copied();
-        match all.each_ref().map(missing) {
-            [None, None] => Ok(all),
-            missing => Err(format!("{missing:?}")),
-        }
-    });
-    let [ours, theirs] = &after;
-    for name in KNOWN {
-        assert_eq!(ours.said(name), theirs.said(name));
-        assert_eq!(ours.series(name), theirs.series(name));
-    }
-
-    let values = |of: &Metrics| SAME.map(|key| (key, of.value(key)));
-    assert_eq!(values(ours), values(theirs));
-    assert_eq!(values(ours).map(|(_, value)| value), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
-    let grown = |key: &str| [0, 1].map(|i| after[i].value(key) - before[i].value(key));
-    for (key, least) in [
-        (SLICES, 7.0),
-        (r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"}"#, 5.0),
-        (r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"}"#, 1.0),
-    ] {
-        assert_eq!(grown(key), [least, least], "{key}");
-    }
-    // Each family of kube-proxy counts it.
-    assert_eq!(grown("kubeproxy_sync_proxy_rules_service_changes_total"), [1.0, 2.0]);
-    for probe in ["healthz", "livez"] {
-        let codes = ["200", "503"];
-        let key = |code| format!(r#"kubeproxy_proxy_{probe}_total{{code="{code}"}}"#);
-        let [ours, theirs] = codes
-            .map(|code| grown(&key(code)))
-            .into_iter()
-            .fold([0.0, 0.0], |sum, code| [sum[0] + code[0], sum[1] + code[1]]);
-        assert!(ours > 4.0 && ours.total_cmp(&theirs).is_eq(), "{probe}: {ours} and {theirs}");
-    }
-    for of in &after {
-        let [synced, queued] = ["last", "last_queued"].map(|which| {
-            let name = format!("kubeproxy_sync_proxy_rules_{which}_timestamp_seconds");
-            of.value(&format!(r#"{name}{{ip_family="IPv4"}}"#))
-        });
-        assert!(synced >= queued && synced - queued < 10.0, "{synced}, {queued}");
-    }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, process::Command, time::Duration};
 use super::{
     agent::Agent,
     cluster::{self, CoreDns, DNS, DNS_V6, MANY, State, TOO, WHO, resolv_conf},
-    resolvers::Libc,
+    resolvers::{Libc, Lookup},
     world::World,
 };
 
@@ -54,14 +54,14 @@ fn c_libraries_whatever_resolv_conf_says() {
                 let slowest = lookups.iter().map(|lookup| lookup.took).max().unwrap();
                 println!("{libc:?} {name} {text:?}: {slowest:?}");
                 assert!(slowest < AT_ONCE, "{libc:?}, {name}, {text}: {lookups:?}");
-                let who: BTreeSet<_> = lookups.iter().flat_map(|lookup| lookup.who()).collect();
+                let who: BTreeSet<_> = lookups.iter().flat_map(Lookup::who).collect();
                 assert!(who.is_subset(&[1, 2].into()), "{libc:?}, {name}, {text}: {lookups:?}");
             }
         }
         resolv_conf(world, &plain);
         for libc in Libc::ALL {
             let lookups = libc.start(world, WHO, 60, Duration::ZERO).finish();
-            let who: BTreeSet<_> = lookups.iter().flat_map(|lookup| lookup.who()).collect();
+            let who: BTreeSet<_> = lookups.iter().flat_map(Lookup::who).collect();
             assert_eq!(who, [1, 2].into(), "{libc:?} asks only one of them");
             // Both questions of a lookup are one flow.
             let split = lookups.iter().filter(|lookup| lookup.who()[0] != lookup.who()[1]).count();

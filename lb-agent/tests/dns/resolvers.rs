@@ -36,8 +36,8 @@ impl Libc {
             if self == Self::Musl {
                 make.arg("-static");
             }
-            let made = make.status();
-            assert!(made.is_ok_and(|status| status.success()), "{compiler} makes no program");
+            let status = make.status();
+            assert!(status.is_ok_and(|status| status.success()), "{compiler} makes no program");
         }
         program
     }

@@ -12,7 +12,7 @@ pub(crate) struct Metrics {
     /// `# HELP` and `# TYPE`, by name.
     said: BTreeMap<String, BTreeSet<String>>,
     /// By name and labels, which are sorted.
-    values: BTreeMap<String, f64>,
+    values: BTreeMap<String, String>,
 }
 
 impl Metrics {
@@ -25,7 +25,7 @@ impl Metrics {
                 let name = text.split(' ').nth(1).expect("a name").to_owned();
                 said.entry(name).or_default().insert(text.to_owned());
             } else if let Some((key, value)) = line.rsplit_once(' ') {
-                values.insert(sorted(key), value.parse().expect("a number"));
+                values.insert(sorted(key), value.to_owned());
             }
         }
         Self { said, values }
@@ -48,8 +48,14 @@ impl Metrics {
         self.values.keys().filter(of).map(String::as_str).collect()
     }
 
+    /// A series that counts; 0 if it is not there.
+    pub(crate) fn count(&self, key: &str) -> u64 {
+        self.values.get(key).map_or(0, |value| value.parse().expect("a whole number"))
+    }
+
+    /// A series that need not be whole.
     pub(crate) fn value(&self, key: &str) -> f64 {
-        self.values.get(key).copied().unwrap_or_default()
+        self.values.get(key).expect(key).parse().expect("a number")
     }
 }
 

@@ -74,6 +74,7 @@ const LLVM_ELSEWHERE: &str = "LLVM 22 with libLLVM.so (Fedora: dnf install llvm-
     llvm-22-dev from apt.llvm.org), and LLVM_PREFIX=DIR, the directory above its lib64 or lib. Or \
     none of it: SOCKLB_BPF_OBJECT=FILE embeds a prebuilt object";
 
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 fn table() -> Vec<Need> {
     vec![
         Need {

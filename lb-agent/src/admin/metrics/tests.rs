@@ -75,7 +75,7 @@ fn values() {
         "kubeproxy_proxy_livez_total{code=\"503\"} 1",
         "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 1",
         "socklb_sync_failures_total 1",
-        "socklb_sockets_destroyed_total{reason=\"backend_gone\"} 7",
+        "socklb_sockets_destroyed_total{reason=\"stale\"} 7",
         "socklb_map_entries{map=\"services\"} 10",
         "socklb_map_capacity{map=\"backends\"} 262144",
         "socklb_map_full_total{map=\"backends\"} 1",
