@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
 
 pub use self::{
-    bonds::Bonds,
+    bonds::{Bonds, now},
     counters::Counters,
     memory::Memory,
     op::{KeyText, Known, Op},
