@@ -21,6 +21,7 @@ mod kernel {
     mod connect;
     mod ended;
     mod exclusive;
+    mod filter;
     mod flips;
     mod healing;
     mod lbctl;
