@@ -81,7 +81,7 @@ const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 struct Query {
     target: u32,
     attach_type: u32,
-    query_flags: u32,
+    flags: u32,
     attach_flags: u32,
     ids: u64,
     count: u32,
@@ -94,7 +94,7 @@ fn query(cgroup: &File, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut query = Query {
         target: u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?,
         attach_type,
-        query_flags: BPF_F_QUERY_EFFECTIVE,
+        flags: BPF_F_QUERY_EFFECTIVE,
         attach_flags: 0,
         ids: ids.as_mut_ptr().expose_provenance() as u64,
         count: u32::try_from(ids.len()).map_err(io::Error::other)?,
