@@ -446,7 +446,8 @@ address 192.0.2.9 other-node
         let list = serde_json::to_value(backends(&entries(&snapshot), |_, _| true)).unwrap();
         assert_eq!(list["items"][1]["kept"], true);
         assert_eq!(list["items"][1]["address"], "10.0.0.2:53");
-        assert_eq!(list["items"][3]["frontends"], json!(["node4:30080", "node 192.0.2.9:30080"]));
+        assert_eq!(list["items"][4]["frontends"], json!(["node4:30080"]));
+        assert_eq!(list["items"][5]["frontends"], json!(["node 192.0.2.9:30080"]));
     }
 
     #[test]

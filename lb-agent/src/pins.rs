@@ -136,6 +136,20 @@ impl Pins {
         self.links().join(program)
     }
 
+    /// The links that were pinned to replace others, and never did: their programs are at work.
+    pub fn interrupted_links(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.links()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names =
+            entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
+        let mut names = names.collect::<io::Result<Vec<String>>>()?;
+        names.retain(|name| name.ends_with("_new"));
+        names.sort();
+        Ok(names)
+    }
+
     /// Makes the directories.
     pub fn create(&self) -> io::Result<()> {
         fs::create_dir_all(self.links())
@@ -261,7 +275,7 @@ pub fn open_link(path: &Path) -> Result<(FdLink, u64), OpenLinkError> {
         return Err(foreign("no link to a cgroup"));
     };
     let program = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if ATTACH_TYPES.contains(&(program, attach_type)) {
+    if ATTACH_TYPES.iter().any(|(name, of)| *name == program && u64::from(*of) == attach_type) {
         Ok((link, cgroup))
     } else {
         Err(foreign(&format!("the link of another program (attach type {attach_type})")))
@@ -291,7 +305,7 @@ fn attachment(link: &FdLink) -> Result<Option<Attachment>, LinkError> {
 }
 
 /// As in `linux/bpf.h`: `BPF_CGROUP_INET4_CONNECT` and so on.
-pub(crate) const ATTACH_TYPES: [(&str, u64); PROGRAMS.len()] = [
+pub(crate) const ATTACH_TYPES: [(&str, u32); PROGRAMS.len()] = [
     ("connect4", 10),
     ("connect6", 11),
     ("sendmsg4", 14),

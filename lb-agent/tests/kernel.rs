@@ -27,6 +27,7 @@ mod kernel {
     mod crowd;
     mod ended;
     mod exclusive;
+    mod filter;
     mod flips;
     mod healing;
     mod kube_proxy;

@@ -1,6 +1,6 @@
 //! Flags and arguments of `lbctl`.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, num::NonZeroU64, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -29,10 +29,12 @@ pub struct Cli {
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// List the frontends of Services, or their backends.
+    /// List the frontends of Services, their backends, and what else the maps say.
     ///
     /// `services` has a row for each frontend (address, port, protocol), `backends` one for each
-    /// backend of each service port.
+    /// backend of each service port, `addresses` one for each cluster IP and each node's address,
+    /// `affinity` one for each client that stays with its backend, `counters` one for each reason for
+    /// which connections fail.
     Get(Get),
     /// Tell what a connection to an address would get, by the datapath's own lookup.
     Explain(Explain),
@@ -50,6 +52,7 @@ Examples:
   lbctl get services 10.96.0.10:80         whose is this address?
   lbctl get backends default/web:http      where do connections to this port go?
   lbctl get backends 10.0.0.1              which Services use this pod?
+  lbctl get affinity web                   which clients stay with which backend?
   lbctl get services -o json | jq -r '.items[] | select(.backends == []) | .name'")]
 pub struct Get {
     /// What to list.
@@ -80,6 +83,14 @@ pub enum What {
     /// The backends; also `ep`.
     #[value(aliases = ["backend", "endpoints", "ep"])]
     Backends,
+    /// What addresses stand for, whatever the port.
+    #[value(aliases = ["address", "addr"])]
+    Addresses,
+    /// The clients that stay with their backends.
+    Affinity,
+    /// How often connections failed, and why, since the maps were made.
+    #[value(alias = "counter")]
+    Counters,
 }
 
 /// Forms of a list.
@@ -89,24 +100,36 @@ pub enum GetOutput {
     Wide,
     /// One document, its schema named by `apiVersion` and `kind`.
     Json,
-    /// NAMESPACE/NAME of each Service, or ADDR:PORT of each backend, once.
+    /// NAMESPACE/NAME of each Service, ADDR:PORT of each backend, and so on; each once.
     Name,
 }
 
 /// `lbctl explain`.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(after_help = "\
-Exit code 0 if a connection would be sent to a backend; 1 if the address is no Service's or the
-Service has no endpoints.
+Exit code 0 if a connection would be sent to a backend; 1 if the address is no Service's, the
+Service has no endpoints here, or the client may not connect.
 
 Examples:
   lbctl explain 10.96.0.10:80
   lbctl explain 10.96.0.10:53/udp
+  lbctl explain 192.0.2.1:30080            a NodePort
+  lbctl explain 203.0.113.1:80 --from 10.0.0.7
+  lbctl explain 10.96.0.10:80 --pid 1234   for this process: where does it stay?
   lbctl explain '[fd00::a]:80' -o json")]
 pub struct Explain {
     /// ADDR:PORT, ADDR:PORT/tcp or ADDR:PORT/udp; IPv6 as `[ADDR]:PORT`. TCP if nothing is said.
     #[arg(value_name = "ADDR:PORT")]
     pub destination: Destination,
+    /// Who connects: a client with this address. Without a client, all that clients may get is shown.
+    #[arg(long, value_name = "ADDR")]
+    pub from: Option<IpAddr>,
+    /// Who connects: the network namespace with this cookie, as `get affinity` shows it.
+    #[arg(long, value_name = "COOKIE", conflicts_with = "from")]
+    pub netns: Option<NonZeroU64>,
+    /// Who connects: this process.
+    #[arg(long, value_name = "PID", conflicts_with_all = ["from", "netns"])]
+    pub pid: Option<u32>,
     /// In which form.
     #[arg(short, long, value_name = "FORM")]
     pub output: Option<Output>,
@@ -169,6 +192,8 @@ mod tests {
             "lbctl explain",
             "lbctl explain default/web",
             "lbctl explain 10.0.0.1",
+            "lbctl explain 10.0.0.1:80 --from 10.0.0.2 --pid 1",
+            "lbctl explain 10.0.0.1:80 --netns 0",
             "lbctl status -o wide",
         ] {
             let error = Cli::try_parse_from(words.split(' ')).unwrap_err();

@@ -1,40 +1,67 @@
 //! `lbctl explain`: the datapath's own lookup, asked for every outcome it can have.
 
 mod lookup;
+mod text;
 
-use std::{
-    borrow::Cow,
-    io::{self, Write},
-};
+use std::{borrow::Cow, io::Write, net::IpAddr};
 
 use lb_common::{
     Flow, Tables, Verdict,
-    abi::{Peer, Service},
+    abi::{Backend, Peer},
 };
 use serde::Serialize;
 
-use self::lookup::{Candidate, Outcome, outcome};
+use self::lookup::{Candidate, Outcome, Who, outcome, peer_of};
 use super::{
     cli::{Explain, Output},
-    failure::{Answer, Failure},
+    failure::{self, Answer, Failure},
     json,
-    table::Table,
 };
 use crate::{
     dump::{self, API_VERSION, Entry},
-    maps::KeyText,
-    maps::Snapshot,
+    maps::{self, KeyText, Pinned, Snapshot},
+    sockets,
 };
 
 pub(super) fn run(
     explain: &Explain,
+    maps: &Pinned,
+    snapshot: &Snapshot,
+    out: &mut dyn Write,
+) -> Result<Answer, Failure> {
+    answer(explain, who(explain, maps)?, maps::now(), maps, snapshot, out)
+}
+
+/// The client that is asked about.
+fn who(explain: &Explain, maps: &Pinned) -> Result<Who, Failure> {
+    if let Some(pid) = explain.pid {
+        let netns = sockets::cookie_of_process(pid).map_err(|error| {
+            failure::kernel(&format!("--pid {pid}: cannot enter its network namespace"), &error)
+        })?;
+        return Ok(Who { netns, address: None });
+    }
+    if let Some(netns) = explain.netns {
+        return Ok(Who { netns: netns.get(), address: None });
+    }
+    let Some(address) = explain.from.map(|ip| ip.to_canonical()) else { return Ok(Who::default()) };
+    // Its affinity is its network namespace's.
+    let clients = maps.clients().map_err(|error| failure::map("clients", &error))?;
+    let is_from = |ips: [IpAddr; 2]| ips.contains(&address);
+    let found = clients.into_iter().find(|(_, to)| is_from([to.v4.ip(), to.v6.ip()]));
+    Ok(Who { netns: found.map_or(0, |(netns, _)| netns), address: Some(address) })
+}
+
+fn answer(
+    explain: &Explain,
+    who: Who,
+    now: u64,
     tables: &impl Tables,
     snapshot: &Snapshot,
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
     let flow = explain.destination.0;
-    let explanation =
-        Explanation::new(flow, &outcome(tables, &flow, snapshot.max_backends), snapshot);
+    let outcome = outcome(tables, &flow, who, now, snapshot.max_backends);
+    let explanation = Explanation::new(flow, who, now, &outcome, snapshot);
     match explain.output {
         Some(Output::Json) => json(out, &explanation)?,
         None => explanation.write(out)?,
@@ -46,6 +73,14 @@ pub(super) fn run(
 const FORWARD: &str = "forward";
 /// It fails with ECONNREFUSED: no endpoints.
 const REFUSE: &str = "refuse";
+/// It fails with EHOSTUNREACH: there are endpoints, but none for clients here.
+const UNREACHABLE: &str = "unreachable";
+/// It fails with EACCES: the client's address is in no source range.
+const DENIED: &str = "denied";
+/// It fails with EACCES: there are source ranges, and nobody knows the client's address.
+const UNKNOWN_CLIENT: &str = "unknownClient";
+/// It fails with ECONNREFUSED: the cluster IP has no such port.
+const UNKNOWN_PORT: &str = "unknownPort";
 /// It goes where it was meant to go: no Service.
 const MISS: &str = "miss";
 /// It fails with ECONNREFUSED: the entry and its records do not belong together.
@@ -59,17 +94,22 @@ struct Explanation<'a> {
     kind: &'static str,
     destination: String,
     protocol: Cow<'static, str>,
-    /// `forward`, `refuse`, `miss` or `damaged`.
+    /// One of the constants above.
     verdict: &'static str,
     /// The entry that was hit; null on a miss.
     service: Option<Hit<'a>>,
     /// What a connection may get; empty unless the verdict is `forward` or `damaged`.
     candidates: Vec<Choice>,
-    /// On a miss: what else there is at this address.
+    /// On a miss, and if the port is unknown: what else there is at this address.
     nearby: Vec<Nearby<'a>>,
+    /// The client that was asked about; null: any that may connect.
+    client: Option<Client>,
+    /// Where the client stays; null if nowhere, or if no client was asked about.
+    bound: Option<Bound>,
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Hit<'a> {
     namespace: &'a str,
     name: &'a str,
@@ -78,6 +118,33 @@ struct Hit<'a> {
     block: u32,
     count: u32,
     generation: u32,
+    /// The entry: an address, or a NodePort.
+    frontend: String,
+    /// See [`dump::scope`].
+    scope: &'static str,
+    /// Only sockets of the host's network namespace find it.
+    host_only: bool,
+    affinity_seconds: u32,
+    /// The clients that may connect; null: any.
+    source_ranges: Option<Vec<String>>,
+    /// Backends with which flows of UDP that are there already may stay.
+    kept: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Client {
+    /// Cookie of its network namespace; null if not known.
+    netns: Option<u64>,
+    /// Null if not known.
+    address: Option<IpAddr>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Bound {
+    address: String,
+    /// Since its last connection.
+    age_seconds: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -100,79 +167,47 @@ struct Nearby<'a> {
 }
 
 impl<'a> Explanation<'a> {
-    fn new(flow: Flow, outcome: &Outcome, snapshot: &'a Snapshot) -> Self {
-        let (verdict, service, candidates, nearby) = match outcome {
-            Outcome::Miss => (MISS, None, Vec::new(), nearby(&flow.peer, snapshot)),
-            Outcome::Hit(service, candidates) => {
-                let verdict = verdict(candidates);
-                let choices = candidates.iter().map(Choice::from).collect();
-                let shown = if verdict == REFUSE { Vec::new() } else { choices };
-                (verdict, Some(Hit::new(service, snapshot)), shown, Vec::new())
-            }
-        };
-        Self {
+    fn new(flow: Flow, who: Who, now: u64, outcome: &Outcome, snapshot: &'a Snapshot) -> Self {
+        let mut explanation = Self {
             api_version: API_VERSION,
             kind: "Explanation",
             destination: flow.peer.to_string(),
             protocol: dump::protocol(flow.protocol),
-            verdict,
-            service,
-            candidates,
-            nearby,
-        }
-    }
-
-    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let asked = format!("{}/{}", self.destination, self.protocol.to_ascii_lowercase());
-        let Some(hit) = &self.service else {
-            writeln!(out, "{asked} is no Service's: connect() goes there untouched")?;
-            return self.write_nearby(out);
+            verdict: MISS,
+            service: None,
+            candidates: Vec::new(),
+            nearby: Vec::new(),
+            client: (who != Who::default()).then(|| Client {
+                netns: (who.netns != 0).then_some(who.netns),
+                address: who.address,
+            }),
+            bound: None,
         };
-        writeln!(
-            out,
-            "{asked} is {} (id {}, block {}, generation {})",
-            full_name([hit.namespace, hit.name, hit.port]),
-            hit.id,
-            hit.block,
-            hit.generation
-        )?;
-        match (self.verdict, self.candidates.len()) {
-            (REFUSE, _) => {
-                return writeln!(out, "it has no endpoints: connect() fails with ECONNREFUSED");
+        match outcome {
+            Outcome::Miss => explanation.nearby = nearby(&flow.peer, snapshot),
+            Outcome::UnknownPort => {
+                explanation.verdict = UNKNOWN_PORT;
+                explanation.nearby = nearby(&flow.peer, snapshot);
             }
-            (DAMAGED, _) => writeln!(
-                out,
-                "its records are not its own: connect() fails with ECONNREFUSED until lb-agent, at \
-                 its next start, repairs the maps"
-            )?,
-            (_, 1) => writeln!(out, "connect() goes to its only backend:")?,
-            (_, count) => writeln!(out, "connect() goes to one of {count} backends:")?,
-        }
-        writeln!(out)?;
-        let mut table = Table::new(&["BACKEND", "INDEX", "PROBABILITY"]);
-        for Choice { address, index, probability } in &self.candidates {
-            let address = address.clone().unwrap_or_else(|| "<damaged>".to_owned());
-            let probability = format!("{:.1}%", probability * 100.0);
-            table.push(vec![address, index.to_string(), probability]);
-        }
-        table.write(out, true)
-    }
-
-    fn write_nearby(&self, out: &mut dyn Write) -> io::Result<()> {
-        for (relation, title) in [
-            ("frontend", "\nthe address is a Service's on other ports:"),
-            ("backend", "\nit is a backend:"),
-        ] {
-            let mut titles = Some(title);
-            for near in self.nearby.iter().filter(|near| near.relation == relation) {
-                if let Some(title) = titles.take() {
-                    writeln!(out, "{title}")?;
-                }
-                let name = full_name([near.namespace, near.name, near.port]);
-                writeln!(out, "  {} {name}", near.frontend)?;
+            Outcome::Hit(hit) => {
+                explanation.verdict = verdict(&hit.candidates);
+                let is_bound = |candidate: &&Candidate| {
+                    hit.bound.is_some_and(|bond| peer_of(candidate.verdict) == Some(bond.backend))
+                };
+                let choices = hit.candidates.iter().map(Choice::from);
+                explanation.candidates = match hit.candidates.iter().find(is_bound) {
+                    Some(candidate) => vec![Choice { probability: 1.0, ..candidate.into() }],
+                    None if matches!(explanation.verdict, FORWARD | DAMAGED) => choices.collect(),
+                    None => Vec::new(),
+                };
+                explanation.bound = hit.bound.map(|bond| Bound {
+                    address: bond.backend.to_string(),
+                    age_seconds: now.saturating_sub(bond.used) / 1_000_000_000,
+                });
+                explanation.service = Some(Hit::new(hit, snapshot));
             }
         }
-        Ok(())
+        explanation
     }
 }
 
@@ -182,6 +217,12 @@ fn verdict(candidates: &[Candidate]) -> &'static str {
         FORWARD
     } else if any(|verdict| *verdict == Verdict::Unstable) {
         DAMAGED
+    } else if any(|verdict| matches!(verdict, Verdict::Denied(_))) {
+        DENIED
+    } else if any(|verdict| matches!(verdict, Verdict::UnknownClient(_))) {
+        UNKNOWN_CLIENT
+    } else if any(|verdict| matches!(verdict, Verdict::Unreachable(_))) {
+        UNREACHABLE
     } else {
         REFUSE
     }
@@ -189,19 +230,34 @@ fn verdict(candidates: &[Candidate]) -> &'static str {
 
 impl From<&Candidate> for Choice {
     fn from(candidate: &Candidate) -> Self {
-        let address = match &candidate.verdict {
-            Verdict::Forward(backend) => Some(backend.peer.to_string()),
-            _ => None,
-        };
+        let address = peer_of(candidate.verdict).map(|peer| peer.to_string());
         Self { address, index: candidate.index, probability: candidate.probability }
     }
 }
 
 impl<'a> Hit<'a> {
-    fn new(service: &Service, snapshot: &'a Snapshot) -> Self {
-        let Service { block, count, kept: _, generation, id } = *service;
-        let [namespace, name, port] = dump::names(snapshot.names.get(&id));
-        Self { namespace, name, port, id, block, count, generation }
+    fn new(hit: &lookup::Hit, snapshot: &'a Snapshot) -> Self {
+        let (key, service) = (&hit.key, &hit.service);
+        let [namespace, name, port] = dump::names(snapshot.names.get(&service.id));
+        let asks = hit.record.filter(|record| record.flags & Backend::SOURCES != 0);
+        let ranges = || dump::sources(snapshot, service.id);
+        let entries = dump::entries(snapshot);
+        let kept = entries.iter().find(|entry| entry.key == key).map(Entry::kept);
+        Self {
+            namespace,
+            name,
+            port,
+            id: service.id,
+            block: service.block,
+            count: service.count,
+            generation: service.generation,
+            frontend: KeyText(key).to_string(),
+            scope: dump::scope(key),
+            host_only: hit.host_only,
+            affinity_seconds: hit.record.map_or(0, |record| record.affinity),
+            source_ranges: asks.map(|_| ranges().iter().map(ToString::to_string).collect()),
+            kept: kept.unwrap_or_default().iter().map(ToString::to_string).collect(),
+        }
     }
 }
 
@@ -234,8 +290,10 @@ fn nearby<'a>(peer: &Peer, snapshot: &'a Snapshot) -> Vec<Nearby<'a>> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use clap::Parser as _;
-    use lb_common::abi::ServiceKey;
+    use lb_common::abi::{Address, AffinityKey, Bond, Service, ServiceKey};
     use serde_json::{Value, json};
 
     use super::*;
@@ -253,7 +311,9 @@ mod tests {
             unreachable!()
         };
         let mut out = Vec::new();
-        let answer = run(&explain, memory, &memory.snapshot(), &mut out).unwrap();
+        let who = Who { netns: explain.netns.map_or(0, NonZeroU64::get), address: explain.from };
+        let now = 30_000_000_000;
+        let answer = answer(&explain, who, now, memory, &memory.snapshot(), &mut out).unwrap();
         (answer, String::from_utf8(out).unwrap())
     }
 
@@ -329,9 +389,11 @@ BACKEND          INDEX   PROBABILITY
                 "service": {
                     "namespace": "default", "name": "db", "port": "",
                     "id": 1, "block": 6, "count": 1, "generation": 106,
+                    "frontend": "10.96.0.9:5432/tcp", "scope": "any", "hostOnly": false,
+                    "affinitySeconds": 0, "sourceRanges": null, "kept": [],
                 },
                 "candidates": [{ "address": "10.0.0.1:5432", "index": 6, "probability": 1.0 }],
-                "nearby": [],
+                "nearby": [], "client": null, "bound": null,
             })
         );
         assert_eq!(
@@ -344,6 +406,7 @@ BACKEND          INDEX   PROBABILITY
                     "relation": "frontend", "namespace": "default", "name": "db", "port": "",
                     "frontend": "10.96.0.9:5432/tcp",
                 }],
+                "client": null, "bound": null,
             })
         );
     }
@@ -359,5 +422,138 @@ BACKEND          INDEX   PROBABILITY
         assert!(out.starts_with("10.96.0.9:5432/tcp is <unknown> (id 77, block 60,"), "{out}");
         assert!(out.contains("its records are not its own"), "{out}");
         assert_eq!(out.lines().count(), 3 + 1 + 64, "no more than there are records");
+    }
+
+    fn explain_rich(words: &str) -> (Answer, String) {
+        explain_in(&sample::rich(), words)
+    }
+
+    #[test]
+    fn node_ports_and_traffic_policies() {
+        let (answer, out) = explain_rich("192.0.2.1:30080");
+        assert_eq!(
+            out,
+            "\
+192.0.2.1:30080/tcp is shop/cart (id 5, block 4, generation 104)
+it is the NodePort node4:30080/tcp, on this node
+connect() goes to its only backend:
+
+BACKEND        INDEX   PROBABILITY
+10.0.1.1:80    4       100.0%
+"
+            .replace("10.0.1.1:80    4", "10.0.1.1:80   4")
+            .replace("BACKEND        INDEX", "BACKEND       INDEX")
+        );
+        assert_eq!(answer, Answer::Yes);
+        let (_, out) = explain_rich("192.0.2.9:30080");
+        assert!(out.contains("of that node's own endpoints"), "{out}");
+        let (_, out) = explain_rich("127.0.0.1:30080");
+        assert!(out.contains("only processes of the host's network namespace"), "{out}");
+        let (_, out) = explain_rich("127.0.0.1:30080 --netns 77");
+        assert!(out.contains("only backend"), "{out}");
+        let (_, out) = explain_rich("127.0.0.1:30080 --netns 78");
+        assert!(out.contains("is no Service's"), "{out}");
+
+        let mut memory = sample::rich();
+        let addr = sample::peer("192.0.2.8:0").addr;
+        let known = maps::Known { flags: Address::OTHER_NODE, netns: 0 };
+        memory.apply(&Op::PutAddress { addr, known }).unwrap();
+        let (answer, out) = explain_in(&memory, "192.0.2.8:30080");
+        assert!(out.contains("nodes4:30080/tcp, on another node\nit has endpoints, but"), "{out}");
+        assert!(out.ends_with("EHOSTUNREACH\n"), "{out}");
+        assert_eq!(answer, Answer::No);
+    }
+
+    #[test]
+    fn a_port_that_the_cluster_ip_lacks() {
+        let (answer, out) = explain_rich("10.96.0.21:81");
+        assert_eq!(
+            out,
+            "10.96.0.21:81/tcp is a port that this cluster IP does not have: connect() fails with \
+             ECONNREFUSED\n\nthe address is a Service's on other ports:\n  \
+             10.96.0.21:80/tcp shop/cart\n"
+        );
+        assert_eq!(answer, Answer::No);
+    }
+
+    #[test]
+    fn source_ranges_for_anybody_and_for_one() {
+        let (answer, out) = explain_rich("10.96.0.21:80");
+        assert!(out.contains("only clients in 10.0.0.0/8, 2001:db8::/32 may connect, others"));
+        assert_eq!(answer, Answer::Yes);
+        for (who, answer, word) in [
+            ("--from 10.9.9.9", Answer::Yes, "only backend"),
+            ("--from 11.0.0.1", Answer::No, "this client is not one of them: EACCES"),
+            ("--netns 4", Answer::No, "this client's address is not known"),
+        ] {
+            let explained = explain_rich(&format!("10.96.0.21:80 {who}"));
+            assert!(explained.0 == answer && explained.1.contains(word), "{who}: {explained:?}");
+        }
+        let value: Value =
+            serde_json::from_str(&explain_rich("10.96.0.21:80 --from 11.0.0.1 -o json").1).unwrap();
+        assert_eq!((&value["verdict"], &value["candidates"]), (&json!("denied"), &json!([])));
+        assert_eq!(value["client"], json!({ "netns": null, "address": "11.0.0.1" }));
+        assert_eq!(value["service"]["sourceRanges"], json!(["10.0.0.0/8", "2001:db8::/32"]));
+    }
+
+    /// The maps, in which a client is bound.
+    struct Sticky(Memory, Bond);
+
+    impl Tables for Sticky {
+        fn service(&self, key: &ServiceKey) -> Option<Service> {
+            Tables::service(&self.0, key)
+        }
+        fn backend(&self, index: u32) -> Option<Backend> {
+            self.0.backend(index)
+        }
+        fn address(&self, addr: &lb_common::Addr) -> Option<Address> {
+            self.0.address(addr)
+        }
+        fn client(&self, netns: u64) -> Option<lb_common::abi::Client> {
+            self.0.client(netns)
+        }
+        fn allows(&self, client: &lb_common::abi::SourceKey) -> bool {
+            self.0.allows(client)
+        }
+        fn bond(&self, key: &AffinityKey) -> Bond {
+            assert_eq!((key.service, key.family), (0, 4));
+            if key.netns == 4711 { self.1 } else { Bond::NONE }
+        }
+    }
+
+    #[test]
+    fn a_client_stays_where_it_is_bound_for_as_long_as_that_lasts() {
+        let mut memory = sample::memory();
+        let records = ["10.0.0.10:8080", "10.0.0.9:8080"]
+            .map(|addr| Backend { affinity: 30, ..Backend::forward(sample::peer(addr)) })
+            .map(|record| record.stamped(102, 0));
+        let mut sorted = records.to_vec();
+        sorted.sort_by_key(|record| record.peer.order());
+        memory.apply(&Op::WriteBlock { block: 2, records: sorted }).unwrap();
+        let explain = |used: u64, backend: &str, who: &str| {
+            let bond = Bond { used, backend: sample::peer(backend), reserved: [0; 6] };
+            let words = format!("lbctl explain 10.96.0.10:80{who}");
+            let Command::Explain(explain) = Cli::parse_from(words.split(' ')).command else {
+                unreachable!()
+            };
+            let mut out = Vec::new();
+            let who = Who { netns: explain.netns.map_or(0, NonZeroU64::get), address: None };
+            let (tables, now) = (Sticky(memory.clone(), bond), 100_000_000_000);
+            answer(&explain, who, now, &tables, &memory.snapshot(), &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let stays = "a client stays for 30 s with the backend it got";
+        let anybody = explain(90_000_000_000, "10.0.0.10:8080", "");
+        assert!(anybody.contains("one of 2 backends") && anybody.contains(&format!("{stays}\n")));
+        for backend in ["10.0.0.10:8080", "10.0.0.9:8080"] {
+            let out = explain(90_000_000_000, backend, " --netns 4711");
+            let there = format!("{stays}; this one with {backend}, which it used 10 s ago\n");
+            assert!(out.contains(&there) && out.contains("100.0%"), "{out}");
+        }
+        let over = explain(60_000_000_000, "10.0.0.10:8080", " --netns 4711");
+        assert!(over.contains(&format!("{stays}; this one is free\n")), "{over}");
+        let gone = explain(90_000_000_000, "10.0.0.7:8080", " --netns 4711");
+        assert!(gone.contains("one of 2 backends"), "{gone}");
+        assert!(explain(90_000_000_000, "10.0.0.9:8080", " --netns 5").contains("is free"));
     }
 }

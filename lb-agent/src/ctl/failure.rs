@@ -86,6 +86,15 @@ pub(super) fn open(error: &OpenError) -> Failure {
     }
 }
 
+/// A map cannot be read.
+pub(super) fn map(name: &str, error: &MapError) -> Failure {
+    let what = format!("cannot read the map {name}");
+    match error {
+        MapError::SyscallError(SyscallError { io_error, .. }) => kernel(&what, io_error),
+        other => Failure::Unreachable(format!("{what}: {other}")),
+    }
+}
+
 pub(super) fn unreadable(pins: &Pins, error: &MapError) -> Failure {
     let what = format!("cannot read the maps below {}", pins.root().display());
     match error {

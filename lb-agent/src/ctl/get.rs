@@ -1,6 +1,7 @@
 //! `lbctl get`: the frontends or the backends, all or those asked for.
 
 mod near;
+mod others;
 
 use std::{
     collections::BTreeSet,
@@ -8,6 +9,7 @@ use std::{
 };
 
 use self::near::not_found;
+pub(super) use self::others::{Others, counters};
 use super::{
     cli::{Get, GetOutput, What},
     failure::{Answer, Failure},
@@ -16,7 +18,7 @@ use super::{
     target::{ServiceName, Target},
 };
 use crate::{
-    dump::{self, BackendItem, Entry, List, ServiceItem},
+    dump::{self, BackendItem, Entry, Fate, List, ServiceItem},
     maps::KeyText,
     maps::Snapshot,
 };
@@ -37,7 +39,13 @@ impl Get {
                 )));
             }
         }
-        Ok(())
+        let alone = match self.what {
+            What::Services | What::Backends | What::Affinity => None,
+            What::Addresses => self.namespace.is_some().then_some("addresses are in no namespace"),
+            What::Counters => (self.namespace.is_some() || !self.targets.is_empty())
+                .then_some("counters are of the whole node"),
+        };
+        alone.map_or(Ok(()), |why| Err(Failure::Usage(why.to_owned())))
     }
 
     fn is_wanted(&self, wanted: impl Fn(&Target) -> bool) -> bool {
@@ -48,6 +56,7 @@ impl Get {
 pub(super) fn run(
     get: &Get,
     snapshot: &Snapshot,
+    others: &Others,
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> Result<Answer, Failure> {
@@ -68,6 +77,9 @@ pub(super) fn run(
             backends(get, &list, out)?;
             list.items.is_empty()
         }
+        What::Addresses | What::Affinity | What::Counters => {
+            return others.run(get, snapshot, out, notes);
+        }
     };
     // The rows come before the remarks about them.
     out.flush()?;
@@ -87,11 +99,11 @@ pub(super) fn run(
 /// Whether the target is there at all, though perhaps without backends.
 fn is_known(get: &Get, entries: &[Entry<'_>], target: &Target) -> bool {
     entries.iter().any(|entry| match get.what {
-        What::Services => target.is_frontend(entry),
         What::Backends => {
             target.is_frontend(entry)
-                || entry.backends().iter().any(|peer| target.is_backend(entry, *peer))
+                || entry.forwarding().any(|(_, record, _)| target.is_backend(entry, record.peer))
         }
+        _ => target.is_frontend(entry),
     })
 }
 
@@ -109,19 +121,29 @@ fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result
     let wide = get.output == Some(GetOutput::Wide);
     let mut titles = vec!["NAMESPACE", "NAME", "PORT", "FRONTEND", "BACKENDS"];
     if wide {
-        titles.extend(["ID", "BLOCK", "GENERATION", "ADDRESSES"]);
+        titles.extend(["ID", "BLOCK", "GENERATION", "AFFINITY", "SOURCES", "ADDRESSES", "KEPT"]);
     }
     let mut table = Table::new(&titles);
     for entry in entries {
-        let ServiceItem { namespace, name, port, id, block, generation, backends, .. } =
-            ServiceItem::from(entry);
-        let count =
-            if entry.is_damaged() { "<damaged>".to_owned() } else { backends.len().to_string() };
+        let item = ServiceItem::from(entry);
+        let ServiceItem { namespace, name, port, id, block, generation, backends, .. } = item;
+        let count = match item.fate {
+            Fate::Damaged | Fate::Unreachable => format!("<{}>", item.fate),
+            Fate::Forward | Fate::Refuse => backends.len().to_string(),
+        };
         let mut row = names(entry.port.is_some(), [namespace, name, port]);
         row.extend([KeyText(entry.key).to_string(), count]);
         if wide {
-            let addresses = or_none(&backends.join(","));
-            row.extend([id.to_string(), block.to_string(), generation.to_string(), addresses]);
+            let affinity = match item.affinity_seconds {
+                0 => String::new(),
+                seconds => format!("{seconds}s"),
+            };
+            let sources = item.source_ranges.unwrap_or_default().join(",");
+            row.extend([id, block, generation].map(|number| number.to_string()));
+            row.extend(
+                [affinity, sources, backends.join(","), item.kept.join(",")]
+                    .map(|text| or_none(&text)),
+            );
         }
         table.push(row);
     }
@@ -137,7 +159,7 @@ fn backends(get: &Get, list: &List<BackendItem<'_>>, out: &mut dyn Write) -> io:
         Some(GetOutput::Wide) | None => {}
     }
     let wide = get.output == Some(GetOutput::Wide);
-    let mut titles = vec!["NAMESPACE", "NAME", "PORT", "BACKEND"];
+    let mut titles = vec!["NAMESPACE", "NAME", "PORT", "BACKEND", "FLOWS"];
     if wide {
         titles.extend(["ID", "INDEX", "FRONTENDS"]);
     }
@@ -146,6 +168,7 @@ fn backends(get: &Get, list: &List<BackendItem<'_>>, out: &mut dyn Write) -> io:
         let known = !item.name.is_empty();
         let mut row = names(known, [item.namespace, item.name, item.port]);
         row.push(format!("{}/{}", item.address, item.protocol.to_ascii_lowercase()));
+        row.push(if item.kept { "old" } else { "all" }.to_owned());
         if wide {
             row.extend([item.id.to_string(), item.index.to_string(), item.frontends.join(",")]);
         }
@@ -208,7 +231,8 @@ mod tests {
             unreachable!()
         };
         let (mut out, mut notes) = (Vec::new(), Vec::new());
-        let answer = run(&get, &memory.snapshot(), &mut out, &mut notes).unwrap();
+        let snapshot = memory.snapshot();
+        let answer = run(&get, &snapshot, &others::sample(), &mut out, &mut notes).unwrap();
         (answer, String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap())
     }
 
@@ -239,13 +263,16 @@ kube-system   kube-dns   dns      10.96.0.2:53/udp     0
         assert_eq!(
             out,
             "\
-NAMESPACE     NAME       PORT   FRONTEND            BACKENDS   ID   BLOCK   GENERATION   ADDRESSES
-default       web        http   10.96.0.10:80/tcp   2          0    2       102          10.0.0.9:8080,10.0.0.10:8080
-kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109          <none>
+NAMESPACE     NAME       PORT   FRONTEND            BACKENDS   ID   BLOCK   GENERATION   AFFINITY   SOURCES   ADDRESSES                      KEPT
+default       web        http   10.96.0.10:80/tcp   2          0    2       102          <none>     <none>    10.0.0.9:8080,10.0.0.10:8080   <none>
+kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109          <none>     <none>    <none>                         <none>
 "
         );
         let (_, out, _) = get("backends db -o wide --no-headers");
-        assert_eq!(out, "default   db   <none>   10.0.0.1:5432/tcp   1   6   10.96.0.9:5432\n");
+        assert_eq!(
+            out,
+            "default   db   <none>   10.0.0.1:5432/tcp   all   1   6   10.96.0.9:5432\n"
+        );
     }
 
     #[test]
@@ -255,6 +282,35 @@ kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109 
         assert_eq!(backends("192.0.2.7:80"), "10.0.0.9:8080\n10.0.0.10:8080\n");
         assert_eq!(backends("10.0.0.9"), "10.0.0.9:8080\n");
         assert_eq!(backends("::ffff:10.0.0.9"), "10.0.0.9:8080\n");
+    }
+
+    #[test]
+    fn what_is_rare_is_told() {
+        let rich = |words: &str| get_from(&sample::rich(), words).1;
+        assert_eq!(
+            rich("services cart"),
+            "\
+NAMESPACE   NAME   PORT     FRONTEND                   BACKENDS
+shop        cart   <none>   node4:30080/tcp            1
+shop        cart   <none>   nodes4:30080/tcp           <unreachable>
+shop        cart   <none>   10.96.0.21:80/tcp          1
+shop        cart   <none>   node 192.0.2.9:30080/tcp   1
+"
+        );
+        assert_eq!(
+            rich("services game --no-headers -o wide"),
+            "default   game   <none>   10.96.0.20:53/udp   1   4   0   100   30s   <none>   \
+             10.0.0.1:53   10.0.0.2:53,10.0.0.3:53\n"
+        );
+        assert_eq!(
+            rich("backends game 10.0.0.2"),
+            "\
+NAMESPACE   NAME   PORT     BACKEND           FLOWS
+default     game   <none>   10.0.0.1:53/udp   all
+default     game   <none>   10.0.0.2:53/udp   old
+default     game   <none>   10.0.0.3:53/udp   old
+"
+        );
     }
 
     #[test]
@@ -320,6 +376,10 @@ kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109 
         };
         assert_eq!(check("lbctl get svc a/web -n a"), Ok(()));
         assert_eq!(check("lbctl get svc a/web -n b"), Err(2));
+        assert_eq!(check("lbctl get affinity web -n a"), Ok(()));
+        for words in ["addresses -n a", "counters -n a", "counters web"] {
+            assert_eq!(check(&format!("lbctl get {words}")), Err(2), "{words}");
+        }
     }
 
     #[test]

@@ -29,14 +29,17 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Answ
     let maps = open::maps(&pins)?;
     let snapshot = maps.snapshot().map_err(|error| failure::unreadable(&pins, &error))?;
     match &cli.command {
-        Command::Get(get) => get::run(get, &snapshot, out, notes),
+        Command::Get(get) => {
+            let others = get::Others::read(get.what, &maps, &pins)?;
+            get::run(get, &snapshot, &others, out, notes)
+        }
         Command::Explain(explain) => {
             if !status::is_attached(&pins)? {
                 writeln!(notes, "note: nothing is translated now, see `lbctl status`")?;
             }
             explain::run(explain, &maps, &snapshot, out)
         }
-        Command::Status(status) => status::run(*status, &pins, &snapshot, out),
+        Command::Status(status) => status::run(*status, &pins, &maps, &snapshot, out),
     }
 }
 

@@ -1,30 +1,36 @@
 //! `lbctl status`: what is attached where, how full the maps are, whether an agent runs.
 
 mod agent;
+mod others;
 mod programs;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use lb_common::abi::{BACKENDS, LAYOUT, NAMES, SERVICES, SOCKETS};
+use aya::maps::{MapError, MapInfo};
+use lb_common::abi::{
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, LAYOUT, NAMES, SERVICES, SOCKETS, SOURCES,
+};
 use serde::Serialize;
 
 use self::{
     agent::Agent,
+    others::Other,
     programs::{Attachment, State},
 };
 use super::{
     cli::{self, Output},
     failure::{self, Answer, Failure},
+    get::counters,
     json,
-    table::{NONE, Table},
+    table::{NONE, Table, or_none},
 };
 use crate::{
     dump::API_VERSION,
-    maps::{Snapshot, max_names},
+    maps::{Pinned, Snapshot, max_names},
     pins::Pins,
 };
 
@@ -49,6 +55,12 @@ struct Status {
     agent: Agent,
     programs: Vec<Attachment>,
     maps: Vec<Fill>,
+    /// Programs of others at the same hooks.
+    others: Vec<Other>,
+    /// Links of a move to another cgroup that was interrupted.
+    interrupted: Vec<String>,
+    /// How often something failed, by name; without those that did not.
+    counters: BTreeMap<&'static str, u64>,
 }
 
 /// How full a map is, in entries.
@@ -77,13 +89,24 @@ pub(super) fn is_attached(pins: &Pins) -> Result<bool, Failure> {
 pub(super) fn run(
     status: cli::Status,
     pins: &Pins,
+    maps: &Pinned,
     snapshot: &Snapshot,
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
     let what = || format!("cannot read {}", pins.root().display());
     let agent = agent::find(pins).map_err(|error| failure::kernel(&what(), &error))?;
     let live_maps = pins.maps().map_err(|error| failure::kernel(&what(), &error))?;
+    let programs = programs::find(pins)?;
+    let counters = counters(pins)?.into_iter().filter(|(_, count)| *count > 0);
+    let mut fills = fills(snapshot);
+    if let Some(dir) = &live_maps {
+        fills.extend(more_fills(dir, maps, snapshot).map_err(|e| failure::unreadable(pins, &e))?);
+    }
     let mut found = Status {
+        others: others::find(&programs)
+            .map_err(|error| failure::kernel("cannot ask the cgroup for its programs", &error))?,
+        interrupted: pins.interrupted_links().map_err(|e| failure::kernel(&what(), &e))?,
+        counters: counters.map(|(counter, count)| (counter.name(), count)).collect(),
         api_version: API_VERSION,
         kind: "Status",
         healthy: true,
@@ -92,8 +115,8 @@ pub(super) fn run(
         pins: pins.root().to_owned(),
         live_maps,
         agent,
-        programs: programs::find(pins)?,
-        maps: fills(snapshot),
+        programs,
+        maps: fills,
     };
     found.problems = found.problems(pins.sockets().exists());
     found.healthy = found.problems.is_empty();
@@ -115,6 +138,30 @@ fn fills(snapshot: &Snapshot) -> Vec<Fill> {
         // There are never more service ports than frontends.
         Fill { name: NAMES, used: snapshot.names.len(), size: max_names(snapshot.max_services) },
     ]
+}
+
+/// Those that are no part of what the agent plans, or have a size of their own.
+fn more_fills(dir: &Path, maps: &Pinned, snapshot: &Snapshot) -> Result<Vec<Fill>, MapError> {
+    let used = [
+        (ADDRESSES, snapshot.addresses.len()),
+        (SOURCES, snapshot.sources.len()),
+        (CLIENTS, maps.clients()?.len()),
+        (AFFINITY, maps.bonds().count()),
+    ];
+    let fill = |(name, used)| {
+        Ok(Fill { name, used, size: MapInfo::from_pin(dir.join(name))?.max_entries() })
+    };
+    used.into_iter().map(fill).collect()
+}
+
+/// The flag of `lb-agent` that makes a map larger; none if it has one size.
+fn flag(map: &str) -> Option<&'static str> {
+    match map {
+        BACKENDS => Some("--max-backends"),
+        AFFINITY => Some("--max-affinity"),
+        CLIENTS => None,
+        _ => Some("--max-services"),
+    }
 }
 
 impl Status {
@@ -152,11 +199,23 @@ impl Status {
             problems.push(text);
         }
         for fill in self.maps.iter().filter(|fill| fill.ratio() > FULL) {
-            let flag = if fill.name == BACKENDS { "--max-backends" } else { "--max-services" };
+            let remedy = flag(fill.name).map_or_else(String::new, |flag| {
+                format!(": restart lb-agent with a larger {flag}")
+            });
+            let (name, ratio) = (fill.name, percent(fill.ratio()));
+            problems.push(format!("the map {name} is {ratio} full{remedy}"));
+        }
+        for other in self.others.iter().filter(|other| other.is_socklb()) {
+            let Other { hook, name, program_id } = other;
             problems.push(format!(
-                "the map {} is {} full: restart lb-agent with a larger {flag}",
-                fill.name,
-                percent(fill.ratio())
+                "another program on {hook}: {name} id {program_id}; a socklb of another bpf file \
+                 system translates here too: end it with its `lb-agent --bpffs DIR --cleanup`"
+            ));
+        }
+        if !self.interrupted.is_empty() {
+            problems.push(format!(
+                "a move to another cgroup was interrupted: {}; restart lb-agent",
+                self.interrupted.join(", ")
             ));
         }
         problems
@@ -197,7 +256,24 @@ impl Status {
                 ratio,
             ]);
         }
-        table.write(out, true)
+        table.write(out, true)?;
+
+        if !self.counters.is_empty() {
+            writeln!(out)?;
+            let mut table = Table::new(&["COUNTER", "COUNT"]);
+            for (name, count) in &self.counters {
+                table.push(vec![(*name).to_owned(), count.to_string()]);
+            }
+            table.write(out, true)?;
+        }
+        if !self.others.is_empty() {
+            writeln!(out, "\nother programs at the same hooks:")?;
+            for Other { hook, name, program_id } in &self.others {
+                let name = or_none(name);
+                writeln!(out, "  another program on {hook}: {name} id {program_id}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -235,6 +311,9 @@ mod tests {
             agent,
             programs,
             maps: fills(&sample::memory().snapshot()),
+            others: Vec::new(),
+            interrupted: Vec::new(),
+            counters: BTreeMap::new(),
         };
         status.problems = status.problems(true);
         status.healthy = status.problems.is_empty();
@@ -279,6 +358,10 @@ names      3      32     9.4%
         programs.push(Attachment { state: State::Missing, ..program("getpeername6", 1) });
         let mut status = status(programs, Agent { running: false, pid: None });
         status.maps[1].used = 63;
+        let other = |name: &str| Other { hook: "connect4", name: name.into(), program_id: 9 };
+        status.others = vec![other("connect4"), other("cil_sock4_conne")];
+        status.interrupted = vec!["connect4_new".into()];
+        status.counters.insert("denied", 2);
         let problems = status.problems(false);
         for (problem, word) in problems.iter().zip([
             "no agent is running",
@@ -287,10 +370,17 @@ names      3      32     9.4%
             "different cgroups",
             "sockets",
             "--max-backends",
+            "another program on connect4: connect4 id 9; a socklb of another",
+            "interrupted: connect4_new;",
         ]) {
             assert!(problem.contains(word), "{problem}");
         }
-        assert_eq!(problems.len(), 6);
+        assert_eq!(problems.len(), 8, "that of a stranger is only told");
+        assert!(text(&status).ends_with(
+            "COUNTER   COUNT\ndenied    2\n\nother programs at the same hooks:\n  \
+             another program on connect4: connect4 id 9\n  \
+             another program on connect4: cil_sock4_conne id 9\n"
+        ));
         assert!(text(&status).starts_with("degraded\n  no agent is running"));
     }
 
@@ -312,6 +402,7 @@ names      3      32     9.4%
                     { "name": "backends", "used": 5, "size": 64 },
                     { "name": "names", "used": 3, "size": 32 },
                 ],
+                "others": [], "interrupted": [], "counters": {},
             })
         );
     }

@@ -40,7 +40,7 @@ impl Bonds {
 }
 
 /// Nanoseconds of the clock that the programs use: it does not jump.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }

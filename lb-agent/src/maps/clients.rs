@@ -64,6 +64,11 @@ impl Clients {
         self.addresses.get(&netns, 0).ok().map(must_cast)
     }
 
+    /// The addresses of all network namespaces.
+    pub(super) fn clients(&self) -> Result<BTreeMap<u64, Client>, MapError> {
+        self.addresses.iter().map(|entry| entry.map(|(netns, to)| (netns, must_cast(to)))).collect()
+    }
+
     /// Makes the map say of each network namespace what `wanted` says, and of no other.
     pub(super) fn set_clients(&mut self, wanted: &BTreeMap<u64, Client>) -> Result<(), MapError> {
         let known: Result<BTreeMap<u64, [u8; CLIENT]>, MapError> = self.addresses.iter().collect();

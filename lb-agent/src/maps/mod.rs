@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
 
 pub use self::{
-    bonds::Bonds,
+    bonds::{Bonds, now},
     counters::Counters,
     memory::Memory,
     op::{KeyText, Known, Op},
@@ -131,7 +131,39 @@ fn last_generation(of_records: impl Iterator<Item = u32>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::last_generation;
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::{last_generation, source_key, source_range};
+    use crate::policy::Cidr;
+
+    proptest! {
+        #[test]
+        fn a_range_is_read_as_it_was_written(
+            id: u32,
+            addr in prop_oneof![any::<u32>().prop_map(|bits| IpAddr::V4(bits.into())), any::<u128>().prop_map(|bits| IpAddr::V6(bits.into()))],
+            prefix in 0..=128u8,
+        ) {
+            // An IPv4-mapped address is an IPv4 one.
+            let addr = addr.to_canonical();
+            let prefix = prefix.min(if addr.is_ipv4() { 32 } else { 128 });
+            let Ok(range) = format!("{addr}/{prefix}").parse::<Cidr>() else { return Ok(()) };
+            let (length, key) = source_key(id, range);
+            prop_assert_eq!(source_range(length, &key), (id, range));
+        }
+    }
+
+    #[test]
+    fn the_widest_and_the_narrowest_ranges() {
+        for (text, length) in
+            [("0.0.0.0/0", 128), ("10.0.0.1/32", 160), ("::/0", 32), ("fd00::1/128", 160)]
+        {
+            let range: Cidr = text.parse().unwrap();
+            let (prefix, key) = source_key(9, range);
+            assert_eq!((prefix, source_range(prefix, &key)), (length, (9, range)), "{text}");
+        }
+    }
 
     #[test]
     fn generations_go_on_where_most_are_unused() {

@@ -170,6 +170,11 @@ impl Pinned {
         self.clients.set_clients(clients).map_err(|error| kernel("update", CLIENTS, &error))
     }
 
+    /// From which addresses each network namespace connects.
+    pub fn clients(&self) -> Result<BTreeMap<u64, Client>, MapError> {
+        self.clients.clients()
+    }
+
     /// Where clients went, by whose clients they are.
     pub fn bonds(&self) -> impl Iterator<Item = Result<(AffinityKey, Bond), MapError>> {
         self.clients.bonds()

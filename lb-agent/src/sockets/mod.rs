@@ -58,6 +58,7 @@ mod sweeper;
 pub use clients::{Client, clients};
 use diag::{Connected, Diag, Name};
 pub use judge::{Reason, Truth, judge};
+pub use namespaces::cookie_of_process;
 use namespaces::{Door, Namespaces, tour};
 use stored::Stored;
 use subtree::Subtree;

@@ -153,6 +153,12 @@ impl AsRef<Self> for Door {
     }
 }
 
+/// The cookie of the network namespace of a process.
+pub fn cookie_of_process(pid: u32) -> io::Result<u64> {
+    let door = Door::At(Path::new(&format!("/proc/{pid}/ns/net")).into());
+    tour(&[door], |_| cookie()).pop().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
+}
+
 /// The cookie of the network namespace of this thread, as `bpf_get_netns_cookie` gives it: no other
 /// namespace ever has the same.
 pub(super) fn cookie() -> io::Result<u64> {

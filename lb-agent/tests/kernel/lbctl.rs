@@ -4,17 +4,20 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, Permissions},
     io,
+    net::TcpStream,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     process::{self, Command},
 };
 
-use serde_json::Value;
+use lb_agent::{datapath::Datapath, pins::Pins};
+use nix::mount::MsFlags;
+use serde_json::{Value, json};
 
 use super::{
     connect::V4,
     control::{Control, SIZES},
     raw::udp,
-    world::{PORT, World, backend4, backend6},
+    world::{PORT, World, backend4, backend6, mount_bpffs},
 };
 
 const NOBODY: u32 = 65_534;
@@ -32,7 +35,7 @@ fn ask(world: &World, words: &str) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-fn json(world: &World, words: &str) -> Value {
+fn answer(world: &World, words: &str) -> Value {
     serde_json::from_str(&ask(world, &format!("{words} -o json")).1).unwrap()
 }
 
@@ -43,7 +46,7 @@ fn explain_names_exactly_the_backends_that_connections_get() {
         let backends = [backend4(1), backend4(2), backend4(3)];
         control.put("web", &["10.96.0.10"], 80, &backends);
 
-        let explained = json(world, &format!("explain {V4}/udp"));
+        let explained = answer(world, &format!("explain {V4}/udp"));
         assert_eq!(explained["verdict"], "forward");
         assert_eq!(explained["service"]["name"], "web");
         let candidates = explained["candidates"].as_array().unwrap();
@@ -89,7 +92,7 @@ default     web    tcp    10.96.0.10:80/tcp     1
 default     web    tcp    [fd00:96::a]:80/tcp   1
 "
         );
-        let items = json(world, "get backends")["items"].clone();
+        let items = answer(world, "get backends")["items"].clone();
         assert_eq!(items.as_array().unwrap().len(), 4, "two families, two protocols");
         assert_eq!(ask(world, "get services nope").0, 1);
     });
@@ -101,8 +104,8 @@ fn status_names_what_is_wrong() {
         let control = Control::start(world);
         // The lock is what makes an agent one that runs.
         let lock = world.pins().lock().unwrap();
-        let status = json(world, "status");
-        assert_eq!(status["problems"], serde_json::json!([]));
+        let status = answer(world, "status");
+        assert_eq!(status["problems"], json!([]));
         assert_eq!(status["agent"]["pid"], process::id());
         for program in status["programs"].as_array().unwrap() {
             assert_eq!(program["cgroup"], world.cgroup().to_str().unwrap(), "{program}");
@@ -157,5 +160,47 @@ fn a_reader_that_goes_is_no_error_and_a_full_disk_is_one() {
         let notes = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert!(notes.starts_with("error: cannot write the answer: No space left"), "{notes}");
+    });
+}
+
+#[test]
+fn another_agent_at_the_same_hooks_is_found() {
+    World::run(|world| {
+        let _control = Control::start(world);
+        let _lock = world.pins().lock().unwrap();
+        let status = answer(world, "status");
+        assert_eq!(status["programs"].as_array().unwrap().len(), 8);
+        assert_eq!((&status["others"], &status["problems"]), (&json!([]), &json!([])));
+        assert_eq!(status["maps"][3]["name"], "addresses");
+
+        let other = world.dir().join("other");
+        fs::create_dir(&other).unwrap();
+        mount_bpffs(&other, MsFlags::empty());
+        let (mut datapath, _maps) = Datapath::load(&Pins::new(&other), SIZES).unwrap();
+        datapath.attach(world.cgroup()).unwrap();
+        let (code, out, _) = ask(world, "status");
+        assert_eq!(code, 1);
+        for hook in ["connect4", "sendmsg6", "getpeername4"] {
+            let line = format!("  another program on {hook}: {hook} id ");
+            assert!(out.contains(&line), "{out}");
+        }
+        assert_eq!(answer(world, "status")["others"].as_array().unwrap().len(), 8);
+    });
+}
+
+#[test]
+fn counters_and_clients() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        control.put("web", &["10.96.0.10"], 80, &[]);
+        let count = || answer(world, "get counters")["items"][0]["count"].as_u64().unwrap();
+        let before = count();
+        TcpStream::connect(V4).unwrap_err();
+        TcpStream::connect("10.96.0.10:81").unwrap_err();
+        assert_eq!(count(), before + 2);
+        let pid = process::id();
+        let (code, out, _) = ask(world, &format!("explain 10.96.0.10:81 --pid {pid}"));
+        assert!(code == 1 && out.contains("does not have"), "{out}");
+        assert_eq!(ask(world, "get addresses -o name").1, "10.96.0.10\n");
     });
 }

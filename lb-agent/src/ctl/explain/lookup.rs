@@ -3,21 +3,58 @@
 //! Nothing is computed here that `select` decides: the lookup runs over the live maps once for each
 //! candidate, with random bits that lead to it, and what it read on the way is written down.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use lb_common::{
     ATTEMPTS, Caller, Flow, Prior, Tables, Verdict,
-    abi::{Addr, Address, AffinityKey, Backend, Bond, Client, Service, ServiceKey, SourceKey},
+    abi::{
+        Addr, Address, AffinityKey, Backend, Bond, Client, Peer, Service, ServiceKey, SourceKey,
+    },
     select,
 };
+
+/// The client that asks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Who {
+    /// The cookie of its network namespace; 0: any client, and one that may connect.
+    pub(super) netns: u64,
+    /// Its address, if that is not to be looked up.
+    pub(super) address: Option<IpAddr>,
+}
+
+impl Who {
+    const fn is_anybody(&self) -> bool {
+        self.netns == 0 && self.address.is_none()
+    }
+}
 
 /// All that a connection may get.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Outcome {
     /// No Service's address.
     Miss,
-    /// The entry that was hit, and each record it may lead to.
-    Hit(Service, Vec<Candidate>),
+    /// A port that a cluster IP lacks.
+    UnknownPort,
+    /// An entry.
+    Hit(Hit),
+}
+
+/// The entry that was hit.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Hit {
+    pub(super) key: ServiceKey,
+    pub(super) service: Service,
+    /// Each record that it may lead to.
+    pub(super) candidates: Vec<Candidate>,
+    /// Only sockets of the host's network namespace find it there.
+    pub(super) host_only: bool,
+    /// The first record.
+    pub(super) record: Option<Backend>,
+    /// Where the client stays.
+    pub(super) bound: Option<Bond>,
 }
 
 /// One record, and what the lookup says if it picks that one.
@@ -31,12 +68,19 @@ pub(super) struct Candidate {
 /// Tables that remember what was read last.
 struct Traced<'a, T> {
     tables: &'a T,
+    who: Who,
+    key: Cell<Option<ServiceKey>>,
     service: Cell<Option<Service>>,
     index: Cell<u32>,
+    host_only: Cell<bool>,
+    /// Whether the client stays where it went before.
+    bonds: Cell<bool>,
+    bond: Cell<Bond>,
 }
 
 impl<T: Tables> Tables for Traced<'_, T> {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.key.set(Some(*key));
         self.service.set(self.tables.service(key));
         self.service.get()
     }
@@ -47,36 +91,54 @@ impl<T: Tables> Tables for Traced<'_, T> {
     }
 
     fn address(&self, addr: &Addr) -> Option<Address> {
-        self.tables.address(addr)
+        let address = self.tables.address(addr)?;
+        if self.who.is_anybody() {
+            self.host_only.set(address.netns != 0);
+            return Some(Address { netns: 0, ..address });
+        }
+        Some(address)
     }
 
     fn client(&self, netns: u64) -> Option<Client> {
-        self.tables.client(netns)
+        let none = Client { v4: Ipv4Addr::UNSPECIFIED.into(), v6: Addr::from_words([0; 4]) };
+        match self.who.address {
+            Some(ip @ IpAddr::V4(_)) => Some(Client { v4: ip.into(), ..none }),
+            Some(ip @ IpAddr::V6(_)) => Some(Client { v6: ip.into(), ..none }),
+            None if self.who.is_anybody() => Some(none),
+            None => self.tables.client(netns),
+        }
     }
 
     fn allows(&self, client: &SourceKey) -> bool {
-        self.tables.allows(client)
+        self.who.is_anybody() || self.tables.allows(client)
     }
 
     fn bond(&self, key: &AffinityKey) -> Bond {
-        self.tables.bond(key)
+        if self.bonds.get() && self.who.netns != 0 {
+            self.bond.set(self.tables.bond(key));
+        }
+        self.bond.get()
     }
 }
 
-/// A client that nothing is known of.
-struct Anybody(u32);
+/// The client, with these random bits; it leaves no trace.
+struct Asking {
+    random: u32,
+    netns: u64,
+    now: u64,
+}
 
-impl Caller for Anybody {
+impl Caller for Asking {
     fn random(&self, _: &Flow) -> u32 {
-        self.0
+        self.random
     }
 
     fn netns(&self) -> u64 {
-        0
+        self.netns
     }
 
     fn now(&self) -> u64 {
-        0
+        self.now
     }
 
     fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
@@ -85,29 +147,72 @@ impl Caller for Anybody {
 }
 
 /// At most `limit` candidates: a damaged entry may claim billions.
-pub(super) fn outcome(tables: &impl Tables, flow: &Flow, limit: u32) -> Outcome {
-    let traced = Traced { tables, service: Cell::new(None), index: Cell::new(0) };
+pub(super) fn outcome(
+    tables: &impl Tables,
+    flow: &Flow,
+    who: Who,
+    now: u64,
+    limit: u32,
+) -> Outcome {
+    let traced = Traced {
+        tables,
+        who,
+        key: Cell::new(None),
+        service: Cell::new(None),
+        index: Cell::new(0),
+        host_only: Cell::new(false),
+        bonds: Cell::new(false),
+        bond: Cell::new(Bond::NONE),
+    };
+    let ask = |random| {
+        let asking = Asking { random, netns: who.netns, now };
+        select(&traced, &asking, flow, &Prior::NONE)
+    };
     let mut last = Outcome::Miss;
     // Again if the set was replaced between two candidates.
     for _ in 0..ATTEMPTS {
-        let verdict = select(&traced, &Anybody(0), flow, &Prior::NONE);
-        let Some(service) = traced.service.get().filter(|_| verdict != Verdict::Miss) else {
+        match ask(0) {
+            Verdict::Miss => return Outcome::Miss,
+            Verdict::UnknownPort => return Outcome::UnknownPort,
+            _ => {}
+        }
+        let (Some(key), Some(service)) = (traced.key.get(), traced.service.get()) else {
             return Outcome::Miss;
         };
         let count = service.count.max(1);
         let candidate = |i| {
             let (first, next) = (first_random(i, count), first_random(i + 1, count));
-            let random = u32::try_from(first).unwrap_or(u32::MAX);
-            let verdict = select(&traced, &Anybody(random), flow, &Prior::NONE);
+            let verdict = ask(u32::try_from(first).unwrap_or(u32::MAX));
             Candidate { index: traced.index.get(), verdict, probability: share(next - first) }
         };
-        let candidates = (0..count.min(limit.max(1))).map(candidate).collect();
-        last = Outcome::Hit(service, candidates);
+        let candidates: Vec<_> = (0..count.min(limit.max(1))).map(candidate).collect();
+        // Where it stays, it gets the same one whatever the choice.
+        traced.bonds.set(true);
+        let ends = [ask(0), ask(u32::MAX)].map(peer_of);
+        traced.bonds.set(false);
+        let bond = traced.bond.replace(Bond::NONE);
+        let stays = bond.is_made() && ends.iter().all(|peer| *peer == Some(bond.backend));
+        last = Outcome::Hit(Hit {
+            key,
+            service,
+            candidates,
+            host_only: traced.host_only.get(),
+            record: tables.backend(service.block).filter(|r| r.generation == service.generation),
+            bound: stays.then_some(bond),
+        });
         if traced.service.get() == Some(service) {
             break;
         }
     }
     last
+}
+
+/// Where a connection goes.
+pub(super) const fn peer_of(verdict: Verdict) -> Option<Peer> {
+    match verdict {
+        Verdict::Forward(backend) => Some(backend.peer),
+        _ => None,
+    }
 }
 
 /// The least number with which [`lb_common::pick`] picks `i` of `count`; 2^32 if `i` is `count`.
@@ -182,11 +287,11 @@ mod tests {
         let web = (0, "default", "web", "http");
         sample::put(&mut new, web, &["10.96.0.10:80"], 30, &["10.0.0.3:80", "10.0.0.4:80"]);
         let flow = Flow { peer: sample::peer("10.96.0.10:80"), protocol: 6 };
-        let Outcome::Hit(service, candidates) = outcome(&Moving(old, new, Cell::new(0)), &flow, 64)
-        else {
+        let moving = Moving(old, new, Cell::new(0));
+        let Outcome::Hit(hit) = outcome(&moving, &flow, Who::default(), 1, 64) else {
             unreachable!()
         };
-        assert_eq!(service.block, 30);
-        assert_eq!(candidates.iter().map(|c| c.index).collect::<Vec<_>>(), [30, 31]);
+        assert_eq!(hit.service.block, 30);
+        assert_eq!(hit.candidates.iter().map(|c| c.index).collect::<Vec<_>>(), [30, 31]);
     }
 }

@@ -1,0 +1,148 @@
+//! An [`Explanation`] for people.
+
+use std::io::{self, Write};
+
+use super::{
+    Choice, DAMAGED, DENIED, Explanation, FORWARD, Hit, REFUSE, UNKNOWN_CLIENT, UNKNOWN_PORT,
+    UNREACHABLE, full_name,
+};
+use crate::ctl::table::Table;
+
+impl Explanation<'_> {
+    pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let asked = format!("{}/{}", self.destination, self.protocol.to_ascii_lowercase());
+        let Some(hit) = &self.service else {
+            if self.verdict == UNKNOWN_PORT {
+                writeln!(
+                    out,
+                    "{asked} is a port that this cluster IP does not have: connect() fails with \
+                     ECONNREFUSED"
+                )?;
+            } else {
+                writeln!(out, "{asked} is no Service's: connect() goes there untouched")?;
+            }
+            return self.write_nearby(out);
+        };
+        writeln!(
+            out,
+            "{asked} is {} (id {}, block {}, generation {})",
+            full_name([hit.namespace, hit.name, hit.port]),
+            hit.id,
+            hit.block,
+            hit.generation
+        )?;
+        hit.write_scope(out)?;
+        self.write_sources(hit, out)?;
+        self.write_verdict(hit, out)?;
+        if !hit.kept.is_empty() {
+            let kept = hit.kept.join(", ");
+            writeln!(out, "flows that are there already may stay with {kept}")?;
+        }
+        if self.candidates.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
+        let mut table = Table::new(&["BACKEND", "INDEX", "PROBABILITY"]);
+        for Choice { address, index, probability } in &self.candidates {
+            let address = address.clone().unwrap_or_else(|| "<damaged>".to_owned());
+            let probability = format!("{:.1}%", probability * 100.0);
+            table.push(vec![address, index.to_string(), probability]);
+        }
+        table.write(out, true)
+    }
+
+    fn write_verdict(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
+        match (self.verdict, self.candidates.len()) {
+            (REFUSE, _) => {
+                return writeln!(out, "it has no endpoints: connect() fails with ECONNREFUSED");
+            }
+            (UNREACHABLE, _) => {
+                return writeln!(
+                    out,
+                    "it has endpoints, but its traffic policy allows none of them from here: \
+                     connect() fails with EHOSTUNREACH"
+                );
+            }
+            (DENIED, _) => return writeln!(out, "this client is not one of them: EACCES"),
+            (UNKNOWN_CLIENT, _) => {
+                return writeln!(
+                    out,
+                    "this client's address is not known: EACCES, until lb-agent has seen its \
+                     network namespace"
+                );
+            }
+            (DAMAGED, _) => writeln!(
+                out,
+                "its records are not its own: connect() fails with ECONNREFUSED until lb-agent, at \
+                 its next start, repairs the maps"
+            )?,
+            _ if self.bound.is_some() => {}
+            (_, 1) => writeln!(out, "connect() goes to its only backend:")?,
+            (_, count) => writeln!(out, "connect() goes to one of {count} backends:")?,
+        }
+        self.write_affinity(hit, out)
+    }
+
+    fn write_affinity(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
+        let seconds = hit.affinity_seconds;
+        if seconds == 0 || self.verdict != FORWARD {
+            return Ok(());
+        }
+        write!(out, "a client stays for {seconds} s with the backend it got")?;
+        match (&self.bound, self.client.as_ref().is_some_and(|client| client.netns.is_some())) {
+            (Some(bound), _) => writeln!(
+                out,
+                "; this one with {}, which it used {} s ago",
+                bound.address, bound.age_seconds
+            ),
+            (None, true) => writeln!(out, "; this one is free"),
+            (None, false) => writeln!(out),
+        }
+    }
+
+    fn write_sources(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
+        let Some(ranges) = &hit.source_ranges else { return Ok(()) };
+        let ranges = ranges.join(", ");
+        match self.client {
+            None => writeln!(
+                out,
+                "only clients in {ranges} may connect, others get EACCES (--from ADDR asks for one)"
+            ),
+            Some(_) => writeln!(out, "only clients in {ranges} may connect"),
+        }
+    }
+
+    fn write_nearby(&self, out: &mut dyn Write) -> io::Result<()> {
+        for (relation, title) in [
+            ("frontend", "\nthe address is a Service's on other ports:"),
+            ("backend", "\nit is a backend:"),
+        ] {
+            let mut titles = Some(title);
+            for near in self.nearby.iter().filter(|near| near.relation == relation) {
+                if let Some(title) = titles.take() {
+                    writeln!(out, "{title}")?;
+                }
+                let name = full_name([near.namespace, near.name, near.port]);
+                writeln!(out, "  {} {name}", near.frontend)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Hit<'_> {
+    fn write_scope(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Self { frontend, host_only, .. } = self;
+        match self.scope {
+            "ownNode" if *host_only => writeln!(
+                out,
+                "it is the NodePort {frontend}, at an address that only processes of the host's \
+                 network namespace have"
+            ),
+            "ownNode" => writeln!(out, "it is the NodePort {frontend}, on this node"),
+            "otherNodes" => writeln!(out, "it is the NodePort {frontend}, on another node"),
+            "node" => writeln!(out, "it is the NodePort {frontend}, of that node's own endpoints"),
+            _ => Ok(()),
+        }
+    }
+}

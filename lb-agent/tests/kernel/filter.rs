@@ -1,0 +1,146 @@
+//! The filter speaks for the addresses that are there, and the clients are those that were told.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use aya::maps::{Array, Map, MapData};
+use lb_agent::{
+    maps::{Access, Known, Op, Pinned, Store as _},
+    model::Cidr,
+};
+use lb_common::abi::{Addr, Address, Client, FILTER, FILTER_WORDS};
+
+use super::{
+    control::{Control, SIZES},
+    world::World,
+};
+
+fn addr(text: &str) -> Addr {
+    text.parse::<IpAddr>().unwrap().into()
+}
+
+/// The bits that are set.
+fn bits(world: &World) -> Vec<u32> {
+    let dir = world.pins().maps().unwrap().unwrap();
+    let map = MapData::from_pin(dir.join(FILTER)).unwrap();
+    let map: Array<MapData, u64> = Array::try_from(Map::Array(map)).unwrap();
+    let is_set = |bit: &u32| map.get(&(bit / 64), 0).unwrap() >> (bit % 64) & 1 == 1;
+    (0..FILTER_WORDS * 64).filter(is_set).collect()
+}
+
+fn of(addrs: &[&str]) -> Vec<u32> {
+    let mut bits: Vec<u32> = addrs.iter().map(|text| addr(text).filter_bit()).collect();
+    bits.sort_unstable();
+    bits.dedup();
+    bits
+}
+
+fn put(addr: Addr, flags: u32) -> Op {
+    Op::PutAddress { addr, known: Known { flags, netns: 0 } }
+}
+
+#[test]
+fn a_bit_lasts_as_long_as_an_address_behind_it() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let maps = control.pipeline.store_mut();
+        assert_eq!(bits(world), of(&[]));
+        let (a, neighbour, far) = ("10.96.0.1", "10.96.0.2", "fd00::1");
+        for text in [a, neighbour, far] {
+            maps.apply(&put(addr(text), Address::CLUSTER_IP)).unwrap();
+        }
+        // Another meaning is not another address.
+        maps.apply(&put(addr(a), Address::OWN_NODE)).unwrap();
+        assert_eq!(bits(world), of(&[a, far]));
+        maps.apply(&Op::DeleteAddress { addr: addr(a) }).unwrap();
+        // What is gone already is not counted twice.
+        maps.apply(&Op::DeleteAddress { addr: addr(a) }).unwrap();
+        assert_eq!(bits(world), of(&[neighbour, far]));
+        maps.apply(&Op::DeleteAddress { addr: addr(neighbour) }).unwrap();
+        assert_eq!(bits(world), of(&[far]));
+    });
+}
+
+#[test]
+fn an_agent_that_goes_on_makes_the_filter_exact() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let maps = control.pipeline.store_mut();
+        maps.apply(&put(addr("10.96.0.1"), Address::CLUSTER_IP)).unwrap();
+        drop(control);
+        let dir = world.pins().maps().unwrap().unwrap();
+        let map = MapData::from_pin(dir.join(FILTER)).unwrap();
+        let mut map: Array<MapData, u64> = Array::try_from(Map::Array(map)).unwrap();
+        for word in 0..FILTER_WORDS {
+            map.set(word, &u64::from(word), 0).unwrap();
+        }
+        Pinned::open(&dir, Access::Read).unwrap();
+        assert_ne!(bits(world), of(&["10.96.0.1"]), "who only looks changes nothing");
+        let mut maps = Pinned::open(&dir, Access::Write).unwrap();
+        assert_eq!(bits(world), of(&["10.96.0.1"]));
+        maps.apply(&Op::DeleteAddress { addr: addr("10.96.0.1") }).unwrap();
+        assert_eq!(bits(world), of(&[]));
+    });
+}
+
+#[test]
+fn an_address_without_room_leaves_the_others_alone() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let maps = control.pipeline.store_mut();
+        let all: Vec<String> = (0..SIZES.services).map(|n| format!("10.96.{n}.1")).collect();
+        for text in &all {
+            maps.apply(&put(addr(text), Address::CLUSTER_IP)).unwrap();
+        }
+        let late = addr("192.0.2.1");
+        let error = maps.apply(&put(late, Address::OWN_NODE)).unwrap_err().to_string();
+        assert_eq!(error, "the addresses map is full; raise --max-services");
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        assert!(of(&all).iter().all(|bit| bits(world).contains(bit)));
+        maps.apply(&Op::DeleteAddress { addr: addr(all[0]) }).unwrap();
+        maps.apply(&put(late, Address::OWN_NODE)).unwrap();
+        maps.apply(&Op::DeleteAddress { addr: late }).unwrap();
+        assert_eq!(bits(world), of(&all[1..]), "exact again");
+    });
+}
+
+#[test]
+fn clients_are_those_that_were_told_last() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let maps = control.pipeline.store_mut();
+        let client = |v4: &str| Client { v4: addr(v4), v6: addr("::") };
+        for wanted in [
+            BTreeMap::from([(7, client("10.2.0.7")), (8, client("10.2.0.8"))]),
+            BTreeMap::from([(8, client("10.2.0.80")), (9, client("10.2.0.9"))]),
+            BTreeMap::from([(8, client("10.2.0.80"))]),
+            BTreeMap::new(),
+        ] {
+            maps.set_clients(&wanted).unwrap();
+            assert_eq!(maps.clients().unwrap(), wanted);
+        }
+    });
+}
+
+#[test]
+fn source_ranges_come_back_as_they_were_put() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let maps = control.pipeline.store_mut();
+        let ranges =
+            ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.7/32", "::/0", "2001:db8::/33", "::1/128"];
+        let all = ranges.iter().flat_map(|range| [0, u32::MAX].map(|id| (id, range)));
+        let all: BTreeSet<(u32, Cidr)> =
+            all.map(|(id, range)| (id, range.parse().unwrap())).collect();
+        for (id, range) in &all {
+            maps.apply(&Op::PutSource { id: *id, range: *range }).unwrap();
+        }
+        assert_eq!(maps.snapshot().unwrap().sources, all);
+        for (id, range) in &all {
+            maps.apply(&Op::DeleteSource { id: *id, range: *range }).unwrap();
+        }
+        assert!(maps.snapshot().unwrap().sources.is_empty());
+    });
+}
