@@ -128,8 +128,9 @@ fn a_backend_that_is_a_service() {
         let (mut control, pods) = web(world);
         control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
         control.put("shadow", &["10.1.0.1"], super::world::PORT, &[backend4(3)]);
-        for to in [V4, MAPPED].map(at) {
-            let client = client(to.is_ipv4());
+        for (from, to) in [("10.2.0.1:0", V4), ("[::ffff:10.2.0.1]:0", MAPPED)] {
+            let to = at(to);
+            let client = std::net::UdpSocket::bind(at(from)).unwrap();
             dial(&client, to).unwrap();
             let (pod, label) = ask(&client, &pods);
             assert_eq!((pod.ip(), label), (backend4(1), to));
