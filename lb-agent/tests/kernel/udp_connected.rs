@@ -119,3 +119,21 @@ fn a_connected_socket_sends_elsewhere() {
         }
     });
 }
+
+/// What goes to the peer is translated once, by connect(), though the kernel shows each datagram of an
+/// IPv4 connection of an IPv6 socket. Here the backend's address is another Service's.
+#[test]
+fn a_backend_that_is_a_service() {
+    World::run(|world| {
+        let (mut control, pods) = web(world);
+        control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+        control.put("shadow", &["10.1.0.1"], super::world::PORT, &[backend4(3)]);
+        for (from, to) in [("10.2.0.1:0", V4), ("[::ffff:10.2.0.1]:0", MAPPED)] {
+            let to = at(to);
+            let client = std::net::UdpSocket::bind(at(from)).unwrap();
+            dial(&client, to).unwrap();
+            let (pod, label) = ask(&client, &pods);
+            assert_eq!((pod.ip(), label), (backend4(1), to));
+        }
+    });
+}

@@ -196,3 +196,24 @@ fn a_letter_from_a_stranger() {
         }
     });
 }
+
+/// The backend went away with the answer under way; the next question has already gone elsewhere.
+#[test]
+fn an_answer_of_the_backend_before() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let pods = Pods::start(1..=2);
+        let client = client(true);
+        control.put("web", &["10.96.0.1"], 80, &[backend4(1)]);
+        client.send_to(b"first", at(A)).unwrap();
+        let first = pods.take();
+        control.put("web", &["10.96.0.1"], 80, &[backend4(2)]);
+        client.send_to(b"second", at(A)).unwrap();
+        let second = pods.take();
+        assert_eq!((first.pod, second.pod), (pod4(1), pod4(2)));
+        for letter in [&second, &first] {
+            pods.answer(letter);
+            assert_eq!(super::pods::read(&client), (letter.bytes.clone(), at(A)));
+        }
+    });
+}
