@@ -130,7 +130,18 @@ impl<'a> Draft<'a> {
                         .take(service.count as usize)
                         .any(|record| record.action() == Action::Forward)
             };
-            if found.len() == keys.len() && found.iter().all(serves) {
+            if let Some((last, _)) = found.iter().find(|found| serves(found)) {
+                let serving: Vec<&Service> = found
+                    .iter()
+                    .filter(|found| serves(found))
+                    .map(|(service, _)| service)
+                    .collect();
+                for key in keys {
+                    // A frontend that is new gets the last endpoints too.
+                    if !self.tables.service(&key).is_some_and(|before| serving.contains(&before)) {
+                        self.put(key, *last);
+                    }
+                }
                 return Ok(());
             }
         }
@@ -155,15 +166,18 @@ impl<'a> Draft<'a> {
             None => self.write(id, wanted, set.kept.len())?,
         };
         for key in keys {
-            let before = self.tables.service(&key);
-            if before != Some(&service) {
-                if before.is_none() {
-                    self.added.insert(key);
-                }
-                self.ops.push(Op::PutService { key, service });
+            if self.tables.service(&key) != Some(&service) {
+                self.put(key, service);
             }
         }
         Ok(())
+    }
+
+    fn put(&mut self, key: ServiceKey, service: Service) {
+        if self.tables.service(&key).is_none() {
+            self.added.insert(key);
+        }
+        self.ops.push(Op::PutService { key, service });
     }
 
     fn id(&mut self, port: &PortRef) -> u32 {

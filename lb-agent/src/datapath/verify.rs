@@ -189,8 +189,8 @@ impl Datapath {
 fn order(name: &str, info: &ProgramInfo, cgroup: &File) -> Result<Option<Problem>> {
     let (_, attach_type) =
         ATTACH_TYPES.into_iter().find(|(of, _)| *of == name).context("no such program")?;
-    let order = effective::programs(cgroup, u32::try_from(attach_type)?)
-        .context("cannot ask which programs run")?;
+    let order =
+        effective::programs(cgroup, attach_type).context("cannot ask which programs run")?;
     Ok(match order.first() {
         Some(first) if *first == info.id() => None,
         Some(first) if order.contains(&info.id()) => {
