@@ -264,7 +264,7 @@ const STORAGE: [&str; 3] = [SOCKETS, FLOWS, MORE_FLOWS];
 /// Size of the map of network namespaces: more than a node has.
 const MAX_CLIENTS: u32 = 16_384;
 /// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.
-const MAX_NODE_ADDRESSES: u32 = 1 << 15;
+pub const MAX_NODE_ADDRESSES: u32 = 1 << 15;
 
 /// Whether the directory holds every map.
 fn is_complete(dir: &Path) -> bool {

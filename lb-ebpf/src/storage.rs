@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Flow, Port, Prior,
+    Flow, Prior,
     abi::{Counter, TCP, Translation},
     flows::{self, Answered, Few, Many, Moment, Recorded},
 };
@@ -128,11 +128,11 @@ fn more(ctx: &SockAddrContext, few: *mut Few) -> Option<*mut Many> {
     (!many.is_null()).then_some(many)
 }
 
-/// What the socket was last connected to through a Service. Valid while the program runs.
+/// What the socket was last connected to through a Service.
 #[inline(always)]
-fn translation(ctx: &SockAddrContext) -> Option<&mut Translation> {
+fn translation(ctx: &SockAddrContext) -> Option<&Translation> {
     // SAFETY: a non-null pointer is valid while the program runs.
-    unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }
+    unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }
 }
 
 /// Whether it still is. `connect(AF_UNSPEC)` runs no program.
@@ -189,9 +189,9 @@ pub(crate) fn sent(ctx: &SockAddrContext, flow: &Flow, to: &Prior) {
             if is_connected(ctx, known) {
                 return;
             }
-        } else if known.frontend == frontend {
-            // No longer where the flow goes. Another thread may read it: half of it is never wrong.
-            known.frontend.port = Port::from_raw(0);
+        } else if known.frontend == frontend && !is_connected(ctx, known) {
+            // No longer where the flow goes.
+            forget(ctx);
         }
     }
     let few = FLOWS.get_or_insert_ptr_mut(ctx, None);
@@ -240,8 +240,8 @@ pub(crate) fn leads_to(ctx: &SockAddrContext, flow: &Flow) -> bool {
     locked!(many, |flows| flows::leads_to(flows.sets.as_flattened(), peer))
 }
 
-/// Replaces the source of a datagram by the address from which the application expects what comes from it; false if
-/// that is the backend's own.
+/// Replaces the source of a datagram by the address from which the application expects what comes
+/// from it; false if that is the backend's own.
 #[inline(never)]
 pub(crate) fn answered(ctx: &SockAddrContext, answer: &mut Flow) -> bool {
     let backend = answer.peer;

@@ -75,7 +75,7 @@ pub enum Op {
 /// What an address stands for, whatever the port.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Known {
-    /// Bits of [`Address`](lb_common::abi::Address).
+    /// Bits of [`Address`].
     pub flags: u32,
     /// The network namespace where it does; 0: in all.
     pub netns: u64,

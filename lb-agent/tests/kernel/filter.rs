@@ -7,6 +7,7 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use lb_agent::{
+    datapath::MAX_NODE_ADDRESSES,
     maps::{Access, Known, Op, Pinned, Store as _},
     model::Cidr,
 };
@@ -90,7 +91,8 @@ fn an_address_without_room_leaves_the_others_alone() {
     World::run(|world| {
         let mut control = Control::start(world);
         let maps = control.pipeline.store_mut();
-        let all: Vec<String> = (0..SIZES.services).map(|n| format!("10.96.{n}.1")).collect();
+        let room = SIZES.services + MAX_NODE_ADDRESSES;
+        let all: Vec<String> = (0..room).map(|n| format!("10.{}.{}.1", n >> 8, n & 255)).collect();
         for text in &all {
             maps.apply(&put(addr(text), Address::CLUSTER_IP)).unwrap();
         }
@@ -98,7 +100,8 @@ fn an_address_without_room_leaves_the_others_alone() {
         let error = maps.apply(&put(late, Address::OWN_NODE)).unwrap_err().to_string();
         assert_eq!(error, "the addresses map is full; raise --max-services");
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        assert!(of(&all).iter().all(|bit| bits(world).contains(bit)));
+        let (wanted, set) = (of(&all), bits(world));
+        assert!(wanted.iter().all(|bit| set.contains(bit)));
         maps.apply(&Op::DeleteAddress { addr: addr(all[0]) }).unwrap();
         maps.apply(&put(late, Address::OWN_NODE)).unwrap();
         maps.apply(&Op::DeleteAddress { addr: late }).unwrap();

@@ -11,6 +11,7 @@ use std::{
 use lb_agent::{
     datapath::Sizes,
     maps::{Op, Store as _},
+    pipeline::{UnknownPorts, View},
 };
 
 use super::{
@@ -36,7 +37,9 @@ fn churn_in(
 ) {
     World::run(|world| {
         let sets = [[1, 2, 3, 4].map(backend4), [5, 6, 7, 8].map(backend4)];
-        let mut control = Control::start_with(world, sizes);
+        // A refusal is what goes wrong here, so a port that is gone for a moment must not be one.
+        let view = View { unknown_ports: UnknownPorts::Pass, ..View::default() };
+        let mut control = Control::start_as(world, sizes, view, []);
         control.put("a", &[A], 80, &sets[0]);
         control.put("b", &[B], 80, &sets[1]);
 
