@@ -104,8 +104,8 @@ fn a_resize_loses_none_under_way() {
                 (1..=PORTS).map(connect).collect::<Vec<_>>()
             });
             while !client.is_finished() {
-                let moved = moves.fetch_add(1, Relaxed);
-                let sizes = Sizes { affinity: 4096 + u32::from(moved % 2), ..SIZES };
+                let round = moves.fetch_add(1, Relaxed);
+                let sizes = Sizes { affinity: 4096 + u32::from(round % 2), ..SIZES };
                 drop(control);
                 control = Control::start_as(world, sizes, View::default(), object());
             }
