@@ -15,7 +15,7 @@ use std::{
     io::{self, PipeReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _},
-    path::{Path, PathBuf},
+    path::Path,
     process, thread,
     time::{Duration, Instant},
 };
@@ -56,12 +56,6 @@ pub enum Failure {
     /// There was no way to find out.
     #[error("cannot tell whether the programs are in force: {0}")]
     Unknown(String),
-}
-
-/// [`check`], beside what this thread does.
-pub async fn check_aside(cgroup: PathBuf) -> Result<(), Failure> {
-    let result = tokio::task::spawn_blocking(move || check(&cgroup)).await;
-    result.unwrap_or_else(|error| Err(Failure::Unknown(error.to_string())))
 }
 
 /// Whether connect4, connect6, sendmsg4 and sendmsg6 are in force for a process below this cgroup.

@@ -16,7 +16,7 @@ use crate::{
 #[command(name = "lb-agent", version, max_term_width = 100)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Config {
-    /// Where Services and EndpointSlices come from: `kubernetes`, or `dir:PATH`, a directory of YAML
+    /// Where Services, EndpointSlices and Nodes come from: `kubernetes`, or `dir:PATH`, a directory of YAML
     /// and JSON files.
     #[arg(long, env = "SOCKLB_SOURCE", default_value = "kubernetes")]
     pub source: Source,

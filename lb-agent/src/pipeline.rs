@@ -1,7 +1,7 @@
 //! From changes to written maps: model → policy → claims → plan → store, for the Services that a
 //! change touched.
 //!
-//! What fails stays marked and is tried again; what worked stays. Nothing is written before both
+//! What fails stays marked and is tried again; what worked stays. Nothing is written before all
 //! lists are whole.
 
 use std::{
@@ -130,7 +130,7 @@ impl<S: Store> Pipeline<S> {
     }
 
     /// Goes on from what the maps say now, whatever was believed of them: the next sync looks at
-    /// everything (M3, M6).
+    /// everything (M6).
     pub fn readopt(&mut self, snapshot: &Snapshot) {
         (self.tables, self.repairs) = Tables::adopt(snapshot);
         self.addresses.found_anew(self.tables.addresses().keys().copied());
@@ -157,12 +157,12 @@ impl<S: Store> Pipeline<S> {
                 || self.nodes_revision != Some(self.cluster.addresses_revision()))
     }
 
-    /// Whether all that both lists said was looked at once.
+    /// Whether all that all lists said was looked at once.
     pub const fn is_synced(&self) -> bool {
         self.synced
     }
 
-    /// Makes the maps say what is known of the Services that changed. Does nothing before both lists
+    /// Makes the maps say what is known of the Services that changed. Does nothing before all lists
     /// are whole.
     pub fn sync(&mut self) -> Report {
         self.sync_with(&mut |_| {})

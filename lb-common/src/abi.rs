@@ -21,13 +21,13 @@ pub const ADDRESSES: &str = "addresses";
 pub const FILTER: &str = "filter";
 /// LPM_TRIE: prefix length and [`SourceKey`] to `u32`, always 1: which clients may use a service port.
 pub const SOURCES: &str = "sources";
-/// HASH: cookie of a network namespace (`u64`) to [`Client`]: the addresses of its sockets.
+/// HASH: cookie of a network namespace (`u64`) to [`ClientEntry`]: the addresses of its sockets.
 pub const CLIENTS: &str = "clients";
 /// HASH: [`AffinityKey`] to [`Affinity`].
 pub const AFFINITY: &str = "affinity";
 /// PERCPU_ARRAY: [`Counter`] to `u64`.
 pub const COUNTERS: &str = "counters";
-/// HASH: service id (`u32`) to [`Name`]. Read by people only, never by the datapath.
+/// HASH: service id (`u32`) to [`Name`]. Read by people and by the next agent, never by the datapath.
 pub const NAMES: &str = "names";
 /// SK_STORAGE: what a socket was translated from and to.
 pub const SOCKETS: &str = "sockets";
@@ -519,7 +519,7 @@ impl SourceKey {
     }
 }
 
-/// Value of [`CLIENTS`]: the addresses from which a network namespace connects; unspecified: none.
+/// The addresses from which a network namespace connects; unspecified: none.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Client {
@@ -527,6 +527,35 @@ pub struct Client {
     pub v4: Addr,
     /// The IPv6 address.
     pub v6: Addr,
+}
+
+/// Value of [`CLIENTS`]. 40 bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ClientEntry {
+    /// What it says.
+    pub client: Client,
+    /// 64 bits of it and of the key: a hash element may be recycled under its reader.
+    seal: u64,
+}
+
+impl ClientEntry {
+    /// What stands in the map under `netns`.
+    #[inline(always)]
+    pub const fn new(netns: u64, client: Client) -> Self {
+        Self { client, seal: Self::seal(netns, &client) }
+    }
+
+    /// Whether it was made for `netns`, all of it.
+    #[inline(always)]
+    pub const fn is_of(&self, netns: u64) -> bool {
+        self.seal == Self::seal(netns, &self.client)
+    }
+
+    #[inline(always)]
+    const fn seal(netns: u64, client: &Client) -> u64 {
+        netns ^ (client.v4.digest() as u64) << 32 ^ client.v6.digest() as u64
+    }
 }
 
 /// Key of [`AFFINITY`]: a client of a service port. 16 bytes.
@@ -670,7 +699,7 @@ const _: () = {
     assert!(size_of::<Name>() == 200);
     assert!(size_of::<Address>() == 16);
     assert!(size_of::<SourceKey>() == 20);
-    assert!(size_of::<Client>() == 32);
+    assert!(size_of::<ClientEntry>() == 40);
     assert!(size_of::<AffinityKey>() == 16);
     assert!(size_of::<Bond>() == 32);
     assert!(size_of::<Affinity>() == 56);
@@ -776,6 +805,18 @@ mod tests {
         assert!(a.is_v4() && a.unspecified() == Addr::from(Ipv4Addr::UNSPECIFIED));
         let v6 = Addr::from("fd00::1".parse::<IpAddr>().unwrap());
         assert!(!v6.is_v4() && v6.unspecified() == Addr::from(IpAddr::from(Ipv6Addr::UNSPECIFIED)));
+    }
+
+    #[test]
+    fn half_a_client_or_another_one_s_is_not_believed() {
+        let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let client = Client { v4: addr("10.0.0.1"), v6: addr("fd00::1") };
+        let entry = ClientEntry::new(7, client);
+        assert!(entry.is_of(7) && !entry.is_of(8));
+        let torn = Client { v4: addr("10.0.0.2"), ..client };
+        assert!(!ClientEntry { client: torn, ..entry }.is_of(7));
+        let torn = Client { v6: addr("fd00::2"), ..client };
+        assert!(!ClientEntry { client: torn, ..entry }.is_of(7));
     }
 
     #[test]

@@ -76,6 +76,12 @@ pub struct Prior {
 impl Prior {
     /// The first datagram of a flow, and every connection.
     pub const NONE: Self = Self { backend: Bond::NONE.backend, generation: 0 };
+
+    /// Whether it was found in a later block. Generations begin anew behind the greatest number.
+    #[inline(always)]
+    pub const fn is_newer(&self, other: &Self) -> bool {
+        self.generation.wrapping_sub(other.generation).wrapping_sub(1) < u32::MAX / 2
+    }
 }
 
 /// What happens to the connection.
@@ -739,6 +745,15 @@ mod tests {
             proptest::prop_assert!(pick(a, count) < count);
             proptest::prop_assert!((a <= b) == (pick(a, count) <= pick(b, count)) || pick(a, count) == pick(b, count));
         }
+    }
+
+    #[test]
+    fn generations_are_in_order_also_where_they_begin_anew() {
+        let of = |generation| Prior { generation, ..Prior::NONE };
+        for (new, old) in [(2, 1), (1000, 1), (1, u32::MAX), (5, u32::MAX - 5)] {
+            assert!(of(new).is_newer(&of(old)) && !of(old).is_newer(&of(new)), "{new} {old}");
+        }
+        assert!(!of(7).is_newer(&of(7)));
     }
 
     #[test]

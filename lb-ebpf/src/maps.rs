@@ -13,7 +13,7 @@ use aya_ebpf::{
 use lb_common::{
     Addr, Caller, Flow, Range, Tables,
     abi::{
-        Address, Affinity, AffinityKey, Backend, Bond, Client, Counter, FILTER_WORDS, Name, Peer,
+        Address, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry, Counter, FILTER_WORDS, Name, Peer,
         Service, ServiceEntry, ServiceKey, SourceKey,
     },
     find,
@@ -39,7 +39,7 @@ static FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
 static SOURCES: LpmTrie<SourceKey, u32, 1> = LpmTrie::new();
 
 #[btf_map(name = "clients")]
-static CLIENTS: HashMap<u64, Client, 1, NO_PREALLOC> = HashMap::new();
+static CLIENTS: HashMap<u64, ClientEntry, 1, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "affinity")]
 static AFFINITY: HashMap<AffinityKey, Affinity, 1, NO_PREALLOC> = HashMap::new();
@@ -126,9 +126,9 @@ impl<R> Tables for Kernel<'_, R> {
 
     #[inline(always)]
     fn client(&self, netns: u64) -> Option<Client> {
-        // SAFETY: the pointer is valid while the program runs. An element is only recycled after its
-        // network namespace, which is that of the socket, has ended.
-        unsafe { CLIENTS.get(&netns) }.copied()
+        // SAFETY: as above; here the seal detects it.
+        let entry = CLIENTS.get_ptr(&netns).map(|entry| unsafe { entry.read_volatile() });
+        entry.filter(|entry| entry.is_of(netns)).map(|entry| entry.client)
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@ macro_rules! set_field {
     };
 }
 
-/// A socket in the middle of `connect` or `getpeername`.
+/// A socket in the middle of one of the hooks.
 pub(crate) trait Socket {
     /// What the helpers take.
     fn context(&self) -> &SockAddrContext;

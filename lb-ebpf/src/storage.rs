@@ -92,7 +92,7 @@ pub(crate) fn recall(ctx: &SockAddrContext) -> Option<Translation> {
 /// Undoes [`remember`].
 #[inline(always)]
 pub(crate) fn forget(ctx: &SockAddrContext) {
-    // SAFETY: as in `recall`.
+    // SAFETY: a non-null pointer is valid while the program runs; the socket is locked by its connect().
     if let Some(translation) = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() } {
         *translation = bytemuck::Zeroable::zeroed();
         // SAFETY: as above.
@@ -135,7 +135,7 @@ fn translation(ctx: &SockAddrContext) -> Option<&Translation> {
     unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }
 }
 
-/// Whether it still is. `connect(AF_UNSPEC)` runs no program.
+/// Whether it still is, by the port. `connect(AF_UNSPEC)` runs no program.
 #[inline(always)]
 fn is_connected(ctx: &SockAddrContext, translation: &Translation) -> bool {
     // SAFETY: the kernel sets the socket in each of the hooks, and a null pointer is not read.
@@ -148,9 +148,13 @@ fn is_connected(ctx: &SockAddrContext, translation: &Translation) -> bool {
 }
 
 /// Where earlier datagrams of the flow went, in `place`. Those to the Service that the socket is
-/// connected to go where those without an address go, also when it is no longer: of an IPv6 socket, the
-/// kernel drops what others answer even then. True if it is a datagram without an address: of an IPv4
-/// connection of an IPv6 socket, the kernel shows these too, and they go to the backend already.
+/// connected to go where those without an address go; and so they do at first when it is no longer: of
+/// an IPv6 socket, the kernel drops what others answer even then. True if it is a datagram without an
+/// address: of an IPv4 connection of an IPv6 socket, the kernel shows these too, and they go to the
+/// backend already.
+///
+/// Another thread may connect the socket meanwhile, and half of a translation be read: then one datagram
+/// goes where the connection went before.
 ///
 /// Nothing is returned through memory here: the verifier takes the place's address, which LLVM leaves
 /// in the return register, for a leak.
@@ -158,24 +162,31 @@ fn is_connected(ctx: &SockAddrContext, translation: &Translation) -> bool {
 pub(crate) fn prior(ctx: &SockAddrContext, flow: &Flow, place: &mut Prior) -> bool {
     let frontend = flow.peer;
     if let Some(known) = translation(ctx) {
+        let is_connected = is_connected(ctx, known);
+        if is_connected && known.backend == frontend {
+            return true;
+        }
         if known.frontend == frontend {
             *place = Prior { backend: known.backend, generation: known.generation };
-            return false;
-        }
-        if known.backend == frontend && is_connected(ctx, known) {
-            return true;
+            if is_connected {
+                return false;
+            }
         }
     }
     let few = FLOWS.get_ptr_mut(ctx);
     if few.is_null() {
         return false;
     }
-    if locked!(few, |flows| flows::prior(&flows.sets[0], frontend, place)) {
-        return false;
+    let mut sent = Prior { backend: frontend, generation: 0 };
+    let mut found = locked!(few, |flows| flows::prior(&flows.sets[0], frontend, &mut sent));
+    if !found && let Some(many) = more(ctx, few) {
+        let set = flows::set(frontend);
+        found = locked!(many, |flows| flows::prior(&flows.sets[set], frontend, &mut sent));
     }
-    let Some(many) = more(ctx, few) else { return false };
-    let set = flows::set(frontend);
-    locked!(many, |flows| flows::prior(&flows.sets[set], frontend, place));
+    // What was sent since the connection ended counts for more.
+    if found && (place.generation == 0 || sent.is_newer(place)) {
+        *place = sent;
+    }
     false
 }
 
@@ -183,16 +194,12 @@ pub(crate) fn prior(ctx: &SockAddrContext, flow: &Flow, place: &mut Prior) -> bo
 #[inline(never)]
 pub(crate) fn sent(ctx: &SockAddrContext, flow: &Flow, to: &Prior) {
     let (frontend, to) = (flow.peer, *to);
-    if let Some(known) = translation(ctx) {
-        if known.backend == to.backend {
-            // The answer needs no label but the connection's.
-            if is_connected(ctx, known) {
-                return;
-            }
-        } else if known.frontend == frontend && !is_connected(ctx, known) {
-            // No longer where the flow goes.
-            forget(ctx);
-        }
+    if let Some(known) = translation(ctx)
+        && known.backend == to.backend
+        && is_connected(ctx, known)
+    {
+        // The answer needs no label but the connection's.
+        return;
     }
     let few = FLOWS.get_or_insert_ptr_mut(ctx, None);
     if few.is_null() {

@@ -113,13 +113,14 @@ impl Agent {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let mut again = false;
+            let (mut again, mut news) = (false, false);
             // Deadlines, not pauses: the loop turns more often than these are due.
             let retry = sleep_until(retry_at.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 biased;
                 change = changes.recv() => {
                     let Some(change) = change else { return Ok(()) };
+                    news = true;
                     self.take(change, &mut taken);
                     // What came together is written together.
                     while let Ok(change) = changes.try_recv() {
@@ -153,7 +154,8 @@ impl Agent {
             if self.doubtful && (again || retry_at.is_none()) {
                 self.read_maps();
             }
-            if self.pipeline.is_dirty() {
+            // What failed waits for its time; what is new does not.
+            if self.pipeline.is_dirty() && (news || again || retry_at.is_none()) {
                 admin.queued();
                 self.changed = Instant::now();
                 retry_at = self.sync(&mut admin)?.then(|| Instant::now() + self.pause);
@@ -220,7 +222,7 @@ impl Agent {
         }
         self.troubles.tell(&report);
         let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
-        self.doubtful = report.addresses.is_some() || report.failed.values().any(refused);
+        self.doubtful |= report.addresses.is_some() || report.failed.values().any(refused);
         // Services that failed, or damage that could not be removed.
         let failing = self.pipeline.is_dirty();
         self.pause = if failing { (self.pause * 2).min(RETRY.1) } else { RETRY.0 };

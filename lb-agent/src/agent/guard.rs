@@ -6,7 +6,7 @@ use super::task::Task;
 use crate::{
     admin::Admin,
     canary::{self, Failure},
-    datapath::Datapath,
+    datapath::{Datapath, Finding},
 };
 
 /// How often it is looked.
@@ -37,11 +37,8 @@ impl Guard {
 
     /// What the canary has seen. To be dropped and called again at will.
     pub(super) async fn seen(&mut self) -> Result<(), Failure> {
-        match self.canary.result().await {
-            Some(seen) => seen,
-            // The task holds a sender itself.
-            None => std::future::pending().await,
-        }
+        let seen = self.canary.result().await;
+        seen.unwrap_or_else(|| Err(Failure::Unknown("the canary has died".to_owned())))
     }
 
     /// Compares that with what the kernel says of programs and maps, repairs what can be repaired, and
@@ -76,9 +73,8 @@ impl Guard {
             }
             self.told = wrong;
         }
-        let is_repairable = |found: &Vec<_>| {
-            found.iter().any(|finding: &crate::datapath::Finding| finding.problem.is_repairable())
-        };
+        let is_repairable =
+            |found: &Vec<_>| found.iter().any(|finding: &Finding| finding.problem.is_repairable());
         if !findings.as_ref().is_ok_and(is_repairable) {
             return false;
         }

@@ -1,44 +1,41 @@
 //! Work that takes long, beside the loop.
 
-use std::time::{Duration, Instant};
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
 
-use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Something that a thread does, and when it was begun last.
 pub(super) struct Task<T> {
     begun: Option<Instant>,
-    running: bool,
-    sender: mpsc::Sender<T>,
-    results: mpsc::Receiver<T>,
+    running: Option<JoinHandle<T>>,
 }
 
 impl<T: Send + 'static> Task<T> {
-    pub(super) fn new() -> Self {
-        let (sender, results) = mpsc::channel(1);
-        Self { begun: None, running: false, sender, results }
+    pub(super) const fn new() -> Self {
+        Self { begun: None, running: None }
     }
 
     /// Begins, if it is not under way.
     pub(super) fn begin(&mut self, work: impl FnOnce() -> T + Send + 'static) {
-        if self.running {
-            return;
+        if self.running.is_none() {
+            self.begun = Some(Instant::now());
+            self.running = Some(spawn_blocking(work));
         }
-        (self.begun, self.running) = (Some(Instant::now()), true);
-        let sender = self.sender.clone();
-        tokio::task::spawn_blocking(move || {
-            // Nobody may be waiting any more.
-            let _ = sender.blocking_send(work());
-        });
     }
 
     pub(super) fn is_due(&self, after: Duration) -> bool {
         self.begun.is_none_or(|begun| begun.elapsed() > after)
     }
 
-    /// What came of it. Never ends while nothing is under way.
+    /// What came of it; none if it panicked, which has been told. Never ends while nothing is under
+    /// way. To be dropped and called again at will.
     pub(super) async fn result(&mut self) -> Option<T> {
-        let result = self.results.recv().await;
-        self.running = false;
-        result
+        let Some(task) = &mut self.running else { return pending().await };
+        let result = task.await;
+        self.running = None;
+        result.ok()
     }
 }

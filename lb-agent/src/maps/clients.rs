@@ -8,7 +8,9 @@ use std::{
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use bytemuck::{Zeroable as _, must_cast};
-use lb_common::abi::{AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, Client, SOURCES, SourceKey};
+use lb_common::abi::{
+    AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, Client, ClientEntry, SOURCES, SourceKey,
+};
 
 use super::{
     OpenError,
@@ -18,7 +20,7 @@ use super::{
 use crate::policy::Cidr;
 
 const SOURCE: usize = size_of::<SourceKey>();
-const CLIENT: usize = size_of::<Client>();
+const CLIENT: usize = size_of::<ClientEntry>();
 const BOUND: usize = size_of::<AffinityKey>();
 const BONDS: usize = size_of::<Affinity>();
 
@@ -61,12 +63,14 @@ impl Clients {
     }
 
     pub(super) fn client(&self, netns: u64) -> Option<Client> {
-        self.addresses.get(&netns, 0).ok().map(must_cast)
+        let entry: ClientEntry = must_cast(self.addresses.get(&netns, 0).ok()?);
+        entry.is_of(netns).then_some(entry.client)
     }
 
     /// The addresses of all network namespaces.
     pub(super) fn clients(&self) -> Result<BTreeMap<u64, Client>, MapError> {
-        self.addresses.iter().map(|entry| entry.map(|(netns, to)| (netns, must_cast(to)))).collect()
+        let client = |entry| must_cast::<[u8; CLIENT], ClientEntry>(entry).client;
+        self.addresses.iter().map(|entry| entry.map(|(netns, to)| (netns, client(to)))).collect()
     }
 
     /// Makes the map say of each network namespace what `wanted` says, and of no other.
@@ -77,8 +81,9 @@ impl Clients {
             gone(self.addresses.remove(netns))?;
         }
         for (netns, client) in wanted {
-            if known.get(netns) != Some(&must_cast(*client)) {
-                self.addresses.insert(netns, &must_cast(*client), 0)?;
+            let entry = must_cast(ClientEntry::new(*netns, *client));
+            if known.get(netns) != Some(&entry) {
+                self.addresses.insert(netns, &entry, 0)?;
             }
         }
         Ok(())

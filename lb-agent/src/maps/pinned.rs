@@ -267,7 +267,8 @@ fn errno(error: &MapError) -> Option<i32> {
 
 fn kernel(call: &'static str, map: &'static str, error: &MapError) -> StoreError {
     // A trie without room says ENOSPC, a hash E2BIG.
-    if matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC)) {
+    // The size of the clients map is no flag's.
+    if map != CLIENTS && matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC)) {
         return StoreError::Full { map, flag: "--max-services" };
     }
     let error = match error {

@@ -18,7 +18,7 @@ pub trait Truth {
     fn serves(&self, protocol: Protocol, translation: &Translation) -> bool;
     /// Whether there is such an endpoint at all, whatever its conditions.
     fn exists(&self, protocol: Protocol, translation: &Translation) -> bool;
-    /// Whether a socket that connects to this address now is translated (or refused).
+    /// Whether a socket that connects to this address now is translated.
     fn is_frontend(&self, protocol: Protocol, peer: SocketAddr) -> bool;
 }
 

@@ -21,13 +21,13 @@ pub(crate) enum Scope {
     Network,
     /// Resolvers to try.
     Dns,
-    /// A kube-proxy to compare with.
-    KubeProxy,
+    /// Clients in other languages, and the tools of a kube-proxy.
+    Clients,
 }
 
 impl Scope {
     pub(crate) const ALL: &[Self] =
-        &[Self::Agent, Self::Programs, Self::Lint, Self::Network, Self::Dns, Self::KubeProxy];
+        &[Self::Agent, Self::Programs, Self::Lint, Self::Network, Self::Dns, Self::Clients];
 }
 
 pub(super) struct Need {
@@ -74,7 +74,6 @@ const LLVM_ELSEWHERE: &str = "LLVM 22 with libLLVM.so (Fedora: dnf install llvm-
     llvm-22-dev from apt.llvm.org), and LLVM_PREFIX=DIR, the directory above its lib64 or lib. Or \
     none of it: SOCKLB_BPF_OBJECT=FILE embeds a prebuilt object";
 
-#[expect(clippy::too_many_lines, reason = "it is a table")]
 fn table() -> Vec<Need> {
     vec![
         Need {
@@ -100,7 +99,7 @@ fn table() -> Vec<Need> {
         Need {
             what: "python3".to_owned(),
             why: "is a client in the tests",
-            scope: Scope::Network,
+            scope: Scope::Clients,
             probe: || starts("python3", "--version"),
             source: Source::Packages {
                 debian: &["python3"],
@@ -127,32 +126,7 @@ fn table() -> Vec<Need> {
                 elsewhere: "`dig` (Fedora: dnf install bind-utils; Arch: pacman -S bind)",
             },
         },
-        Need {
-            what: "nft".to_owned(),
-            why: "the kube-proxy to compare with writes its rules with it",
-            scope: Scope::KubeProxy,
-            probe: || starts("nft", "--version"),
-            source: Source::Packages {
-                debian: &["nftables"],
-                elsewhere: "`nft` (Fedora: dnf install nftables; Arch: pacman -S nftables)",
-            },
-        },
         leftovers(),
-        Need {
-            what: "nft, iptables, ipset".to_owned(),
-            why: "make what a kube-proxy leaves, for tests of its cleanup",
-            scope: Scope::Network,
-            probe: || {
-                let tools = ["nft", "iptables-nft-save", "iptables-legacy-save", "ipset"];
-                tools.iter().try_for_each(|tool| starts(tool, "--version"))
-            },
-            source: Source::Packages {
-                debian: &["nftables", "iptables", "ipset"],
-                elsewhere: "`nft`, `iptables-nft`, `iptables-legacy` and `ipset` (Fedora: dnf install \
-                    nftables iptables-nft iptables-legacy ipset; Arch: pacman -S nftables \
-                    iptables-legacy ipset)",
-            },
-        },
         Need {
             what: format!("LLVM {}", pins::LLVM),
             why: "bpf-linker is built against it",
@@ -208,7 +182,7 @@ fn leftovers() -> Need {
     Need {
         what: "nft, iptables, ipset".to_owned(),
         why: "make what a kube-proxy leaves, for tests of its cleanup",
-        scope: Scope::Network,
+        scope: Scope::Clients,
         probe: || {
             let tools = ["nft", "iptables-nft-save", "iptables-legacy-save", "ipset"];
             tools.iter().try_for_each(|tool| starts(tool, "--version"))
@@ -232,7 +206,10 @@ fn installed(program: &str) -> Command {
 }
 
 fn starts(program: &str, version: &str) -> Result<(), String> {
-    let answer = ask(installed(program).arg(version));
+    // Debian puts administrators' tools where a user's PATH does not look.
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    let answer = ask(installed(program).arg(version).env("PATH", path));
     answer.map(drop).ok_or_else(|| format!("`{program} {version}` does not run"))
 }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::lint::{self, Check};
 use crate::{
     kube, oracle,
-    setup::Scope::{self, Agent, Dns, KubeProxy, Lint, Network, Programs},
+    setup::Scope::{self, Agent, Clients, Dns, Lint, Network, Programs},
 };
 
 pub(super) struct Layer {
@@ -59,13 +59,13 @@ pub(super) const LAYERS: &[Layer] = &[
     Layer {
         name: "kernel",
         purpose: "the BPF programs under real sockets, in a cgroup and namespace of their own",
-        needs: &[Agent, Programs, Network],
+        needs: &[Agent, Programs, Network, Clients],
         work: Work::Root { target: "kernel", with: Some(("SOCKLB_GO_CLIENT", kube::go_client)) },
     },
     Layer {
         name: "apiserver",
         purpose: "the agent against a real kube-apiserver, and beside a real kube-proxy",
-        needs: &[Agent, Programs, Network, KubeProxy],
+        needs: &[Agent, Programs, Network, Clients],
         work: Work::Root { target: "apiserver", with: Some(("SOCKLB_KUBE_BIN", kube::binaries)) },
     },
     Layer {
