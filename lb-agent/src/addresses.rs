@@ -18,7 +18,7 @@ use crate::{
 pub struct Addresses {
     /// The Services with this cluster IP, for files may give it to several; and whether all ports of
     /// each are in the maps.
-    services: HashMap<Addr, BTreeMap<ObjectRef, bool>>,
+    services: HashMap<Addr, Vec<(ObjectRef, bool)>>,
     /// The cluster IPs of each, and the same.
     of: HashMap<ObjectRef, (Vec<Addr>, bool)>,
     nodes: BTreeMap<Addr, Known>,
@@ -55,14 +55,17 @@ impl Addresses {
         if before != wanted {
             for addr in &before.0 {
                 if let Some(services) = self.services.get_mut(addr) {
-                    services.remove(service);
+                    services.retain(|(other, _)| other != service);
                     if services.is_empty() {
                         self.services.remove(addr);
                     }
                 }
             }
             for addr in &wanted.0 {
-                self.services.entry(*addr).or_default().insert(service.clone(), all);
+                let services = self.services.entry(*addr).or_default();
+                // Nearly every address has one Service for ever.
+                services.reserve_exact(1);
+                services.push((service.clone(), all));
             }
             self.changed.extend(before.0.into_iter().chain(wanted.0.iter().copied()));
         }
@@ -106,7 +109,7 @@ impl Addresses {
     fn wanted(&self, addr: &Addr) -> Option<Known> {
         let node = self.nodes.get(addr).copied();
         let services = self.services.get(addr);
-        let cluster_ip = services.is_some_and(|services| services.values().all(|all| *all))
+        let cluster_ip = services.is_some_and(|services| services.iter().all(|(_, all)| *all))
             || self.reserved.contains(addr);
         match node {
             Some(Known { flags, netns }) if cluster_ip && netns == 0 => {

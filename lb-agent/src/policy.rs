@@ -108,11 +108,6 @@ impl<T> PerFamily<T> {
     }
 }
 
-/// The backend sets of a Service; none if it is gone or asks for none.
-pub fn backend_sets(cluster: &Cluster, name: &ObjectRef) -> Vec<BackendSet> {
-    serve(cluster, name).sets
-}
-
 /// The cluster IPs of a Service that has a port: at any other port of theirs, nobody is there (E12).
 pub fn cluster_ips(cluster: &Cluster, name: &ObjectRef) -> Vec<IpAddr> {
     let service = cluster.service(name).filter(|service| !service.ports.is_empty());
@@ -189,7 +184,8 @@ mod tests {
     }
 
     fn backends(cluster: &Cluster) -> Vec<Vec<String>> {
-        backend_sets(cluster, &name())
+        serve(cluster, &name())
+            .sets
             .into_iter()
             .map(|set| set.backends.iter().map(ToString::to_string).collect())
             .collect()

@@ -12,8 +12,6 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{Family, Moment};
 
-/// The taint by which the cluster autoscaler says that it will delete a node (K6).
-pub const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// A change must be in force after this time: two of kube-proxy's sync periods (K5).
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// How Go writes a time that never was.
@@ -53,12 +51,6 @@ pub struct Verdict {
     pub body: String,
 }
 
-/// Whether load balancers may use a node, by its own object (K6): neither deleted nor about to be.
-/// A node that was never seen is not eligible.
-pub fn is_eligible<'a>(deleted: bool, taints: impl IntoIterator<Item = &'a str>) -> bool {
-    !deleted && taints.into_iter().all(|key| key != TO_BE_DELETED)
-}
-
 impl Health {
     /// Nothing queued, nothing synced, no node seen, and a datapath without fault.
     pub fn new(timeout: Duration, mut families: Vec<Family>) -> Self {
@@ -82,7 +74,7 @@ impl Health {
         }
     }
 
-    /// Says whether load balancers may use the node, see [`is_eligible`].
+    /// Says whether load balancers may use the node (K6).
     pub fn set_node_eligible(&mut self, eligible: bool) {
         self.node_eligible = eligible;
     }

@@ -188,7 +188,7 @@ impl Admin {
         self.metrics.looked_for_stale_flows(took, &self.families);
     }
 
-    /// The own Node: none if it was never seen; see [`health::is_eligible`].
+    /// Whether load balancers may use the node (K6); not before it was seen.
     pub fn set_node_eligible(&self, eligible: bool) {
         self.health.lock().set_node_eligible(eligible);
     }

@@ -61,7 +61,7 @@ impl Lab {
 
     fn sets(&self) -> Vec<BackendSet> {
         let names: Vec<_> = self.cluster.service_names().cloned().collect();
-        names.iter().flat_map(|name| policy::backend_sets(&self.cluster, name)).collect()
+        names.iter().flat_map(|name| policy::serve(&self.cluster, name).sets).collect()
     }
 
     /// What a connection from `client` gets: backends, REJECT, DROP, or nothing if it is left alone.

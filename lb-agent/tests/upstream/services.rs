@@ -442,7 +442,7 @@ fn external_ips_can_be_switched_off() {
         ..Service::default()
     };
     cluster.apply(Change::Service(name.clone(), Some(service)));
-    let sets = lb_agent::policy::backend_sets(&cluster, &name);
+    let sets = lb_agent::policy::serve(&cluster, &name).sets;
     let frontends: Vec<_> =
         sets.iter().flat_map(|s| &s.frontends).map(ToString::to_string).collect();
     assert_eq!(frontends, ["10.0.0.1:80/tcp"]);

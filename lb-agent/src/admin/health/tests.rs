@@ -36,7 +36,7 @@ enum Url {
 impl Bench {
     fn new() -> Self {
         let mut health = Health::new(Duration::from_secs(10), vec![V4, V6]);
-        health.set_node_eligible(is_eligible(false, []));
+        health.set_node_eligible(true);
         let clock = Clock::start();
         Self { health, updated: [clock.0.wall; 2], clock }
     }
@@ -112,15 +112,10 @@ impl Bench {
         self.expect(url, [true, true], true);
     }
 
-    /// Upstream's node states: the taints, whether it is deleted, whether it is eligible.
+    /// Upstream's node states: tainted, deleted. Which Node is eligible says `sources::translate`.
     fn nodes(&mut self, url: Url) {
-        for (deleted, taint, eligible) in [
-            (false, "other", true),
-            (false, TO_BE_DELETED, false),
-            (false, "other", true),
-            (true, "other", false),
-        ] {
-            self.health.set_node_eligible(is_eligible(deleted, [taint]));
+        for eligible in [true, false, true, false] {
+            self.health.set_node_eligible(eligible);
             self.expect(url, [true, true], eligible);
         }
     }

@@ -46,3 +46,22 @@ pub fn node(object: &KubeNode) -> Translated<Node> {
         || taints.iter().any(|taint| taint.key == LEAVING);
     (Some(Node { zone, addresses, leaving }), problems)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_about_to_go_is_leaving() {
+        let leaving = |meta: &str, spec: &str| {
+            let text = format!(r#"{{"metadata": {{"name": "a"{meta}}}, "spec": {{{spec}}}}}"#);
+            node(&serde_json::from_str(&text).unwrap()).0.unwrap().leaving
+        };
+        let taint =
+            |key: &str| format!(r#""taints": [{{"key": "{key}", "effect": "NoSchedule"}}]"#);
+        assert!(!leaving("", ""));
+        assert!(!leaving("", &taint("other")));
+        assert!(leaving("", &taint("ToBeDeletedByClusterAutoscaler")));
+        assert!(leaving(r#", "deletionTimestamp": "2026-01-01T00:00:00Z""#, ""));
+    }
+}
