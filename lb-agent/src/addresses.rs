@@ -112,6 +112,8 @@ impl Addresses {
         let cluster_ip = services.is_some_and(|services| services.iter().all(|(_, all)| *all))
             || self.reserved.contains(addr);
         match node {
+            // A cluster IP that is this node's address must not close the node's own ports.
+            Some(known) if known.flags & Address::OWN_NODE != 0 => Some(known),
             Some(Known { flags, netns }) if cluster_ip && netns == 0 => {
                 Some(Known { flags: flags | Address::CLUSTER_IP, netns })
             }
@@ -153,12 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_ip_that_is_a_node_s_is_both() {
+    fn a_cluster_ip_that_is_a_node_s_closes_no_port_of_this_node() {
         let mut addresses = Addresses::default();
-        addresses.set_nodes([(addr("192.0.2.1"), own()), (addr("192.0.2.2"), own())].into());
-        let ip = "192.0.2.1".parse().unwrap();
-        addresses.set_cluster_ips(&ObjectRef::new("default", "a"), &[ip], true);
-        let both = Known { flags: Address::OWN_NODE | Address::CLUSTER_IP, netns: 0 };
+        let other = Known { flags: Address::OTHER_NODE, netns: 0 };
+        addresses.set_nodes([(addr("192.0.2.1"), other), (addr("192.0.2.2"), own())].into());
+        let ips = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap());
+        addresses.set_cluster_ips(&ObjectRef::new("default", "a"), &ips, true);
+        let both = Known { flags: Address::OTHER_NODE | Address::CLUSTER_IP, netns: 0 };
         let planned = addresses.plan(&[(addr("192.0.2.2"), own())].into());
         assert_eq!(planned, [Op::PutAddress { addr: addr("192.0.2.1"), known: both }]);
     }

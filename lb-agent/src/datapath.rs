@@ -122,6 +122,7 @@ impl Datapath {
                 )
             })?;
             maps.take_bonds(&old)?;
+            maps.set_clients(&old.clients()?)?;
             tracing::info!(services = sizes.services, backends = sizes.backends, "maps resized");
         }
         let pins = pins.clone();

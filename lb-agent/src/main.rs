@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 
 fn run(config: &Config) -> Result<()> {
     // kube's own words say again what `sources::kubernetes` says; --log may ask for them.
-    let filter = format!("kube_client=off,kube_runtime=off,{}", config.log);
+    let filter = format!("kube_client=off,kube_runtime=off,notify=warn,{}", config.log);
     let filter = EnvFilter::try_new(filter).context("--log")?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

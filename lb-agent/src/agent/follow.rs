@@ -36,6 +36,8 @@ const IDLE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 /// How long the Nodes are waited for when all else is known (J1).
 const NODES: Duration = Duration::from_secs(30);
+/// How long the programs of an agent before us stay because not all Services fit into our maps.
+const OTHERS: Duration = Duration::from_secs(30);
 /// How often the maps are read and compared, in case somebody else wrote to them (M2).
 const COMPARE: Duration = Duration::from_secs(3600);
 
@@ -51,6 +53,8 @@ pub(super) struct Agent {
     nodeport_addresses: NodePortAddresses,
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
+    /// When all was looked at for the first time.
+    first_sync: Option<Instant>,
     /// When something was written last.
     changed: Instant,
     /// When what the maps say was compared last.
@@ -88,6 +92,7 @@ impl Agent {
             pause: RETRY.0,
             nodeport_addresses: config.nodeport_addresses.clone(),
             waiting_for_nodes: None,
+            first_sync: None,
             changed: Instant::now(),
             compared: Instant::now(),
             doubtful: false,
@@ -131,7 +136,10 @@ impl Agent {
                 () = self.upkeep.work(&mut self.pipeline, &admin) => continue,
                 seen = self.guard.seen() => {
                     // Whoever meddles with programs may have meddled with maps.
-                    self.doubtful |= self.guard.judge(seen, &mut self.datapath, &admin);
+                    if self.guard.judge(seen, &mut self.datapath, &admin) {
+                        self.doubtful = true;
+                        retry_at = retry_at.map(|_| Instant::now());
+                    }
                 }
                 _ = tick.tick() => {
                     self.wait_for_nodes();
@@ -157,8 +165,12 @@ impl Agent {
             // What failed waits for its time; what is new does not.
             if self.pipeline.is_dirty() && (news || again || retry_at.is_none()) {
                 admin.queued();
-                self.changed = Instant::now();
-                retry_at = self.sync(&mut admin)?.then(|| Instant::now() + self.pause);
+                if !self.sync(&mut admin)? {
+                    (self.pause, retry_at) = (RETRY.0, None);
+                } else if again || retry_at.is_none() {
+                    retry_at = Some(Instant::now() + self.pause);
+                    self.pause = (self.pause * 2).min(RETRY.1);
+                }
             }
         }
     }
@@ -205,16 +217,21 @@ impl Agent {
     fn sync(&mut self, admin: &mut Admin) -> Result<bool> {
         let full = !self.pipeline.is_synced();
         let started = Instant::now();
+        self.upkeep.before_sync(&mut self.pipeline);
         let report = self.pipeline.sync();
         let took = started.elapsed();
         // In place of programs at work, not before all that they may do is in the maps.
+        let since = *self.first_sync.get_or_insert(started);
         let wait = self.datapath.others_at_work() && !report.failed.is_empty();
-        if self.is_attached || !wait {
+        if self.is_attached || !wait || since.elapsed() > OTHERS {
             self.attach()?;
         } else if full {
-            tracing::error!("the programs at work stay, until all Services are in the new maps");
+            tracing::error!(
+                "the programs at work stay until all Services are in the new maps, or for {} s",
+                OTHERS.as_secs()
+            );
         }
-        if full {
+        if full && self.is_attached {
             let frontends = self.pipeline.tables().services().len();
             tracing::info!(frontends, ops = report.ops, ?took, "in sync");
         } else {
@@ -225,7 +242,9 @@ impl Agent {
         self.doubtful |= report.addresses.is_some() || report.failed.values().any(refused);
         // Services that failed, or damage that could not be removed.
         let failing = self.pipeline.is_dirty();
-        self.pause = if failing { (self.pause * 2).min(RETRY.1) } else { RETRY.0 };
+        if report.ops > 0 {
+            self.changed = Instant::now();
+        }
         self.tell(admin, &report, full, took);
         self.upkeep.synced(&self.pipeline, &report);
         Ok(failing)

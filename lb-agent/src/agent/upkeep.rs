@@ -1,7 +1,7 @@
 //! What has to be done now and then, and must not keep the loop waiting: stale sockets are ended, the
 //! addresses of network namespaces are found, old bonds of session affinity are forgotten.
 
-use std::{collections::BTreeMap, io, path::Path, time::Duration};
+use std::{collections::BTreeMap, io, net::IpAddr, path::Path, time::Duration};
 
 use lb_common::{
     Caller, Flow, Prior, Verdict,
@@ -18,7 +18,7 @@ use crate::{
     pins::Pins,
     pipeline::{Pipeline, Report},
     policy,
-    sockets::{self, Client, Found, News, Sweeper, Truth},
+    sockets::{self, Found, News, Reason, Sweeper, Truth},
 };
 
 /// How often bonds that are over are looked for.
@@ -31,15 +31,27 @@ pub(super) struct Upkeep {
     pins: Pins,
     protocols: Vec<Protocol>,
     sweeper: Option<(Sweeper, mpsc::Receiver<News>)>,
-    clients: Task<io::Result<BTreeMap<u64, Client>>>,
+    clients: Task<io::Result<sockets::Clients>>,
     unknown_clients: u64,
+    knows_clients: bool,
+    /// The Node's own addresses, as they were known last.
+    own: [Option<Addr>; 2],
     bonds: Task<()>,
 }
 
 impl Upkeep {
     pub(super) fn new(pins: Pins, protocols: Vec<Protocol>) -> Self {
         let (clients, bonds) = (Task::new(), Task::new());
-        Self { pins, protocols, sweeper: None, clients, unknown_clients: 0, bonds }
+        Self {
+            pins,
+            protocols,
+            sweeper: None,
+            clients,
+            unknown_clients: 0,
+            knows_clients: false,
+            own: [None; 2],
+            bonds,
+        }
     }
 
     /// The programs are at work.
@@ -75,11 +87,14 @@ impl Upkeep {
             }
             let unknown = counters.get(Counter::UnknownClient).unwrap_or_default();
             let is_new = std::mem::replace(&mut self.unknown_clients, unknown) != unknown;
-            if pipeline.tables().has_sources() && (is_new || self.clients.is_due(CLIENTS)) {
+            // Before the lists are complete, what an agent before us knew is worth more.
+            let is_asked = pipeline.is_synced() && pipeline.cluster().has_source_ranges();
+            let moved = primaries(pipeline, self.own) != self.own;
+            if is_asked && (is_new || moved || self.clients.is_due(CLIENTS)) {
                 self.clients.begin(sockets::clients);
             }
         }
-        if self.bonds.is_due(BONDS) {
+        if pipeline.is_synced() && self.bonds.is_due(BONDS) {
             let timeouts = pipeline.affinity_timeouts();
             self.bonds.begin(move || {
                 let swept = Bonds::open(&maps).map_err(anyhow::Error::from);
@@ -106,13 +121,25 @@ impl Upkeep {
                 // The thread has died, which it has said.
                 None => self.sweeper = None,
             },
-            Some(found) = self.clients.result() => {
-                let written = found.map(|found| set_clients(pipeline, found));
-                if let Err(error) = written.and_then(|written| written) {
-                    tracing::warn!(%error, "cannot tell which clients are in loadBalancerSourceRanges");
-                }
-            }
+            Some(found) = self.clients.result() => self.know(pipeline, found),
             Some(()) = self.bonds.result() => {}
+        }
+    }
+
+    /// Finds out who the clients are before a Service asks for the first time.
+    pub(super) fn before_sync(&mut self, pipeline: &mut Pipeline<Pinned>) {
+        if pipeline.cluster().has_source_ranges() && !self.knows_clients {
+            self.know(pipeline, sockets::clients());
+        }
+    }
+
+    fn know(&mut self, pipeline: &mut Pipeline<Pinned>, found: io::Result<sockets::Clients>) {
+        self.own = primaries(pipeline, self.own);
+        match found.and_then(|found| set_clients(pipeline, found, self.own)) {
+            Ok(()) => self.knows_clients = true,
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell which clients are in loadBalancerSourceRanges");
+            }
         }
     }
 
@@ -130,8 +157,11 @@ impl Upkeep {
                     let destroyed = outcome.destroyed as u64;
                     admin.metrics().sockets_destroyed(reason, destroyed);
                     let ipv6 = outcome.destroyed_ipv6 as u64;
-                    admin.metrics().stale_flows(Family::V6, ipv6);
-                    admin.metrics().stale_flows(Family::V4, destroyed - ipv6);
+                    // What kube-proxy counts there are UDP flows.
+                    if reason != Reason::Deleted {
+                        admin.metrics().stale_flows(Family::V6, ipv6);
+                        admin.metrics().stale_flows(Family::V4, destroyed - ipv6);
+                    }
                     if destroyed > 0 {
                         tracing::info!(
                             sockets = destroyed,
@@ -145,21 +175,36 @@ impl Upkeep {
     }
 }
 
-/// Says from which address each network namespace connects; this one from the Node's.
-fn set_clients(pipeline: &mut Pipeline<Pinned>, found: BTreeMap<u64, Client>) -> io::Result<()> {
-    let own = sockets::own_netns()?;
+/// The first address of each family in the Node's status, or else what they were before.
+fn primaries(pipeline: &Pipeline<Pinned>, before: [Option<Addr>; 2]) -> [Option<Addr>; 2] {
     let node = pipeline.cluster().own_node();
     let primary = |ipv4| node.and_then(|node| node.primary(ipv4)).map(Addr::from);
+    [primary(true).or(before[0]), primary(false).or(before[1])]
+}
+
+/// Says from which address each network namespace connects; this one from the Node's.
+fn set_clients(
+    pipeline: &mut Pipeline<Pinned>,
+    found: sockets::Clients,
+    [own_v4, own_v6]: [Option<Addr>; 2],
+) -> io::Result<()> {
+    let own = sockets::own_netns()?;
     let nowhere = Addr::from_words([0; 4]);
-    let clients = found.into_iter().map(|(netns, client)| {
+    // Whoever could not be asked is where he was.
+    let mut clients = if found.complete {
+        BTreeMap::new()
+    } else {
+        pipeline.store().clients().map_err(io::Error::other)?
+    };
+    for (netns, client) in found.known {
         let [mut v4, mut v6] =
-            [client.v4.map(Addr::from), client.v6.map(|v6| Addr::from(std::net::IpAddr::from(v6)))];
+            [client.v4.map(Addr::from), client.v6.map(|v6| Addr::from(IpAddr::from(v6)))];
         if netns == own {
-            (v4, v6) = (primary(true).or(v4), primary(false).or(v6));
+            (v4, v6) = (own_v4.or(v4), own_v6.or(v6));
         }
-        (netns, abi::Client { v4: v4.unwrap_or(nowhere), v6: v6.unwrap_or(nowhere) })
-    });
-    let clients = clients.collect();
+        let client = abi::Client { v4: v4.unwrap_or(nowhere), v6: v6.unwrap_or(nowhere) };
+        clients.insert(netns, client);
+    }
     pipeline.store_mut().set_clients(&clients).map_err(io::Error::other)
 }
 

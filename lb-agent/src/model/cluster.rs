@@ -31,6 +31,8 @@ pub struct Cluster {
     local: BTreeSet<IpAddr>,
     /// The Services whose frontends depend on the other nodes' addresses.
     by_node: BTreeSet<ObjectRef>,
+    /// The Services that are not for all clients.
+    with_ranges: BTreeSet<ObjectRef>,
     addresses_revision: u64,
     triggers: Triggers,
     listed: Listed,
@@ -117,6 +119,11 @@ impl Cluster {
             self.by_node.insert(name.clone());
         } else {
             self.by_node.remove(&name);
+        }
+        if service.as_ref().is_some_and(|service| !service.source_ranges.is_empty()) {
+            self.with_ranges.insert(name.clone());
+        } else {
+            self.with_ranges.remove(&name);
         }
         match service {
             Some(service) => self.services.insert(name.clone(), service),
@@ -257,6 +264,11 @@ impl Cluster {
     /// This node's Node, as long as there is one.
     pub fn own_node(&self) -> Option<&Node> {
         self.nodes.get(&self.settings.node_name).filter(|_| !self.settings.node_name.is_empty())
+    }
+
+    /// Whether any Service is not for all clients (G).
+    pub fn has_source_ranges(&self) -> bool {
+        !self.with_ranges.is_empty()
     }
 
     /// The families that are served.

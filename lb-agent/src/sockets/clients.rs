@@ -25,10 +25,26 @@ pub struct Client {
 /// other.
 ///
 /// Blocks for some milliseconds; starts a thread and waits for it.
-pub fn clients() -> io::Result<BTreeMap<u64, Client>> {
+pub fn clients() -> io::Result<Clients> {
     let Namespaces { doors, .. } = Namespaces::find()?;
-    let seen = tour(&doors, |_| Ok((cookie()?, client()?)));
-    Ok(seen.into_iter().flatten().collect())
+    let mut clients = Clients { known: BTreeMap::new(), complete: true };
+    for seen in tour(&doors, |_| Ok((cookie()?, client()?))) {
+        match seen {
+            Ok((netns, client)) => _ = clients.known.insert(netns, client),
+            // It has ended meanwhile; or a process that showed it has, and others live there.
+            Err(_) => clients.complete = false,
+        }
+    }
+    Ok(clients)
+}
+
+/// The clients on this machine.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Clients {
+    /// By the cookie of their network namespace.
+    pub known: BTreeMap<u64, Client>,
+    /// Whether each network namespace that was found could be asked.
+    pub complete: bool,
 }
 
 fn client() -> io::Result<Client> {

@@ -55,7 +55,7 @@ mod stored;
 mod subtree;
 mod sweeper;
 
-pub use clients::{Client, clients};
+pub use clients::{Client, Clients, clients};
 use diag::{Connected, Diag, Name};
 pub use judge::{Reason, Truth, judge};
 pub use namespaces::cookie_of_process;

@@ -40,9 +40,6 @@ impl Said {
             let frontend = translation.map(|translation| translation.frontend.to_string());
             tracing::debug!(reason, netns, %protocol, %local, %peer, frontend, "to be ended");
         }
-        if outcome.destroyed > 0 {
-            tracing::info!(reason, "ended {} connected sockets", outcome.destroyed);
-        }
         if let Some(error) = &outcome.error
             && !self.failed
         {

@@ -111,7 +111,7 @@ fn cluster_ips(spec: &ServiceSpec, cluster_ip: &str, problems: &mut Vec<Problem>
     };
     for (i, text) in texts.into_iter().enumerate() {
         let field = if listed.is_empty() { field.to_owned() } else { format!("{field}[{i}]") };
-        match address(text) {
+        match external::address_of_a_service(text) {
             Ok(ip) if cluster_ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) => {
                 let what = format!("{text} is a second address of its family");
                 problems.push(Problem::new(field, what, "it is not served: give one of each"));

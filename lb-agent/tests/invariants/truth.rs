@@ -292,7 +292,11 @@ impl Truth {
                 .collect::<BTreeSet<IpAddr>>()
         };
         for ip in ips(false).difference(&ips(true)) {
-            *flags.entry(*ip).or_default() |= Address::CLUSTER_IP;
+            let flags = flags.entry(*ip).or_default();
+            // This node's own ports stay open.
+            if *flags & Address::OWN_NODE == 0 {
+                *flags |= Address::CLUSTER_IP;
+            }
         }
         flags.into_iter().map(|(ip, flags)| (ip.into(), Known { flags, netns: 0 })).collect()
     }

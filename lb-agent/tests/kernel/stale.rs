@@ -259,7 +259,7 @@ fn clients_by_namespace() {
         assert_ne!(here, there);
         let clients = sockets::clients().unwrap();
         for netns in [here, there] {
-            let client = clients[&netns];
+            let client = clients.known[&netns];
             // All addresses are on lo, and the kernel lists the latest IPv6 address first.
             assert_eq!(client.v4.map(IpAddr::from), Some(backend4(1)));
             assert!(client.v6.is_some());

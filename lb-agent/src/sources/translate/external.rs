@@ -68,19 +68,22 @@ pub(super) fn add(
     }
 }
 
-/// An address that comes from outside. What every machine calls its own is nobody's to give away.
+/// An address of a Service. What every machine calls its own is nobody's to give away.
+pub(super) fn address_of_a_service(text: &str) -> Result<IpAddr, String> {
+    let ip = address(text)?;
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if ip.is_loopback() || link_local {
+        return Err(format!("{ip} is an address of every machine"));
+    }
+    Ok(ip)
+}
+
+/// An address that comes from outside.
 fn external(text: &str, field: String, problems: &mut Vec<Problem>) -> Option<IpAddr> {
-    let read = address(text).and_then(|ip| {
-        let link_local = match ip {
-            IpAddr::V4(ip) => ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_unicast_link_local(),
-        };
-        if ip.is_loopback() || link_local {
-            return Err(format!("{ip} is an address of every machine"));
-        }
-        Ok(ip)
-    });
-    match read {
+    match address_of_a_service(text) {
         Ok(ip) => Some(ip),
         Err(what) => {
             problems.push(Problem::new(field, what, "it is not served: correct the address"));
