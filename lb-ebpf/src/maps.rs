@@ -13,8 +13,8 @@ use aya_ebpf::{
 use lb_common::{
     Addr, Caller, Flow, Range, Tables,
     abi::{
-        Address, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry, Counter, FILTER_WORDS, Name, Peer,
-        Service, ServiceEntry, ServiceKey, SourceKey,
+        Address, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry, Counter, FILTER_WORDS,
+        Name, Peer, Service, ServiceEntry, ServiceKey, SourceKey,
     },
     find,
 };

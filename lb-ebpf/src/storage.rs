@@ -177,15 +177,15 @@ pub(crate) fn prior(ctx: &SockAddrContext, flow: &Flow, place: &mut Prior) -> bo
     if few.is_null() {
         return false;
     }
-    let mut sent = Prior { backend: frontend, generation: 0 };
-    let mut found = locked!(few, |flows| flows::prior(&flows.sets[0], frontend, &mut sent));
+    let mut datagrams = Prior { backend: frontend, generation: 0 };
+    let mut found = locked!(few, |flows| flows::prior(&flows.sets[0], frontend, &mut datagrams));
     if !found && let Some(many) = more(ctx, few) {
         let set = flows::set(frontend);
-        found = locked!(many, |flows| flows::prior(&flows.sets[set], frontend, &mut sent));
+        found = locked!(many, |flows| flows::prior(&flows.sets[set], frontend, &mut datagrams));
     }
     // What was sent since the connection ended counts for more.
-    if found && (place.generation == 0 || sent.is_newer(place)) {
-        *place = sent;
+    if found && (place.generation == 0 || datagrams.is_newer(place)) {
+        *place = datagrams;
     }
     false
 }
