@@ -105,20 +105,15 @@ impl Addr {
     pub const fn filter_bit(self) -> u32 {
         let [a, b, c, d] = self.words();
         let d = d & u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
-        let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         // Multiplication carries upwards only: once more, for the high bits of both halves.
-        let sum = high.wrapping_add(low);
+        let sum = mixed([a, b, c, d]);
         ((sum ^ (sum >> 32)).wrapping_mul(0x1656_67b1_9e37_79f9) >> (64 - FILTER_BITS)) as u32
     }
 
     /// 32 bits of the address.
     #[inline(always)]
     const fn digest(self) -> u32 {
-        let [a, b, c, d] = self.words();
-        let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-        (high.wrapping_add(low) >> 32) as u32
+        (mixed(self.words()) >> 32) as u32
     }
 
     /// The bytes, in network order.
@@ -152,6 +147,15 @@ impl fmt::Display for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.ip().fmt(f)
     }
+}
+
+/// The words of an address, each half multiplied by an odd number of its own. The high bits are the
+/// best mixed.
+#[inline(always)]
+pub(crate) const fn mixed([a, b, c, d]: [u32; 4]) -> u64 {
+    let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    high.wrapping_add(low)
 }
 
 /// A port in network order.
@@ -258,13 +262,10 @@ impl ServiceKey {
     /// each multiplied by an odd number of its own, costs the datapath little.
     #[inline(always)]
     pub(crate) const fn digest(&self) -> u32 {
-        let [a, b, c, d] = self.peer.addr.words();
         let rest =
             self.peer.port.raw() as u64 | (self.protocol as u64) << 16 | (self.scope as u64) << 24;
-        let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         let rest = rest.wrapping_mul(0x1656_67b1_9e37_79f9);
-        (high.wrapping_add(low).wrapping_add(rest) >> 32) as u32
+        (mixed(self.peer.addr.words()).wrapping_add(rest) >> 32) as u32
     }
 }
 

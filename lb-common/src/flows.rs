@@ -12,7 +12,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    abi::{Addr, Peer, Port, bpf_spin_lock},
+    abi::{Addr, Peer, Port, bpf_spin_lock, mixed},
     lookup::Prior,
 };
 
@@ -47,10 +47,7 @@ impl Words {
     /// steps for each of many flows are more than the kernel's verifier has patience for.
     #[inline(always)]
     const fn tag(self) -> u64 {
-        let [a, b, c, d] = self.addr;
-        let high = (a as u64 | (b as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let low = (c as u64 | (d as u64) << 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-        let sum = high.wrapping_add(low).wrapping_add(self.port as u64);
+        let sum = mixed(self.addr).wrapping_add(self.port as u64);
         (sum ^ (sum >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (sum >> 32)
     }
 }

@@ -234,7 +234,7 @@ fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
 /// The application sees the address that it dialled.
 #[inline(always)]
 fn getpeername(socket: &impl Socket) -> i32 {
-    if let Some(translation) = storage::recall(socket.context())
+    if let Some(translation) = storage::translation(socket.context())
         && translation.backend == socket.flow().peer
     {
         socket.set_peer(translation.frontend);

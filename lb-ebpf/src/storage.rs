@@ -82,13 +82,6 @@ fn of_whole(ctx: &SockAddrContext, flags: u64) -> *mut Translation {
     }
 }
 
-/// What [`remember`] stored for the socket.
-#[inline(always)]
-pub(crate) fn recall(ctx: &SockAddrContext) -> Option<Translation> {
-    // SAFETY: a non-null pointer is valid while the program runs.
-    unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }.copied()
-}
-
 /// Undoes [`remember`].
 #[inline(always)]
 pub(crate) fn forget(ctx: &SockAddrContext) {
@@ -130,7 +123,7 @@ fn more(ctx: &SockAddrContext, few: *mut Few) -> Option<*mut Many> {
 
 /// What the socket was last connected to through a Service.
 #[inline(always)]
-fn translation(ctx: &SockAddrContext) -> Option<&Translation> {
+pub(crate) fn translation(ctx: &SockAddrContext) -> Option<&Translation> {
     // SAFETY: a non-null pointer is valid while the program runs.
     unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }
 }

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, io, net::IpAddr, path::Path, time::Duration};
 
 use lb_common::{
-    Caller, Flow, Prior, Verdict,
-    abi::{self, Addr, AffinityKey, Bond, Counter, Translation},
+    Flow, Prior, Verdict,
+    abi::{self, Addr, Counter, Translation},
     select,
 };
 use tokio::sync::mpsc;
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::task::Task;
 use crate::{
     admin::{Admin, Family},
-    maps::{Bonds, Counters, Pinned},
+    maps::{Bonds, Counters, Onlooker, Pinned},
     model::Protocol,
     pins::Pins,
     pipeline::{Pipeline, Report},
@@ -226,28 +226,7 @@ impl Truth for InForce<'_> {
 
     fn is_frontend(&self, protocol: Protocol, peer: std::net::SocketAddr) -> bool {
         let flow = Flow { peer: peer.into(), protocol: protocol.number() };
-        let verdict = select(self.0.store(), &Stranger, &flow, &Prior::NONE);
+        let verdict = select(self.0.store(), &Onlooker::default(), &flow, &Prior::NONE);
         matches!(verdict, Verdict::Forward(_))
-    }
-}
-
-/// A client of whom nothing is known and who does nothing.
-struct Stranger;
-
-impl Caller for Stranger {
-    fn random(&self, _: &Flow) -> u32 {
-        0
-    }
-
-    fn netns(&self) -> u64 {
-        0
-    }
-
-    fn now(&self) -> u64 {
-        0
-    }
-
-    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
-        true
     }
 }

@@ -8,6 +8,7 @@ mod grace;
 mod mapping;
 mod memory;
 mod names;
+mod onlooker;
 mod op;
 mod pinned;
 
@@ -19,6 +20,7 @@ pub use self::{
     bonds::{Bonds, now},
     counters::Counters,
     memory::Memory,
+    onlooker::Onlooker,
     op::{KeyText, Known, Op},
     pinned::{Access, OpenError, Pinned},
 };

@@ -7,11 +7,11 @@ use std::{
 
 use bytemuck::Zeroable as _;
 use lb_agent::{
-    maps::{Known, Memory, Op, Snapshot, Store, StoreError},
+    maps::{Known, Memory, Onlooker, Op, Snapshot, Store, StoreError},
     model::{Cidr, PortRef},
 };
 use lb_common::{
-    ATTEMPTS, Addr, Caller, Flow, Prior, Tables, Verdict,
+    ATTEMPTS, Addr, Flow, Prior, Tables, Verdict,
     abi::{self, Action, Address, AffinityKey, Backend, Bond, Client, ServiceKey, SourceKey},
     pick, select,
 };
@@ -319,7 +319,7 @@ impl Watched {
     ) -> Verdict {
         let reader = Reader { maps: &self.memory, key, value, readings: Cell::new(readings) };
         let flow = Flow { peer: key.peer, protocol: key.protocol };
-        select(&reader, &Anybody(random), &flow, prior)
+        select(&reader, &Onlooker { random, ..Onlooker::default() }, &flow, prior)
     }
 }
 
@@ -367,27 +367,6 @@ impl Tables for Reader<'_> {
 
     fn bond(&self, key: &AffinityKey) -> Bond {
         self.maps.bond(key)
-    }
-}
-
-/// A client that nothing is known of.
-struct Anybody(u32);
-
-impl Caller for Anybody {
-    fn random(&self, _: &Flow) -> u32 {
-        self.0
-    }
-
-    fn netns(&self) -> u64 {
-        0
-    }
-
-    fn now(&self) -> u64 {
-        0
-    }
-
-    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
-        true
     }
 }
 

@@ -1,12 +1,10 @@
 //! Clients: other network namespaces, and the ways in which a socket reaches a Service.
-#![expect(unsafe_code, reason = "nix has no SO_NETNS_COOKIE")]
 
 use std::{
     collections::BTreeSet,
     fs::File,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd as _,
     panic::resume_unwind,
     thread,
 };
@@ -48,21 +46,7 @@ fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 /// The cookie of this thread's network namespace.
 pub(crate) fn cookie() -> u64 {
-    let socket = udp_socket(true);
-    let mut cookie = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).unwrap();
-    // SAFETY: the kernel writes `length` bytes at most.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    cookie
+    lb_agent::sockets::own_netns().unwrap()
 }
 
 /// The backend that answers a datagram of a socket that is not connected.

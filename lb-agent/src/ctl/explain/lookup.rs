@@ -9,12 +9,14 @@ use std::{
 };
 
 use lb_common::{
-    ATTEMPTS, Caller, Flow, Prior, Tables, Verdict,
+    ATTEMPTS, Flow, Prior, Tables, Verdict,
     abi::{
         Addr, Address, AffinityKey, Backend, Bond, Client, Peer, Service, ServiceKey, SourceKey,
     },
     select,
 };
+
+use crate::maps::Onlooker;
 
 /// The client that asks.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -121,31 +123,6 @@ impl<T: Tables> Tables for Traced<'_, T> {
     }
 }
 
-/// The client, with these random bits; it leaves no trace.
-struct Asking {
-    random: u32,
-    netns: u64,
-    now: u64,
-}
-
-impl Caller for Asking {
-    fn random(&self, _: &Flow) -> u32 {
-        self.random
-    }
-
-    fn netns(&self) -> u64 {
-        self.netns
-    }
-
-    fn now(&self) -> u64 {
-        self.now
-    }
-
-    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
-        true
-    }
-}
-
 /// At most `limit` candidates: a damaged entry may claim billions.
 pub(super) fn outcome(
     tables: &impl Tables,
@@ -165,7 +142,7 @@ pub(super) fn outcome(
         bond: Cell::new(Bond::NONE),
     };
     let ask = |random| {
-        let asking = Asking { random, netns: who.netns, now };
+        let asking = Onlooker { random, netns: who.netns, now };
         select(&traced, &asking, flow, &Prior::NONE)
     };
     let mut last = Outcome::Miss;
