@@ -23,6 +23,11 @@ const KNOWN: &[&str] = &[
 ];
 
 const SLICES: &str = "kubeproxy_sync_proxy_rules_endpoint_changes_total";
+const SERVICES: &str = "kubeproxy_sync_proxy_rules_service_changes_total";
+const PENDING: [&str; 2] = [
+    "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+    "kubeproxy_sync_proxy_rules_service_changes_pending",
+];
 /// What both must say at the end.
 const SAME: [&str; 6] = [
     r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"}"#,
@@ -63,7 +68,7 @@ pub(super) fn the_same(both: &Both<'_>, before: &[Metrics; 2]) {
         assert_eq!(grown(key), [least, least], "{key}");
     }
     // Each family of kube-proxy counts it.
-    assert_eq!(grown("kubeproxy_sync_proxy_rules_service_changes_total"), [1, 2]);
+    assert_eq!(grown(SERVICES), [1, 2]);
     for probe in ["healthz", "livez"] {
         let codes = ["200", "503"];
         let key = |code| format!(r#"kubeproxy_proxy_{probe}_total{{code="{code}"}}"#);
@@ -82,12 +87,35 @@ pub(super) fn the_same(both: &Both<'_>, before: &[Metrics; 2]) {
     }
 }
 
-/// The metrics once both have heard of the same slices: the one may still count its first list.
+/// The metrics once both have heard of the same objects and have written what follows: each of them
+/// lists Services and slices when it gets to it, and kube-proxy calls itself healthy before that.
 pub(super) fn settled(both: &Both<'_>) -> [Metrics; 2] {
     eventually(LIMIT, || {
         let all = metrics(both);
-        let [ours, theirs] = all.each_ref().map(|of| of.count(SLICES));
-        if ours == theirs { Ok(all) } else { Err(format!("{ours}, {theirs}")) }
+        let seen = all.each_ref().map(|of| [SLICES, SERVICES].map(|name| of.count(name)));
+        let [[our_slices, our_services], [their_slices, their_services]] = seen;
+        // Each family of kube-proxy counts a Service.
+        let same = our_slices == their_slices && 2 * our_services == their_services;
+        let pending = |of: &Metrics| PENDING.iter().any(|name| of.count(name) > 0);
+        if our_services > 0 && same && !all.iter().any(|of| pending(of) || !has_synced(of)) {
+            Ok(all)
+        } else {
+            Err(format!(
+                "slices and Services: {seen:?}; pending: {:?}",
+                all.each_ref().map(pending)
+            ))
+        }
+    })
+}
+
+/// The last sync is not older than what it was asked for.
+fn has_synced(of: &Metrics) -> bool {
+    ["IPv4", "IPv6"].iter().all(|family| {
+        let [synced, queued] = ["last", "last_queued"].map(|which| {
+            let name = format!("kubeproxy_sync_proxy_rules_{which}_timestamp_seconds");
+            of.value_if_any(&format!(r#"{name}{{ip_family="{family}"}}"#)).unwrap_or(0.0)
+        });
+        synced > 0.0 && synced >= queued
     })
 }
 

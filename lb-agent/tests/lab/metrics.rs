@@ -55,7 +55,12 @@ impl Metrics {
 
     /// A series that need not be whole.
     pub(crate) fn value(&self, key: &str) -> f64 {
-        self.values.get(key).expect(key).parse().expect("a number")
+        self.value_if_any(key).expect(key)
+    }
+
+    /// The same of a series that may not be there yet.
+    pub(crate) fn value_if_any(&self, key: &str) -> Option<f64> {
+        self.values.get(key).map(|value| value.parse().expect("a number"))
     }
 }
 
