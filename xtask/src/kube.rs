@@ -28,7 +28,7 @@ pub(crate) use self::{
 };
 use self::{
     kubernetes::{CONTROL, E2E, NODES, Program, VERSION},
-    package::{CNI, CONTAINERD, ETCD, Package, RUNC},
+    package::{BUSYBOX, CNI, CONTAINERD, ETCD, Package, RUNC},
 };
 use crate::cache::{Scratch, cache};
 
@@ -82,6 +82,16 @@ pub(crate) fn cluster_programs() -> Result<PathBuf> {
 /// The directory with e2e.test and ginkgo.
 pub(crate) fn e2e() -> Result<PathBuf> {
     directory(&[E2E], &[])
+}
+
+/// A busybox for images.
+pub(crate) fn busybox() -> Result<PathBuf> {
+    Ok(directory(&[], &[BUSYBOX])?.join("busybox"))
+}
+
+/// The directory with the sources of Kubernetes.
+pub(crate) fn sources() -> Result<PathBuf> {
+    kubernetes::sources(&go::toolchain(&cache()?)?)
 }
 
 /// One directory, with at least these programs.

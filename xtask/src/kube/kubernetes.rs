@@ -1,15 +1,18 @@
 //! Programs of `k8s.io/kubernetes`, built from its Go module. It is no library and cannot be
 //! installed, so a module of one's own requires it.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::go::Go;
-use crate::exec::exec;
+use crate::exec::{ask, exec};
 
 pub(super) const VERSION: &str = "1.36.3";
-pub(super) const MODULE: &str = "k8s.io/kubernetes";
+const MODULE: &str = "k8s.io/kubernetes";
 
 /// A program, and where it comes from.
 pub(super) struct Program {
@@ -110,6 +113,18 @@ pub(super) fn build(go: &Go, programs: &[&Program], to: &Path) -> Result<()> {
         exec(command(&["test", "-c"]).arg(to.join(test.name)).arg(test.package))?;
     }
     Ok(())
+}
+
+/// Where Go keeps the sources of Kubernetes; it downloads them if it has to.
+pub(super) fn sources(go: &Go) -> Result<PathBuf> {
+    let mut download = go.command();
+    // Not inside of some module.
+    download.current_dir("/").args(["mod", "download", "-json"]);
+    let answer = ask(download.arg(format!("{MODULE}@v{VERSION}")));
+    let answer: serde_json::Value = serde_json::from_str(&answer.unwrap_or_default())
+        .with_context(|| format!("Go cannot download the module {MODULE} {VERSION}"))?;
+    let directory = answer.get("Dir").and_then(|dir| dir.as_str());
+    Ok(directory.context("Go names no directory of the module")?.into())
 }
 
 /// A module of one's own that requires Kubernetes.

@@ -67,6 +67,14 @@ pub(crate) const CNI: Package = Package {
         into /opt/cni/bin",
 };
 
+/// Static, so that it runs in any image.
+pub(crate) const BUSYBOX: Package = Package {
+    debian: "busybox-static",
+    programs: &[("busybox", "bin/busybox")],
+    elsewhere: &[],
+    remedy: "busybox is missing: put the program `busybox` on the PATH",
+};
+
 /// Puts the programs of a package into `into`: as links, if the machine has all of them.
 pub(crate) fn bring(package: &Package, into: &Path) -> Result<()> {
     let found = package.programs.iter().map(|(name, _)| Some((*name, find(package, name)?)));
