@@ -2,9 +2,11 @@
 
 mod bench;
 mod build;
+mod cache;
 mod cargo;
 mod demo;
 mod exec;
+mod image;
 mod kube;
 mod oracle;
 mod pins;
@@ -27,6 +29,7 @@ enum Task {
     Run(run::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Image(image::Args),
     Kube(kube::Args),
     Oracle(oracle::Args),
     Test(test::Args),
@@ -46,6 +49,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Run(args) => run::run(args),
         Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
+        Task::Image(args) => image::run(args),
         Task::Kube(args) => kube::run(args),
         Task::Oracle(args) => oracle::run(args),
         Task::Test(args) => Ok(test::run(args)),

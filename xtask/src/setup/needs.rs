@@ -23,11 +23,20 @@ pub(crate) enum Scope {
     Dns,
     /// Clients in other languages, and the tools of a kube-proxy.
     Clients,
+    /// What pods of a cluster on this machine run.
+    Pods,
 }
 
 impl Scope {
-    pub(crate) const ALL: &[Self] =
-        &[Self::Agent, Self::Programs, Self::Lint, Self::Network, Self::Dns, Self::Clients];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Agent,
+        Self::Programs,
+        Self::Lint,
+        Self::Network,
+        Self::Dns,
+        Self::Clients,
+        Self::Pods,
+    ];
 }
 
 pub(super) struct Need {
@@ -127,13 +136,8 @@ fn table() -> Vec<Need> {
             },
         },
         leftovers(),
-        Need {
-            what: format!("LLVM {}", pins::LLVM),
-            why: "bpf-linker is built against it",
-            scope: Scope::Programs,
-            probe: llvm,
-            source: Source::Packages { debian: LLVM_PACKAGES, elsewhere: LLVM_ELSEWHERE },
-        },
+        pods(),
+        libllvm(),
         Need {
             what: "rustup".to_owned(),
             why: "brings the pinned toolchains",
@@ -177,6 +181,16 @@ fn table() -> Vec<Need> {
     ]
 }
 
+fn libllvm() -> Need {
+    Need {
+        what: format!("LLVM {}", pins::LLVM),
+        why: "bpf-linker is built against it",
+        scope: Scope::Programs,
+        probe: llvm,
+        source: Source::Packages { debian: LLVM_PACKAGES, elsewhere: LLVM_ELSEWHERE },
+    }
+}
+
 /// What makes what a kube-proxy leaves.
 fn leftovers() -> Need {
     Need {
@@ -192,6 +206,27 @@ fn leftovers() -> Need {
             elsewhere: "`nft`, `iptables-nft`, `iptables-legacy` and `ipset` (Fedora: dnf install \
                 nftables iptables-nft iptables-legacy ipset; Arch: pacman -S nftables \
                 iptables-legacy ipset)",
+        },
+    }
+}
+
+/// What is copied into the image of the tests' pods.
+fn pods() -> Need {
+    Need {
+        what: "bash, curl, dig, iperf3, nc, wget".to_owned(),
+        why: "are what pods of a test cluster run",
+        scope: Scope::Pods,
+        probe: || {
+            let tools = [("bash", "--version"), ("curl", "-V"), ("dig", "-v"), ("iperf3", "-v")];
+            tools.iter().try_for_each(|(tool, version)| starts(tool, version))?;
+            starts("nc.openbsd", "-h").or_else(|_| starts("nc", "-h"))?;
+            starts("wget", "--version")
+        },
+        source: Source::Packages {
+            debian: &["bash", "curl", "bind9-dnsutils", "iperf3", "netcat-openbsd", "wget"],
+            elsewhere: "`bash`, `curl`, `dig`, `iperf3`, OpenBSD's `nc` and `wget` (Fedora: dnf \
+                install bash curl bind-utils iperf3 netcat wget; Arch: pacman -S bash curl bind \
+                iperf3 openbsd-netcat wget)",
         },
     }
 }
