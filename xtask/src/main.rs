@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod cargo;
+mod cluster;
 mod demo;
 mod exec;
 mod kube;
@@ -28,6 +29,7 @@ enum Task {
     Demo(demo::Args),
     Bench(bench::Args),
     Kube(kube::Args),
+    Cluster(cluster::Args),
     Oracle(oracle::Args),
     Test(test::Args),
 }
@@ -47,6 +49,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
         Task::Kube(args) => kube::run(args),
+        Task::Cluster(args) => cluster::run(args),
         Task::Oracle(args) => oracle::run(args),
         Task::Test(args) => Ok(test::run(args)),
     }

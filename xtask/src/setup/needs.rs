@@ -23,11 +23,20 @@ pub(crate) enum Scope {
     Dns,
     /// Clients in other languages, and the tools of a kube-proxy.
     Clients,
+    /// Boxes of namespaces, and what runs in them.
+    Cluster,
 }
 
 impl Scope {
-    pub(crate) const ALL: &[Self] =
-        &[Self::Agent, Self::Programs, Self::Lint, Self::Network, Self::Dns, Self::Clients];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Agent,
+        Self::Programs,
+        Self::Lint,
+        Self::Network,
+        Self::Dns,
+        Self::Clients,
+        Self::Cluster,
+    ];
 }
 
 pub(super) struct Need {
@@ -127,6 +136,27 @@ fn table() -> Vec<Need> {
             },
         },
         leftovers(),
+        Need {
+            what: "openssl".to_owned(),
+            why: "makes the keys of a cluster",
+            scope: Scope::Cluster,
+            probe: || starts("openssl", "version"),
+            source: Source::Packages {
+                debian: &["openssl"],
+                elsewhere: "`openssl` 3 (Fedora: dnf install openssl; Arch: pacman -S openssl)",
+            },
+        },
+        Need {
+            what: "nft, iptables".to_owned(),
+            why: "are what kube-proxy and ports of hosts are made with in a cluster",
+            scope: Scope::Cluster,
+            probe: || ["nft", "iptables"].iter().try_for_each(|tool| starts(tool, "--version")),
+            source: Source::Packages {
+                debian: &["nftables", "iptables"],
+                elsewhere: "`nft` and `iptables` (Fedora: dnf install nftables iptables-nft; \
+                    Arch: pacman -S nftables iptables)",
+            },
+        },
         Need {
             what: format!("LLVM {}", pins::LLVM),
             why: "bpf-linker is built against it",
