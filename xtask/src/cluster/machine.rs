@@ -38,10 +38,13 @@ shift; exec "$@""#;
 /// `$1` name, `$2` state, `$3` programs, `$4` the cgroup of init, then `TYPE OPTIONS DIRECTORY` of
 /// each cgroup mount.
 ///
+/// The mounts that the box has inherited of /proc and /sys would show the machine's, below its own.
 /// kubelet sets some kernel parameters that are one for the whole machine; it finds them set, in
 /// files that it cannot tell from the real ones.
 const BOOT: &str = r#"set -eu
 name=$1 state=$2 programs=$3 init=$4; shift 4
+umount -n -l -R /sys
+umount -n -l /proc
 mount -n -t proc proc /proc
 echo "$name" >/proc/sys/kernel/hostname
 echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -58,7 +61,7 @@ mkdir -p "$init"; echo 1 >"$init/cgroup.procs"
 mount -n -t tmpfs -o mode=0755 tmpfs "$state/run"
 mkdir "$state/run/programs" "$state/run/sysctl" "$state/run/lock"
 mount -n --bind "$programs" "$state/run/programs"
-mount -n --rbind "$state/run" /run
+mount -n --move "$state/run" /run
 mount -n --bind "$state/var" /var
 mount -n -t tmpfs -o mode=1777 tmpfs /tmp
 for set in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \

@@ -59,10 +59,12 @@ pub(super) fn bridge() -> String {
     )
 }
 
-/// Lines of `ip` for the control box: the link to a node, whose init is this process.
+/// Lines of `ip` for the control box: the link to a node, whose init is this process. The node keeps
+/// its link address over a reboot, so that the others need not learn it again.
 pub(super) fn link(node: u8, init: u32) -> String {
     format!(
-        "link add ve{node} type veth peer name eth0 netns {init}\nlink set ve{node} master br0 up\n"
+        "link add ve{node} type veth peer name eth0 address 02:ac:1e:00:00:1{node} netns {init}\n\
+         link set ve{node} master br0 up\n"
     )
 }
 

@@ -96,7 +96,6 @@ fn kubelet() -> Value {
         "registryPullQPS": 0,
         "evictionHard": { "memory.available": "50Mi" },
         "imageGCHighThresholdPercent": 100,
-        "localStorageCapacityIsolation": false,
     })
 }
 
