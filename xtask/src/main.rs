@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod cache;
 mod cargo;
+mod cluster;
 mod demo;
 mod exec;
 mod image;
@@ -31,6 +32,7 @@ enum Task {
     Bench(bench::Args),
     Image(image::Args),
     Kube(kube::Args),
+    Cluster(cluster::Args),
     Oracle(oracle::Args),
     Test(test::Args),
 }
@@ -51,6 +53,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Demo(args) => demo::run(args),
         Task::Image(args) => image::run(args),
         Task::Kube(args) => kube::run(args),
+        Task::Cluster(args) => cluster::run(args),
         Task::Oracle(args) => oracle::run(args),
         Task::Test(args) => Ok(test::run(args)),
     }

@@ -25,6 +25,8 @@ pub(crate) enum Scope {
     Clients,
     /// What pods of a cluster on this machine run.
     Pods,
+    /// Boxes of namespaces, and what runs in them.
+    Cluster,
 }
 
 impl Scope {
@@ -36,6 +38,7 @@ impl Scope {
         Self::Dns,
         Self::Clients,
         Self::Pods,
+        Self::Cluster,
     ];
 }
 
@@ -138,6 +141,27 @@ fn table() -> Vec<Need> {
         leftovers(),
         pods(),
         libllvm(),
+        Need {
+            what: "openssl".to_owned(),
+            why: "makes the keys of a cluster",
+            scope: Scope::Cluster,
+            probe: || starts("openssl", "version"),
+            source: Source::Packages {
+                debian: &["openssl"],
+                elsewhere: "`openssl` 3 (Fedora: dnf install openssl; Arch: pacman -S openssl)",
+            },
+        },
+        Need {
+            what: "nft, iptables".to_owned(),
+            why: "are what kube-proxy and ports of hosts are made with in a cluster",
+            scope: Scope::Cluster,
+            probe: || ["nft", "iptables"].iter().try_for_each(|tool| starts(tool, "--version")),
+            source: Source::Packages {
+                debian: &["nftables", "iptables"],
+                elsewhere: "`nft` and `iptables` (Fedora: dnf install nftables iptables-nft; \
+                    Arch: pacman -S nftables iptables)",
+            },
+        },
         Need {
             what: "rustup".to_owned(),
             why: "brings the pinned toolchains",

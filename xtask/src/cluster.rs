@@ -1,0 +1,170 @@
+//! `cluster`: a real Kubernetes of several nodes on this machine, to try socklb in and to test it.
+//!
+//! Each node and the control plane is a *box* ([`machine`]): a set of namespaces with a cgroup of
+//! its own in every hierarchy, which to everything inside is a machine. Nothing of it can reach
+//! anything outside, and nothing of it is left when it is taken away ([`sweep`]).
+//!
+//! | file | |
+//! |---|---|
+//! | `plan` | what is asked for, and what it is made of |
+//! | `supply` | makes or finds that |
+//! | `place`, `cgroups`, `machine`, `network` | boxes |
+//! | `secrets`, `control`, `node`, `dns`, `proxy` | what runs in them |
+//! | `up`, `status`, `sweep` | the commands |
+//! | `live` | a cluster that is there, for commands and tests |
+
+mod cgroups;
+mod control;
+mod dns;
+mod live;
+mod machine;
+mod network;
+mod node;
+mod place;
+mod plan;
+mod proxy;
+mod secrets;
+mod status;
+mod supply;
+mod sweep;
+mod up;
+mod wait;
+
+use std::{
+    env, fs,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+pub(crate) use self::live::Cluster;
+use self::{
+    place::{Turn, var},
+    plan::{Plan, Shape},
+};
+use crate::{
+    root::{as_root, is_root, require_root},
+    setup::{self, Scope},
+};
+
+/// A real Kubernetes on this machine: boxes of namespaces with no way out.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Make a cluster, and wait until it works.
+    Up(Shape),
+    /// Take it away, and prove that nothing is left.
+    Down,
+    /// Show boxes, nodes, pods, and what is left if a part died; fails unless all is well.
+    Status,
+    /// Run kubectl as a user who may do everything.
+    Kubectl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Run a command on a node, or in the box `control`.
+    In {
+        machine: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        words: Vec<String>,
+    },
+    /// Show what a part says: of a node kubelet, containerd or kube-proxy; of `control` etcd,
+    /// kube-apiserver, kube-controller-manager or kube-scheduler.
+    Logs {
+        machine: String,
+        /// By default kubelet, and of `control` kube-apiserver.
+        part: Option<String>,
+        /// Go on with what it says next.
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// `up`, as root, of what is there.
+    #[command(hide = true)]
+    Make(Plan),
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if let What::Up(shape) = &args.what {
+        require_root()?;
+        setup::ensure(&[Scope::Network, Scope::Cluster])?;
+        let plan = Plan { shape: shape.clone(), supply: supply::bring(shape)? };
+        let mut make = Command::new(myself()?);
+        make.args(["cluster", "make"]).args(plan.arguments());
+        return become_root(make);
+    }
+    if !is_root() {
+        require_root()?;
+        let mut again = Command::new(myself()?);
+        again.args(env::args_os().skip(1));
+        return become_root(again);
+    }
+    match &args.what {
+        What::Up(_) => bail!("cluster up is not for here"),
+        What::Make(plan) => up::run(plan)?,
+        What::Down => down()?,
+        What::Status => {
+            return Ok(if status::run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        What::Kubectl { words } => {
+            return become_it(Cluster::open()?.kubectl()?.args(words));
+        }
+        What::In { machine, words } => {
+            let words: Vec<_> = words.iter().map(String::as_str).collect();
+            return become_it(&mut Cluster::open()?.exec_in(machine, &words)?);
+        }
+        What::Logs { machine, part, follow } => return logs(machine, part.as_deref(), *follow),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn down() -> Result<()> {
+    let _turn = Turn::wait()?;
+    if sweep::sweep()? {
+        println!("Removed: processes, namespaces, mounts, cgroups, files.");
+    } else {
+        println!("Nothing to remove.");
+    }
+    Ok(())
+}
+
+fn logs(machine: &str, part: Option<&str>, follow: bool) -> Result<ExitCode> {
+    let cluster = Cluster::open()?;
+    let main = if machine == control::NAME { control::API } else { "kubelet" };
+    let log = cluster.machine(machine)?.log(part.unwrap_or(main));
+    if !log.exists() {
+        let logs = fs::read_dir(var(machine).join("log")).into_iter().flatten().flatten();
+        let names = logs.filter_map(|log| Some(log.path().file_stem()?.to_str()?.to_owned()));
+        let mut names: Vec<_> =
+            names.filter(|name| name != "pods" && name != "containers").collect();
+        names.sort();
+        bail!("there is no log {}; {machine} has {}", log.display(), names.join(", "));
+    }
+    let mut tail = Command::new("tail");
+    tail.args(["-n", "+1"]);
+    if follow {
+        tail.arg("-F");
+    }
+    become_it(tail.arg(log))
+}
+
+/// Returns only when the command cannot be started: it takes this process's place, so signals and
+/// the exit code are its own.
+fn become_it(command: &mut Command) -> Result<ExitCode> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
+}
+
+fn become_root(command: Command) -> Result<ExitCode> {
+    become_it(&mut as_root(command))
+}
+
+/// This program.
+fn myself() -> Result<std::path::PathBuf> {
+    env::current_exe().context("this program does not know where it is")
+}

@@ -1,0 +1,77 @@
+//! Where everything of the cluster is.
+//!
+//! ```text
+//! /var/lib/socklb-cluster/            root's alone: there are keys in it
+//!   spec                              what was asked for; written first
+//!   complete                          written last: `up` came to its end
+//!   kubeconfig                        of a user who may do everything
+//!   BOX/var/                          /var of the box; outlives a reboot of it
+//!   BOX/run/                          where the box puts its /run together
+//! <each cgroup mount>/socklb-cluster/BOX/
+//! ```
+//!
+//! Namespaces and mounts of a box belong to its processes, and all of those are in its cgroup. So
+//! after the cgroups are killed, what is left are directories.
+
+use std::{
+    fs, io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            fs::DirBuilderExt as _,
+            net::{SocketAddr, UnixListener},
+        },
+    },
+    path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Everything that is no cgroup.
+pub(super) const HOME: &str = "/var/lib/socklb-cluster";
+/// The directory in every cgroup hierarchy, and the lock.
+pub(super) const NAME: &str = "socklb-cluster";
+
+pub(super) fn home(name: &str) -> PathBuf {
+    Path::new(HOME).join(name)
+}
+
+/// The directory that a box sees as /var.
+pub(super) fn var(machine: &str) -> PathBuf {
+    home(machine).join("var")
+}
+
+pub(super) fn kubeconfig() -> PathBuf {
+    home("kubeconfig")
+}
+
+pub(super) fn make() -> Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(HOME).with_context(|| format!("cannot make {HOME}"))
+}
+
+/// The right to make a cluster or to take it away: one at a time on a machine. The kernel takes it
+/// back from whoever dies.
+pub(super) struct Turn(#[expect(dead_code, reason = "held, not used")] UnixListener);
+
+impl Turn {
+    /// For a moment somebody who was killed may still have it.
+    pub(super) fn wait() -> Result<Self> {
+        let address = SocketAddr::from_abstract_name(NAME)?;
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            match UnixListener::bind_addr(&address) {
+                Ok(listener) => return Ok(Self(listener)),
+                Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                    return Err(error).context("cannot lock");
+                }
+                Err(_) if Instant::now() > deadline => {
+                    bail!("another `cluster up` or `down` is at work on this machine: wait for it")
+                }
+                Err(_) => sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+}

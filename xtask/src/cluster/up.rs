@@ -1,0 +1,117 @@
+//! From nothing to a cluster that works, as much as possible at the same time.
+
+use std::{
+    thread::{self, ScopedJoinHandle},
+    time::Instant,
+};
+
+use anyhow::{Error, Result, anyhow};
+
+use super::{
+    dns,
+    live::{Cluster, Node, is_up},
+    place::{self, Turn},
+    plan::{Plan, Proxy},
+    secrets,
+    sweep::sweep,
+};
+
+pub(super) fn run(plan: &Plan) -> Result<()> {
+    let _turn = Turn::wait()?;
+    if is_up(plan)? {
+        println!("The cluster is up already: {}.", plan.shape);
+        show_ways(plan);
+        return Ok(());
+    }
+    if sweep()? {
+        println!("Removed what an earlier cluster had left.");
+    }
+    let start = Instant::now();
+    make(plan, start).map_err(|error| {
+        error.context(
+            "the cluster did not come up. `cargo xtask cluster status` and `logs` show what is \
+             there, `down` takes it away",
+        )
+    })?;
+    println!("The cluster is up, after {:.1} s.", start.elapsed().as_secs_f64());
+    show_ways(plan);
+    Ok(())
+}
+
+fn make(plan: &Plan, start: Instant) -> Result<()> {
+    let shape = &plan.shape;
+    let plural = if shape.nodes == 1 { "" } else { "s" };
+    println!(
+        "A control plane and {} node{plural}, in namespaces of their own with no way out; proxy: {}.",
+        shape.nodes, shape.proxy
+    );
+    let said = |what: &str| println!("{:5.1} s  {what}", start.elapsed().as_secs_f64());
+    place::make()?;
+    plan.save()?;
+    let cluster = Cluster::new(plan.clone())?;
+    boot(&cluster)?;
+    said("The boxes are booted.");
+    thread::scope(|scope| {
+        let nodes: Vec<_> =
+            cluster.nodes().iter().map(|node| scope.spawn(|| supply(&cluster, node))).collect();
+        cluster.start_control_plane()?;
+        said("The API server is ready.");
+        cluster.make_dns()?;
+        for node in nodes {
+            joined(node)?;
+        }
+        said("The nodes have their images.");
+        for node in cluster.nodes() {
+            cluster.start_kubelet(node)?;
+            cluster.start_proxy(node)?;
+        }
+        Ok::<_, Error>(())
+    })?;
+    cluster.await_nodes()?;
+    said("The nodes are Ready.");
+    if plan.shape.proxy == Proxy::Socklb {
+        cluster.install_socklb()?;
+    }
+    cluster.await_rollout(dns::WORKLOAD)?;
+    said("CoreDNS is ready.");
+    cluster.await_proxy()?;
+    if plan.shape.proxy != Proxy::None {
+        said(&format!("{} serves.", plan.shape.proxy));
+    }
+    Plan::complete()
+}
+
+fn boot(cluster: &Cluster) -> Result<()> {
+    let names: Vec<_> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
+    thread::scope(|scope| {
+        let secrets = scope.spawn(|| secrets::make(&names));
+        let control = scope.spawn(|| cluster.boot_control());
+        let nodes: Vec<_> =
+            cluster.nodes().iter().map(|node| scope.spawn(|| cluster.boot_node(node))).collect();
+        joined(secrets)?;
+        joined(control)?;
+        nodes.into_iter().try_for_each(joined)
+    })?;
+    cluster.nodes().iter().try_for_each(|node| cluster.connect(node))
+}
+
+/// What a node can have before there is an API server.
+fn supply(cluster: &Cluster, node: &Node) -> Result<()> {
+    cluster.start_containerd(node)?;
+    cluster.plan().supply.archives.iter().try_for_each(|archive| cluster.import(node, archive))
+}
+
+fn joined(handle: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    handle.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
+}
+
+/// What to do with it.
+fn show_ways(plan: &Plan) {
+    let node = format!("n{}", plan.shape.nodes);
+    println!();
+    println!("   cargo xtask cluster kubectl get pods -A -o wide   # any kubectl command");
+    println!("   cargo xtask cluster in {node} ip route            # any command on a node");
+    println!("   cargo xtask cluster logs {node} kubelet           # what a part says");
+    println!("   cargo xtask cluster status                        # what is there");
+    println!("   cargo xtask cluster down                          # take it away");
+}

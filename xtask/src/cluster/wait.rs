@@ -1,0 +1,79 @@
+//! Waiting, never for ever, and never without a reason in the end.
+
+use std::{
+    fs,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+const LINES: usize = 12;
+
+/// Why something is not so.
+#[derive(Debug)]
+pub(super) enum Not {
+    Yet(String),
+    /// And waiting does not help.
+    Ever(String),
+}
+
+/// Repeats what does not work yet. The error says what was waited for, how it was at last, and what
+/// the logs say.
+pub(super) fn until(
+    what: &str,
+    limit: Duration,
+    logs: &[&Path],
+    mut check: impl FnMut() -> Result<(), Not>,
+) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let (reason, over) = match check() {
+            Ok(()) => return Ok(()),
+            Err(Not::Yet(reason)) => (reason, start.elapsed() > limit),
+            Err(Not::Ever(reason)) => (reason, true),
+        };
+        if over {
+            let logs: String = logs.iter().map(|log| tail(log)).collect();
+            bail!("{what}, after {} s: {}\n{logs}", start.elapsed().as_secs(), reason.trim());
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// The end of a log, to be shown.
+pub(super) fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LINES)..];
+    let last: String = last.iter().map(|line| format!("  | {line}\n")).collect();
+    format!("  {}:\n{last}", log.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::id};
+
+    use super::*;
+
+    #[test]
+    fn who_waits_in_vain_learns_what_the_log_says() {
+        let log = env::temp_dir().join(format!("socklb-wait-{}", id()));
+        let lines: String = (0..40).map(|i| format!("line {i}\n")).collect();
+        fs::write(&log, lines).unwrap();
+        let wait = |not: fn() -> Not| until("etcd", Duration::ZERO, &[&log], || Err(not()));
+        let error = wait(|| Not::Yet("no answer".to_owned())).unwrap_err().to_string();
+        assert!(error.starts_with("etcd, after 0 s: no answer\n"), "{error}");
+        assert!(error.contains("| line 28\n") && !error.contains("| line 27\n"), "{error}");
+        wait(|| Not::Ever("it has ended".to_owned())).unwrap_err();
+        fs::remove_file(&log).unwrap();
+        let mut tries = 0;
+        let third = || {
+            tries += 1;
+            if tries == 3 { Ok(()) } else { Err(Not::Yet(String::new())) }
+        };
+        until("three", Duration::from_secs(9), &[], third).unwrap();
+    }
+}
