@@ -84,6 +84,16 @@ enum What {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Run a program of this machine that speaks to the API server.
+    #[command(hide = true)]
+    Beside {
+        program: std::path::PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// What cluster is up, in the words of `up`.
+    #[command(hide = true)]
+    Shape,
     /// `up`, as root, of what is there.
     #[command(hide = true)]
     Make(Plan),
@@ -114,6 +124,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         What::Kubectl { words } => {
             return become_it(Cluster::open()?.kubectl()?.args(words));
         }
+        What::Beside { program, words } => {
+            return become_it(Cluster::open()?.in_control(program)?.args(words));
+        }
+        What::Shape => println!("{}", Cluster::open()?.plan().shape),
         What::In { machine, words } => {
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             return become_it(&mut Cluster::open()?.exec_in(machine, &words)?);

@@ -21,13 +21,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
+pub(crate) use self::kubernetes::VERSION;
 pub(crate) use self::{
     client::go_client,
     install::{coredns, helm},
     oracle::oracle,
 };
 use self::{
-    kubernetes::{CONTROL, E2E, NODES, Program, VERSION},
+    kubernetes::{CONTROL, E2E, NODES, Program},
     package::{BUSYBOX, CNI, CONTAINERD, ETCD, Package, RUNC},
 };
 use crate::cache::{Scratch, cache};

@@ -6,6 +6,7 @@ mod cache;
 mod cargo;
 mod cluster;
 mod demo;
+mod e2e;
 mod exec;
 mod image;
 mod kube;
@@ -33,6 +34,7 @@ enum Task {
     Image(image::Args),
     Kube(kube::Args),
     Cluster(cluster::Args),
+    E2e(e2e::Args),
     Oracle(oracle::Args),
     Test(test::Args),
 }
@@ -54,6 +56,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Image(args) => image::run(args),
         Task::Kube(args) => kube::run(args),
         Task::Cluster(args) => cluster::run(args),
+        Task::E2e(args) => e2e::run(args),
         Task::Oracle(args) => oracle::run(args),
         Task::Test(args) => Ok(test::run(args)),
     }

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::builder::PossibleValuesParser;
 use layers::{LAYERS, Layer, Made, Work, is_claimed};
 use lint::Check;
-use tally::Tally;
+pub(crate) use tally::Tally;
 
 use crate::{
     cargo::{Executable, cargo, executables, workspace},

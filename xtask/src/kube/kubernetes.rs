@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use super::go::Go;
 use crate::exec::{ask, exec};
 
-pub(super) const VERSION: &str = "1.36.3";
+pub(crate) const VERSION: &str = "1.36.3";
 const MODULE: &str = "k8s.io/kubernetes";
 
 /// A program, and where it comes from.
