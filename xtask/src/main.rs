@@ -6,6 +6,7 @@ mod cargo;
 mod demo;
 mod exec;
 mod kube;
+mod manifest;
 mod oracle;
 mod pins;
 mod root;
@@ -28,6 +29,7 @@ enum Task {
     Demo(demo::Args),
     Bench(bench::Args),
     Kube(kube::Args),
+    Manifest(manifest::Args),
     Oracle(oracle::Args),
     Test(test::Args),
 }
@@ -47,6 +49,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
         Task::Kube(args) => kube::run(args),
+        Task::Manifest(args) => manifest::run(args),
         Task::Oracle(args) => oracle::run(args),
         Task::Test(args) => Ok(test::run(args)),
     }
