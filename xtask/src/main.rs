@@ -5,7 +5,9 @@ mod build;
 mod cargo;
 mod demo;
 mod exec;
+mod kind;
 mod kube;
+mod kube_demo;
 mod manifest;
 mod oracle;
 mod pins;
@@ -28,7 +30,9 @@ enum Task {
     Run(run::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Kind(kind::Args),
     Kube(kube::Args),
+    KubeDemo(kube_demo::Args),
     Manifest(manifest::Args),
     Oracle(oracle::Args),
     Test(test::Args),
@@ -48,7 +52,9 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Run(args) => run::run(args),
         Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
+        Task::Kind(args) => kind::run(args),
         Task::Kube(args) => kube::run(args),
+        Task::KubeDemo(args) => kube_demo::run(args),
         Task::Manifest(args) => manifest::run(args),
         Task::Oracle(args) => oracle::run(args),
         Task::Test(args) => Ok(test::run(args)),
