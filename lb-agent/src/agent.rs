@@ -34,7 +34,8 @@ const DRY_RUN: Duration = Duration::from_secs(30);
 /// Does what the flags say.
 pub async fn run(config: &Config) -> Result<()> {
     if config.cleanup {
-        cleanup(config)
+        cleanup(config)?;
+        if config.stay { stay().await } else { Ok(()) }
     } else if config.cleanup_kube_proxy {
         kube_proxy::cleanup(&mut std::io::stdout().lock())
     } else if config.dry_run {
@@ -53,6 +54,16 @@ fn cleanup(config: &Config) -> Result<()> {
     }
     if removed.is_empty() {
         writeln!(out, "nothing to remove")?;
+    }
+    Ok(())
+}
+
+async fn stay() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
     Ok(())
 }

@@ -96,6 +96,10 @@ pub struct Config {
     /// Detach the programs, remove every pin, and exit.
     #[arg(long, conflicts_with = "dry_run")]
     pub cleanup: bool,
+    /// After --cleanup wait for a signal rather than exit, for a DaemonSet, which starts again what
+    /// exits.
+    #[arg(long, requires = "cleanup")]
+    pub stay: bool,
     /// Remove what a kube-proxy left on this node, in nftables, iptables and IPVS, by the tools of
     /// these names, and exit. Not while kube-proxy runs.
     #[arg(long, conflicts_with_all = ["dry_run", "cleanup"])]
@@ -232,6 +236,12 @@ mod tests {
         }
         let config = Config::parse_from(["lb-agent", "--service-proxy-name", "socklb"]);
         assert_eq!(config.service_proxy_name.as_deref(), Some("socklb"));
+    }
+
+    #[test]
+    fn who_stays_has_cleaned_up() {
+        assert!(Config::try_parse_from(["lb-agent", "--stay"]).is_err());
+        assert!(Config::parse_from(["lb-agent", "--cleanup", "--stay"]).stay);
     }
 
     #[test]

@@ -166,7 +166,7 @@ macro_rules! say {
         drop(writeln!(std::io::stdout(), $($words)*));
     }};
 }
-use say;
+pub(crate) use say;
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,10 @@ mod demo;
 mod e2e;
 mod exec;
 mod image;
+mod kind;
 mod kube;
+mod kube_demo;
+mod manifest;
 mod oracle;
 mod pins;
 mod root;
@@ -35,6 +38,10 @@ enum Task {
     Kube(kube::Args),
     Cluster(cluster::Args),
     E2e(e2e::Args),
+    Kind(kind::Args),
+    Kube(kube::Args),
+    KubeDemo(kube_demo::Args),
+    Manifest(manifest::Args),
     Oracle(oracle::Args),
     Test(test::Args),
 }
@@ -57,6 +64,10 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Kube(args) => kube::run(args),
         Task::Cluster(args) => cluster::run(args),
         Task::E2e(args) => e2e::run(args),
+        Task::Kind(args) => kind::run(args),
+        Task::Kube(args) => kube::run(args),
+        Task::KubeDemo(args) => kube_demo::run(args),
+        Task::Manifest(args) => manifest::run(args),
         Task::Oracle(args) => oracle::run(args),
         Task::Test(args) => Ok(test::run(args)),
     }

@@ -5,7 +5,7 @@ use std::{env::consts::ARCH, process::Command};
 use crate::{
     cargo::{cargo, cargo_of, prebuilt_object},
     exec::ask,
-    pins,
+    manifest, pins,
 };
 
 pub(crate) struct Check {
@@ -38,6 +38,13 @@ pub(super) const CHECKS: &[Check] = &[
         command: || Ok(words(cargo(), "deny check bans licenses sources")),
     },
     Check { name: "advisories", command: advisories },
+    Check {
+        name: "Helm chart and manifest",
+        command: || match std::env::current_exe() {
+            Ok(program) => Ok(manifest::check(&program)),
+            Err(_) => Err("this program does not know where it is"),
+        },
+    },
 ];
 
 /// Clippy for the target and with the `cfg` that the build of `lb-agent` uses.

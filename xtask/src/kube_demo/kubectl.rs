@@ -1,0 +1,78 @@
+//! kubectl, however it has to be called.
+
+use std::{
+    ffi::OsString,
+    io::Write as _,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::exec::show;
+
+/// The words before those that say what to do: `kubectl --context kind-socklb`.
+pub(crate) struct Kubectl(Vec<OsString>);
+
+impl Kubectl {
+    pub(crate) fn new<W: Into<OsString>>(words: impl IntoIterator<Item = W>) -> Self {
+        Self(words.into_iter().map(Into::into).collect())
+    }
+
+    pub(super) fn command(&self, words: &[&str]) -> Command {
+        let mut prefix = self.0.iter();
+        let mut command =
+            Command::new(prefix.next().map_or("kubectl".as_ref(), OsString::as_os_str));
+        command.args(prefix).args(words);
+        command
+    }
+
+    /// What it did, well or not.
+    pub(super) fn output(&self, words: &[&str]) -> Result<Output> {
+        let mut command = self.command(words);
+        command.stdin(Stdio::null());
+        command.output().with_context(|| format!("cannot start `{}`", show(&command)))
+    }
+
+    /// What it says. Fails with its own words.
+    pub(crate) fn answer(&self, words: &[&str]) -> Result<String> {
+        let output = self.output(words)?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{}`: {}", show(&self.command(words)), error.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub(super) fn apply(&self, yaml: &str) -> Result<()> {
+        let mut command = self.command(&["apply", "-f", "-"]);
+        let line = show(&command);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+        // If it does not read to the end, it says why.
+        let written =
+            child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(yaml.as_bytes()));
+        let output = child.wait_with_output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{line}`: {}", error.trim());
+        written.with_context(|| format!("`{line}` did not read all of its input"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_after_the_prefix() {
+        let kubectl = Kubectl::new(["echo", "--context", "c"]);
+        assert_eq!(kubectl.answer(&["get", "pods"]).unwrap(), "--context c get pods\n");
+    }
+
+    #[test]
+    fn a_failure_has_its_words() {
+        let kubectl = Kubectl::new(["sh", "-c", "cat >&2; echo no >&2; exit 3"]);
+        let error = kubectl.answer(&[]).unwrap_err().to_string();
+        assert!(error.ends_with(": no"), "{error}");
+        let error = kubectl.apply("yaml").unwrap_err().to_string();
+        assert!(error.ends_with("yamlno"), "{error}");
+        assert!(Kubectl::new(["no-such-program"]).answer(&[]).is_err());
+    }
+}
