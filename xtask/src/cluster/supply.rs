@@ -12,8 +12,15 @@ pub(super) const COREDNS: &str = "docker.io/library/coredns:1";
 
 /// Brings everything that a cluster of this shape needs; takes long the first time.
 pub(super) fn bring(shape: &Shape) -> Result<Supply> {
-    let mut supply =
-        Supply { programs: programs()?, archives: images()?, helm: None, chart: None, image: None };
+    let [pause, coredns, agnhost] = images()?;
+    let mut supply = Supply {
+        programs: programs()?,
+        first: vec![pause, coredns],
+        archives: vec![agnhost],
+        helm: None,
+        chart: None,
+        image: None,
+    };
     if shape.proxy == Proxy::Socklb {
         bring_socklb(&mut supply)?;
     }
@@ -24,9 +31,9 @@ fn programs() -> Result<PathBuf> {
     stand_in("programs")
 }
 
-fn images() -> Result<Vec<PathBuf>> {
+fn images() -> Result<[PathBuf; 3]> {
     let images = stand_in("images")?;
-    Ok(["pause.tar", "coredns.tar", "agnhost.tar"].map(|name| images.join(name)).to_vec())
+    Ok(["pause.tar", "coredns.tar", "agnhost.tar"].map(|name| images.join(name)))
 }
 
 /// The image of this very source, the chart, and Helm.

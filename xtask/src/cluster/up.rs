@@ -1,6 +1,7 @@
 //! From nothing to a cluster that works, as much as possible at the same time.
 
 use std::{
+    path::PathBuf,
     thread::{self, ScopedJoinHandle},
     time::Instant,
 };
@@ -57,27 +58,32 @@ fn make(plan: &Plan, start: Instant) -> Result<()> {
         cluster.start_control_plane()?;
         said("The API server is ready.");
         cluster.make_dns()?;
-        for node in nodes {
-            joined(node)?;
+        if shape.proxy == Proxy::Socklb {
+            cluster.install_socklb()?;
         }
-        said("The nodes have their images.");
+        nodes.into_iter().try_for_each(joined)?;
         for node in cluster.nodes() {
             cluster.start_kubelet(node)?;
             cluster.start_proxy(node)?;
         }
         Ok::<_, Error>(())
     })?;
-    cluster.await_nodes()?;
-    said("The nodes are Ready.");
-    if plan.shape.proxy == Proxy::Socklb {
-        cluster.install_socklb()?;
-    }
-    cluster.await_rollout(dns::WORKLOAD)?;
-    said("CoreDNS is ready.");
-    cluster.await_proxy()?;
-    if plan.shape.proxy != Proxy::None {
-        said(&format!("{} serves.", plan.shape.proxy));
-    }
+    thread::scope(|scope| {
+        let (cluster, archives) = (&cluster, &plan.supply.archives);
+        let import = |node| scope.spawn(move || import(cluster, node, archives));
+        let nodes: Vec<_> = cluster.nodes().iter().map(import).collect();
+        cluster.await_nodes()?;
+        said("The nodes are Ready.");
+        cluster.await_rollout(dns::WORKLOAD)?;
+        said("CoreDNS is ready.");
+        cluster.await_proxy()?;
+        if shape.proxy != Proxy::None {
+            said(&format!("{} serves.", shape.proxy));
+        }
+        nodes.into_iter().try_for_each(joined)?;
+        said("The nodes have the images of the tests.");
+        Ok::<_, Error>(())
+    })?;
     Plan::complete()
 }
 
@@ -98,7 +104,11 @@ fn boot(cluster: &Cluster) -> Result<()> {
 /// What a node can have before there is an API server.
 fn supply(cluster: &Cluster, node: &Node) -> Result<()> {
     cluster.start_containerd(node)?;
-    cluster.plan().supply.archives.iter().try_for_each(|archive| cluster.import(node, archive))
+    import(cluster, node, &cluster.plan().supply.first)
+}
+
+fn import(cluster: &Cluster, node: &Node, archives: &[PathBuf]) -> Result<()> {
+    archives.iter().try_for_each(|archive| cluster.import(node, archive))
 }
 
 fn joined(handle: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
