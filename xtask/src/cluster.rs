@@ -84,9 +84,20 @@ enum What {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Break something, or mend it.
+    #[command(hide = true, subcommand)]
+    Fault(Fault),
     /// `up`, as root, of what is there.
     #[command(hide = true)]
     Make(Plan),
+}
+
+#[derive(clap::Subcommand)]
+enum Fault {
+    KillNode { node: String },
+    StartNode { node: String },
+    StopApiserver,
+    StartApiserver,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -117,6 +128,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         What::In { machine, words } => {
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             return become_it(&mut Cluster::open()?.exec_in(machine, &words)?);
+        }
+        What::Fault(fault) => {
+            let cluster = Cluster::open()?;
+            match fault {
+                Fault::KillNode { node } => cluster.kill_node(node)?,
+                Fault::StartNode { node } => cluster.start_node(node)?,
+                Fault::StopApiserver => cluster.stop_apiserver()?,
+                Fault::StartApiserver => cluster.start_apiserver()?,
+            }
         }
         What::Logs { machine, part, follow } => return logs(machine, part.as_deref(), *follow),
     }
