@@ -44,6 +44,7 @@ use self::{
     plan::{Plan, Shape},
 };
 use crate::{
+    exec::say,
     root::{as_root, is_root, require_root},
     setup::{self, Scope},
 };
@@ -146,9 +147,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 fn down() -> Result<()> {
     let _turn = Turn::wait()?;
     if sweep::sweep()? {
-        println!("Removed: processes, namespaces, mounts, cgroups, files.");
+        say!("Removed: processes, namespaces, mounts, cgroups, files.");
     } else {
-        println!("Nothing to remove.");
+        say!("Nothing to remove.");
     }
     Ok(())
 }

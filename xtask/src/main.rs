@@ -2,10 +2,12 @@
 
 mod bench;
 mod build;
+mod cache;
 mod cargo;
 mod cluster;
 mod demo;
 mod exec;
+mod image;
 mod kube;
 mod oracle;
 mod pins;
@@ -28,6 +30,7 @@ enum Task {
     Run(run::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Image(image::Args),
     Kube(kube::Args),
     Cluster(cluster::Args),
     Oracle(oracle::Args),
@@ -48,6 +51,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Run(args) => run::run(args),
         Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
+        Task::Image(args) => image::run(args),
         Task::Kube(args) => kube::run(args),
         Task::Cluster(args) => cluster::run(args),
         Task::Oracle(args) => oracle::run(args),

@@ -16,16 +16,17 @@ use super::{
     secrets,
     sweep::sweep,
 };
+use crate::exec::say;
 
 pub(super) fn run(plan: &Plan) -> Result<()> {
     let _turn = Turn::wait()?;
     if is_up(plan)? {
-        println!("The cluster is up already: {}.", plan.shape);
+        say!("The cluster is up already: {}.", plan.shape);
         show_ways(plan);
         return Ok(());
     }
     if sweep()? {
-        println!("Removed what an earlier cluster had left.");
+        say!("Removed what an earlier cluster had left.");
     }
     let start = Instant::now();
     make(plan, start).map_err(|error| {
@@ -34,7 +35,7 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
              there, `down` takes it away",
         )
     })?;
-    println!("The cluster is up, after {:.1} s.", start.elapsed().as_secs_f64());
+    say!("The cluster is up, after {:.1} s.", start.elapsed().as_secs_f64());
     show_ways(plan);
     Ok(())
 }
@@ -42,11 +43,12 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
 fn make(plan: &Plan, start: Instant) -> Result<()> {
     let shape = &plan.shape;
     let plural = if shape.nodes == 1 { "" } else { "s" };
-    println!(
+    say!(
         "A control plane and {} node{plural}, in namespaces of their own with no way out; proxy: {}.",
-        shape.nodes, shape.proxy
+        shape.nodes,
+        shape.proxy
     );
-    let said = |what: &str| println!("{:5.1} s  {what}", start.elapsed().as_secs_f64());
+    let said = |what: &str| say!("{:5.1} s  {what}", start.elapsed().as_secs_f64());
     place::make()?;
     plan.save()?;
     let cluster = Cluster::new(plan.clone())?;
@@ -118,10 +120,15 @@ fn joined(handle: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
 /// What to do with it.
 fn show_ways(plan: &Plan) {
     let node = format!("n{}", plan.shape.nodes);
-    println!();
-    println!("   cargo xtask cluster kubectl get pods -A -o wide   # any kubectl command");
-    println!("   cargo xtask cluster in {node} ip route            # any command on a node");
-    println!("   cargo xtask cluster logs {node} kubelet           # what a part says");
-    println!("   cargo xtask cluster status                        # what is there");
-    println!("   cargo xtask cluster down                          # take it away");
+    let ways = [
+        ("kubectl get pods -A -o wide".to_owned(), "any kubectl command"),
+        (format!("in {node} ip route"), "any command on a node, or in the box control"),
+        (format!("logs {node} kubelet"), "what a part says"),
+        ("status".to_owned(), "what is there"),
+        ("down".to_owned(), "take it away"),
+    ];
+    say!("");
+    for (words, what) in ways {
+        say!("   cargo xtask cluster {words:30}# {what}");
+    }
 }

@@ -8,8 +8,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Scratch, cache, go};
-use crate::{cargo::workspace, exec::exec};
+use super::go;
+use crate::{
+    cache::{Scratch, cache},
+    cargo::workspace,
+    exec::exec,
+};
 
 /// The program, built from its source as it is now. Quick when that was built before.
 pub(crate) fn go_client() -> Result<PathBuf> {

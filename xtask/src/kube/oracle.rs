@@ -8,8 +8,15 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Scratch, VERSION, cache, go, go_mod};
-use crate::{cargo::workspace, exec::exec};
+use super::{
+    go,
+    kubernetes::{VERSION, go_mod},
+};
+use crate::{
+    cache::{Scratch, cache},
+    cargo::workspace,
+    exec::exec,
+};
 
 /// The program, built from what `oracle/` holds now. Quick when that was built before.
 pub(crate) fn oracle() -> Result<PathBuf> {

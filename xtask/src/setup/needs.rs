@@ -25,6 +25,8 @@ pub(crate) enum Scope {
     Clients,
     /// Boxes of namespaces, and what runs in them.
     Cluster,
+    /// What pods of a cluster on this machine run.
+    Pods,
 }
 
 impl Scope {
@@ -36,6 +38,7 @@ impl Scope {
         Self::Dns,
         Self::Clients,
         Self::Cluster,
+        Self::Pods,
     ];
 }
 
@@ -136,34 +139,10 @@ fn table() -> Vec<Need> {
             },
         },
         leftovers(),
-        Need {
-            what: "openssl".to_owned(),
-            why: "makes the keys of a cluster",
-            scope: Scope::Cluster,
-            probe: || starts("openssl", "version"),
-            source: Source::Packages {
-                debian: &["openssl"],
-                elsewhere: "`openssl` 3 (Fedora: dnf install openssl; Arch: pacman -S openssl)",
-            },
-        },
-        Need {
-            what: "nft, iptables".to_owned(),
-            why: "are what kube-proxy and ports of hosts are made with in a cluster",
-            scope: Scope::Cluster,
-            probe: || ["nft", "iptables"].iter().try_for_each(|tool| starts(tool, "--version")),
-            source: Source::Packages {
-                debian: &["nftables", "iptables"],
-                elsewhere: "`nft` and `iptables` (Fedora: dnf install nftables iptables-nft; \
-                    Arch: pacman -S nftables iptables)",
-            },
-        },
-        Need {
-            what: format!("LLVM {}", pins::LLVM),
-            why: "bpf-linker is built against it",
-            scope: Scope::Programs,
-            probe: llvm,
-            source: Source::Packages { debian: LLVM_PACKAGES, elsewhere: LLVM_ELSEWHERE },
-        },
+        openssl(),
+        packet_filters(),
+        pods(),
+        libllvm(),
         Need {
             what: "rustup".to_owned(),
             why: "brings the pinned toolchains",
@@ -207,6 +186,43 @@ fn table() -> Vec<Need> {
     ]
 }
 
+fn libllvm() -> Need {
+    Need {
+        what: format!("LLVM {}", pins::LLVM),
+        why: "bpf-linker is built against it",
+        scope: Scope::Programs,
+        probe: llvm,
+        source: Source::Packages { debian: LLVM_PACKAGES, elsewhere: LLVM_ELSEWHERE },
+    }
+}
+
+fn openssl() -> Need {
+    Need {
+        what: "openssl".to_owned(),
+        why: "makes the keys of a cluster",
+        scope: Scope::Cluster,
+        probe: || starts("openssl", "version"),
+        source: Source::Packages {
+            debian: &["openssl"],
+            elsewhere: "`openssl` 3 (Fedora: dnf install openssl; Arch: pacman -S openssl)",
+        },
+    }
+}
+
+fn packet_filters() -> Need {
+    Need {
+        what: "nft, iptables".to_owned(),
+        why: "make what a kube-proxy and host ports of pods are, in a cluster",
+        scope: Scope::Cluster,
+        probe: || ["nft", "iptables"].iter().try_for_each(|tool| starts(tool, "--version")),
+        source: Source::Packages {
+            debian: &["nftables", "iptables"],
+            elsewhere: "`nft` and `iptables` (Fedora: dnf install nftables iptables-nft; Arch: \
+                pacman -S nftables iptables)",
+        },
+    }
+}
+
 /// What makes what a kube-proxy leaves.
 fn leftovers() -> Need {
     Need {
@@ -222,6 +238,27 @@ fn leftovers() -> Need {
             elsewhere: "`nft`, `iptables-nft`, `iptables-legacy` and `ipset` (Fedora: dnf install \
                 nftables iptables-nft iptables-legacy ipset; Arch: pacman -S nftables \
                 iptables-legacy ipset)",
+        },
+    }
+}
+
+/// What is copied into the image of the tests' pods.
+fn pods() -> Need {
+    Need {
+        what: "bash, curl, dig, iperf3, nc, wget".to_owned(),
+        why: "are what pods of a test cluster run",
+        scope: Scope::Pods,
+        probe: || {
+            let tools = [("bash", "--version"), ("curl", "-V"), ("dig", "-v"), ("iperf3", "-v")];
+            tools.iter().try_for_each(|(tool, version)| starts(tool, version))?;
+            starts("nc.openbsd", "-h").or_else(|_| starts("nc", "-h"))?;
+            starts("wget", "--version")
+        },
+        source: Source::Packages {
+            debian: &["bash", "curl", "bind9-dnsutils", "iperf3", "netcat-openbsd", "wget"],
+            elsewhere: "`bash`, `curl`, `dig`, `iperf3`, OpenBSD's `nc` and `wget` (Fedora: dnf \
+                install bash curl bind-utils iperf3 netcat wget; Arch: pacman -S bash curl bind \
+                iperf3 openbsd-netcat wget)",
         },
     }
 }
