@@ -44,6 +44,7 @@ use self::{
     plan::{Plan, Shape},
 };
 use crate::{
+    exec::say,
     root::{as_root, is_root, require_root},
     setup::{self, Scope},
 };
@@ -94,9 +95,20 @@ enum What {
     /// What cluster is up, in the words of `up`.
     #[command(hide = true)]
     Shape,
+    /// Break something, or mend it.
+    #[command(hide = true, subcommand)]
+    Fault(Fault),
     /// `up`, as root, of what is there.
     #[command(hide = true)]
     Make(Plan),
+}
+
+#[derive(clap::Subcommand)]
+enum Fault {
+    KillNode { node: String },
+    StartNode { node: String },
+    StopApiserver,
+    StartApiserver,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -132,6 +144,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             return become_it(&mut Cluster::open()?.exec_in(machine, &words)?);
         }
+        What::Fault(fault) => {
+            let cluster = Cluster::open()?;
+            match fault {
+                Fault::KillNode { node } => cluster.kill_node(node)?,
+                Fault::StartNode { node } => cluster.start_node(node)?,
+                Fault::StopApiserver => cluster.stop_apiserver()?,
+                Fault::StartApiserver => cluster.start_apiserver()?,
+            }
+        }
         What::Logs { machine, part, follow } => return logs(machine, part.as_deref(), *follow),
     }
     Ok(ExitCode::SUCCESS)
@@ -140,9 +161,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 fn down() -> Result<()> {
     let _turn = Turn::wait()?;
     if sweep::sweep()? {
-        println!("Removed: processes, namespaces, mounts, cgroups, files.");
+        say!("Removed: processes, namespaces, mounts, cgroups, files.");
     } else {
-        println!("Nothing to remove.");
+        say!("Nothing to remove.");
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build,
+    exec::say,
     root::{as_root, require_root},
     setup::{self, Scope},
 };
@@ -158,15 +159,6 @@ fn quietly(command: &mut Command) -> Result<()> {
     anyhow::ensure!(output.status.success(), "`{line}`: {}", error.trim());
     Ok(())
 }
-
-/// `println!`, but whether anybody listens does not matter: what was begun is brought to its end.
-macro_rules! say {
-    ($($words:tt)*) => {{
-        use std::io::Write as _;
-        drop(writeln!(std::io::stdout(), $($words)*));
-    }};
-}
-pub(crate) use say;
 
 #[cfg(test)]
 mod tests {

@@ -46,6 +46,15 @@ fn quote(word: &str) -> String {
     }
 }
 
+/// `println!`, but whether anybody listens does not matter: what was begun is brought to its end.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        drop(writeln!(std::io::stdout(), $($words)*));
+    }};
+}
+pub(crate) use say;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 pub(crate) use self::kubectl::Kubectl;
 use self::{client::Load, spread::Spread};
-use crate::demo::say;
+use crate::exec::say;
 
 /// Show the main job in a cluster in which socklb runs.
 #[derive(clap::Args)]

@@ -114,6 +114,11 @@ impl Cgroups {
         is_populated(&self.unified(below))
     }
 
+    /// How many processes there are in a directory of cgroup2 and below.
+    pub(super) fn processes(&self, below: &str) -> usize {
+        count(&self.unified(below))
+    }
+
     /// Removes a directory below the cluster's, or that one (`""`), in every hierarchy, with all
     /// that is below.
     pub(super) fn remove(&self, below: &str) -> Result<()> {
@@ -157,6 +162,13 @@ fn missing(there: &str, here: &str) -> Vec<String> {
 fn is_populated(directory: &Path) -> bool {
     let events = fs::read_to_string(directory.join("cgroup.events"));
     events.is_ok_and(|events| events.contains("populated 1"))
+}
+
+fn count(directory: &Path) -> usize {
+    let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    members.lines().count() + below.map(|entry| count(&entry.path())).sum::<usize>()
 }
 
 fn remove_tree(directory: &Path) -> io::Result<()> {

@@ -67,6 +67,8 @@ fn controllers() -> Vec<String> {
         "--use-service-account-credentials".to_owned(),
         "--leader-elect=false".to_owned(),
         "--bind-address=127.0.0.1".to_owned(),
+        // A node that becomes Ready may be scheduled to at once; one that is lost is so as usual.
+        "--node-monitor-period=1s".to_owned(),
         // With the usual limits it takes 5 s to start.
         "--kube-api-qps=1000".to_owned(),
         "--kube-api-burst=1000".to_owned(),

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     cgroups::Cgroups,
     control, dns,
-    machine::{Machine, answer, quietly},
+    machine::{Machine, answer},
     network::{self, Addresses},
     node,
     place::kubeconfig,
@@ -41,10 +41,6 @@ impl Node {
     /// n1, n2, …: of the box, of the Node and of the host.
     pub(crate) fn name(&self) -> &str {
         &self.machine.name
-    }
-
-    pub(crate) fn address(&self) -> std::net::Ipv4Addr {
-        self.addresses().v4()
     }
 
     pub(super) fn addresses(&self) -> Addresses {
@@ -329,13 +325,6 @@ pub(super) fn is_up(plan: &Plan) -> Result<bool> {
         plan.shape
     );
     Ok(true)
-}
-
-/// Runs a command for somebody who sees what it says.
-pub(super) fn shown(command: &mut Command) -> Result<()> {
-    let status = command.status().context("cannot start it")?;
-    ensure!(status.success(), "{status}");
-    Ok(())
 }
 
 #[cfg(test)]

@@ -72,9 +72,7 @@ do
 done
 mount -n --make-rshared /
 echo booted
-exec >/dev/null 2>&1
-trap '' HUP INT QUIT TERM
-while :; do sleep 86400 & wait; done
+exec sh -c 'trap "" HUP INT QUIT TERM; while :; do sleep 86400 & wait; done' init >/dev/null 2>&1
 "#;
 
 pub(super) struct Machine {

@@ -90,7 +90,10 @@ pub(crate) struct Supply {
     /// The programs of the cluster.
     #[arg(long)]
     pub(crate) programs: PathBuf,
-    /// Archives of images that each node gets.
+    /// Archives of images that a node needs before it has a pod.
+    #[arg(long)]
+    pub(crate) first: Vec<PathBuf>,
+    /// Those that it gets while it starts.
     #[arg(long = "archive")]
     pub(crate) archives: Vec<PathBuf>,
     /// Helm, for socklb.
@@ -130,8 +133,9 @@ impl Plan {
             words.push("--zones".to_owned());
         }
         words.push(format!("--programs={}", supply.programs.display()));
-        let archives = supply.archives.iter();
-        words.extend(archives.map(|archive| format!("--archive={}", archive.display())));
+        for (name, archives) in [("first", &supply.first), ("archive", &supply.archives)] {
+            words.extend(archives.iter().map(|archive| format!("--{name}={}", archive.display())));
+        }
         let mut optional = |name, value: Option<String>| {
             words.extend(value.map(|value| format!("--{name}={value}")));
         };
@@ -181,6 +185,7 @@ mod tests {
             shape: Shape { nodes: 3, proxy: Proxy::KubeProxy(Mode::Iptables), zones: true },
             supply: Supply {
                 programs: "/a directory/programs".into(),
+                first: vec!["/pause.tar".into()],
                 archives: vec!["/a.tar".into(), "/b.tar".into()],
                 helm: None,
                 chart: Some("/chart".into()),

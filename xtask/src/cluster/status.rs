@@ -11,26 +11,27 @@ use super::{
     proxy,
     sweep::leftovers,
 };
+use crate::exec::say;
 
 /// Prints it; false unless there is a cluster and all of it works.
 pub(super) fn run() -> Result<bool> {
     let Some(plan) = Plan::load()? else {
         let left = leftovers()?;
-        println!("No cluster is up.");
+        say!("No cluster is up.");
         if !left.is_empty() {
-            println!("But there is (`cargo xtask cluster down` takes it away):");
+            say!("But there is (`cargo xtask cluster down` takes it away):");
             show(&left);
         }
         return Ok(false);
     };
     let cluster = Cluster::new(plan)?;
     let shape = &cluster.plan().shape;
-    println!("Asked for: {shape}");
+    say!("Asked for: {shape}");
     let complete = Plan::is_complete();
     if !complete {
-        println!("`up` did not come to its end, or is still at work.");
+        say!("`up` did not come to its end, or is still at work.");
     }
-    println!("\n{:9}{:9}PARTS", "BOX", "INIT");
+    say!("\n{:9}{:9}{:11}PARTS", "BOX", "INIT", "PROCESSES");
     let proxy = matches!(shape.proxy, Proxy::KubeProxy(_)).then_some(proxy::KUBE_PROXY);
     show_machine(&cluster, cluster.control(), control::PARTS, None);
     for node in cluster.nodes() {
@@ -44,15 +45,14 @@ pub(super) fn run() -> Result<bool> {
             &["-n", "kube-system", "get", "deployments,daemonsets,pods", "--output=wide"],
         ] {
             match cluster.ask(words) {
-                Ok(answer) => println!("\n{}", answer.trim_end()),
-                Err(error) => println!("\n{error}"),
+                Ok(answer) => say!("\n{}", answer.trim_end()),
+                Err(error) => say!("\n{error}"),
             }
         }
     }
     if !dead.is_empty() {
-        println!("\nNot running: {}. What is left of the cluster:", dead.join(", "));
-        show(&leftovers()?);
-        println!("`cargo xtask cluster logs BOX PART` says why; `down` takes it all away.");
+        say!("\nNot running: {}.", dead.join(", "));
+        say!("`cargo xtask cluster logs BOX PART` says why; `down` takes away what is left.");
     }
     Ok(complete && dead.is_empty())
 }
@@ -68,15 +68,16 @@ fn show_machine(cluster: &Cluster, machine: &Machine, parts: &[&str], more: Opti
     });
     let parts: Vec<_> = parts.collect();
     let init = init.map_or("down".to_owned(), |init| init.to_string());
-    println!("{:9}{init:9}{}", machine.name, parts.join(", "));
+    let processes = cluster.cgroups().processes(&machine.name);
+    say!("{:9}{init:9}{processes:<11}{}", machine.name, parts.join(", "));
 }
 
 fn show(lines: &[String]) {
     const MOST: usize = 20;
     for line in lines.iter().take(MOST) {
-        println!("   {line}");
+        say!("   {line}");
     }
     if lines.len() > MOST {
-        println!("   and {} more", lines.len() - MOST);
+        say!("   and {} more", lines.len() - MOST);
     }
 }

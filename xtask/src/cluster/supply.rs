@@ -1,41 +1,37 @@
 //! What the cluster is made of, made or found by whoever calls, not by root.
 
-use std::{env, path::PathBuf};
-
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::plan::{Proxy, Shape, Supply};
-
-/// Names of images. Those that e2e.test asks for are names of the agnhost image, too.
-pub(super) const PAUSE: &str = "docker.io/library/pause:1";
-pub(super) const COREDNS: &str = "docker.io/library/coredns:1";
+pub(super) use crate::image::pods::{COREDNS, PAUSE};
+use crate::{cargo::workspace, image, kube};
 
 /// Brings everything that a cluster of this shape needs; takes long the first time.
 pub(super) fn bring(shape: &Shape) -> Result<Supply> {
-    let mut supply =
-        Supply { programs: programs()?, archives: images()?, helm: None, chart: None, image: None };
+    let mut archives = image::cluster_images()?;
+    // What a test runs comes while the nodes start.
+    let tests = archives.pop().context("the cluster has no images")?;
+    let mut supply = Supply {
+        programs: kube::cluster_programs()?,
+        first: archives,
+        archives: vec![tests],
+        helm: None,
+        chart: None,
+        image: None,
+    };
     if shape.proxy == Proxy::Socklb {
         bring_socklb(&mut supply)?;
     }
     Ok(supply)
 }
 
-fn programs() -> Result<PathBuf> {
-    stand_in("programs")
-}
-
-fn images() -> Result<Vec<PathBuf>> {
-    let images = stand_in("images")?;
-    Ok(["pause.tar", "coredns.tar", "agnhost.tar"].map(|name| images.join(name)).to_vec())
-}
-
-/// The image of this very source, the chart, and Helm.
+/// Adds the image of this very source, the chart, and Helm.
 fn bring_socklb(supply: &mut Supply) -> Result<()> {
-    let _ = supply;
-    anyhow::bail!("there is no image of socklb yet: --proxy none, --proxy kube-proxy")
-}
-
-fn stand_in(name: &str) -> Result<PathBuf> {
-    let all = env::var_os("SOCKLB_CLUSTER_SUPPLY").context("SOCKLB_CLUSTER_SUPPLY is not set")?;
-    Ok(PathBuf::from(all).join(name))
+    let chart = workspace().join("deploy/helm/socklb");
+    if !chart.exists() {
+        bail!("there is no chart {}: --proxy kube-proxy, --proxy none", chart.display());
+    }
+    supply.helm = Some(kube::helm()?);
+    supply.chart = Some(chart);
+    bail!("there is no image of socklb yet: --proxy kube-proxy, --proxy none")
 }

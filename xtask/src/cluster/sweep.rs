@@ -27,6 +27,7 @@ pub(super) fn sweep() -> Result<bool> {
         return Ok(false);
     }
     let namespaces = namespaces()?;
+    let others = Others::look()?;
     cgroups.kill("")?;
     // Processes that were killed in one hierarchy are dead in all.
     cgroups.remove("")?;
@@ -37,7 +38,7 @@ pub(super) fn sweep() -> Result<bool> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut left = leftovers()?;
-        left.extend(holders(&namespaces)?);
+        left.extend(holders(&namespaces, &others)?);
         if left.is_empty() {
             return Ok(true);
         }
@@ -86,10 +87,41 @@ fn namespaces() -> Result<HashSet<PathBuf>> {
     Ok(all)
 }
 
-/// Who is in one of these namespaces, or keeps it by a mount.
-fn holders(namespaces: &HashSet<PathBuf>) -> Result<Vec<String>> {
+/// What there is on the machine before the sweep.
+struct Others {
+    /// Each with the time at which it started.
+    processes: HashSet<(PathBuf, String)>,
+    mounts: HashSet<String>,
+}
+
+impl Others {
+    fn look() -> Result<Self> {
+        let processes = processes()?.into_iter().filter_map(with_start).collect();
+        Ok(Self { processes, mounts: mounts()?.lines().map(ToOwned::to_owned).collect() })
+    }
+}
+
+fn mounts() -> Result<String> {
+    fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")
+}
+
+fn with_start(process: PathBuf) -> Option<(PathBuf, String)> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    let start = start(&stat)?.to_owned();
+    Some((process, start))
+}
+
+/// The time in a /proc/PID/stat. The name before may have anything in it.
+fn start(stat: &str) -> Option<&str> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)
+}
+
+/// Who is in one of these namespaces, or keeps it by a mount. Only who was there before: the number
+/// of a namespace that is gone is soon another one's.
+fn holders(namespaces: &HashSet<PathBuf>, others: &Others) -> Result<Vec<String>> {
     let mut holders = BTreeMap::new();
-    for process in processes()? {
+    let there = processes()?.into_iter().filter_map(with_start);
+    for (process, _) in there.filter(|process| others.processes.contains(process)) {
         for namespace in NAMESPACES.iter().filter_map(|kind| namespace(&process, kind)) {
             if namespaces.contains(&namespace) {
                 let name = name(&process);
@@ -97,8 +129,7 @@ fn holders(namespaces: &HashSet<PathBuf>) -> Result<Vec<String>> {
             }
         }
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    for line in mounts.lines() {
+    for line in mounts()?.lines().filter(|line| others.mounts.contains(*line)) {
         let root = line.split(' ').nth(3).unwrap_or_default();
         if namespaces.contains(Path::new(root)) {
             holders.insert(root.to_owned(), format!("{root}, mounted: {line}"));
@@ -150,6 +181,14 @@ mod tests {
         assert!(is_ours("0::/socklb-cluster\n"));
         assert!(!is_ours("0::/socklb-cluster-of-mine/x\n1:name=systemd:/user/socklb-cluster\n"));
         assert!(!is_ours("0::/\n"));
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_number_and_its_start() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 45080 868";
+        assert_eq!(start(stat), Some("4711"));
+        let own = with_start("/proc/self".into()).unwrap();
+        assert!(own.1.parse::<u64>().unwrap() > 0, "{own:?}");
     }
 
     #[test]

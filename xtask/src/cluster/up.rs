@@ -1,6 +1,7 @@
 //! From nothing to a cluster that works, as much as possible at the same time.
 
 use std::{
+    path::PathBuf,
     thread::{self, ScopedJoinHandle},
     time::Instant,
 };
@@ -15,16 +16,17 @@ use super::{
     secrets,
     sweep::sweep,
 };
+use crate::exec::say;
 
 pub(super) fn run(plan: &Plan) -> Result<()> {
     let _turn = Turn::wait()?;
     if is_up(plan)? {
-        println!("The cluster is up already: {}.", plan.shape);
+        say!("The cluster is up already: {}.", plan.shape);
         show_ways(plan);
         return Ok(());
     }
     if sweep()? {
-        println!("Removed what an earlier cluster had left.");
+        say!("Removed what an earlier cluster had left.");
     }
     let start = Instant::now();
     make(plan, start).map_err(|error| {
@@ -33,7 +35,7 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
              there, `down` takes it away",
         )
     })?;
-    println!("The cluster is up, after {:.1} s.", start.elapsed().as_secs_f64());
+    say!("The cluster is up, after {:.1} s.", start.elapsed().as_secs_f64());
     show_ways(plan);
     Ok(())
 }
@@ -41,11 +43,12 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
 fn make(plan: &Plan, start: Instant) -> Result<()> {
     let shape = &plan.shape;
     let plural = if shape.nodes == 1 { "" } else { "s" };
-    println!(
+    say!(
         "A control plane and {} node{plural}, in namespaces of their own with no way out; proxy: {}.",
-        shape.nodes, shape.proxy
+        shape.nodes,
+        shape.proxy
     );
-    let said = |what: &str| println!("{:5.1} s  {what}", start.elapsed().as_secs_f64());
+    let said = |what: &str| say!("{:5.1} s  {what}", start.elapsed().as_secs_f64());
     place::make()?;
     plan.save()?;
     let cluster = Cluster::new(plan.clone())?;
@@ -57,27 +60,32 @@ fn make(plan: &Plan, start: Instant) -> Result<()> {
         cluster.start_control_plane()?;
         said("The API server is ready.");
         cluster.make_dns()?;
-        for node in nodes {
-            joined(node)?;
+        if shape.proxy == Proxy::Socklb {
+            cluster.install_socklb()?;
         }
-        said("The nodes have their images.");
+        nodes.into_iter().try_for_each(joined)?;
         for node in cluster.nodes() {
             cluster.start_kubelet(node)?;
             cluster.start_proxy(node)?;
         }
         Ok::<_, Error>(())
     })?;
-    cluster.await_nodes()?;
-    said("The nodes are Ready.");
-    if plan.shape.proxy == Proxy::Socklb {
-        cluster.install_socklb()?;
-    }
-    cluster.await_rollout(dns::WORKLOAD)?;
-    said("CoreDNS is ready.");
-    cluster.await_proxy()?;
-    if plan.shape.proxy != Proxy::None {
-        said(&format!("{} serves.", plan.shape.proxy));
-    }
+    thread::scope(|scope| {
+        let (cluster, archives) = (&cluster, &plan.supply.archives);
+        let import = |node| scope.spawn(move || import(cluster, node, archives));
+        let nodes: Vec<_> = cluster.nodes().iter().map(import).collect();
+        cluster.await_nodes()?;
+        said("The nodes are Ready.");
+        cluster.await_rollout(dns::WORKLOAD)?;
+        said("CoreDNS is ready.");
+        cluster.await_proxy()?;
+        if shape.proxy != Proxy::None {
+            said(&format!("{} serves.", shape.proxy));
+        }
+        nodes.into_iter().try_for_each(joined)?;
+        said("The nodes have the images of the tests.");
+        Ok::<_, Error>(())
+    })?;
     Plan::complete()
 }
 
@@ -98,7 +106,11 @@ fn boot(cluster: &Cluster) -> Result<()> {
 /// What a node can have before there is an API server.
 fn supply(cluster: &Cluster, node: &Node) -> Result<()> {
     cluster.start_containerd(node)?;
-    cluster.plan().supply.archives.iter().try_for_each(|archive| cluster.import(node, archive))
+    import(cluster, node, &cluster.plan().supply.first)
+}
+
+fn import(cluster: &Cluster, node: &Node, archives: &[PathBuf]) -> Result<()> {
+    archives.iter().try_for_each(|archive| cluster.import(node, archive))
 }
 
 fn joined(handle: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
@@ -108,10 +120,15 @@ fn joined(handle: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
 /// What to do with it.
 fn show_ways(plan: &Plan) {
     let node = format!("n{}", plan.shape.nodes);
-    println!();
-    println!("   cargo xtask cluster kubectl get pods -A -o wide   # any kubectl command");
-    println!("   cargo xtask cluster in {node} ip route            # any command on a node");
-    println!("   cargo xtask cluster logs {node} kubelet           # what a part says");
-    println!("   cargo xtask cluster status                        # what is there");
-    println!("   cargo xtask cluster down                          # take it away");
+    let ways = [
+        ("kubectl get pods -A -o wide".to_owned(), "any kubectl command"),
+        (format!("in {node} ip route"), "any command on a node, or in the box control"),
+        (format!("logs {node} kubelet"), "what a part says"),
+        ("status".to_owned(), "what is there"),
+        ("down".to_owned(), "take it away"),
+    ];
+    say!("");
+    for (words, what) in ways {
+        say!("   cargo xtask cluster {words:30}# {what}");
+    }
 }

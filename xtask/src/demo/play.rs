@@ -9,11 +9,10 @@ use super::{
     network::Pod,
     node::{self, Node, REQUESTS},
     place::{self, HOME, Turn, home},
-    say,
     services::{self, SERVICE, TARGET_PORT},
     spread::Spread,
 };
-use crate::exec::show;
+use crate::exec::{say, show};
 
 const ENETUNREACH: i32 = 101;
 const ECONNREFUSED: i32 = 111;

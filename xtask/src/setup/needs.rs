@@ -23,10 +23,10 @@ pub(crate) enum Scope {
     Dns,
     /// Clients in other languages, and the tools of a kube-proxy.
     Clients,
-    /// What pods of a cluster on this machine run.
-    Pods,
     /// Boxes of namespaces, and what runs in them.
     Cluster,
+    /// What pods of a cluster on this machine run.
+    Pods,
 }
 
 impl Scope {
@@ -37,8 +37,8 @@ impl Scope {
         Self::Network,
         Self::Dns,
         Self::Clients,
-        Self::Pods,
         Self::Cluster,
+        Self::Pods,
     ];
 }
 
@@ -139,29 +139,10 @@ fn table() -> Vec<Need> {
             },
         },
         leftovers(),
+        openssl(),
+        packet_filters(),
         pods(),
         libllvm(),
-        Need {
-            what: "openssl".to_owned(),
-            why: "makes the keys of a cluster",
-            scope: Scope::Cluster,
-            probe: || starts("openssl", "version"),
-            source: Source::Packages {
-                debian: &["openssl"],
-                elsewhere: "`openssl` 3 (Fedora: dnf install openssl; Arch: pacman -S openssl)",
-            },
-        },
-        Need {
-            what: "nft, iptables".to_owned(),
-            why: "are what kube-proxy and ports of hosts are made with in a cluster",
-            scope: Scope::Cluster,
-            probe: || ["nft", "iptables"].iter().try_for_each(|tool| starts(tool, "--version")),
-            source: Source::Packages {
-                debian: &["nftables", "iptables"],
-                elsewhere: "`nft` and `iptables` (Fedora: dnf install nftables iptables-nft; \
-                    Arch: pacman -S nftables iptables)",
-            },
-        },
         Need {
             what: "rustup".to_owned(),
             why: "brings the pinned toolchains",
@@ -212,6 +193,33 @@ fn libllvm() -> Need {
         scope: Scope::Programs,
         probe: llvm,
         source: Source::Packages { debian: LLVM_PACKAGES, elsewhere: LLVM_ELSEWHERE },
+    }
+}
+
+fn openssl() -> Need {
+    Need {
+        what: "openssl".to_owned(),
+        why: "makes the keys of a cluster",
+        scope: Scope::Cluster,
+        probe: || starts("openssl", "version"),
+        source: Source::Packages {
+            debian: &["openssl"],
+            elsewhere: "`openssl` 3 (Fedora: dnf install openssl; Arch: pacman -S openssl)",
+        },
+    }
+}
+
+fn packet_filters() -> Need {
+    Need {
+        what: "nft, iptables".to_owned(),
+        why: "make what a kube-proxy and host ports of pods are, in a cluster",
+        scope: Scope::Cluster,
+        probe: || ["nft", "iptables"].iter().try_for_each(|tool| starts(tool, "--version")),
+        source: Source::Packages {
+            debian: &["nftables", "iptables"],
+            elsewhere: "`nft` and `iptables` (Fedora: dnf install nftables iptables-nft; Arch: \
+                pacman -S nftables iptables)",
+        },
     }
 }
 
