@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::place::NAME;
+use super::place::{NAME, home};
+
+/// The controllers that the machine did not pass on before.
+const LENT: &str = "controllers";
 
 /// A cgroup file system that is mounted on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +47,16 @@ impl Cgroups {
         &self.0
     }
 
-    /// Where a path below the cluster's directory is in cgroup2.
-    pub(super) fn unified(&self, below: &str) -> PathBuf {
+    /// Where cgroup2 is mounted.
+    pub(super) fn two(&self) -> &Path {
         let mut two = self.0.iter().filter(|hierarchy| hierarchy.version == Version::Two);
         // `find` has seen one.
-        let mount = two.next().map_or(Path::new("/sys/fs/cgroup"), |two| &two.mount);
-        mount.join(NAME).join(below)
+        two.next().map_or(Path::new("/sys/fs/cgroup"), |two| &two.mount)
+    }
+
+    /// Where a path below the cluster's directory is in cgroup2.
+    pub(super) fn unified(&self, below: &str) -> PathBuf {
+        self.two().join(NAME).join(below)
     }
 
     /// The directory of a box in each version 1 hierarchy.
@@ -84,7 +91,10 @@ impl Cgroups {
                 }
                 Version::One(_) => {}
                 Version::Two => {
-                    enable(mount, &cluster)?;
+                    let lent = enable(mount, &cluster)?;
+                    if !lent.is_empty() {
+                        fs::write(home(LENT), lent.join(" ")).context("cannot take note")?;
+                    }
                     enable(&cluster, &own)?;
                 }
             }
@@ -130,6 +140,19 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Takes back from the children of the root what they did not have before. After all of the
+    /// cluster's directories are gone, and before its notes are.
+    pub(super) fn take_back(&self) {
+        let lent = fs::read_to_string(home(LENT)).unwrap_or_default();
+        let control = self.two().join("cgroup.subtree_control");
+        for controller in lent.split_whitespace() {
+            // Somebody else may be using it by now.
+            if let Err(error) = fs::write(&control, format!("-{controller}")) {
+                eprintln!("{}: cannot disable {controller}: {error}", control.display());
+            }
+        }
+    }
+
     /// The cluster's directories that there are.
     pub(super) fn present(&self) -> Vec<PathBuf> {
         let directories = self.0.iter().map(|hierarchy| hierarchy.mount.join(NAME));
@@ -139,24 +162,26 @@ impl Cgroups {
 
 /// Passes all controllers that `from` has on to its children, so that `to` has them too. On a
 /// machine with version 1 hierarchies there are none.
-fn enable(from: &Path, to: &Path) -> Result<()> {
+fn enable(from: &Path, to: &Path) -> Result<Vec<String>> {
     let read = |path: &Path, file| fs::read_to_string(path.join(file));
-    let missing = missing(&read(from, "cgroup.controllers")?, &read(to, "cgroup.controllers")?);
-    for controller in missing {
+    let mut missing = missing(&read(from, "cgroup.controllers")?, &read(to, "cgroup.controllers")?);
+    missing.retain(|controller| {
         // One that cannot be passed on (threaded, busy) is one that kubelet can do without, or
         // complains of by name.
-        if let Err(error) = fs::write(from.join("cgroup.subtree_control"), &controller) {
+        let enabled = fs::write(from.join("cgroup.subtree_control"), format!("+{controller}"));
+        if let Err(error) = &enabled {
             eprintln!("{}: cannot enable {controller}: {error}", from.display());
         }
-    }
-    Ok(())
+        enabled.is_ok()
+    });
+    Ok(missing)
 }
 
-/// What to write into `cgroup.subtree_control`.
+/// The controllers that one has and the other lacks.
 fn missing(there: &str, here: &str) -> Vec<String> {
     let here: HashSet<_> = here.split_whitespace().collect();
     let missing = there.split_whitespace().filter(|controller| !here.contains(controller));
-    missing.map(|controller| format!("+{controller}")).collect()
+    missing.map(ToOwned::to_owned).collect()
 }
 
 fn is_populated(directory: &Path) -> bool {
@@ -258,7 +283,7 @@ mod tests {
 
     #[test]
     fn what_the_parent_has_and_the_child_lacks_is_enabled() {
-        assert_eq!(missing("cpuset cpu io memory\n", "cpu memory\n"), ["+cpuset", "+io"]);
+        assert_eq!(missing("cpuset cpu io memory\n", "cpu memory\n"), ["cpuset", "io"]);
         assert!(missing("", "").is_empty());
     }
 }

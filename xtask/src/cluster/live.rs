@@ -125,7 +125,7 @@ impl Cluster {
     /// Makes objects, or changes them: one, or a `List`.
     pub(crate) fn apply(&self, objects: &Value) -> Result<()> {
         let mut kubectl = self.kubectl()?;
-        kubectl.args(["apply", "--server-side", "--filename", "-"]);
+        kubectl.args(["apply", "--server-side", "--request-timeout=30s", "--filename", "-"]);
         let mut child = kubectl
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -261,6 +261,25 @@ impl Cluster {
             }
         }
         dead
+    }
+}
+
+impl Cluster {
+    /// What runs, and is not as it should be.
+    pub(super) fn unready(&self) -> Vec<String> {
+        let names: Vec<_> = self.nodes.iter().map(Node::name).collect();
+        let mut unready = match self.ask(&["get", "nodes", "--output=json"]) {
+            Ok(answer) => not_ready(&answer, &names),
+            Err(error) => return vec![error],
+        };
+        let socklb = (self.plan.shape.proxy == Proxy::Socklb).then_some(proxy::SOCKLB);
+        for workload in std::iter::once(dns::WORKLOAD).chain(socklb) {
+            let answer = self.ask(&["-n", "kube-system", "get", workload, "--output=json"]);
+            if !answer.is_ok_and(|answer| is_rolled_out(&answer)) {
+                unready.push(format!("{workload} is not ready"));
+            }
+        }
+        unready
     }
 }
 

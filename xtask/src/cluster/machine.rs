@@ -91,9 +91,9 @@ impl Machine {
         for directory in ["run", "var/lib", "var/log", "var/tmp"] {
             fs::create_dir_all(home(name).join(directory))?;
         }
-        let link = var(name).join("run");
-        if !link.is_symlink() {
-            std::os::unix::fs::symlink("/run", link)?;
+        let run = var(name).join("run");
+        if !run.is_symlink() {
+            std::os::unix::fs::symlink("/run", run)?;
         }
         let keepers = cgroups.unified(KEEPERS);
         fs::create_dir_all(&keepers)?;
@@ -102,8 +102,7 @@ impl Machine {
         unshare.args(["--cgroup", "--mount", "--pid", "--fork", "--uts", "--ipc", "--net"]);
         unshare.args(["--kill-child", "--propagation", "private"]);
         unshare.args(["sh", "-c", BOOT, "init", name]).arg(home(name)).arg(programs);
-        let two = cgroups.hierarchies().iter().find(|one| one.version == Version::Two);
-        unshare.arg(two.context("no cgroup2")?.mount.join(INIT));
+        unshare.arg(cgroups.two().join(INIT));
         for hierarchy in cgroups.hierarchies() {
             let (kind, options) = match &hierarchy.version {
                 Version::One(options) => ("cgroup", options.as_str()),

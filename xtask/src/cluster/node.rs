@@ -118,7 +118,7 @@ impl Cluster {
 
     /// Gives a node the images of an archive.
     pub(super) fn import(&self, node: &Node, archive: &Path) -> Result<()> {
-        let words = ["ctr", "-n", "k8s.io", "images", "import", "-"];
+        let words = ["timeout", "120", "ctr", "-n", "k8s.io", "images", "import", "-"];
         let mut import = self.exec_in(node.name(), &words)?;
         let file = File::open(archive);
         import.stdin(file.with_context(|| format!("cannot read {}", archive.display()))?);

@@ -37,7 +37,9 @@ impl fmt::Display for Shape {
     }
 }
 
+/// Who serves Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "kube-proxy is what it is called")]
 pub(crate) enum Proxy {
     Socklb,
     KubeProxy(Mode),

@@ -53,7 +53,7 @@ impl Cluster {
         let image = image.as_ref().context("no image was given")?;
         let mut install = self.in_control(helm)?;
         install.args(["upgrade", "--install", "socklb"]).arg(chart);
-        install.args(["--namespace", "kube-system"]);
+        install.args(["--namespace", "kube-system", "--timeout", "30s"]);
         for value in values(image) {
             install.args(["--set-string", &value]);
         }

@@ -66,9 +66,9 @@ fn certificates(pki: &Path) -> Result<()> {
         quietly(Command::new("openssl").args(words).current_dir(pki))
             .context("cannot make the keys of the cluster")
     };
-    const NEW: &[&str] =
-        &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650"];
-    let new = |words: &[&str]| openssl(&[&["req", "-x509"], NEW, words].concat());
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let new =
+        |words: &[&str]| openssl(&[&["req", "-x509", "-days", "3650"], &key[..], words].concat());
     new(&["-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=socklb-cluster"])?;
     let names = format!("subjectAltName={}", names());
     new(&[

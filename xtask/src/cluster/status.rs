@@ -54,7 +54,11 @@ pub(super) fn run() -> Result<bool> {
         say!("\nNot running: {}.", dead.join(", "));
         say!("`cargo xtask cluster logs BOX PART` says why; `down` takes away what is left.");
     }
-    Ok(complete && dead.is_empty())
+    let unready = if api { cluster.unready() } else { Vec::new() };
+    if !unready.is_empty() {
+        say!("\nNot well: {}.", unready.join(", "));
+    }
+    Ok(complete && dead.is_empty() && unready.is_empty())
 }
 
 fn show_machine(cluster: &Cluster, machine: &Machine, parts: &[&str], more: Option<&str>) {

@@ -31,6 +31,7 @@ pub(super) fn sweep() -> Result<bool> {
     cgroups.kill("")?;
     // Processes that were killed in one hierarchy are dead in all.
     cgroups.remove("")?;
+    cgroups.take_back();
     match fs::remove_dir_all(home) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         removed => removed.with_context(|| format!("cannot remove {HOME}"))?,
@@ -106,9 +107,8 @@ fn mounts() -> Result<String> {
 }
 
 fn with_start(process: PathBuf) -> Option<(PathBuf, String)> {
-    let stat = fs::read_to_string(process.join("stat")).ok()?;
-    let start = start(&stat)?.to_owned();
-    Some((process, start))
+    let started = start(&fs::read_to_string(process.join("stat")).ok()?)?.to_owned();
+    Some((process, started))
 }
 
 /// The time in a /proc/PID/stat. The name before may have anything in it.

@@ -48,8 +48,8 @@ pub(super) fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<_> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(LINES)..];
-    let last: String = last.iter().map(|line| format!("  | {line}\n")).collect();
-    format!("  {}:\n{last}", log.display())
+    let last: Vec<_> = last.iter().map(|line| format!("  | {line}")).collect();
+    format!("  {}:\n{}\n", log.display(), last.join("\n"))
 }
 
 #[cfg(test)]
@@ -61,8 +61,8 @@ mod tests {
     #[test]
     fn who_waits_in_vain_learns_what_the_log_says() {
         let log = env::temp_dir().join(format!("socklb-wait-{}", id()));
-        let lines: String = (0..40).map(|i| format!("line {i}\n")).collect();
-        fs::write(&log, lines).unwrap();
+        let lines: Vec<_> = (0..40).map(|i| format!("line {i}")).collect();
+        fs::write(&log, lines.join("\n")).unwrap();
         let wait = |not: fn() -> Not| until("etcd", Duration::ZERO, &[&log], || Err(not()));
         let error = wait(|| Not::Yet("no answer".to_owned())).unwrap_err().to_string();
         assert!(error.starts_with("etcd, after 0 s: no answer\n"), "{error}");
