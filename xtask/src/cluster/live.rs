@@ -189,8 +189,9 @@ impl Cluster {
         machine.init(&self.cgroups).with_context(|| format!("the box {} is down", machine.name))
     }
 
-    /// Waits until these nodes are Ready, and the resolver has an endpoint.
-    pub(super) fn await_nodes(&self) -> Result<()> {
+    /// Waits until the nodes are Ready. One that has been away for less than a minute has been so all
+    /// along, to the API server.
+    pub(crate) fn await_nodes(&self) -> Result<()> {
         let names: Vec<_> = self.nodes.iter().map(Node::name).collect();
         let logs: Vec<_> = self.nodes.iter().map(|node| node.machine.log("kubelet")).collect();
         let logs: Vec<&Path> = logs.iter().map(AsRef::as_ref).collect();
@@ -208,7 +209,7 @@ impl Cluster {
 
     /// Waits until a workload of kube-system has as many ready pods as it wants.
     pub(crate) fn await_rollout(&self, workload: &str) -> Result<()> {
-        until(&format!("{workload} to be ready"), READY, &[], || {
+        until(workload, READY, &[], || {
             let output = "--output=json";
             let answer = self.ask(&["-n", "kube-system", "get", workload, output]);
             let answer = answer.map_err(Not::Yet)?;
@@ -216,7 +217,7 @@ impl Cluster {
                 return Ok(());
             }
             let pods = self.ask(&["-n", "kube-system", "get", "pods", "--output=wide"]);
-            Err(Not::Yet(format!("it is not\n{}", pods.unwrap_or_else(|error| error))))
+            Err(Not::Yet(format!("it is not ready\n{}", pods.unwrap_or_else(|error| error))))
         })
     }
 

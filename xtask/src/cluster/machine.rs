@@ -67,6 +67,7 @@ mount -n -t tmpfs -o mode=1777 tmpfs /tmp
 for set in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
     kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000
 do
+    [ -e "/proc/sys/${set%=*}" ] || continue
     file=/run/sysctl/$(echo "${set%=*}" | tr / .); echo "${set#*=}" >"$file"
     mount -n --bind "$file" "/proc/sys/${set%=*}"
 done

@@ -30,9 +30,9 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
     }
     let start = Instant::now();
     make(plan, start).map_err(|error| {
-        error.context(
-            "the cluster did not come up. `cargo xtask cluster status` and `logs` show what is \
-             there, `down` takes it away",
+        anyhow!(
+            "{error:#}\nThe cluster did not come up. `cargo xtask cluster status` and `logs` show what is \
+             there, `down` takes it away."
         )
     })?;
     say!("The cluster is up, after {:.1} s.", start.elapsed().as_secs_f64());

@@ -36,7 +36,8 @@ pub(crate) fn until(
         };
         if over {
             let logs: String = logs.iter().map(|log| tail(log)).collect();
-            bail!("{what}, after {} s: {}\n{logs}", start.elapsed().as_secs(), reason.trim());
+            let seconds = start.elapsed().as_secs();
+            bail!("waited {seconds} s for {what}: {}\n{logs}", reason.trim());
         }
         sleep(Duration::from_millis(50));
     }
@@ -65,7 +66,7 @@ mod tests {
         fs::write(&log, lines.join("\n")).unwrap();
         let wait = |not: fn() -> Not| until("etcd", Duration::ZERO, &[&log], || Err(not()));
         let error = wait(|| Not::Yet("no answer".to_owned())).unwrap_err().to_string();
-        assert!(error.starts_with("etcd, after 0 s: no answer\n"), "{error}");
+        assert!(error.starts_with("waited 0 s for etcd: no answer\n"), "{error}");
         assert!(error.contains("| line 28\n") && !error.contains("| line 27\n"), "{error}");
         wait(|| Not::Ever("it has ended".to_owned())).unwrap_err();
         fs::remove_file(&log).unwrap();
