@@ -40,6 +40,7 @@ use anyhow::{Context as _, Result, bail};
 
 pub(crate) use self::{
     live::Cluster,
+    plan::Proxy,
     proxy::SOCKLB,
     wait::{Not, until},
 };

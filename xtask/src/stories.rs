@@ -5,6 +5,7 @@
 
 mod demo;
 mod stage;
+mod walkthrough;
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
@@ -21,11 +22,18 @@ pub(crate) struct Story {
     pub(crate) work: fn(&Stage<'_>) -> Result<()>,
 }
 
-pub(crate) const STORIES: &[Story] = &[Story {
-    name: "demo",
-    purpose: "`kube-demo`, which people play in clusters of their own, shows what it promises",
-    work: demo::play,
-}];
+pub(crate) const STORIES: &[Story] = &[
+    Story {
+        name: "demo",
+        purpose: "`kube-demo`, which people play in clusters of their own, shows what it promises",
+        work: demo::play,
+    },
+    Story {
+        name: "walkthrough",
+        purpose: "what tutorials teach of Services, by kubectl and curl, with any proxy",
+        work: walkthrough::play,
+    },
+];
 
 /// Play stories in the cluster that is up; each counts as a test.
 #[derive(clap::Args, Clone)]
@@ -38,6 +46,9 @@ pub(crate) struct Args {
     /// For how long the API server is away.
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) api_away_seconds: u64,
+    /// Write down the walk-through: the page that docs/ has of it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) page: Option<PathBuf>,
     /// The archive of the image of the load.
     #[arg(long, hide = true)]
     load: Option<PathBuf>,
