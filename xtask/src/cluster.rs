@@ -38,7 +38,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-pub(crate) use self::live::Cluster;
+pub(crate) use self::{
+    live::Cluster,
+    proxy::SOCKLB,
+    wait::{Not, until},
+};
 use self::{
     place::{Turn, var},
     plan::{Plan, Shape},
@@ -47,6 +51,7 @@ use crate::{
     exec::say,
     root::{as_root, is_root, require_root},
     setup::{self, Scope},
+    stories,
 };
 
 /// A real Kubernetes on this machine: boxes of namespaces with no way out.
@@ -85,6 +90,7 @@ enum What {
         #[arg(long, short)]
         follow: bool,
     },
+    Test(stories::Args),
     /// Run a program of this machine that speaks to the API server.
     #[command(hide = true)]
     Beside {
@@ -130,6 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         What::Up(_) => bail!("cluster up is not for here"),
         What::Make(plan) => up::run(plan)?,
         What::Down => down()?,
+        What::Test(args) => return stories::play(args),
         What::Status => {
             return Ok(if status::run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }

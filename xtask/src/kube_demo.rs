@@ -41,12 +41,19 @@ pub(crate) struct Choices {
     #[arg(long, value_name = "IMAGE", default_value = AGNHOST)]
     agnhost: String,
     /// The namespace in which socklb was installed.
-    #[arg(long, value_name = "NAME", default_value = "kube-system")]
+    #[arg(long, value_name = "NAME", default_value = AGENTS)]
     agents: String,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self { agnhost: AGNHOST.to_owned(), agents: AGENTS.to_owned() }
+    }
 }
 
 /// Kubernetes' own image for tests: it has an HTTP server that answers with its name, and curl.
 const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+const AGENTS: &str = "kube-system";
 const NAMESPACE: &str = "socklb-demo";
 const OBJECTS: &str = include_str!("kube_demo/objects.yaml");
 /// Most time that pods get to come or to go.

@@ -18,6 +18,7 @@ mod pins;
 mod root;
 mod run;
 mod setup;
+mod stories;
 mod test;
 
 use std::process::ExitCode;

@@ -23,6 +23,8 @@ use super::{
 };
 
 const READY: Duration = Duration::from_secs(90);
+/// Nodes that were down are Ready when kubelet has said so again, and their pods take a while.
+const MENDED: Duration = Duration::from_secs(180);
 
 pub(crate) struct Cluster {
     plan: Plan,
@@ -266,6 +268,28 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// What does not work.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let dead = self.dead();
+        if dead.is_empty() { self.unready() } else { dead }
+    }
+
+    /// Starts what of the cluster was stopped, and waits until all of it works.
+    pub(crate) fn mend(&self) -> Result<()> {
+        if !self.control.runs(&self.cgroups, control::API) {
+            self.start_apiserver()?;
+        }
+        for node in &self.nodes {
+            if node.machine.init(&self.cgroups).is_none() {
+                self.start_node(node.name())?;
+            }
+        }
+        until("the cluster to work", MENDED, &[], || {
+            let faults = self.faults();
+            if faults.is_empty() { Ok(()) } else { Err(Not::Yet(faults.join(", "))) }
+        })
+    }
+
     /// What runs, and is not as it should be.
     pub(super) fn unready(&self) -> Vec<String> {
         let names: Vec<_> = self.nodes.iter().map(Node::name).collect();

@@ -12,7 +12,7 @@ use super::{
 };
 
 pub(super) const KUBE_PROXY: &str = "kube-proxy";
-pub(super) const SOCKLB: &str = "daemonset/socklb";
+pub(crate) const SOCKLB: &str = "daemonset/socklb";
 const SERVES: Duration = Duration::from_secs(60);
 
 impl Cluster {

@@ -13,7 +13,7 @@ const LINES: usize = 12;
 
 /// Why something is not so.
 #[derive(Debug)]
-pub(super) enum Not {
+pub(crate) enum Not {
     Yet(String),
     /// And waiting does not help.
     Ever(String),
@@ -21,7 +21,7 @@ pub(super) enum Not {
 
 /// Repeats what does not work yet. The error says what was waited for, how it was at last, and what
 /// the logs say.
-pub(super) fn until(
+pub(crate) fn until(
     what: &str,
     limit: Duration,
     logs: &[&Path],

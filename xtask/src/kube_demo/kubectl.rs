@@ -18,7 +18,7 @@ impl Kubectl {
         Self(words.into_iter().map(Into::into).collect())
     }
 
-    pub(super) fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut prefix = self.0.iter();
         let mut command =
             Command::new(prefix.next().map_or("kubectl".as_ref(), OsString::as_os_str));
@@ -27,7 +27,7 @@ impl Kubectl {
     }
 
     /// What it did, well or not.
-    pub(super) fn output(&self, words: &[&str]) -> Result<Output> {
+    pub(crate) fn output(&self, words: &[&str]) -> Result<Output> {
         let mut command = self.command(words);
         command.stdin(Stdio::null());
         command.output().with_context(|| format!("cannot start `{}`", show(&command)))
@@ -42,7 +42,7 @@ impl Kubectl {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    pub(super) fn apply(&self, yaml: &str) -> Result<()> {
+    pub(crate) fn apply(&self, yaml: &str) -> Result<()> {
         let mut command = self.command(&["apply", "-f", "-"]);
         let line = show(&command);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());

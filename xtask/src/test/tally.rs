@@ -11,9 +11,9 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(super) const PASS: Self = Self { passed: 1, failed: 0, skipped: 0 };
-    pub(super) const FAIL: Self = Self { passed: 0, failed: 1, skipped: 0 };
-    pub(super) const SKIP: Self = Self { passed: 0, failed: 0, skipped: 1 };
+    pub(crate) const PASS: Self = Self { passed: 1, failed: 0, skipped: 0 };
+    pub(crate) const FAIL: Self = Self { passed: 0, failed: 1, skipped: 0 };
+    pub(crate) const SKIP: Self = Self { passed: 0, failed: 0, skipped: 1 };
 
     /// The line with which a test program of Rust ends:
     /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`.

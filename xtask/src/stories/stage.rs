@@ -1,0 +1,197 @@
+//! Where a story is played: a namespace in the cluster, and what one does there.
+
+use std::{
+    cell::RefCell,
+    ffi::OsString,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::Args;
+use crate::{
+    cluster::{Cluster, Not, SOCKLB, until},
+    exec::say,
+    kube_demo::Kubectl,
+};
+
+/// Most time that pods get to come or to go.
+pub(crate) const PODS: Duration = Duration::from_secs(180);
+/// How much of an agent's log is shown.
+const TAIL: &str = "--tail=25";
+
+pub(crate) struct Stage<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) args: &'a Args,
+    /// The story's own.
+    pub(crate) namespace: String,
+    /// For the whole cluster, and for the namespace.
+    everywhere: Kubectl,
+    here: Kubectl,
+    start: Instant,
+    notes: RefCell<Vec<(Instant, String)>>,
+}
+
+impl<'a> Stage<'a> {
+    pub(super) fn new(cluster: &'a Cluster, args: &'a Args, story: &str) -> Result<Self> {
+        let namespace = format!("story-{story}");
+        let kubectl = cluster.kubectl()?;
+        let mut words: Vec<OsString> = vec![kubectl.get_program().to_owned()];
+        words.extend(kubectl.get_args().map(ToOwned::to_owned));
+        let everywhere = Kubectl::new(words.clone());
+        words.push(format!("--namespace={namespace}").into());
+        let here = Kubectl::new(words);
+        let (start, notes) = (Instant::now(), RefCell::default());
+        Ok(Self { cluster, args, namespace, everywhere, here, start, notes })
+    }
+
+    /// What kubectl says in the namespace of the story.
+    pub(crate) fn kubectl(&self, words: &[&str]) -> Result<String> {
+        self.here.answer(words)
+    }
+
+    /// What kubectl says, without a namespace.
+    pub(crate) fn kubectl_everywhere(&self, words: &[&str]) -> Result<String> {
+        self.everywhere.answer(words)
+    }
+
+    /// For what is not done with answers.
+    pub(crate) fn here(&self) -> &Kubectl {
+        &self.here
+    }
+
+    /// The same, without a namespace.
+    pub(crate) fn everywhere(&self) -> &Kubectl {
+        &self.everywhere
+    }
+
+    /// Makes objects in the namespace, or changes them: YAML, or JSON.
+    pub(crate) fn apply(&self, objects: &str) -> Result<()> {
+        self.here.apply(objects)
+    }
+
+    /// A field of an object; empty if it is not there.
+    pub(crate) fn field(&self, object: &str, path: &str) -> Result<String> {
+        self.kubectl(&["get", object, &format!("--output=jsonpath={path}")])
+    }
+
+    /// Says what happens now, and remembers when.
+    pub(crate) fn note(&self, what: impl Into<String>) {
+        let what = what.into();
+        let now = Instant::now();
+        say!("   {:6.1} s  {what}", (now - self.start).as_secs_f64());
+        self.notes.borrow_mut().push((now, what));
+    }
+
+    /// What had happened last before then, and how long before.
+    pub(crate) fn before(&self, then: Instant) -> Option<(Duration, String)> {
+        let notes = self.notes.borrow();
+        let (at, what) = notes.iter().rev().find(|(at, _)| *at <= then)?;
+        Some((then - *at, what.clone()))
+    }
+
+    /// Waits until a workload of the namespace has all its pods, and they are ready.
+    pub(crate) fn rolled_out(&self, workload: &str) -> Result<()> {
+        let limit = format!("--timeout={}s", PODS.as_secs());
+        self.kubectl(&["rollout", "status", workload, &limit]).map(drop)
+    }
+
+    /// Waits until a pod of the namespace is ready.
+    pub(crate) fn pod_ready(&self, pod: &str) -> Result<()> {
+        let limit = format!("--timeout={}s", PODS.as_secs());
+        let pod = format!("pod/{pod}");
+        self.kubectl(&["wait", "--for=condition=Ready", &pod, &limit]).map(drop)
+    }
+
+    /// Waits until every node has an agent that is ready.
+    pub(crate) fn agents_ready(&self) -> Result<()> {
+        self.cluster.await_rollout(SOCKLB)
+    }
+
+    /// The pod of the agent on a node that is not about to go.
+    pub(crate) fn agent(&self, node: &str) -> Result<String> {
+        let on_node = format!("--field-selector=spec.nodeName={node}");
+        let of_socklb = "--selector=app.kubernetes.io/name=socklb";
+        let words = ["-n", "kube-system", "get", "pods", of_socklb, &on_node, "--output=json"];
+        let list: Value = serde_json::from_str(&self.kubectl_everywhere(&words)?)?;
+        let pods = list["items"].as_array().cloned().unwrap_or_default();
+        let stays = pods.iter().find(|pod| pod.pointer("/metadata/deletionTimestamp").is_none());
+        let name = stays.and_then(|pod| pod["metadata"]["name"].as_str());
+        name.map(ToOwned::to_owned).with_context(|| format!("no agent runs on {node}"))
+    }
+
+    /// What lbctl says on a node.
+    pub(crate) fn lbctl(&self, node: &str, words: &[&str]) -> Result<String> {
+        let agent = self.agent(node)?;
+        let exec = ["-n", "kube-system", "exec", &agent, "--", "lbctl"];
+        self.kubectl_everywhere(&[&exec, words].concat())
+    }
+
+    /// What a command says on a node.
+    pub(crate) fn on_node(&self, node: &str, words: &[&str]) -> Result<String> {
+        let mut command = self.cluster.exec_in(node, words)?;
+        let output = command.output()?;
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            bail!("`{}` on {node}: {}: {}", words.join(" "), output.status, error.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub(super) fn open(&self) -> Result<()> {
+        self.cluster.apply(&json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": { "name": self.namespace },
+        }))?;
+        // Pods cannot be made without it.
+        soon("the namespace to be usable", PODS, || {
+            let account = self.kubectl(&["get", "serviceaccount", "default"]);
+            account.map(drop).map_err(|error| format!("{error:#}"))
+        })
+    }
+
+    pub(super) fn sweep(&self) -> Result<()> {
+        let limit = format!("--timeout={}s", PODS.as_secs());
+        let words = ["delete", "namespace", &self.namespace, "--ignore-not-found", &limit];
+        self.kubectl_everywhere(&words).map(drop)
+    }
+
+    /// The cluster may say why.
+    pub(super) fn show_troubles(&self) {
+        let events = "--field-selector=type!=Normal";
+        let here: [&[&str]; 2] =
+            [&["get", "pods,services", "--output=wide"], &["get", "events", events]];
+        for words in here {
+            show(&self.cluster_words(words));
+        }
+        for node in self.cluster.nodes() {
+            let Ok(agent) = self.agent(node.name()) else { continue };
+            let words = ["-n", "kube-system", "logs", &agent, TAIL];
+            say!("   | {agent} on {}:", node.name());
+            show(&self.cluster.ask(&words).unwrap_or_else(|error| error));
+        }
+    }
+
+    /// With a limit on time: the API server may be away.
+    fn cluster_words(&self, words: &[&str]) -> String {
+        let here = ["--namespace", &self.namespace];
+        self.cluster.ask(&[&here, words].concat()).unwrap_or_else(|error| error)
+    }
+}
+
+/// Waits until it is so; or says what was seen at last.
+pub(crate) fn soon(
+    what: &str,
+    limit: Duration,
+    mut check: impl FnMut() -> Result<(), String>,
+) -> Result<()> {
+    until(what, limit, &[], || check().map_err(Not::Yet))
+}
+
+fn show(text: &str) {
+    for line in text.lines() {
+        say!("   | {line}");
+    }
+}
