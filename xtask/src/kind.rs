@@ -17,6 +17,7 @@ use crate::{
     exec::{ask, exec},
     kube,
     kube_demo::{self, Choices, Kubectl},
+    manifest,
 };
 
 const NAME: &str = "socklb";
