@@ -34,16 +34,28 @@ fn main() -> Result<()> {
         features,
         ..Package::default()
     };
-    quiet();
+    environment();
     aya_build::build_ebpf([package], Toolchain::Custom(pins::NIGHTLY)).context(
         "the BPF programs need their own toolchain: run `cargo xtask setup` once, or set \
          SOCKLB_BPF_OBJECT to a prebuilt object",
     )
 }
 
-/// aya-build passes on what the inner cargo says as warnings; only real ones are of interest.
-#[expect(unsafe_code, reason = "aya-build takes no environment for the cargo that it starts")]
-fn quiet() {
-    // SAFETY: nothing else runs in this process yet.
-    unsafe { env::set_var("CARGO_TERM_QUIET", "true") };
+/// aya-build takes no environment for the cargo that it starts; that inherits ours.
+#[expect(unsafe_code, reason = "the environment is shared by all threads")]
+fn environment() {
+    let environment = [
+        // aya-build passes on what the inner cargo says as warnings; only real ones are of interest.
+        ("CARGO_TERM_QUIET", "true"),
+        // The object is the same wherever it is built: it names sources in its line information.
+        ("CARGO_UNSTABLE_TRIM_PATHS", "true"),
+        ("CARGO_PROFILE_RELEASE_TRIM_PATHS", "all"),
+        // Of user space; lb-ebpf's own profile says what is good for it.
+        ("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only"),
+        ("CARGO_PROFILE_RELEASE_STRIP", "none"),
+    ];
+    for (name, value) in environment {
+        // SAFETY: nothing else runs in this process yet.
+        unsafe { env::set_var(name, value) };
+    }
 }

@@ -193,6 +193,7 @@ async fn serve(config: &Config) -> Result<()> {
         "{}",
         if datapath.is_adopted() { "going on from the pinned maps" } else { "starting with empty maps" }
     );
+    cgroup.tell();
 
     if config.service_proxy_name.is_none() {
         // It may run tools that wait for locks.

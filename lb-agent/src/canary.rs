@@ -34,6 +34,8 @@ use nix::{
     unistd::{ForkResult, Pid, fork},
 };
 
+use crate::node_cgroup;
+
 /// Addresses at which the maps refuse every port, and that nobody else uses: one of the loopback
 /// range, and one of those whose packets are to be discarded (RFC 6666). They spell `slb`.
 pub const SENTINELS: [IpAddr; 2] = [
@@ -89,12 +91,15 @@ const TRIES: [(&str, &str, IpAddr); 4] = [
 /// There are no sockets of that family.
 const NO_FAMILY: i32 = -1;
 
+const fn is_refused(errno: i32) -> bool {
+    errno == Errno::ECONNREFUSED as i32 || errno == NO_FAMILY
+}
+
 fn judge(place: &Path, seen: Seen) -> Result<(), Failure> {
-    let refused = |errno: i32| errno == Errno::ECONNREFUSED as i32 || errno == NO_FAMILY;
     let wrong: Vec<String> = TRIES
         .iter()
         .zip(seen)
-        .filter(|(_, errno)| !refused(*errno))
+        .filter(|(_, errno)| !is_refused(*errno))
         .map(|((program, call, addr), errno)| {
             let result = match errno {
                 0 => "success".to_owned(),
@@ -110,14 +115,34 @@ fn judge(place: &Path, seen: Seen) -> Result<(), Failure> {
 }
 
 fn observe(place: &Path) -> io::Result<Seen> {
-    let procs = OpenOptions::new().write(true).open(place.join("cgroup.procs"))?;
+    let open = || OpenOptions::new().write(true).open(place.join("cgroup.procs"));
+    let seen = observe_in(Some(&open()?));
+    match seen {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => delegated(open, error),
+        seen => seen,
+    }
+}
+
+/// With `nsdelegate`, which is how systemd mounts cgroup2, a process can be moved only by who opened
+/// the file in a cgroup namespace that it came from and goes to.
+fn delegated(open: impl FnOnce() -> io::Result<File> + Send, error: io::Error) -> io::Result<Seen> {
+    if let Ok(procs) = node_cgroup::within_init(open) {
+        return observe_in(Some(&procs));
+    }
+    // Where this process is by itself, a refusal proves as much; that there is none proves nothing.
+    let seen = observe_in(None)?;
+    if seen.into_iter().all(is_refused) { Ok(seen) } else { Err(error) }
+}
+
+/// What a child process sees, in this cgroup or in our own.
+fn observe_in(procs: Option<&File>) -> io::Result<Seen> {
     let loopback = OsString::from("lo");
     let (mut reader, mut writer) = io::pipe()?;
     // SAFETY: the child makes system calls and nothing else, on memory that is there already.
     let child = match unsafe { fork() }? {
         ForkResult::Child => {
             let mut said = [0; 1 + TRIES.len()];
-            said[0] = enter(&procs);
+            said[0] = procs.map_or(0, enter);
             if said[0] == 0 {
                 for ((program, _, addr), errno) in TRIES.iter().zip(&mut said[1..]) {
                     *errno = attempt(program.starts_with('c'), *addr, &loopback);

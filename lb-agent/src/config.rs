@@ -51,10 +51,11 @@ pub struct Config {
     /// Serve NodePorts at 127.0.0.1 and ::1 too, for sockets of the host's network namespace.
     #[arg(long, env = "SOCKLB_LOCALHOST_NODEPORTS")]
     pub localhost_nodeports: bool,
-    /// Sockets of this cgroup and all below it are served [default: the root of cgroup2].
+    /// Sockets of this cgroup and all below it are served [default: the node's].
     #[arg(long, env = "SOCKLB_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// Where programs and maps are pinned [default: the first bpf file system mounted].
+    /// Where programs and maps are pinned [default: /sys/fs/bpf, or else
+    /// the first bpf file system mounted].
     #[arg(long, env = "SOCKLB_BPFFS", value_name = "DIR")]
     pub bpffs: Option<PathBuf>,
     /// Most frontends (address, port, protocol). Another number at the next start resizes the maps.

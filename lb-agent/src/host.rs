@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{config::Config, mounts, pins};
+use crate::{config::Config, mounts, node_cgroup::Cgroup, pins};
 
 /// `CAP_NET_ADMIN`, to attach the programs.
 const NET_ADMIN: u32 = 12;
@@ -75,24 +75,8 @@ pub fn bpffs_to_read(config: &Config) -> Result<PathBuf> {
 }
 
 /// The cgroup to attach to.
-pub fn cgroup(config: &Config) -> Result<PathBuf> {
-    let path =
-        match &config.cgroup {
-            Some(path) => path.clone(),
-            None => mounts::first("cgroup2")?
-                .context(
-                    "cgroup2 is not mounted: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`, or in a \
-                     container mount the host's cgroup2 and name it by --cgroup",
-                )?
-                .path,
-        };
-    let kind = mounts::of(&path)
-        .with_context(|| format!("--cgroup {}", path.display()))?
-        .map(|mount| mount.kind);
-    if kind.as_deref() != Some("cgroup2") {
-        bail!("{} is not a cgroup2 directory: name one by --cgroup", path.display());
-    }
-    Ok(path)
+pub fn cgroup(config: &Config) -> Result<Cgroup> {
+    config.cgroup.as_deref().map_or_else(Cgroup::of_node, Cgroup::named)
 }
 
 /// Whether this process is in the network namespace of the machine, as far as can be seen.

@@ -32,4 +32,5 @@ pub mod dump;
 pub mod host;
 pub mod kube_proxy;
 pub mod mounts;
+pub mod node_cgroup;
 pub mod sysctls;

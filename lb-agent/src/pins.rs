@@ -246,8 +246,16 @@ pub(crate) fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> io::Result<()> 
     Ok(())
 }
 
-/// Where bpffs is mounted, unless `--bpffs` says otherwise.
+/// Where a machine has its bpffs, and a container gets it from the machine.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Where bpffs is mounted, unless `--bpffs` says otherwise. The same on a machine and in a container,
+/// even if the machine has others.
 pub fn default_bpffs() -> io::Result<Option<PathBuf>> {
+    let usual = Path::new(BPFFS);
+    if mounts::of(usual).is_ok_and(|mount| mount.is_some_and(|mount| mount.kind == "bpf")) {
+        return Ok(Some(usual.to_owned()));
+    }
     Ok(mounts::first("bpf")?.map(|mount| mount.path))
 }
 

@@ -14,6 +14,7 @@ mod kernel {
     mod control;
     mod echo;
     mod look;
+    mod machine;
     mod pods;
     mod raw;
     mod world;
@@ -33,6 +34,7 @@ mod kernel {
     mod kube_proxy;
     mod languages;
     mod lbctl;
+    mod node_cgroup;
     mod node_port_claims;
     mod node_ports;
     mod node_ports_elsewhere;

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     cargo::workspace,
     exec::{ask, exec},
+    kube,
     kube_demo::{self, Choices, Kubectl},
     manifest,
 };
@@ -96,7 +97,7 @@ fn require(tools: &[Tool]) -> Result<()> {
 
 fn up(image: Option<&str>, load: &[PathBuf]) -> Result<()> {
     require(&[DOCKER, DOCKER_RUNS, KIND, KUBECTL])?;
-    let helm = manifest::helm()?;
+    let helm = kube::helm()?;
     let archive = make_image()?;
     if is_there()? {
         eprintln!("The cluster {NAME} is there already: only socklb is brought up to date.");

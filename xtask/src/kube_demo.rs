@@ -22,7 +22,7 @@ use serde_json::Value;
 
 pub(crate) use self::kubectl::Kubectl;
 use self::{client::Load, spread::Spread};
-use crate::exec::say;
+use crate::{exec::say, image::pods::AGNHOST};
 
 /// Show the main job in a cluster in which socklb runs.
 #[derive(clap::Args)]
@@ -51,8 +51,6 @@ impl Default for Choices {
     }
 }
 
-/// Kubernetes' own image for tests: it has an HTTP server that answers with its name, and curl.
-const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 const AGENTS: &str = "kube-system";
 const NAMESPACE: &str = "socklb-demo";
 const OBJECTS: &str = include_str!("kube_demo/objects.yaml");

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{cargo::workspace, exec::show};
+use crate::{cargo::workspace, exec::show, kube};
 
 /// Write deploy/socklb.yaml anew from the Helm chart.
 #[derive(clap::Args)]
@@ -20,7 +20,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let chart = Chart { helm: helm()? };
+    let chart = Chart { helm: kube::helm()? };
     let (file, text) = (manifest(), chart.manifest()?);
     if !args.check {
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
@@ -68,16 +68,6 @@ const HEADER: &str = "\
 
 fn manifest() -> PathBuf {
     workspace().join("deploy/socklb.yaml")
-}
-
-/// The program of Helm.
-pub(crate) fn helm() -> Result<PathBuf> {
-    let given = env::var_os("SOCKLB_HELM").map(PathBuf::from);
-    let path = env::var_os("PATH").unwrap_or_default();
-    let mut found = env::split_paths(&path).map(|directory| directory.join("helm"));
-    given
-        .or_else(|| found.find(|file| file.is_file()))
-        .context("helm is missing: put it on the PATH, or name it by SOCKLB_HELM")
 }
 
 /// The chart with a helm to render it.

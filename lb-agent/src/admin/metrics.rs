@@ -194,6 +194,11 @@ impl Metrics {
         self.own.datapath_healthy.set(healthy.into());
     }
 
+    /// So many processes of the node are not in the cgroup that the programs are attached to.
+    pub fn processes_outside(&self, count: usize) {
+        self.own.processes_outside.set(whole(count));
+    }
+
     /// How often the programs have counted something, all in all.
     pub fn datapath_events(&self, event: Counter, count: u64) {
         let counter = self.own.datapath_events.with_label_values(&[event.name()]);

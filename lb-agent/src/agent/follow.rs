@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,7 +12,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{guard::Guard, troubles::Troubles, upkeep::Upkeep};
+use super::{
+    guard::{Guard, Repair},
+    troubles::Troubles,
+    upkeep::Upkeep,
+};
 use crate::{
     admin::{
         Admin, Family, Outcome,
@@ -23,6 +26,7 @@ use crate::{
     datapath::Datapath,
     maps::Pinned,
     model::{Change, NodePortAddresses, Protocol},
+    node_cgroup::Cgroup,
     pins::Pins,
     pipeline::{Pipeline, Report, SyncError},
     plan::PlanError,
@@ -45,7 +49,6 @@ pub(super) struct Agent {
     pipeline: Pipeline<Pinned>,
     datapath: Datapath,
     is_attached: bool,
-    cgroup: PathBuf,
     guard: Guard,
     upkeep: Upkeep,
     troubles: Troubles,
@@ -74,7 +77,7 @@ impl Agent {
     pub(super) fn new(
         config: &Config,
         pipeline: Pipeline<Pinned>,
-        (datapath, cgroup): (Datapath, PathBuf),
+        (datapath, cgroup): (Datapath, Cgroup),
         pins: Pins,
     ) -> Self {
         let protocols = match config.terminate_tcp {
@@ -85,8 +88,7 @@ impl Agent {
             pipeline,
             datapath,
             is_attached: false,
-            guard: Guard::new(cgroup.clone()),
-            cgroup,
+            guard: Guard::new(cgroup),
             upkeep: Upkeep::new(pins, protocols),
             troubles: Troubles::default(),
             pause: RETRY.0,
@@ -113,6 +115,7 @@ impl Agent {
         mut changes: mpsc::Receiver<Change>,
         mut admin: Admin,
     ) -> Result<()> {
+        self.guard.begin(&admin);
         let mut retry_at = None;
         let mut taken = Taken::default();
         let mut tick = interval(TICK);
@@ -136,7 +139,11 @@ impl Agent {
                 () = self.upkeep.work(&mut self.pipeline, &admin) => continue,
                 seen = self.guard.seen() => {
                     // Whoever meddles with programs may have meddled with maps.
-                    if self.guard.judge(seen, &mut self.datapath, &admin) {
+                    let repair = self.guard.judge(seen, &mut self.datapath, &admin);
+                    if repair == Repair::Moved {
+                        self.upkeep.attached(self.guard.cgroup().path());
+                    }
+                    if repair != Repair::Nothing {
                         self.doubtful = true;
                         retry_at = retry_at.map(|_| Instant::now());
                     }
@@ -308,10 +315,11 @@ impl Agent {
 
     fn attach(&mut self) -> Result<()> {
         if !self.is_attached {
-            self.datapath.attach(&self.cgroup)?;
+            let cgroup = self.guard.cgroup();
+            self.datapath.attach(cgroup.path())?;
             self.is_attached = true;
-            tracing::info!(cgroup = %self.cgroup.display(), "attached");
-            self.upkeep.attached(&self.cgroup);
+            tracing::info!(%cgroup, "attached");
+            self.upkeep.attached(cgroup.path());
         }
         Ok(())
     }

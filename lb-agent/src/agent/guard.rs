@@ -1,12 +1,13 @@
 //! Whether the programs are in force, and what is done if they are not (M6).
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use super::task::Task;
 use crate::{
     admin::Admin,
     canary::{self, Failure},
     datapath::{Datapath, Finding},
+    node_cgroup::{self, Cgroup, Outside},
 };
 
 /// How often it is looked.
@@ -15,47 +16,95 @@ const PERIOD: Duration = Duration::from_secs(30);
 const PERIOD_OF_TROUBLE: Duration = Duration::from_secs(2);
 
 pub(super) struct Guard {
-    cgroup: PathBuf,
-    canary: Task<Result<(), Failure>>,
+    cgroup: Cgroup,
+    look: Task<Seen>,
     /// What is wrong, as it was told.
     told: Option<String>,
+    /// Whether it was told that there are processes elsewhere. Their number may change each time.
+    told_outside: bool,
+}
+
+/// What a look at the cgroup has seen.
+pub(super) struct Seen {
+    canary: Result<(), Failure>,
+    outside: Option<Outside>,
+    /// The cgroup was removed. What is to be served in its place, or why nothing is.
+    next: Option<Result<Cgroup, String>>,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Repair {
+    /// Nothing was to be done, or could be.
+    Nothing,
+    /// Programs and maps are as they were.
+    Done,
+    /// The programs are attached to another cgroup.
+    Moved,
+}
+
+impl Seen {
+    fn look(cgroup: &Cgroup) -> Self {
+        if cgroup.is_gone() {
+            let next = cgroup.again().map_err(|error| format!("{error:#}"));
+            return Self { canary: Ok(()), outside: None, next: Some(next) };
+        }
+        Self { canary: canary::check(cgroup.path()), outside: cgroup.outside(), next: None }
+    }
 }
 
 impl Guard {
-    pub(super) fn new(cgroup: PathBuf) -> Self {
-        Self { cgroup, canary: Task::new(), told: None }
+    pub(super) fn new(cgroup: Cgroup) -> Self {
+        Self { cgroup, look: Task::new(), told: None, told_outside: false }
+    }
+
+    /// The cgroup that the programs belong to.
+    pub(super) const fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Nobody is told that all is well, before it was looked whether this is the right cgroup.
+    pub(super) fn begin(&mut self, admin: &Admin) {
+        let outside = self.cgroup.outside();
+        let fault = self.tell_outside(outside.as_ref(), admin);
+        if fault.is_some() {
+            admin.datapath_checked(fault.map_or(Ok(()), Err));
+        }
     }
 
     /// Sends the canary, if it is time. Only once the maps refuse its addresses.
     pub(super) fn tick(&mut self) {
-        let period = if self.told.is_some() { PERIOD_OF_TROUBLE } else { PERIOD };
-        if self.canary.is_due(period) {
+        let trouble = self.told.is_some() || self.told_outside;
+        let period = if trouble || self.cgroup.is_gone() { PERIOD_OF_TROUBLE } else { PERIOD };
+        if self.look.is_due(period) {
             let cgroup = self.cgroup.clone();
-            self.canary.begin(move || canary::check(&cgroup));
+            self.look.begin(move || Seen::look(&cgroup));
         }
     }
 
     /// What the canary has seen. To be dropped and called again at will.
-    pub(super) async fn seen(&mut self) -> Result<(), Failure> {
-        let seen = self.canary.result().await;
-        seen.unwrap_or_else(|| Err(Failure::Unknown("the canary has died".to_owned())))
+    pub(super) async fn seen(&mut self) -> Seen {
+        let seen = self.look.result().await;
+        seen.unwrap_or_else(|| {
+            let died = Failure::Unknown("the canary has died".to_owned());
+            Seen { canary: Err(died), outside: None, next: None }
+        })
     }
 
     /// Compares that with what the kernel says of programs and maps, repairs what can be repaired, and
-    /// tells. True if something was repaired.
-    pub(super) fn judge(
-        &mut self,
-        seen: Result<(), Failure>,
-        datapath: &mut Datapath,
-        admin: &Admin,
-    ) -> bool {
-        let findings = datapath.verify(&self.cgroup);
+    /// tells.
+    pub(super) fn judge(&mut self, seen: Seen, datapath: &mut Datapath, admin: &Admin) -> Repair {
+        let Seen { canary, outside, next } = seen;
+        if let Some(next) = next {
+            return self.replace(next, datapath, admin);
+        }
+        let findings = datapath.verify(self.cgroup.path());
         let mut wrong: Vec<String> = match &findings {
             Ok(findings) => findings.iter().map(ToString::to_string).collect(),
             Err(error) => vec![format!("{error:#}")],
         };
-        let mut health = Ok(());
-        match seen {
+        let mut health = self.tell_outside(outside.as_ref(), admin).map_or(Ok(()), Err);
+        match canary {
             Ok(()) => {}
             Err(Failure::NotInForce(what)) => {
                 wrong.push(what.clone());
@@ -64,7 +113,54 @@ impl Guard {
             Err(unknown @ Failure::Unknown(_)) => wrong.push(unknown.to_string()),
         }
         admin.datapath_checked(health);
-        let wrong = (!wrong.is_empty()).then(|| wrong.join("; "));
+        self.tell((!wrong.is_empty()).then(|| wrong.join("; ")));
+        let is_repairable =
+            |found: &Vec<_>| found.iter().any(|finding: &Finding| finding.problem.is_repairable());
+        if !findings.as_ref().is_ok_and(is_repairable) {
+            return Repair::Nothing;
+        }
+        match datapath.repair(self.cgroup.path()) {
+            Ok(()) => {
+                tracing::info!("programs and maps are pinned and attached again");
+                Repair::Done
+            }
+            Err(error) => {
+                tracing::error!("cannot repair that, trying again: {error:#}");
+                Repair::Nothing
+            }
+        }
+    }
+
+    /// The cgroup was removed, and the programs with it.
+    fn replace(
+        &mut self,
+        next: Result<Cgroup, String>,
+        datapath: &mut Datapath,
+        admin: &Admin,
+    ) -> Repair {
+        let gone = format!("the cgroup {} was removed: nothing is translated", self.cgroup);
+        let attached = next.and_then(|next| {
+            datapath.repair(next.path()).map_err(|error| format!("{error:#}"))?;
+            Ok(next)
+        });
+        match attached {
+            Ok(next) => {
+                self.tell(Some(gone));
+                tracing::info!(cgroup = %next, "attached");
+                self.cgroup = next;
+                Repair::Moved
+            }
+            Err(error) => {
+                let wrong = format!("{gone}, and no other one is found: {error}");
+                admin.datapath_checked(Err(wrong.clone()));
+                self.tell(Some(wrong));
+                Repair::Nothing
+            }
+        }
+    }
+
+    /// Tells what is wrong, if that is news.
+    fn tell(&mut self, wrong: Option<String>) {
         if wrong != self.told {
             if let Some(wrong) = &wrong {
                 tracing::error!("the programs are not as they should be: {wrong}");
@@ -73,20 +169,20 @@ impl Guard {
             }
             self.told = wrong;
         }
-        let is_repairable =
-            |found: &Vec<_>| found.iter().any(|finding: &Finding| finding.problem.is_repairable());
-        if !findings.as_ref().is_ok_and(is_repairable) {
-            return false;
-        }
-        match datapath.repair(&self.cgroup) {
-            Ok(()) => {
-                tracing::info!("programs and maps are pinned and attached again");
-                true
+    }
+
+    /// The fault, if processes of the node are outside of the cgroup.
+    fn tell_outside(&mut self, outside: Option<&Outside>, admin: &Admin) -> Option<String> {
+        admin.metrics().processes_outside(outside.map_or(0, |outside| outside.count));
+        let fault = outside.map(|outside| node_cgroup::explain(&self.cgroup, outside));
+        match &fault {
+            Some(fault) if !self.told_outside => tracing::error!("not ready: {fault}"),
+            None if self.told_outside => {
+                tracing::info!(cgroup = %self.cgroup, "all processes of the node are in the cgroup now");
             }
-            Err(error) => {
-                tracing::error!("cannot repair that, trying again: {error:#}");
-                false
-            }
+            _ => {}
         }
+        self.told_outside = fault.is_some();
+        fault
     }
 }

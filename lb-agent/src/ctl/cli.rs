@@ -18,7 +18,8 @@ Exit codes:
 #[derive(Clone, Debug, Parser)]
 #[command(name = "lbctl", version, max_term_width = 100, after_help = CODES)]
 pub struct Cli {
-    /// Where the agent's programs and maps are pinned [default: the first bpf file system mounted].
+    /// Where the agent's programs and maps are pinned [default: /sys/fs/bpf, or
+    /// else the first bpf file system mounted].
     #[arg(long, env = "SOCKLB_BPFFS", value_name = "DIR", global = true)]
     pub bpffs: Option<PathBuf>,
     /// What to do.

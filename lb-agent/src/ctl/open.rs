@@ -14,7 +14,7 @@ use crate::{
     pins::{self, Pins},
 };
 
-/// The pins below `bpffs`, or below the first bpffs there is.
+/// The pins below `bpffs`, or below the one that the agent takes by itself.
 pub(super) fn pins(bpffs: Option<&Path>) -> Result<Pins, Failure> {
     let bpffs = match bpffs {
         Some(path) => checked(path)?,

@@ -3,6 +3,7 @@
 mod agent;
 mod others;
 mod programs;
+mod served;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +21,7 @@ use self::{
     agent::Agent,
     others::Other,
     programs::{Attachment, State},
+    served::Served,
 };
 use super::{
     cli::{self, Output},
@@ -53,6 +55,8 @@ struct Status {
     /// Where the maps in use are pinned.
     live_maps: Option<PathBuf>,
     agent: Agent,
+    /// Whose sockets are served; null if nobody's are.
+    cgroup: Option<Served>,
     programs: Vec<Attachment>,
     maps: Vec<Fill>,
     /// Programs of others at the same hooks.
@@ -115,6 +119,7 @@ pub(super) fn run(
         pins: pins.root().to_owned(),
         live_maps,
         agent,
+        cgroup: served::find(&programs),
         programs,
         maps: fills,
     };
@@ -236,6 +241,9 @@ impl Status {
         let live = self.live_maps.as_ref().and_then(|path| path.file_name());
         let live = live.map_or_else(|| NONE.into(), |name| name.to_string_lossy());
         writeln!(out, "pins:    {} (layout {}, {live})", self.pins.display(), self.layout)?;
+        if let Some(cgroup) = &self.cgroup {
+            writeln!(out, "cgroup:  {cgroup}")?;
+        }
         writeln!(out)?;
 
         let mut table = Table::new(&["PROGRAM", "STATE", "CGROUP"]);
@@ -309,6 +317,7 @@ mod tests {
             pins: "/bpf/socklb/v1".into(),
             live_maps: Some("/bpf/socklb/v1/maps-1".into()),
             agent,
+            cgroup: Some(Served { path: Some("/".into()), is_node: Some(true), id: 1 }),
             programs,
             maps: fills(&sample::memory().snapshot()),
             others: Vec::new(),
@@ -338,6 +347,7 @@ healthy
 
 agent:   running (pid 42)
 pins:    /bpf/socklb/v1 (layout 2, maps-1)
+cgroup:  / (the node's root: all its sockets)
 
 PROGRAM    STATE      CGROUP
 connect4   attached   /sys/fs/cgroup
@@ -393,6 +403,7 @@ names      3      32     9.4%
                 "apiVersion": "socklb/v1", "kind": "Status", "healthy": true, "problems": [],
                 "layout": 2, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
                 "agent": { "running": true, "pid": 42 },
+                "cgroup": { "path": "/", "isNode": true },
                 "programs": [{
                     "name": "connect4", "state": "attached", "cgroup": "/sys/fs/cgroup",
                     "cgroupId": 1, "programId": 7, "linkId": 8,

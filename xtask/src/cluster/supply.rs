@@ -1,6 +1,8 @@
 //! What the cluster is made of, made or found by whoever calls, not by root.
 
-use anyhow::{Context as _, Result, bail};
+use std::env::consts::ARCH;
+
+use anyhow::{Context as _, Result};
 
 use super::plan::{Proxy, Shape, Supply};
 pub(super) use crate::image::pods::{COREDNS, PAUSE};
@@ -27,11 +29,9 @@ pub(super) fn bring(shape: &Shape) -> Result<Supply> {
 
 /// Adds the image of this very source, the chart, and Helm.
 fn bring_socklb(supply: &mut Supply) -> Result<()> {
-    let chart = workspace().join("deploy/helm/socklb");
-    if !chart.exists() {
-        bail!("there is no chart {}: --proxy kube-proxy, --proxy none", chart.display());
-    }
     supply.helm = Some(kube::helm()?);
-    supply.chart = Some(chart);
-    bail!("there is no image of socklb yet: --proxy kube-proxy, --proxy none")
+    supply.chart = Some(workspace().join("deploy/helm/socklb"));
+    supply.first.push(image::socklb::socklb(ARCH, None)?);
+    supply.image = Some(image::socklb::name());
+    Ok(())
 }

@@ -21,6 +21,8 @@ pub(crate) struct Image {
     /// Arguments, unless others are given.
     pub(crate) command: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// `UID:GID` [default: what the engine takes, which is root].
+    pub(crate) user: Option<&'static str>,
 }
 
 const EPOCH: &str = "1970-01-01T00:00:00Z";
@@ -83,6 +85,9 @@ fn config(image: &Image, arch: &str, layer: &str) -> Value {
     }
     if !image.command.is_empty() {
         config["Cmd"] = json!(image.command);
+    }
+    if let Some(user) = image.user {
+        config["User"] = json!(user);
     }
     if !image.labels.is_empty() {
         config["Labels"] = json!(image.labels);

@@ -36,8 +36,9 @@ impl Kubectl {
     /// What it says. Fails with its own words.
     pub(crate) fn answer(&self, words: &[&str]) -> Result<String> {
         let output = self.output(words)?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`{}`: {}", show(&self.command(words)), error.trim());
+        let (status, error) = (output.status, String::from_utf8_lossy(&output.stderr));
+        let line = || show(&self.command(words));
+        ensure!(status.success(), "`{}`: {status}: {}", line(), error.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -51,7 +52,7 @@ impl Kubectl {
             child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(yaml.as_bytes()));
         let output = child.wait_with_output()?;
         let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`{line}`: {}", error.trim());
+        ensure!(output.status.success(), "`{line}`: {}: {}", output.status, error.trim());
         written.with_context(|| format!("`{line}` did not read all of its input"))
     }
 }
@@ -70,7 +71,7 @@ mod tests {
     fn a_failure_has_its_words() {
         let kubectl = Kubectl::new(["sh", "-c", "cat >&2; echo no >&2; exit 3"]);
         let error = kubectl.answer(&[]).unwrap_err().to_string();
-        assert!(error.ends_with(": no"), "{error}");
+        assert!(error.ends_with("exit status: 3: no"), "{error}");
         let error = kubectl.apply("yaml").unwrap_err().to_string();
         assert!(error.ends_with("yamlno"), "{error}");
         assert!(Kubectl::new(["no-such-program"]).answer(&[]).is_err());

@@ -25,6 +25,8 @@ pub(crate) enum Scope {
     Clients,
     /// Boxes of namespaces, and what runs in them.
     Cluster,
+    /// Static programs, for images.
+    Image,
     /// What pods of a cluster on this machine run.
     Pods,
 }
@@ -38,6 +40,7 @@ impl Scope {
         Self::Dns,
         Self::Clients,
         Self::Cluster,
+        Self::Image,
         Self::Pods,
     ];
 }
@@ -86,6 +89,13 @@ const LLVM_ELSEWHERE: &str = "LLVM 22 with libLLVM.so (Fedora: dnf install llvm-
     llvm-22-dev from apt.llvm.org), and LLVM_PREFIX=DIR, the directory above its lib64 or lib. Or \
     none of it: SOCKLB_BPF_OBJECT=FILE embeds a prebuilt object";
 
+/// What static programs are built for.
+const MUSL: &str = if cfg!(target_arch = "aarch64") {
+    "aarch64-unknown-linux-musl"
+} else {
+    "x86_64-unknown-linux-musl"
+};
+
 fn table() -> Vec<Need> {
     vec![
         Need {
@@ -118,16 +128,8 @@ fn table() -> Vec<Need> {
                 elsewhere: "`python3` (Fedora: dnf install python3; Arch: pacman -S python)",
             },
         },
-        Need {
-            what: "musl-gcc".to_owned(),
-            why: "the resolver of Alpine's programs is tested",
-            scope: Scope::Dns,
-            probe: || starts("musl-gcc", "--version"),
-            source: Source::Packages {
-                debian: &["musl-tools"],
-                elsewhere: "`musl-gcc` (Fedora: dnf install musl-gcc; Arch: pacman -S musl)",
-            },
-        },
+        musl(Scope::Dns, "the resolver of Alpine's programs is tested"),
+        musl(Scope::Image, "builds C parts of crates for static programs"),
         Need {
             what: "dig".to_owned(),
             why: "asks a DNS server by UDP and by TCP",
@@ -157,6 +159,7 @@ fn table() -> Vec<Need> {
             probe: || toolchain(pins::STABLE, STABLE_COMPONENTS),
             source: Source::Command(|| rustup(pins::STABLE, STABLE_COMPONENTS)),
         },
+        target(),
         Need {
             what: format!("Rust {} with {}", pins::NIGHTLY, NIGHTLY_COMPONENTS.join(", ")),
             why: "builds the BPF programs",
@@ -184,6 +187,41 @@ fn table() -> Vec<Need> {
             source: Source::Command(|| install("cargo-deny", pins::CARGO_DENY)),
         },
     ]
+}
+
+/// The library for static programs.
+fn target() -> Need {
+    Need {
+        what: format!("Rust {} for {MUSL}", pins::STABLE),
+        why: "builds static programs",
+        scope: Scope::Image,
+        probe: || {
+            let mut list = Command::new("rustup");
+            list.args(["target", "list", "--installed", "--toolchain", pins::STABLE]);
+            let list = ask(list.env("RUSTUP_AUTO_INSTALL", "0")).unwrap_or_default();
+            let has = list.lines().any(|line| line == MUSL);
+            if has { Ok(()) } else { Err("not installed".to_owned()) }
+        },
+        source: Source::Command(|| {
+            let mut rustup = Command::new("rustup");
+            rustup.args(["target", "add", "--toolchain", pins::STABLE, MUSL]);
+            rustup
+        }),
+    }
+}
+
+/// Two things need it.
+fn musl(scope: Scope, why: &'static str) -> Need {
+    Need {
+        what: "musl-gcc".to_owned(),
+        why,
+        scope,
+        probe: || starts("musl-gcc", "--version"),
+        source: Source::Packages {
+            debian: &["musl-tools"],
+            elsewhere: "`musl-gcc` (Fedora: dnf install musl-gcc; Arch: pacman -S musl)",
+        },
+    }
 }
 
 fn libllvm() -> Need {

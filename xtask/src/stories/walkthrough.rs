@@ -26,11 +26,11 @@ pub(super) fn play(stage: &Stage<'_>) -> Result<()> {
     let other = format!("{}-other", stage.namespace);
     let text = SCRIPT.replace("{namespace}", &stage.namespace).replace("{other}", &other);
     let parts = script::parse(&text)?;
-    let socklb = stage.cluster.shape().proxy == Proxy::Socklb;
+    let socklb = stage.cluster.proxy() == Proxy::Socklb;
     ensure!(
         socklb || stage.args.page.is_none(),
         "the page is about socklb, and the cluster has {}",
-        stage.cluster.shape().proxy
+        stage.cluster.proxy()
     );
     sweep(stage, &other)?;
     let played = perform(stage, &parts, socklb);

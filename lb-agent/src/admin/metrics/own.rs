@@ -12,6 +12,7 @@ pub(super) struct Own {
     pub(super) map_capacity: IntGaugeVec,
     pub(super) map_full: IntCounterVec,
     pub(super) datapath_healthy: IntGauge,
+    pub(super) processes_outside: IntGauge,
     pub(super) datapath_events: IntCounterVec,
 }
 
@@ -37,6 +38,10 @@ impl Own {
             datapath_healthy: make.gauge(
                 "socklb_datapath_healthy",
                 "1 if the last check of the programs found no fault, else 0",
+            )?,
+            processes_outside: make.gauge(
+                "socklb_processes_outside",
+                "Processes of the node outside of the cgroup whose sockets are served",
             )?,
             datapath_events: make.counters(
                 "socklb_datapath_events_total",

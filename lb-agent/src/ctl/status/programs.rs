@@ -115,13 +115,13 @@ fn program(
 
 /// The directory of a cgroup, if it is visible here: a cgroup's id is its directory's inode.
 fn cgroup_path(id: u64) -> Option<PathBuf> {
-    let mounts = mounts::mounts().ok()?.into_iter().filter(|mount| mount.kind == "cgroup2");
-    mounts.map(|mount| mount.path).find_map(|root| search(&root, id))
+    let mounts = mounts::all("cgroup2").ok()?;
+    mounts.into_iter().find_map(|mount| search(&mount.path, id))
 }
 
 /// The directory with this inode, `dir` itself or below it. Level by level: the root of a hierarchy
 /// is the likeliest place.
-fn search(dir: &Path, inode: u64) -> Option<PathBuf> {
+pub(super) fn search(dir: &Path, inode: u64) -> Option<PathBuf> {
     let mut level = vec![dir.to_owned()];
     while !level.is_empty() {
         let found = |path: &&PathBuf| fs::metadata(path).is_ok_and(|meta| meta.ino() == inode);

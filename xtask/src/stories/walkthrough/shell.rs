@@ -49,7 +49,7 @@ impl<'a> Shell<'a> {
         fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
         let mut path = cluster.programs().as_os_str().to_owned();
         path.push(":/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        let proxy = cluster.shape().proxy.to_string();
+        let proxy = cluster.proxy().to_string();
         let variables = BTreeMap::from([("PROXY".to_owned(), proxy)]);
         Ok(Self { cluster, directory, path, variables, background: Vec::new() })
     }

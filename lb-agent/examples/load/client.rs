@@ -1,0 +1,386 @@
+//! `load`: requests by the clock.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream, ToSocketAddrs as _},
+    process::ExitCode,
+    str::FromStr,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::{Value, json};
+
+use crate::stop::Stop;
+
+/// Send requests at a steady rate, each on a new connection, and tell which failed, when and how.
+///
+/// A request is due at its time, whether those before it are done or not. One that starts late,
+/// because all threads wait for answers, is counted as late; none is left out. Prints a line of
+/// JSON every second, and one at the end. Fails if any request failed.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// http://HOST:PORT/PATH
+    #[arg(long, value_name = "URL")]
+    to: Url,
+    /// Requests per second.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    rate: u64,
+    /// How long.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// When to ask for the addresses of a name.
+    #[arg(long, value_enum, default_value_t = Resolve::Second)]
+    resolve: Resolve,
+    /// At most so many requests at once.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    threads: u64,
+    /// Milliseconds for the connect, for the write and for each read.
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    timeout: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Resolve {
+    /// At the start.
+    Once,
+    /// Every second.
+    Second,
+    /// For every request.
+    Request,
+}
+
+#[derive(Clone)]
+struct Url {
+    /// HOST:PORT
+    authority: String,
+    path: String,
+}
+
+impl FromStr for Url {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let rest = text.strip_prefix("http://").ok_or("it does not begin with http://")?;
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        // An IPv6 address has colons of its own.
+        let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+        let authority = port.map_or_else(|| format!("{authority}:80"), |_| authority.to_owned());
+        Ok(Self { authority, path: format!("/{path}") })
+    }
+}
+
+/// How far a request came.
+#[derive(Clone, Copy)]
+enum Phase {
+    Resolve,
+    Connect,
+    Write,
+    Read,
+    /// An answer, but not 200.
+    Status,
+}
+
+impl Phase {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Resolve => "resolve",
+            Self::Connect => "connect",
+            Self::Write => "write",
+            Self::Read => "read",
+            Self::Status => "status",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Reason {
+    errno: Option<i32>,
+    text: String,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Reason {}
+
+impl From<io::Error> for Reason {
+    fn from(error: io::Error) -> Self {
+        Self { errno: error.raw_os_error(), text: error.to_string() }
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Self {
+        Self { errno: None, text: text.to_owned() }
+    }
+}
+
+struct Failure {
+    phase: Phase,
+    to: Option<SocketAddr>,
+    reason: Reason,
+}
+
+/// What is told one by one; all are counted.
+const TOLD: usize = 200;
+/// From when on a start is late.
+const LATE: Duration = Duration::from_millis(10);
+
+#[derive(Default)]
+struct Tally {
+    sent: u64,
+    ok: u64,
+    failed: u64,
+    late: u64,
+    latest: Duration,
+    backends: BTreeMap<String, u64>,
+    /// By phase and text.
+    reasons: BTreeMap<String, u64>,
+    failures: Vec<Value>,
+    microseconds: Vec<u32>,
+}
+
+struct Load<'a> {
+    args: &'a Args,
+    stop: &'a Stop,
+    start: Instant,
+    next: AtomicU64,
+    addresses: Mutex<Result<SocketAddr, Reason>>,
+    tally: Mutex<Tally>,
+}
+
+/// A thread that panicked has told so.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn run(args: &Args, stop: &Stop) -> ExitCode {
+    let load = Load {
+        args,
+        stop,
+        start: Instant::now(),
+        next: AtomicU64::new(0),
+        addresses: Mutex::new(resolve(&args.to.authority)),
+        tally: Mutex::default(),
+    };
+    let done = thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.threads).map(|_| scope.spawn(|| load.work())).collect();
+        for second in 1..=args.seconds {
+            if !stop.sleep_until(load.start + Duration::from_secs(second)) {
+                break;
+            }
+            if args.resolve == Resolve::Second {
+                let answer = resolve(&args.to.authority);
+                *lock(&load.addresses) = answer;
+            }
+            println!("{}", load.progress(second));
+        }
+        workers.into_iter().all(|worker| worker.join().is_ok())
+    });
+    let mut tally = lock(&load.tally);
+    println!("{}", summary(&mut tally, load.start.elapsed()));
+    if done && tally.failed == 0 && tally.ok > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Load<'_> {
+    /// Takes the next request that is due, until all are taken.
+    fn work(&self) {
+        let total = self.args.rate * self.args.seconds;
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if number >= total {
+                return;
+            }
+            let due = self.start + Duration::from_nanos(number * 1_000_000_000 / self.args.rate);
+            if !self.stop.sleep_until(due) {
+                return;
+            }
+            let begun = Instant::now();
+            {
+                let mut tally = lock(&self.tally);
+                let behind = begun - due;
+                tally.sent += 1;
+                tally.late += u64::from(behind > LATE);
+                tally.latest = tally.latest.max(behind);
+            }
+            let outcome = self.request();
+            self.count(outcome, begun);
+        }
+    }
+
+    fn count(&self, outcome: Result<String, Failure>, begun: Instant) {
+        let took = begun.elapsed();
+        let mut tally = lock(&self.tally);
+        match outcome {
+            Ok(backend) => {
+                tally.ok += 1;
+                *tally.backends.entry(backend).or_default() += 1;
+                tally.microseconds.push(took.as_micros().try_into().unwrap_or(u32::MAX));
+            }
+            Err(Failure { phase, to, reason }) => {
+                tally.failed += 1;
+                *tally.reasons.entry(format!("{}: {reason}", phase.name())).or_default() += 1;
+                if tally.failures.len() < TOLD {
+                    tally.failures.push(json!({
+                        "time": unix(),
+                        "at": (begun - self.start).as_secs_f64(),
+                        "took": took.as_secs_f64(),
+                        "phase": phase.name(),
+                        "errno": reason.errno,
+                        "error": reason.text,
+                        "to": to.map(|to| to.to_string()),
+                    }));
+                }
+            }
+        }
+    }
+
+    /// One request; the first word of the answer.
+    fn request(&self) -> Result<String, Failure> {
+        let Args { to, timeout, .. } = self.args;
+        let timeout = Duration::from_millis(*timeout);
+        let address = match self.args.resolve {
+            Resolve::Request => resolve(&to.authority),
+            Resolve::Once | Resolve::Second => lock(&self.addresses).clone(),
+        };
+        let address =
+            address.map_err(|reason| Failure { phase: Phase::Resolve, to: None, reason })?;
+        let failed = |phase| {
+            move |error: io::Error| Failure { phase, to: Some(address), reason: error.into() }
+        };
+        let mut stream =
+            TcpStream::connect_timeout(&address, timeout).map_err(failed(Phase::Connect))?;
+        let write = |stream: &mut TcpStream| {
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(timeout))?;
+            stream.set_write_timeout(Some(timeout))?;
+            // HTTP/1.0: the answer comes in one piece, and ends with the connection.
+            let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", to.path, to.authority);
+            stream.write_all(request.as_bytes())
+        };
+        write(&mut stream).map_err(failed(Phase::Write))?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).map_err(failed(Phase::Read))?;
+        let wrong = |(phase, reason)| Failure { phase, to: Some(address), reason };
+        first_word(&String::from_utf8_lossy(&answer)).map_err(wrong)
+    }
+
+    fn progress(&self, second: u64) -> Value {
+        let tally = lock(&self.tally);
+        json!({
+            "second": second,
+            "time": unix(),
+            "sent": tally.sent,
+            "ok": tally.ok,
+            "failed": tally.failed,
+            "late": tally.late,
+        })
+    }
+}
+
+fn resolve(authority: &str) -> Result<SocketAddr, Reason> {
+    authority.to_socket_addrs()?.next().ok_or_else(|| "the name has no address".into())
+}
+
+/// The first word of the body of a whole answer with the status 200.
+fn first_word(answer: &str) -> Result<String, (Phase, Reason)> {
+    let cut = || (Phase::Read, Reason::from("the answer ends too early"));
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(cut)?;
+    let mut lines = head.lines();
+    let status = lines.next().unwrap_or_default();
+    if status.split(' ').nth(1) != Some("200") {
+        return Err((Phase::Status, status.into()));
+    }
+    let length = lines.find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    if length.is_some_and(|length| body.len() < length) {
+        return Err(cut());
+    }
+    Ok(body.split_whitespace().next().unwrap_or_default().to_owned())
+}
+
+fn summary(tally: &mut Tally, took: Duration) -> Value {
+    tally.microseconds.sort_unstable();
+    let sorted = &tally.microseconds;
+    let percentile = |percent: usize| {
+        let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+        sorted.get(at).map(|&it| f64::from(it) / 1000.0)
+    };
+    json!({
+        "summary": true,
+        "seconds": took.as_secs_f64(),
+        "sent": tally.sent,
+        "ok": tally.ok,
+        "failed": tally.failed,
+        "late": tally.late,
+        "latest_ms": tally.latest.as_secs_f64() * 1000.0,
+        "latency_ms": { "p50": percentile(50), "p99": percentile(99), "max": percentile(100) },
+        "backends": tally.backends,
+        "reasons": tally.reasons,
+        "failures": tally.failures,
+    })
+}
+
+/// The time of day, in seconds.
+fn unix() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_has_a_port_and_a_path_said_or_not() {
+        let parts = |text: &str| {
+            let Url { authority, path } = text.parse().ok()?;
+            Some((authority, path))
+        };
+        let is = |text, authority: &str, path: &str| {
+            assert_eq!(parts(text), Some((authority.to_owned(), path.to_owned())));
+        };
+        is("http://web", "web:80", "/");
+        is("http://web:8080/a/b", "web:8080", "/a/b");
+        is("http://[fd00::1]/", "[fd00::1]:80", "/");
+        is("http://[fd00::1]:81", "[fd00::1]:81", "/");
+        assert_eq!(parts("web:80"), None);
+    }
+
+    #[test]
+    fn only_a_whole_answer_counts() {
+        let word = |answer: &str| {
+            first_word(answer).map_err(|(phase, reason)| format!("{}: {reason}", phase.name()))
+        };
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n";
+        assert_eq!(word(&format!("{head}web-1\n")), Ok("web-1".to_owned()));
+        assert_eq!(word(&format!("{head}web")), Err("read: the answer ends too early".to_owned()));
+        assert_eq!(word(""), Err("read: the answer ends too early".to_owned()));
+        let busy = "HTTP/1.1 503 Busy\r\n\r\n";
+        assert_eq!(word(busy), Err("status: HTTP/1.1 503 Busy".to_owned()));
+    }
+
+    #[test]
+    fn percentiles_are_of_all_requests() {
+        let mut tally = Tally {
+            microseconds: (1..=1000).rev().map(|it| it * 1000).collect(),
+            ..Tally::default()
+        };
+        let summary = summary(&mut tally, Duration::from_secs(1));
+        assert_eq!(summary["latency_ms"], json!({ "p50": 501.0, "p99": 991.0, "max": 1000.0 }));
+        let mut none = Tally::default();
+        assert_eq!(super::summary(&mut none, Duration::ZERO)["latency_ms"]["p99"], Value::Null);
+    }
+}
