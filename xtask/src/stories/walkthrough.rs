@@ -24,7 +24,7 @@ const SCRIPT: &str = include_str!("walkthrough/script.md");
 
 pub(super) fn play(stage: &Stage<'_>) -> Result<()> {
     let other = format!("{}-other", stage.namespace);
-    let text = SCRIPT.replace("{namespace}", &stage.namespace).replace("{other}", &other);
+    let text = script_in(&stage.namespace, &other);
     let parts = script::parse(&text)?;
     let socklb = stage.cluster.proxy() == Proxy::Socklb;
     ensure!(
@@ -43,6 +43,10 @@ pub(super) fn play(stage: &Stage<'_>) -> Result<()> {
         say!("   Written: {}", file.display());
     }
     Ok(())
+}
+
+fn script_in(namespace: &str, other: &str) -> String {
+    SCRIPT.replace("{namespace}", namespace).replace("{other}", other)
 }
 
 /// The text with the answers in it.
@@ -96,11 +100,29 @@ fn write(file: &Path, page: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cargo::workspace;
 
     #[test]
-    fn the_script_can_be_played() {
-        let parts = script::parse(SCRIPT).unwrap();
-        assert!(parts.iter().any(|part| matches!(part, Part::File { .. })));
-        assert!(SCRIPT.contains("{head}"));
+    fn the_page_is_made_of_this_script() {
+        let text = script_in("story-walkthrough", "story-walkthrough-other");
+        let parts = script::parse(&text).unwrap();
+        let page = fs::read_to_string(workspace().join("docs/walkthrough.md")).unwrap();
+        let mut lines = page.lines();
+        let mut expect = |wanted: &str| {
+            let again = "`cargo xtask cluster test walkthrough --page docs/walkthrough.md`";
+            assert!(lines.any(|line| line == wanted), "not there: {wanted}\nOnce more: {again}");
+        };
+        for part in &parts {
+            match part {
+                Part::Text(line) if line.contains("{head}") => {}
+                Part::Text(line) => expect(line),
+                Part::File { lines, .. } => lines.iter().copied().for_each(&mut expect),
+                Part::Steps { steps, .. } => {
+                    for step in steps.iter().filter(|step| !step.hidden) {
+                        format!("{}{}", step.prompt(), step.command).lines().for_each(&mut expect);
+                    }
+                }
+            }
+        }
     }
 }

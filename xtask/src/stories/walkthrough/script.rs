@@ -43,7 +43,7 @@ impl Step<'_> {
     /// `NAME=…`: whose value is kept.
     pub(super) fn variable(&self) -> Option<&str> {
         let (name, _) = self.command.split_once('=')?;
-        let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
+        let is_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
         (!name.is_empty() && name.chars().all(is_name)).then_some(name)
     }
 
