@@ -162,6 +162,9 @@ impl<'a> Stage<'a> {
 
     pub(super) fn sweep(&self) -> Result<()> {
         let limit = format!("--timeout={}s", PODS.as_secs());
+        // Who deletes a namespace guesses how long its pods may take, and looks again only then.
+        let all = "deployments,daemonsets,statefulsets,jobs,pods";
+        self.kubectl(&["delete", all, "--all", "--now", &limit])?;
         let words = ["delete", "namespace", &self.namespace, "--ignore-not-found", &limit];
         self.kubectl_everywhere(&words).map(drop)
     }
