@@ -58,12 +58,7 @@ impl<'a> Stage<'a> {
         self.everywhere.answer(words)
     }
 
-    /// For what is not done with answers.
-    pub(crate) fn here(&self) -> &Kubectl {
-        &self.here
-    }
-
-    /// The same, without a namespace.
+    /// For what is not done with answers; without a namespace.
     pub(crate) fn everywhere(&self) -> &Kubectl {
         &self.everywhere
     }
@@ -127,13 +122,6 @@ impl<'a> Stage<'a> {
     /// The container of that pod.
     pub(crate) fn agent_container(&self, node: &str) -> Result<Container> {
         self.cluster.container("kube-system", &self.agent(node)?, "agent")
-    }
-
-    /// What lbctl says on a node.
-    pub(crate) fn lbctl(&self, node: &str, words: &[&str]) -> Result<String> {
-        let agent = self.agent(node)?;
-        let exec = ["-n", "kube-system", "exec", &agent, "--", "lbctl"];
-        self.kubectl_everywhere(&[&exec, words].concat())
     }
 
     /// What a command says on a node.
