@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use super::{
     Stage,
     load::{Load, web},
-    rolling::{PODS, names, order},
+    rolling::{PODS, names, only_last, order},
 };
 use crate::cluster::SOCKLB;
 
@@ -33,10 +33,13 @@ pub(super) fn play(stage: &Stage<'_>) -> Result<()> {
     })?;
     stage.agents_ready()?;
     stage.note("all agents are ready");
+    stage.kubectl(&["scale", "deployment/web", "--replicas=6"])?;
+    stage.rolled_out("deployment/web")?;
     let before = names(stage)?;
     stage.kubectl(&["rollout", "restart", "deployment/web"])?;
     stage.rolled_out("deployment/web")?;
     stage.note("a rollout with agents that stay");
+    only_last(stage)?;
     let after = names(stage)?;
     ensure!(before.is_disjoint(&after), "the rollout has replaced nothing");
     let summary = load.flawless()?;

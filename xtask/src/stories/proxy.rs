@@ -13,9 +13,9 @@ use crate::{
     exec::say,
 };
 
-/// What kubelet makes itself, on any node: to see whether somebody flushes its rules, and to drop
-/// what pretends to be local.
-const OF_KUBELET: [&str; 2] = ["KUBE-KUBELET-CANARY", "KUBE-FIREWALL"];
+/// What kubelet makes itself, on any node: to see whether somebody flushes its rules, to say which
+/// iptables is in use, and to drop what pretends to be local.
+const OF_KUBELET: [&str; 3] = ["KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-FIREWALL"];
 /// All that programs a kube-proxy: its own tables, and those of iptables in either form.
 const RULES: [&[&str]; 3] = [&["nft", "list", "ruleset"], &["iptables-save"], &["ip6tables-save"]];
 

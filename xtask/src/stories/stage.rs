@@ -58,12 +58,7 @@ impl<'a> Stage<'a> {
         self.everywhere.answer(words)
     }
 
-    /// For what is not done with answers.
-    pub(crate) fn here(&self) -> &Kubectl {
-        &self.here
-    }
-
-    /// The same, without a namespace.
+    /// For what is not done with answers; without a namespace.
     pub(crate) fn everywhere(&self) -> &Kubectl {
         &self.everywhere
     }
@@ -129,13 +124,6 @@ impl<'a> Stage<'a> {
         self.cluster.container("kube-system", &self.agent(node)?, "agent")
     }
 
-    /// What lbctl says on a node.
-    pub(crate) fn lbctl(&self, node: &str, words: &[&str]) -> Result<String> {
-        let agent = self.agent(node)?;
-        let exec = ["-n", "kube-system", "exec", &agent, "--", "lbctl"];
-        self.kubectl_everywhere(&[&exec, words].concat())
-    }
-
     /// What a command says on a node.
     pub(crate) fn on_node(&self, node: &str, words: &[&str]) -> Result<String> {
         let mut command = self.cluster.exec_in(node, words)?;
@@ -162,6 +150,9 @@ impl<'a> Stage<'a> {
 
     pub(super) fn sweep(&self) -> Result<()> {
         let limit = format!("--timeout={}s", PODS.as_secs());
+        // Who deletes a namespace guesses how long its pods may take, and looks again only then.
+        let all = "deployments,daemonsets,statefulsets,jobs,pods";
+        self.kubectl(&["delete", all, "--all", "--now", &limit])?;
         let words = ["delete", "namespace", &self.namespace, "--ignore-not-found", &limit];
         self.kubectl_everywhere(&words).map(drop)
     }
