@@ -30,9 +30,11 @@ mod kernel {
     mod filter;
     mod flips;
     mod healing;
+    mod kept;
     mod kube_proxy;
     mod languages;
     mod lbctl;
+    mod meddled;
     mod node_port_claims;
     mod node_ports;
     mod node_ports_elsewhere;
@@ -48,6 +50,7 @@ mod kernel {
     mod stale;
     mod startup;
     mod sweeper;
+    mod takeover;
     mod udp;
     mod udp_connected;
     mod udp_flips;
