@@ -11,6 +11,7 @@
 //! | `place`, `cgroups`, `machine`, `network` | boxes |
 //! | `secrets`, `control`, `node`, `dns`, `proxy` | what runs in them |
 //! | `up`, `status`, `sweep` | the commands |
+//! | `pods` | as their node has them |
 //! | `live` | a cluster that is there, for commands and tests |
 
 mod cgroups;
@@ -22,6 +23,7 @@ mod network;
 mod node;
 mod place;
 mod plan;
+mod pods;
 mod proxy;
 mod secrets;
 mod status;
@@ -40,6 +42,8 @@ use anyhow::{Context as _, Result, bail};
 
 pub(crate) use self::{
     live::Cluster,
+    plan::{Mode, Proxy},
+    pods::Container,
     proxy::SOCKLB,
     wait::{Not, until},
 };
@@ -91,6 +95,9 @@ enum What {
         follow: bool,
     },
     Test(stories::Args),
+    /// `test`, as root, of what is there.
+    #[command(hide = true)]
+    Play(stories::Args),
     /// Run a program of this machine that speaks to the API server.
     #[command(hide = true)]
     Beside {
@@ -126,6 +133,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         make.args(["cluster", "make"]).args(plan.arguments());
         return become_root(make);
     }
+    if let What::Test(args) = &args.what {
+        return stories::run(args);
+    }
     if !is_root() {
         require_root()?;
         let mut again = Command::new(myself()?);
@@ -133,10 +143,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return become_root(again);
     }
     match &args.what {
-        What::Up(_) => bail!("cluster up is not for here"),
+        What::Up(_) | What::Test(_) => bail!("this is not for here"),
         What::Make(plan) => up::run(plan)?,
         What::Down => down()?,
-        What::Test(args) => return stories::play(args),
+        What::Play(args) => return stories::play(args),
         What::Status => {
             return Ok(if status::run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }

@@ -9,7 +9,7 @@ use std::{
     env,
     ffi::OsString,
     io::{BufRead as _, BufReader},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode, ExitStatus, Stdio},
     time::Instant,
 };
 
@@ -70,6 +70,7 @@ impl Layer {
             Work::User { target, with } => user(target, with, arguments),
             Work::Root { target, with } => root(target, with, arguments),
             Work::Task(task) => self::task(task),
+            Work::Sum(words) => sum(words),
         }
     }
 }
@@ -159,6 +160,15 @@ fn task(task: &str) -> Result<Tally> {
     Ok(Tally::PASS)
 }
 
+fn sum(words: &[&str]) -> Result<Tally> {
+    if skips_root() {
+        println!("skipped: {} needs root, and SOCKLB_SKIP_ROOT=1", words.join(" "));
+        return Ok(Tally::SKIP);
+    }
+    require_root().context(NEEDS_ROOT)?;
+    last_count(Command::new(env::current_exe()?).args(words).current_dir(workspace()))
+}
+
 const NEEDS_ROOT: &str = "this layer needs root (SOCKLB_SKIP_ROOT=1 leaves it out)";
 
 fn skips_root() -> bool {
@@ -175,28 +185,51 @@ fn test(program: &Executable) -> Command {
 /// Runs test programs, passes on what they say and counts it. A program that ends without a count,
 /// or unhappily without a failed test, is a failure itself.
 fn count(command: &mut Command) -> Result<Tally> {
+    let (mut sum, mut counts) = (Tally::default(), 0);
+    let (line, status) = pass_on(command, |text| {
+        if let Some(tally) = Tally::of_line(text) {
+            sum += tally;
+            counts += 1;
+        }
+    })?;
+    whole(&line, status, (counts > 0).then_some(sum))
+}
+
+/// The same of a program that ends with a sum such as ours.
+pub(crate) fn last_count(command: &mut Command) -> Result<Tally> {
+    let mut last = None;
+    let (line, status) = pass_on(command, |text| {
+        if !text.is_empty() {
+            last = Tally::of_sum(text);
+        }
+    })?;
+    whole(&line, status, last)
+}
+
+/// Runs a command, shows what it says, and gives it line by line.
+fn pass_on(command: &mut Command, mut take: impl FnMut(&str)) -> Result<(String, ExitStatus)> {
     let line = announce(command);
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
     let mut stdout = BufReader::new(child.stdout.take().context("stdout is piped")?);
-    let (mut sum, mut counts, mut bytes) = (Tally::default(), 0, Vec::new());
+    let mut bytes = Vec::new();
     while stdout.read_until(b'\n', &mut bytes)? > 0 {
         let text = String::from_utf8_lossy(&bytes);
         print!("{text}");
-        if let Some(tally) = Tally::of_line(text.trim_end()) {
-            sum += tally;
-            counts += 1;
-        }
+        take(text.trim_end());
         bytes.clear();
     }
-    let status = child.wait()?;
-    match (status.success(), counts) {
-        (true, 0) => bail!("`{line}` ended well, but counted no tests"),
-        (false, _) if sum.failed == 0 => {
-            println!("`{line}`: {status}");
-            sum += Tally::FAIL;
-        }
-        _ => {}
+    Ok((line, child.wait()?))
+}
+
+fn whole(line: &str, status: ExitStatus, sum: Option<Tally>) -> Result<Tally> {
+    if status.success() && sum.is_none() {
+        bail!("`{line}` ended well, but counted no tests");
+    }
+    let mut sum = sum.unwrap_or_default();
+    if !status.success() && sum.failed == 0 {
+        println!("`{line}`: {status}");
+        sum += Tally::FAIL;
     }
     Ok(sum)
 }
@@ -207,6 +240,17 @@ mod tests {
 
     fn sh(script: &str) -> Result<Tally> {
         count(Command::new("sh").args(["-c", script]))
+    }
+
+    #[test]
+    fn a_sum_is_the_last_line_and_no_other() {
+        let last = |script: &str| last_count(Command::new("sh").args(["-c", script]));
+        let two = last(
+            "echo '1 passed, 1 failed, 0 skipped'; echo; echo '2 passed, 0 failed, 3 skipped'",
+        );
+        assert_eq!(two.unwrap(), Tally { passed: 2, failed: 0, skipped: 3 });
+        assert_eq!(last("echo '2 passed, 0 failed, 3 skipped'; exit 1").unwrap().failed, 1);
+        assert!(last("echo '2 passed, 0 failed, 3 skipped'; echo more").is_err());
     }
 
     const ONE: &str = "echo 'test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 x'; ";

@@ -176,7 +176,7 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
     let mut problems = Problems::default();
     let mut listing = BTreeMap::new();
     let mut troubled = HashSet::new();
-    let mut failing = false;
+    let mut trouble = None;
     while let Some(event) = events.next().await {
         let change = match event {
             Err(error) if is_gap(&error) => {
@@ -184,13 +184,17 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
                 continue;
             }
             Err(error) => {
-                failing = true;
-                tracing::error!(kind = K::NAME, remedy = remedy(&error), "{}", chain(&error));
+                // It is tried again and again, for hours perhaps. That is said when it is new.
+                let text = chain(&error);
+                if trouble.as_ref() != Some(&text) {
+                    tracing::error!(kind = K::NAME, remedy = remedy(&error), "{text}");
+                }
+                trouble = Some(text);
                 continue;
             }
             Ok(event) => {
                 // `Init` says only that a list is about to be asked for.
-                if !matches!(event, watcher::Event::Init) && std::mem::take(&mut failing) {
+                if !matches!(event, watcher::Event::Init) && trouble.take().is_some() {
                     tracing::info!(kind = K::NAME, "the API server answers again");
                 }
                 match event {

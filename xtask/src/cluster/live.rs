@@ -268,6 +268,16 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Who serves Services.
+    pub(crate) fn proxy(&self) -> Proxy {
+        self.plan.shape.proxy
+    }
+
+    /// Gives every node an image, unless it has it.
+    pub(crate) fn import_everywhere(&self, archive: &Path) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| self.import(node, archive))
+    }
+
     /// What does not work.
     pub(crate) fn faults(&self) -> Vec<String> {
         let dead = self.dead();

@@ -1,23 +1,25 @@
 //! Where a story is played: a namespace in the cluster, and what one does there.
 
 use std::{
-    cell::RefCell,
     ffi::OsString,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::Args;
+use super::{Args, load::unix};
 use crate::{
-    cluster::{Cluster, Not, SOCKLB, until},
+    cluster::{Cluster, Container, Not, SOCKLB, until},
     exec::say,
     kube_demo::Kubectl,
 };
 
 /// Most time that pods get to come or to go.
 pub(crate) const PODS: Duration = Duration::from_secs(180);
+/// What an agent is called among the processes.
+pub(crate) const AGENT: &str = "lb-agent";
 /// How much of an agent's log is shown.
 const TAIL: &str = "--tail=25";
 
@@ -30,7 +32,7 @@ pub(crate) struct Stage<'a> {
     everywhere: Kubectl,
     here: Kubectl,
     start: Instant,
-    notes: RefCell<Vec<(Instant, String)>>,
+    notes: Mutex<Vec<(f64, String)>>,
 }
 
 impl<'a> Stage<'a> {
@@ -42,7 +44,7 @@ impl<'a> Stage<'a> {
         let everywhere = Kubectl::new(words.clone());
         words.push(format!("--namespace={namespace}").into());
         let here = Kubectl::new(words);
-        let (start, notes) = (Instant::now(), RefCell::default());
+        let (start, notes) = (Instant::now(), Mutex::default());
         Ok(Self { cluster, args, namespace, everywhere, here, start, notes })
     }
 
@@ -56,12 +58,7 @@ impl<'a> Stage<'a> {
         self.everywhere.answer(words)
     }
 
-    /// For what is not done with answers.
-    pub(crate) fn here(&self) -> &Kubectl {
-        &self.here
-    }
-
-    /// The same, without a namespace.
+    /// For what is not done with answers; without a namespace.
     pub(crate) fn everywhere(&self) -> &Kubectl {
         &self.everywhere
     }
@@ -79,16 +76,17 @@ impl<'a> Stage<'a> {
     /// Says what happens now, and remembers when.
     pub(crate) fn note(&self, what: impl Into<String>) {
         let what = what.into();
-        let now = Instant::now();
-        say!("   {:6.1} s  {what}", (now - self.start).as_secs_f64());
-        self.notes.borrow_mut().push((now, what));
+        say!("   {:6.1} s  {what}", self.start.elapsed().as_secs_f64());
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push((unix(), what));
     }
 
-    /// What had happened last before then, and how long before.
-    pub(crate) fn before(&self, then: Instant) -> Option<(Duration, String)> {
-        let notes = self.notes.borrow();
-        let (at, what) = notes.iter().rev().find(|(at, _)| *at <= then)?;
-        Some((then - *at, what.clone()))
+    /// What had happened last before then, by the time of day.
+    pub(crate) fn before(&self, then: f64) -> String {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.iter().rev().find(|(at, _)| *at <= then).map_or_else(
+            || "before anything".to_owned(),
+            |(at, what)| format!("{:.3} s after: {what}", then - at),
+        )
     }
 
     /// Waits until a workload of the namespace has all its pods, and they are ready.
@@ -121,11 +119,9 @@ impl<'a> Stage<'a> {
         name.map(ToOwned::to_owned).with_context(|| format!("no agent runs on {node}"))
     }
 
-    /// What lbctl says on a node.
-    pub(crate) fn lbctl(&self, node: &str, words: &[&str]) -> Result<String> {
-        let agent = self.agent(node)?;
-        let exec = ["-n", "kube-system", "exec", &agent, "--", "lbctl"];
-        self.kubectl_everywhere(&[&exec, words].concat())
+    /// The container of that pod.
+    pub(crate) fn agent_container(&self, node: &str) -> Result<Container> {
+        self.cluster.container("kube-system", &self.agent(node)?, "agent")
     }
 
     /// What a command says on a node.
@@ -154,6 +150,9 @@ impl<'a> Stage<'a> {
 
     pub(super) fn sweep(&self) -> Result<()> {
         let limit = format!("--timeout={}s", PODS.as_secs());
+        // Who deletes a namespace guesses how long its pods may take, and looks again only then.
+        let all = "deployments,daemonsets,statefulsets,jobs,pods";
+        self.kubectl(&["delete", all, "--all", "--now", &limit])?;
         let words = ["delete", "namespace", &self.namespace, "--ignore-not-found", &limit];
         self.kubectl_everywhere(&words).map(drop)
     }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::lint::{self, Check};
 use crate::{
     kube, oracle,
-    setup::Scope::{self, Agent, Clients, Dns, Lint, Network, Programs},
+    setup::Scope::{self, Agent, Clients, Cluster, Dns, Image, Lint, Network, Pods, Programs},
 };
 
 pub(super) struct Layer {
@@ -31,6 +31,8 @@ pub(super) enum Work {
     Root { target: &'static str, with: Option<Made> },
     /// `cargo xtask TASK` as one test. It gets root by itself.
     Task(&'static str),
+    /// `cargo xtask WORDS`, which gets root by itself and ends with a sum.
+    Sum(&'static [&'static str]),
 }
 
 /// What a test finds in its environment: the variable that names a file or a directory, and what
@@ -80,13 +82,19 @@ pub(super) const LAYERS: &[Layer] = &[
         needs: &[Agent, Programs, Network],
         work: Work::Task("demo"),
     },
+    Layer {
+        name: "cluster",
+        purpose: "stories, and Kubernetes' own tests, in a cluster of this machine",
+        needs: &[Agent, Programs, Network, Cluster, Image, Pods],
+        work: Work::Sum(&["cluster", "test", "--all", "--api-away-seconds=60"]),
+    },
 ];
 
 /// Is this integration test of lb-agent the business of a row of its own?
 pub(super) fn is_claimed(test: &str) -> bool {
     LAYERS.iter().any(|layer| match layer.work {
         Work::User { target, .. } | Work::Root { target, .. } => target == test,
-        Work::Checks(_) | Work::Unclaimed | Work::Task(_) => false,
+        Work::Checks(_) | Work::Unclaimed | Work::Task(_) | Work::Sum(_) => false,
     })
 }
 
@@ -101,7 +109,7 @@ pub(super) fn help() -> String {
 
 impl Work {
     pub(super) fn needs_root(&self) -> bool {
-        matches!(self, Self::Root { .. } | Self::Task(_))
+        matches!(self, Self::Root { .. } | Self::Task(_) | Self::Sum(_))
     }
 }
 

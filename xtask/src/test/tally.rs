@@ -28,6 +28,18 @@ impl Tally {
         })
     }
 
+    /// What [`fmt::Display`] writes.
+    pub(super) fn of_sum(line: &str) -> Option<Self> {
+        let mut counts = line.split(", ");
+        let mut count = |what| counts.next()?.strip_suffix(what)?.parse().ok();
+        let sum = Self {
+            passed: count(" passed")?,
+            failed: count(" failed")?,
+            skipped: count(" skipped")?,
+        };
+        counts.next().is_none().then_some(sum)
+    }
+
     /// `--list --format terse` of a test program, none of whose tests is run.
     pub(super) fn skipping(list: &str) -> Self {
         let tests = list.lines().filter(|line| line.ends_with(": test")).count();
@@ -73,5 +85,7 @@ mod tests {
         let mut sum = Tally::PASS;
         sum += Tally { passed: 11, failed: 0, skipped: 2 };
         assert_eq!(sum.to_string(), "12 passed, 0 failed, 2 skipped");
+        assert_eq!(Tally::of_sum(&sum.to_string()), Some(sum));
+        assert_eq!(Tally::of_sum("-- unit: 12 passed, 0 failed, 2 skipped (3 s)"), None);
     }
 }
