@@ -12,6 +12,7 @@ mod proxy;
 mod reboot;
 mod rolling;
 mod stage;
+mod walkthrough;
 
 use std::{
     env::{self, consts::ARCH},
@@ -62,6 +63,12 @@ pub(crate) const STORIES: &[Story] = &[
         work: demo::play,
     },
     Story {
+        name: "walkthrough",
+        purpose: "what tutorials teach of Services, by kubectl and curl",
+        needs: Needs::Anybody,
+        work: walkthrough::play,
+    },
+    Story {
         name: "rolling",
         purpose: "ten rolling updates of 6 pods under 500 requests/s: none fails",
         needs: Needs::Anybody,
@@ -98,6 +105,9 @@ pub(crate) struct Args {
     /// For how long the API server is away.
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub(crate) api_away_seconds: u64,
+    /// Write down the walk-through: the page that docs/ has of it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) page: Option<PathBuf>,
     /// From nothing to nothing: make clusters, with a kube-proxy and with socklb, play all stories,
     /// run Kubernetes' own tests that every cluster must pass.
     #[arg(long, conflicts_with = "stories")]
@@ -121,7 +131,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     require_root()?;
     let mut play = Command::new(env::current_exe()?);
     play.args(["cluster", "play", &format!("--api-away-seconds={}", args.api_away_seconds)]);
-    play.arg("--load").arg(load).args(&args.stories);
+    play.arg("--load").arg(load);
+    if let Some(page) = &args.page {
+        play.arg("--page").arg(page);
+    }
+    play.args(&args.stories);
     let mut play = as_root(play);
     let error = play.exec();
     Err(error).with_context(|| format!("cannot start `{}`", show(&play)))

@@ -17,7 +17,7 @@ use super::{
     network::{self, Addresses},
     node,
     place::kubeconfig,
-    plan::{Plan, Proxy},
+    plan::{Plan, Proxy, Shape},
     proxy,
     wait::{Not, until},
 };
@@ -99,6 +99,15 @@ impl Cluster {
 
     pub(super) fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    pub(crate) fn shape(&self) -> &Shape {
+        &self.plan.shape
+    }
+
+    /// Where kubectl is, and the others.
+    pub(crate) fn programs(&self) -> &Path {
+        &self.plan.supply.programs
     }
 
     /// A kubectl that may do everything, with the network of the control box and the files of the
