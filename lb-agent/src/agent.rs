@@ -2,7 +2,9 @@
 
 mod follow;
 mod guard;
+mod pace;
 mod source;
+mod takeover;
 mod task;
 mod troubles;
 mod upkeep;

@@ -48,6 +48,7 @@ const STEPS: &[(&str, Step)] = &[
     ("relist", gaps::what_happened_before_a_compaction_is_noticed),
     ("restart", gaps::what_happened_while_the_agent_was_dead_is_noticed),
     ("crash", gaps::what_happened_after_a_crash_is_noticed),
+    ("nodes", troubles::nodes_that_nobody_shows_are_not_waited_for),
     ("rights", troubles::nothing_is_written_while_half_is_unknown),
     ("authority", troubles::a_server_that_another_ca_signed_is_not_believed),
     ("invalid", troubles::slices_that_make_no_sense_harm_nobody),

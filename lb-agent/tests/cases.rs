@@ -11,9 +11,11 @@
 //!   frontends that went to another Service;
 //! - `-- warn --`, right behind it: what is wrong with the objects at that moment.
 //!
-//! `UPDATE=1 cargo test --test cases` writes down what is. Each case runs three times: as it is,
+//! `UPDATE=1 cargo test --test cases` writes down what is. Each case runs four times: as it is,
 //! with a fresh pipeline that adopts the maps after each step and must find nothing to do; with one op
-//! in ten failing; and with each object sent by itself, in another order each time.
+//! in ten failing; with each object sent by itself, in another order each time; and with somebody who
+//! writes to the maps between the steps, unless they are small (what fits then is another matter) or
+//! it says `meddled: no`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::format_push_string, reason = "short texts, and no error to handle")]
@@ -24,6 +26,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytemuck::Zeroable as _;
 use lb_agent::{
     dump,
     maps::Op,
@@ -322,6 +325,85 @@ fn run_shuffled(case: &Case, seed: u64) -> Result<(), String> {
     Ok(())
 }
 
+/// What somebody else might do to some of what the maps say: it is deleted, or says what its neighbour
+/// says.
+fn meddling(there: &Snapshot, random: &mut Random) -> Vec<Op> {
+    let mut ops = Vec::new();
+    // Nothing, a deletion, a change.
+    let mut what = |ops: &mut Vec<Op>, delete: Op, change: Op| match random.below(6) {
+        0 => ops.push(delete),
+        1 => ops.push(change),
+        _ => {}
+    };
+    let neighbours = there.services.values().cycle().skip(1);
+    for ((key, _), neighbour) in there.services.iter().zip(neighbours) {
+        let change = Op::PutService { key: *key, service: *neighbour };
+        what(&mut ops, Op::DeleteService { key: *key }, change);
+    }
+    let neighbours = there.names.values().cycle().skip(1);
+    for ((id, _), neighbour) in there.names.iter().zip(neighbours) {
+        let change = Op::PutName { id: *id, port: neighbour.clone() };
+        what(&mut ops, Op::DeleteName { id: *id }, change);
+    }
+    let neighbours = there.addresses.values().cycle().skip(1);
+    for ((addr, _), neighbour) in there.addresses.iter().zip(neighbours) {
+        let change = Op::PutAddress { addr: *addr, known: *neighbour };
+        what(&mut ops, Op::DeleteAddress { addr: *addr }, change);
+    }
+    for (id, range) in &there.sources {
+        let change = Op::PutSource { id: id + 1, range: *range };
+        what(&mut ops, Op::DeleteSource { id: *id, range: *range }, change);
+    }
+    for (block, records) in &there.blocks {
+        let nothing = vec![Backend::zeroed(); records.len()];
+        let mut turned = records.clone();
+        turned.reverse();
+        let op = |records| Op::WriteBlock { block: *block, records };
+        what(&mut ops, op(nothing), op(turned));
+    }
+    ops
+}
+
+/// Runs the case with somebody else at the maps, which are read anew then; they must say the same in
+/// the end.
+fn run_meddled(case: &Case, seed: u64) -> Result<usize, String> {
+    let mut random = Random(seed);
+    let mut pipeline = case.pipeline(case.maps(), &case.maps().snapshot());
+    let mut reference = Reference::new(case);
+    let mut meddled = 0;
+    for listing in case.steps() {
+        for change in reference.step(listing) {
+            pipeline.change(change);
+        }
+        let mut syncs = 0;
+        let settle = |pipeline: &mut Pipeline<Memory>, syncs: &mut usize| loop {
+            let report = pipeline.sync();
+            if report.ops == 0 && pipeline.is_dirty() != report.failed.is_empty() {
+                break report;
+            }
+            *syncs += 1;
+            assert!(*syncs < SYNCS, "no end of retries");
+        };
+        settle(&mut pipeline, &mut syncs);
+        let ops = meddling(&pipeline.store().snapshot(), &mut random);
+        meddled += ops.len();
+        for op in &ops {
+            pipeline.store_mut().apply(op).unwrap();
+        }
+        let snapshot = pipeline.store().snapshot();
+        pipeline.readopt(&snapshot);
+        let report = settle(&mut pipeline, &mut syncs);
+        let mut done = String::new();
+        for op in &ops {
+            done += &format!("  {op}\n");
+        }
+        reference
+            .compare(pipeline.store(), &report)
+            .map_err(|error| format!("{error}after somebody did\n{done}"))?;
+    }
+    Ok(meddled)
+}
+
 /// What the maps should say, by a plain run of the case.
 struct Reference {
     plain: Pipeline<Memory>,
@@ -434,15 +516,22 @@ fn run(path: &Path) -> Result<(), String> {
     } else if found != case {
         return Err(diff(&text, &found.print()));
     }
-    let mut failed = 0;
+    let small = ["max-services", "max-backends"].iter().any(|key| case.header(key).is_some());
+    let (mut failed, mut meddled) = (0, 0);
     for seed in 0..SEEDS {
         failed += run_faulty(&case, seed).map_err(|e| format!("failing ops, seed {seed}, {e}"))?;
         run_shuffled(&case, seed).map_err(|e| format!("object by object, seed {seed}, {e}"))?;
+        if small || case.header("meddled") == Some("no") {
+            meddled = 1;
+            continue;
+        }
+        meddled +=
+            run_meddled(&case, seed).map_err(|e| format!("meddled with, seed {seed}, {e}"))?;
     }
-    if failed == 0
+    if failed.min(meddled) == 0
         && !found.sections.iter().all(|s| matches!(s, Section::Expect(m, _) if m.is_empty()))
     {
-        return Err("no op failed".to_owned());
+        return Err("no op failed, or nobody meddled".to_owned());
     }
     Ok(())
 }

@@ -31,9 +31,11 @@ mod kernel {
     mod filter;
     mod flips;
     mod healing;
+    mod kept;
     mod kube_proxy;
     mod languages;
     mod lbctl;
+    mod meddled;
     mod node_cgroup;
     mod node_port_claims;
     mod node_ports;
@@ -50,6 +52,7 @@ mod kernel {
     mod stale;
     mod startup;
     mod sweeper;
+    mod takeover;
     mod udp;
     mod udp_connected;
     mod udp_flips;

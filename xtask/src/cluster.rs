@@ -53,6 +53,7 @@ use self::{
 };
 use crate::{
     exec::say,
+    kube_demo::{self, Kubectl},
     root::{as_root, is_root, require_root},
     setup::{self, Scope},
     stories,
@@ -73,6 +74,8 @@ enum What {
     Down,
     /// Show boxes, nodes, pods, and what is left if a part died; fails unless all is well.
     Status,
+    /// Show the main job in it.
+    Demo(kube_demo::Choices),
     /// Run kubectl as a user who may do everything.
     Kubectl {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -149,6 +152,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         What::Play(args) => return stories::play(args),
         What::Status => {
             return Ok(if status::run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        What::Demo(choices) => {
+            return kube_demo::play(&Kubectl::like(&Cluster::open()?.kubectl()?), choices);
         }
         What::Kubectl { words } => {
             return become_it(Cluster::open()?.kubectl()?.args(words));

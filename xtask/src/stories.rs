@@ -190,7 +190,9 @@ fn play_one(cluster: &Cluster, args: &Args, story: &Story) -> Result<()> {
     stage.sweep().context("what an earlier run has left cannot be removed")?;
     stage.open()?;
     let played = (story.work)(&stage);
-    if played.is_err() {
+    if let Err(error) = &played {
+        // What follows may take a while.
+        say!("   failed: {error:#}");
         stage.show_troubles();
     }
     let mended = cluster.mend().context("the cluster does not work after the story");

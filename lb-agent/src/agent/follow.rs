@@ -14,6 +14,8 @@ use tokio::{
 
 use super::{
     guard::{Guard, Repair},
+    pace::Pace,
+    takeover::{OTHERS, Takeover},
     troubles::Troubles,
     upkeep::Upkeep,
 };
@@ -32,16 +34,12 @@ use crate::{
     plan::PlanError,
 };
 
-/// After a failure: the first retry, and the longest pause between two.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// Retired blocks are reclaimed when nothing has changed for this long.
 const IDLE: Duration = Duration::from_secs(1);
 /// How often the agent looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
 /// How long the Nodes are waited for when all else is known (J1).
 const NODES: Duration = Duration::from_secs(30);
-/// How long the programs of an agent before us stay because not all Services fit into our maps.
-const OTHERS: Duration = Duration::from_secs(30);
 /// How often the maps are read and compared, in case somebody else wrote to them (M2).
 const COMPARE: Duration = Duration::from_secs(3600);
 
@@ -52,18 +50,15 @@ pub(super) struct Agent {
     guard: Guard,
     upkeep: Upkeep,
     troubles: Troubles,
-    pause: Duration,
+    pace: Pace,
     nodeport_addresses: NodePortAddresses,
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
-    /// When all was looked at for the first time.
-    first_sync: Option<Instant>,
+    takeover: Takeover,
     /// When something was written last.
     changed: Instant,
     /// When what the maps say was compared last.
     compared: Instant,
-    /// The maps did not take something: they are to be read before anything else is written.
-    doubtful: bool,
 }
 
 /// Changes that were taken in and are not written yet.
@@ -84,6 +79,7 @@ impl Agent {
             TerminateTcp::Never => vec![Protocol::Udp],
             TerminateTcp::Deleted => vec![Protocol::Udp, Protocol::Tcp],
         };
+        let takeover = Takeover::from(datapath.others_at_work());
         Self {
             pipeline,
             datapath,
@@ -91,13 +87,12 @@ impl Agent {
             guard: Guard::new(cgroup),
             upkeep: Upkeep::new(pins, protocols),
             troubles: Troubles::default(),
-            pause: RETRY.0,
+            pace: Pace::new(),
             nodeport_addresses: config.nodeport_addresses.clone(),
             waiting_for_nodes: None,
-            first_sync: None,
+            takeover,
             changed: Instant::now(),
             compared: Instant::now(),
-            doubtful: false,
         }
     }
 
@@ -116,16 +111,16 @@ impl Agent {
         mut admin: Admin,
     ) -> Result<()> {
         self.guard.begin(&admin);
-        let mut retry_at = None;
         let mut taken = Taken::default();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let (mut again, mut news) = (false, false);
+            let mut news = false;
             // Deadlines, not pauses: the loop turns more often than these are due.
-            let retry = sleep_until(retry_at.unwrap_or_else(Instant::now).into());
+            let retry = self.pace.retry();
+            let retried = sleep_until(retry.unwrap_or_else(Instant::now).into());
+            // In no order: a cluster that never rests must not keep the others waiting.
             tokio::select! {
-                biased;
                 change = changes.recv() => {
                     let Some(change) = change else { return Ok(()) };
                     news = true;
@@ -135,7 +130,7 @@ impl Agent {
                         self.take(change, &mut taken);
                     }
                 }
-                () = retry, if retry_at.is_some() => again = true,
+                () = retried, if retry.is_some() => {}
                 () = self.upkeep.work(&mut self.pipeline, &admin) => continue,
                 seen = self.guard.seen() => {
                     // Whoever meddles with programs may have meddled with maps.
@@ -144,13 +139,19 @@ impl Agent {
                         self.upkeep.attached(self.guard.cgroup().path());
                     }
                     if repair != Repair::Nothing {
-                        self.doubtful = true;
-                        retry_at = retry_at.map(|_| Instant::now());
+                        self.pace.doubt();
+                        self.pace.hurry(Instant::now());
                     }
                 }
                 _ = tick.tick() => {
                     self.wait_for_nodes();
-                    self.doubtful |= self.compared.elapsed() > COMPARE;
+                    if self.compared.elapsed() > COMPARE {
+                        self.pace.doubt();
+                    }
+                    let now = Instant::now();
+                    if !self.is_attached && self.takeover.is_overdue(now) {
+                        self.pace.hurry(now);
+                    }
                     self.upkeep.tick(&mut self.pipeline, &admin);
                     if self.is_attached && self.pipeline.is_synced() {
                         self.guard.tick();
@@ -165,19 +166,14 @@ impl Agent {
                 admin.set_node_eligible(!node.leaving);
             }
             tell_taken(&admin, &mut taken);
-            // With the pauses of retries, not at each change.
-            if self.doubtful && (again || retry_at.is_none()) {
+            let now = Instant::now();
+            if self.pace.reads(now) {
                 self.read_maps();
             }
-            // What failed waits for its time; what is new does not.
-            if self.pipeline.is_dirty() && (news || again || retry_at.is_none()) {
+            if self.pipeline.is_dirty() && self.pace.writes(news, now) {
                 admin.queued();
-                if !self.sync(&mut admin)? {
-                    (self.pause, retry_at) = (RETRY.0, None);
-                } else if again || retry_at.is_none() {
-                    retry_at = Some(Instant::now() + self.pause);
-                    self.pause = (self.pause * 2).min(RETRY.1);
-                }
+                let failing = self.sync(&mut admin)?;
+                self.pace.has_written(failing, now, Instant::now());
             }
         }
     }
@@ -214,7 +210,8 @@ impl Agent {
         match self.pipeline.store().snapshot() {
             Ok(snapshot) => {
                 self.pipeline.readopt(&snapshot);
-                (self.doubtful, self.compared) = (false, Instant::now());
+                self.pace.has_read();
+                self.compared = Instant::now();
             }
             Err(error) => tracing::warn!(%error, "cannot read the pinned maps"),
         }
@@ -227,10 +224,7 @@ impl Agent {
         self.upkeep.before_sync(&mut self.pipeline);
         let report = self.pipeline.sync();
         let took = started.elapsed();
-        // In place of programs at work, not before all that they may do is in the maps.
-        let since = *self.first_sync.get_or_insert(started);
-        let wait = self.datapath.others_at_work() && !report.failed.is_empty();
-        if self.is_attached || !wait || since.elapsed() > OTHERS {
+        if self.takeover.is_time(report.failed.is_empty(), started) || self.is_attached {
             self.attach()?;
         } else if full {
             tracing::error!(
@@ -246,7 +240,9 @@ impl Agent {
         }
         self.troubles.tell(&report);
         let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
-        self.doubtful |= report.addresses.is_some() || report.failed.values().any(refused);
+        if report.addresses.is_some() || report.failed.values().any(refused) {
+            self.pace.doubt();
+        }
         // Services that failed, or damage that could not be removed.
         let failing = self.pipeline.is_dirty();
         if report.ops > 0 {

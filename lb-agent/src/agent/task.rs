@@ -30,12 +30,64 @@ impl<T: Send + 'static> Task<T> {
         self.begun.is_none_or(|begun| begun.elapsed() > after)
     }
 
-    /// What came of it; none if it panicked, which has been told. Never ends while nothing is under
-    /// way. To be dropped and called again at will.
+    /// What came of it; none if it panicked, which is told. Never ends while nothing is under way. To
+    /// be dropped and called again at will.
     pub(super) async fn result(&mut self) -> Option<T> {
         let Some(task) = &mut self.running else { return pending().await };
         let result = task.await;
         self.running = None;
-        result.ok()
+        match result {
+            Ok(result) => Some(result),
+            Err(error) => {
+                tracing::error!("work beside the loop has died, and will be tried again: {error}");
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A log to be read.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn work_that_panics_is_told_and_done_again() {
+        let log = Log::default();
+        let writer = log.clone();
+        let told = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut task = Task::new();
+        tracing::subscriber::with_default(told, || {
+            runtime.block_on(async {
+                task.begin(|| -> u32 { panic!("a bug") });
+                assert_eq!(task.result().await, None);
+                let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+                assert!(text.contains("ERROR") && text.contains("a bug"), "{text}");
+                assert!(!task.is_due(Duration::from_secs(3600)), "not over and over again");
+                assert!(task.is_due(Duration::ZERO));
+                task.begin(|| 7);
+                assert_eq!(task.result().await, Some(7));
+                // Who asks for what is not under way does not spin.
+                let nothing = tokio::time::timeout(Duration::ZERO, task.result()).await;
+                assert!(nothing.is_err());
+            });
+        });
     }
 }

@@ -14,7 +14,7 @@ use super::task::Task;
 use crate::{
     admin::{Admin, Family},
     maps::{Bonds, Counters, Onlooker, Pinned},
-    model::Protocol,
+    model::{Cluster, Protocol},
     pins::Pins,
     pipeline::{Pipeline, Report},
     policy,
@@ -89,7 +89,7 @@ impl Upkeep {
             let is_new = std::mem::replace(&mut self.unknown_clients, unknown) != unknown;
             // Before the lists are complete, what an agent before us knew is worth more.
             let is_asked = pipeline.is_synced() && pipeline.cluster().has_source_ranges();
-            let moved = primaries(pipeline, self.own) != self.own;
+            let moved = primaries(pipeline.cluster(), self.own) != self.own;
             if is_asked && (is_new || moved || self.clients.is_due(CLIENTS)) {
                 self.clients.begin(sockets::clients);
             }
@@ -134,7 +134,7 @@ impl Upkeep {
     }
 
     fn know(&mut self, pipeline: &mut Pipeline<Pinned>, found: io::Result<sockets::Clients>) {
-        self.own = primaries(pipeline, self.own);
+        self.own = primaries(pipeline.cluster(), self.own);
         match found.and_then(|found| set_clients(pipeline, found, self.own)) {
             Ok(()) => self.knows_clients = true,
             Err(error) => {
@@ -176,8 +176,8 @@ impl Upkeep {
 }
 
 /// The first address of each family in the Node's status, or else what they were before.
-fn primaries(pipeline: &Pipeline<Pinned>, before: [Option<Addr>; 2]) -> [Option<Addr>; 2] {
-    let node = pipeline.cluster().own_node();
+fn primaries(cluster: &Cluster, before: [Option<Addr>; 2]) -> [Option<Addr>; 2] {
+    let node = cluster.own_node();
     let primary = |ipv4| node.and_then(|node| node.primary(ipv4)).map(Addr::from);
     [primary(true).or(before[0]), primary(false).or(before[1])]
 }
@@ -186,26 +186,34 @@ fn primaries(pipeline: &Pipeline<Pinned>, before: [Option<Addr>; 2]) -> [Option<
 fn set_clients(
     pipeline: &mut Pipeline<Pinned>,
     found: sockets::Clients,
-    [own_v4, own_v6]: [Option<Addr>; 2],
+    node: [Option<Addr>; 2],
 ) -> io::Result<()> {
     let own = sockets::own_netns()?;
+    let before = pipeline.store().clients().map_err(io::Error::other)?;
+    let clients = clients(found, before, own, node);
+    pipeline.store_mut().set_clients(&clients).map_err(io::Error::other)
+}
+
+/// The address of each network namespace, after what was `found`. Whoever could not be asked is where
+/// he was `before`; the `own` namespace is where the Node is.
+fn clients(
+    found: sockets::Clients,
+    before: BTreeMap<u64, abi::Client>,
+    own: u64,
+    [node_v4, node_v6]: [Option<Addr>; 2],
+) -> BTreeMap<u64, abi::Client> {
     let nowhere = Addr::from_words([0; 4]);
-    // Whoever could not be asked is where he was.
-    let mut clients = if found.complete {
-        BTreeMap::new()
-    } else {
-        pipeline.store().clients().map_err(io::Error::other)?
-    };
+    let mut clients = if found.complete { BTreeMap::new() } else { before };
     for (netns, client) in found.known {
         let [mut v4, mut v6] =
             [client.v4.map(Addr::from), client.v6.map(|v6| Addr::from(IpAddr::from(v6)))];
         if netns == own {
-            (v4, v6) = (own_v4.or(v4), own_v6.or(v6));
+            (v4, v6) = (node_v4.or(v4), node_v6.or(v6));
         }
         let client = abi::Client { v4: v4.unwrap_or(nowhere), v6: v6.unwrap_or(nowhere) };
         clients.insert(netns, client);
     }
-    pipeline.store_mut().set_clients(&clients).map_err(io::Error::other)
+    clients
 }
 
 /// What is true of sockets, by the cluster and the maps.
@@ -228,5 +236,72 @@ impl Truth for InForce<'_> {
         let flow = Flow { peer: peer.into(), protocol: protocol.number() };
         let verdict = select(self.0.store(), &Onlooker::default(), &flow, &Prior::NONE);
         matches!(verdict, Verdict::Forward(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Change, Node, Settings};
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn found(known: &[(u64, &str)], complete: bool) -> sockets::Clients {
+        let client = |v4: &str| sockets::Client { v4: Some(v4.parse().unwrap()), v6: None };
+        let known = known.iter().map(|(netns, v4)| (*netns, client(v4))).collect();
+        sockets::Clients { known, complete }
+    }
+
+    /// By their IPv4 addresses.
+    fn merged(
+        found: sockets::Clients,
+        before: &[(u64, &str)],
+        node: Option<&str>,
+    ) -> Vec<(u64, Addr)> {
+        let nowhere = addr("::");
+        let client = |v4: &str| abi::Client { v4: addr(v4), v6: nowhere };
+        let before = before.iter().map(|(netns, v4)| (*netns, client(v4))).collect();
+        let clients = clients(found, before, 1, [node.map(addr), None]);
+        assert!(clients.values().all(|client| client.v6 == nowhere));
+        clients.into_iter().map(|(netns, client)| (netns, client.v4)).collect()
+    }
+
+    #[test]
+    fn whoever_could_not_be_asked_is_where_he_was() {
+        let before = [(2, "10.0.0.2"), (3, "10.0.0.3")];
+        let now = [(1, "10.0.0.1"), (2, "10.0.0.9")];
+        let asked = [(1, addr("10.0.0.1")), (2, addr("10.0.0.9"))];
+        assert_eq!(merged(found(&now, true), &before, None), asked);
+        let all = [&asked[..], &[(3, addr("10.0.0.3"))]].concat();
+        assert_eq!(merged(found(&now, false), &before, None), all);
+    }
+
+    #[test]
+    fn the_own_namespace_is_where_the_node_is() {
+        let now = [(1, "10.0.0.1"), (2, "10.0.0.2")];
+        let wanted = [(1, addr("192.0.2.1")), (2, addr("10.0.0.2"))];
+        assert_eq!(merged(found(&now, true), &[], Some("192.0.2.1")), wanted);
+    }
+
+    /// A Node that is deleted, or loses its addresses for a while, is still where it is.
+    #[test]
+    fn the_node_s_addresses_outlive_it() {
+        let settings = Settings { node_name: "a".into(), ..Settings::default() };
+        let mut cluster = Cluster::new(settings);
+        assert_eq!(primaries(&cluster, [None; 2]), [None; 2]);
+        let node = |ips: &[&str]| {
+            let addresses = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            Change::Node("a".into(), Some(Node { addresses, ..Node::default() }))
+        };
+        cluster.apply(node(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]));
+        let both = [addr("192.0.2.1"), addr("2001:db8::1")].map(Some);
+        assert_eq!(primaries(&cluster, [None; 2]), both);
+        cluster.apply(node(&["192.0.2.3"]));
+        let moved = [addr("192.0.2.3"), addr("2001:db8::1")].map(Some);
+        assert_eq!(primaries(&cluster, both), moved);
+        cluster.apply(Change::Node("a".into(), None));
+        assert_eq!(primaries(&cluster, moved), moved);
     }
 }

@@ -62,6 +62,19 @@ mod tests {
     }
 
     #[test]
+    fn a_hundred_requests_are_two_looks() {
+        let mut agenda = Agenda::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        (0..100).for_each(|ms| agenda.request(at(ms)));
+        agenda.looked(at(100), at(101));
+        let second = at(99) + GRACE;
+        assert_eq!(agenda.due(), Some(second));
+        agenda.looked(second, second);
+        assert_eq!(agenda.due(), Some(second + PERIOD));
+    }
+
+    #[test]
     fn a_slow_look_is_followed_by_a_pause_and_loses_no_request() {
         let mut agenda = Agenda::default();
         let start = Instant::now();

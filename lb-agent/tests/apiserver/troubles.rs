@@ -9,7 +9,8 @@ use crate::{
     World, at_port,
     lab::{
         control_plane::{ENDPOINT, GUEST, write_kubeconfig},
-        objects::{grant, reader, service, slice},
+        eventually,
+        objects::{grant, node, node_status, reader, service, slice},
         sockets::Backends,
     },
     pods,
@@ -18,6 +19,9 @@ use crate::{
 /// A CA certificate whose key nobody has; it signed nothing.
 const OTHER_CA: &str = include_str!("../lab/other-ca.pem");
 
+/// So many Services with session affinity.
+const STICKY: u8 = 16;
+
 pub(crate) fn nothing_is_written_while_half_is_unknown(world: &mut World, ns: &str) {
     let cluster = &world.cluster;
     let backends = at_port(&pods(8, 1, 3));
@@ -25,8 +29,25 @@ pub(crate) fn nothing_is_written_while_half_is_unknown(world: &mut World, ns: &s
     let node = world.node(ns);
     cluster.apply(&service(ns, "web", "10.96.8.1", 80));
     cluster.apply(&slice(ns, "web-1", "web", &pods(8, 1, 2), 8080));
+    let sticky = |n: u8| format!("10.96.8.{}", 100 + n);
+    for n in 0..STICKY {
+        let name = format!("sticky-{n}");
+        let mut bound = service(ns, &name, &sticky(n), 80);
+        bound["spec"]["sessionAffinity"] = json!("ClientIP");
+        cluster.apply(&bound);
+        cluster.apply(&slice(ns, &name, &name, &pods(8, 1, 2), 8080));
+    }
     let agent = world.agent(&node);
     node.await_backends("10.96.8.1:80", &backends[..2]);
+    for n in 0..STICKY {
+        node.await_backends(&format!("{}:80", sticky(n)), &backends[..2]);
+    }
+    // A client stays with its backend. That each of them is chosen by chance makes it no chance.
+    let bonds = || -> Vec<_> {
+        let ask = |n| node.ask(&format!("{}:80", sticky(n))).expect("an answer");
+        (0..STICKY).map(ask).collect()
+    };
+    let bound = bonds();
     let before = node.services().expect("services");
     agent.stop(Signal::SIGTERM);
 
@@ -43,11 +64,75 @@ pub(crate) fn nothing_is_written_while_half_is_unknown(world: &mut World, ns: &s
     thread::sleep(Duration::from_millis(500));
     assert_eq!(node.services().expect("services"), before, "half of it was believed");
     assert!(node.spread("10.96.8.1:80", 50).iter().eq(&backends[..2]));
+    // It has looked at what is due more than once by then.
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(bonds(), bound, "clients were sent elsewhere");
 
     cluster.apply(&reader("slices", "discovery.k8s.io", "endpointslices"));
     cluster.apply(&grant("slices", GUEST));
     node.await_backends("10.96.8.1:80", &backends[1..]);
     node.await_backends("10.96.8.2:80", &[]);
+    assert_eq!(bonds(), bound, "clients were sent elsewhere");
+}
+
+/// For how long nobody may read Nodes, and longer.
+const WITHOUT_NODES: Duration = Duration::from_secs(90);
+
+/// It may read all but Nodes. What needs them is left out in the end, and the rest is written; it is
+/// all there when it may read them.
+pub(crate) fn nodes_that_nobody_shows_are_not_waited_for(world: &mut World, ns: &str) {
+    let cluster = &world.cluster;
+    let kinds = [("services", ""), ("endpointslices", "discovery.k8s.io"), ("nodes", "")];
+    let allow = |(resource, group): (&str, &str)| {
+        let name = format!("{ns}-{resource}");
+        let right = [reader(&name, group, resource), grant(&name, GUEST)];
+        for object in &right {
+            cluster.apply(object);
+        }
+        right
+    };
+    let mut granted = Vec::new();
+    granted.extend(kinds[..2].iter().flat_map(|kind| allow(*kind)));
+
+    let backends = at_port(&pods(11, 1, 2));
+    let _backends = Backends::listen(&backends);
+    cluster.apply(&node(ns));
+    cluster.apply_status(&node_status(ns, &["192.0.2.77", "192.0.2.78"]));
+    let mut web = service(ns, "web", "10.96.11.1", 80);
+    web["spec"]["type"] = json!("NodePort");
+    web["spec"]["ports"][0]["nodePort"] = json!(32177);
+    cluster.apply(&web);
+    cluster.apply(&slice(ns, "web-1", "web", &pods(11, 1, 2), 8080));
+    let own = world.node(ns);
+    let agent = own.agent(&world.control_plane.guest_kubeconfig());
+    agent.await_line(&["ERROR", "Node", "nodes", "forbidden"]);
+    for kind in ["Service", "EndpointSlice"] {
+        agent.await_line(&["INFO", &format!("kind=\"{kind}\""), "listed"]);
+    }
+    // Until it says that it waits no longer, it has written nothing.
+    let waits_no_longer = "no list of Nodes after 30 s";
+    eventually(WITHOUT_NODES, || {
+        let written = own.services()?;
+        let log = agent.log();
+        if !log.contains(waits_no_longer) {
+            assert!(written.is_empty(), "written on partial knowledge: {written:?}\n{log}");
+            return Err(format!("it waits still:\n{log}"));
+        }
+        Ok(())
+    });
+    agent.await_line(&["ERROR", waits_no_longer, "grant get, list and watch on nodes"]);
+    own.await_backends("10.96.11.1:80", &backends);
+    assert!(own.spread("10.96.11.1:80", 50).iter().eq(&backends));
+    assert!(own.ask("192.0.2.77:32177").is_err(), "nobody knows that this is a node");
+
+    granted.extend(allow(kinds[2]));
+    eventually(WITHOUT_NODES, || own.ask("192.0.2.77:32177").map_err(|error| error.to_string()));
+    // What is not there any more, other steps cannot rely on.
+    drop(agent);
+    for object in &granted {
+        cluster.delete(object);
+    }
+    cluster.delete(&node(ns));
 }
 
 pub(crate) fn a_server_that_another_ca_signed_is_not_believed(world: &mut World, ns: &str) {

@@ -3,26 +3,25 @@
 use std::{
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-use nix::sys::signal::Signal;
 
 use super::{
     agent::Agent,
     cluster::{self, CoreDns, DNS, DNS_V6, State, WHO, resolv_conf},
     message::{ask, ask_at},
     resolvers::Libc,
-    world::{World, soon},
+    world::{World, backend4, soon},
 };
 
 const SERVERS: [(&str, &str); 2] = [("0.0.0.0:0", DNS), ("[::]:0", DNS_V6)];
-/// Within this time a socket learns that its backend is gone.
-const WOKEN: Duration = Duration::from_secs(1);
+/// Longer than anything takes on a busy machine. A socket that learns in this time that its backend is
+/// gone learns it from the change: unasked, stale sockets are looked for every 30 seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn socket(local: &str) -> UdpSocket {
     let socket = UdpSocket::bind(local).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
@@ -60,13 +59,10 @@ fn a_connected_socket_is_woken() {
         }
 
         cluster::put(world, &[(1, State::Gone), (2, State::Ready)]);
-        let start = Instant::now();
         for socket in &kept {
             // Nothing was asked: it is the end of the socket that wakes it.
             let error = socket.recv(&mut [0; 512]).unwrap_err();
-            println!("woken after {:?}: {error}", start.elapsed());
             assert_eq!(error.kind(), ErrorKind::ConnectionAborted, "{error}");
-            assert!(start.elapsed() < WOKEN, "{:?}", start.elapsed());
         }
         for (socket, (_, ip)) in kept.iter().zip(SERVERS) {
             socket.connect(server(ip)).unwrap();
@@ -101,25 +97,51 @@ fn an_unconnected_socket_goes_on_with_the_new_one() {
     });
 }
 
-/// A CoreDNS that hangs swallows a question. Its endpoint goes before the resolver asks again.
+/// A CoreDNS that hangs swallows a question. Its endpoint goes before the resolver asks again, and so
+/// the same question is asked nowhere but elsewhere.
 #[test]
 fn a_question_under_way_is_asked_again_elsewhere() {
     World::run(|world| {
         cluster::put(world, &[(1, State::Ready)]);
-        let mut one = CoreDns::start(world, 1);
+        // It hears, and says nothing.
+        let hangs = UdpSocket::bind((backend4(1), 53)).unwrap();
+        hangs.set_read_timeout(Some(PATIENCE)).unwrap();
         let _two = CoreDns::start(world, 2);
         let _agent = Agent::start(world);
         resolv_conf(world, &format!("nameserver {DNS}\noptions timeout:2 attempts:3\n"));
-        one.process().signal(Signal::SIGSTOP);
-        let under_way = Libc::ALL.map(|libc| (libc, libc.start(world, WHO, 1, Duration::ZERO)));
-        std::thread::sleep(Duration::from_millis(500));
+        let mut swallowed = Vec::new();
+        let mut hear = || -> std::io::Result<SocketAddr> {
+            let mut question = [0; 512];
+            let (length, from) = hangs.recv_from(&mut question)?;
+            swallowed.push(question[..length].to_vec());
+            Ok(from)
+        };
+        let mut last = None;
+        // Both ask the same; who asked what is to be told apart.
+        let names = [WHO.to_owned(), WHO.to_uppercase()];
+        let under_way: Vec<_> = Libc::ALL
+            .into_iter()
+            .zip(&names)
+            .map(|(libc, name)| {
+                let lookups = libc.start(world, name, 1, Duration::ZERO);
+                let before = last;
+                while last == before {
+                    last = Some(hear().expect("it asks"));
+                }
+                (libc, lookups)
+            })
+            .collect();
         cluster::put(world, &[(2, State::Ready)]);
         for (libc, lookups) in under_way {
             let lookup = lookups.finish().remove(0);
             println!("{libc:?}: {lookup:?}");
             assert_eq!(lookup.who(), [2, 2], "{libc:?}");
-            assert!(lookup.took > Duration::from_millis(400), "nothing was under way: {lookup:?}");
-            assert!(lookup.took < Duration::from_secs(3), "{libc:?}: {lookup:?}");
         }
+        hangs.set_nonblocking(true).unwrap();
+        while hear().is_ok() {}
+        let asked = swallowed.len();
+        swallowed.sort_unstable();
+        swallowed.dedup();
+        assert_eq!(swallowed.len(), asked, "a question was asked there again");
     });
 }

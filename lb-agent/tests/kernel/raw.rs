@@ -81,6 +81,20 @@ pub(crate) fn peer(socket: &impl AsRawFd) -> Result<SocketAddr, Errno> {
     Ok(v4.or(v6).unwrap())
 }
 
+/// Each call that has nowhere to go says so itself: it is made on a socket that does not wait, so what
+/// it says is what it knew when it was made. Whoever would wait for an answer says EINPROGRESS.
+pub(crate) fn at_once(to: &str, expected: Errno) {
+    let to: SocketAddr = to.parse().unwrap();
+    let ipv4 = to.is_ipv4();
+    assert_eq!(dial(&nonblocking_tcp(ipv4), to), Err(expected), "TCP {to}");
+    let [connected, unconnected] = [(); 2].map(|()| udp_socket(ipv4));
+    for socket in [&connected, &unconnected] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    assert_eq!(dial(&connected, to), Err(expected), "UDP {to}");
+    assert_eq!(errno(unconnected.send_to(b"x", to)), expected, "sendto {to}");
+}
+
 /// Waits until a socket that is being connected is, or fails to be.
 pub(crate) fn finished(socket: &OwnedFd) -> Result<(), Errno> {
     use std::os::fd::AsFd as _;

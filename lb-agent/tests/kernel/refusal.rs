@@ -1,16 +1,12 @@
 //! A Service without backends refuses, exactly as an address without a listener does, and at once.
 
-use std::{
-    net::{SocketAddr, TcpStream},
-    time::{Duration, Instant},
-};
-
 use nix::errno::Errno;
 
 use super::{
     connect::{MAPPED, V4, V6},
     control::Control,
-    raw::{dial, errno, nonblocking_tcp, udp},
+    node_ports::fails,
+    raw::{at_once, errno, udp},
     world::{World, backend4, backend6},
 };
 
@@ -22,13 +18,9 @@ fn no_backend_is_econnrefused() {
         for had in [vec![], vec![backend4(1), backend6(1)]] {
             control.put("web", &["10.96.0.10", "fd00:96::a"], 80, &had);
             control.put("web", &["10.96.0.10", "fd00:96::a"], 80, &[]);
-            for to in [V4, V6, MAPPED].map(|form| form.parse::<SocketAddr>().unwrap()) {
-                let start = Instant::now();
-                assert_eq!(errno(TcpStream::connect(to)), Errno::ECONNREFUSED, "TCP {to}");
-                assert_eq!(errno(udp(to)), Errno::ECONNREFUSED, "UDP {to}");
-                let waits_not = nonblocking_tcp(to.is_ipv4());
-                assert_eq!(dial(&waits_not, to), Err(Errno::ECONNREFUSED), "non-blocking {to}");
-                assert!(start.elapsed() < Duration::from_millis(500), "not at once");
+            for to in [V4, V6, MAPPED] {
+                fails(to, Errno::ECONNREFUSED);
+                at_once(to, Errno::ECONNREFUSED);
             }
         }
     });

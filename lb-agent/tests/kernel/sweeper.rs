@@ -2,9 +2,12 @@
 
 use std::{
     net::{SocketAddr, UdpSocket},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use lb_agent::{
@@ -20,13 +23,12 @@ use super::{
     world::{World, soon},
 };
 
-/// From the change to the application.
-const AT_ONCE: Duration = Duration::from_secs(1);
-
 struct Loop {
     sweeper: Arc<Sweeper>,
     known: Arc<Mutex<Known>>,
     done: Arc<Mutex<Vec<(Reason, usize)>>>,
+    /// How often it has looked.
+    looks: Arc<AtomicU32>,
     thread: JoinHandle<()>,
 }
 
@@ -37,11 +39,14 @@ impl Loop {
         let sweeper = Arc::new(sweeper);
         let known = Arc::new(Mutex::new(Known::default()));
         let done = Arc::new(Mutex::new(Vec::new()));
+        let looks = Arc::new(AtomicU32::new(0));
         let (weak, truth, log) = (Arc::downgrade(&sweeper), Arc::clone(&known), Arc::clone(&done));
+        let counted = Arc::clone(&looks);
         let thread = thread::spawn(move || {
             while let Some(news) = news.blocking_recv() {
                 match news {
                     News::Seen(found, _) => {
+                        counted.fetch_add(1, Relaxed);
                         let truth = truth.lock().unwrap();
                         let judged = |found| judge(&found, &*truth).map(|reason| (found, reason));
                         let condemned = found.into_iter().filter_map(judged).collect();
@@ -56,7 +61,11 @@ impl Loop {
                 }
             }
         });
-        Self { sweeper, known, done, thread }
+        Self { sweeper, known, done, looks, thread }
+    }
+
+    fn looks(&self) -> u32 {
+        self.looks.load(Relaxed)
     }
 
     fn destroyed(&self) -> usize {
@@ -65,7 +74,7 @@ impl Loop {
 }
 
 #[test]
-fn within_a_second_and_once_more() {
+fn at_once_and_once_more() {
     World::run(|world| {
         let _web = web(world);
         let agent = Loop::start(world);
@@ -75,23 +84,33 @@ fn within_a_second_and_once_more() {
         let near = [V4, V6].map(|form| udp(form.parse().unwrap()).unwrap());
         let bystander = UdpSocket::bind("10.2.0.1:0").unwrap();
         thread::sleep(Duration::from_millis(300));
-        assert_eq!(agent.destroyed(), 0, "it does not look before it is asked");
+        assert_eq!(agent.looks(), 0, "it does not look before it is asked");
 
-        let start = Instant::now();
+        // It is the first look that ends them; when it and the second one are due, says the agenda.
         agent.sweeper.look();
         for socket in near.iter().chain([&far]) {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             assert_eq!(error_of(socket.recv(&mut [0])), Some(libc::ECONNABORTED));
         }
-        assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
         assert!(soon(|| agent.destroyed() == 3), "{:?}", agent.done);
+        {
+            let done = agent.done.lock().unwrap();
+            assert_eq!(done.len(), 1, "all of them by one look: {done:?}");
+        }
 
-        // Connected while the first look was under way.
-        let late = udp(V4.parse().unwrap()).unwrap();
-        assert!(peer(&late).is_ok());
-        late.set_read_timeout(Some(PATIENCE)).unwrap();
-        assert_eq!(error_of(late.recv(&mut [0])), Some(libc::ECONNABORTED));
-        assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+        // Connected after a look: without being asked again, the second one sees it too. Unless this
+        // machine is too busy to connect between the two.
+        assert!(soon(|| agent.looks() == 2), "no second look");
+        let seen = (0..20).any(|_| {
+            let before = agent.looks();
+            agent.sweeper.look();
+            assert!(soon(|| agent.looks() > before), "not at once");
+            let late = udp(V4.parse().unwrap()).unwrap();
+            assert!(soon(|| agent.looks() > before + 1), "no second look");
+            late.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            error_of(late.recv(&mut [0])) == Some(libc::ECONNABORTED)
+        });
+        assert!(seen, "the second look ends nothing");
         assert!(bystander.take_error().unwrap().is_none());
 
         // A hundred requests are a few looks, and each is about the truth of its time.
@@ -99,10 +118,11 @@ fn within_a_second_and_once_more() {
             ["10.1.0.1:8080", "10.1.0.2:8080"].map(|addr| addr.parse::<SocketAddr>().unwrap()),
         );
         let served = udp(V4.parse().unwrap()).unwrap();
+        let before = agent.looks();
         for _ in 0..100 {
             agent.sweeper.look();
         }
-        thread::sleep(AT_ONCE);
+        assert!(soon(|| agent.looks() > before + 1), "no second look");
         assert!(peer(&served).is_ok());
         assert!(served.take_error().unwrap().is_none());
 

@@ -15,7 +15,9 @@ use super::{
 /// The name of the box.
 pub(super) const NAME: &str = "control";
 pub(super) const API: &str = "kube-apiserver";
-pub(super) const PARTS: &[&str] = &["etcd", API, "kube-controller-manager", "kube-scheduler"];
+const CONTROLLERS: &str = "kube-controller-manager";
+const SCHEDULER: &str = "kube-scheduler";
+pub(super) const PARTS: &[&str] = &["etcd", API, CONTROLLERS, SCHEDULER];
 const STARTS: Duration = Duration::from_secs(60);
 
 fn program(name: &str) -> String {
@@ -60,7 +62,7 @@ fn apiserver() -> Vec<String> {
 
 fn controllers() -> Vec<String> {
     vec![
-        program("kube-controller-manager"),
+        program(CONTROLLERS),
         format!("--kubeconfig={}", path("kube-controller-manager.kubeconfig")),
         format!("--service-account-private-key-file={}", path("sa.key")),
         format!("--root-ca-file={}", path("ca.crt")),
@@ -77,7 +79,7 @@ fn controllers() -> Vec<String> {
 
 fn scheduler() -> Vec<String> {
     vec![
-        program("kube-scheduler"),
+        program(SCHEDULER),
         format!("--kubeconfig={}", path("kube-scheduler.kubeconfig")),
         "--leader-elect=false".to_owned(),
         "--bind-address=127.0.0.1".to_owned(),
@@ -91,19 +93,31 @@ impl Cluster {
         // It waits for etcd by itself.
         machine.start(cgroups, API, apiserver())?;
         self.await_apiserver()?;
-        machine.start(cgroups, "kube-controller-manager", controllers())?;
-        machine.start(cgroups, "kube-scheduler", scheduler())
+        self.start_leaders()
     }
 
-    /// Kills the API server as a crash would.
+    /// Kills the API server as a crash would. Controllers and scheduler end with it: where several of
+    /// them take turns they do so within 10 s, because the lease of who leads cannot be renewed.
     pub(crate) fn stop_apiserver(&self) -> Result<()> {
-        self.control().kill_service(self.cgroups(), API)
+        [API, CONTROLLERS, SCHEDULER]
+            .iter()
+            .try_for_each(|part| self.control().kill_service(self.cgroups(), part))
     }
 
     /// Starts the API server and waits until it is ready.
     pub(crate) fn start_apiserver(&self) -> Result<()> {
         self.control().start(self.cgroups(), API, apiserver())?;
-        self.await_apiserver()
+        self.await_apiserver()?;
+        self.start_leaders()
+    }
+
+    /// With what they knew before a time without an API server, they would take every node for dead.
+    pub(super) fn start_leaders(&self) -> Result<()> {
+        let (machine, cgroups) = (self.control(), self.cgroups());
+        [(CONTROLLERS, controllers()), (SCHEDULER, scheduler())]
+            .into_iter()
+            .filter(|(part, _)| !machine.runs(cgroups, part))
+            .try_for_each(|(part, words)| machine.start(cgroups, part, words))
     }
 
     fn await_apiserver(&self) -> Result<()> {

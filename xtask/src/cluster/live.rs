@@ -295,7 +295,9 @@ impl Cluster {
 
     /// Starts what of the cluster was stopped, and waits until all of it works.
     pub(crate) fn mend(&self) -> Result<()> {
-        if !self.control.runs(&self.cgroups, control::API) {
+        if self.control.runs(&self.cgroups, control::API) {
+            self.start_leaders()?;
+        } else {
             self.start_apiserver()?;
         }
         for node in &self.nodes {

@@ -31,8 +31,10 @@ const VISITORS: &str = "user.slice";
 const KEEPERS: &str = "keepers";
 const BOOTED: &str = "booted";
 
-/// Joins the cgroups before `--`, then runs the command behind it.
-const JOIN: &str = r#"while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit 125; shift; done
+/// Joins the cgroups before `--`, then runs the command behind it. What the caller has open, such as a
+/// lock of flock(1), is not for a box to keep; sh knows files by one digit.
+const JOIN: &str = r#"exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
+while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit 125; shift; done
 shift; exec "$@""#;
 
 /// `$1` name, `$2` state, `$3` programs, `$4` the cgroup of init, then `TYPE OPTIONS DIRECTORY` of
@@ -298,6 +300,14 @@ mod tests {
         assert_eq!(number_inside("NSpid:\t4711\t23\n"), Some(23));
         assert_eq!(number_inside("NSpid:\t1\n"), None);
         assert_eq!(number_inside("Name:\tsh\n"), None);
+    }
+
+    #[test]
+    fn a_lock_of_the_caller_stays_with_the_caller() {
+        let outer = r#"exec 3</dev/null 9</dev/null; exec sh -c "$1" sh -- sh -c "$2""#;
+        let inner = "test ! -e /proc/self/fd/3 && test ! -e /proc/self/fd/9";
+        let mut check = Command::new("sh");
+        assert!(check.args(["-c", outer, "sh", JOIN, inner]).status().unwrap().success());
     }
 
     #[test]

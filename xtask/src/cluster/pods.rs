@@ -47,7 +47,9 @@ impl Container {
         let process = self.processes(program).first().map(u32::to_string);
         let process = process.with_context(|| format!("{program} does not run in {}", self.pod))?;
         let mut command = Command::new("nsenter");
-        command.args(["--target", &process, "--mount", "--net", "--cgroup", "--"]).args(words);
+        command
+            .args(["--target", &process, "--mount", "--net", "--cgroup", "--pid", "--"])
+            .args(words);
         answer(&mut command)
     }
 

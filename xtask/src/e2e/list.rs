@@ -54,7 +54,7 @@ impl List {
         let listed: BTreeSet<_> = self.must_pass.iter().chain(self.left_out.keys()).collect();
         let there: BTreeSet<_> = there.iter().collect();
         let lines = |what: &str, tests: Vec<&&String>| {
-            tests.iter().map(|test| format!("\n  {what}: {test}")).collect::<String>()
+            tests.iter().flat_map(|test| ["\n  ", what, ": ", test.as_str()]).collect::<String>()
         };
         let new = lines("not listed", there.difference(&listed).collect());
         let gone = lines("no such test", listed.difference(&there).collect());

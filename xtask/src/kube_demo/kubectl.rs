@@ -18,6 +18,19 @@ impl Kubectl {
         Self(words.into_iter().map(Into::into).collect())
     }
 
+    /// As this command calls it.
+    pub(crate) fn like(command: &Command) -> Self {
+        let program = std::iter::once(command.get_program());
+        Self::new(program.chain(command.get_args()))
+    }
+
+    /// The same in a namespace.
+    pub(crate) fn within(&self, namespace: &str) -> Self {
+        let mut words = self.0.clone();
+        words.push(format!("--namespace={namespace}").into());
+        Self(words)
+    }
+
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut prefix = self.0.iter();
         let mut command =

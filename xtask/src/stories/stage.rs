@@ -1,7 +1,6 @@
 //! Where a story is played: a namespace in the cluster, and what one does there.
 
 use std::{
-    ffi::OsString,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -38,12 +37,8 @@ pub(crate) struct Stage<'a> {
 impl<'a> Stage<'a> {
     pub(super) fn new(cluster: &'a Cluster, args: &'a Args, story: &str) -> Result<Self> {
         let namespace = format!("story-{story}");
-        let kubectl = cluster.kubectl()?;
-        let mut words: Vec<OsString> = vec![kubectl.get_program().to_owned()];
-        words.extend(kubectl.get_args().map(ToOwned::to_owned));
-        let everywhere = Kubectl::new(words.clone());
-        words.push(format!("--namespace={namespace}").into());
-        let here = Kubectl::new(words);
+        let everywhere = Kubectl::like(&cluster.kubectl()?);
+        let here = everywhere.within(&namespace);
         let (start, notes) = (Instant::now(), Mutex::default());
         Ok(Self { cluster, args, namespace, everywhere, here, start, notes })
     }

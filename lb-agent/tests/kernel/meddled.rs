@@ -1,0 +1,63 @@
+//! Whoever lays hands on the programs may have on the maps: an agent that repairs the ones reads the
+//! others anew.
+
+use std::fs;
+
+use lb_agent::maps::{Access, Op, Pinned, Store as _};
+
+use super::{
+    agent::Agent,
+    connect::V4,
+    control::{SIZES, pinned},
+    flips::udp_backend,
+    world::{World, backend4, mount_bpffs, soon},
+    yaml,
+};
+
+#[test]
+fn what_somebody_did_to_the_maps_is_undone_with_the_rest() {
+    World::run(|world| {
+        // Programs that run before ours, and know no Service: a trouble that the agent cannot end, so
+        // that it looks every other second.
+        let second = world.dir().join("second");
+        fs::create_dir(&second).unwrap();
+        mount_bpffs(&second, nix::mount::MsFlags::empty());
+        let pins = lb_agent::pins::Pins::new(&second);
+        let (mut before, _maps) = lb_agent::datapath::Datapath::load(&pins, SIZES).unwrap();
+        before.attach(world.cgroup()).unwrap();
+
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        yaml::put(world, "other", "10.96.0.11", &[backend4(2)]);
+        let agent = Agent::start(world);
+        agent.wait_for("runs before our");
+        let good = pinned(world);
+        let reaches = |to: &str, n| udp_backend(to).is_ok_and(|addr| addr.ip() == backend4(n));
+        assert!(reaches(V4, 1) && reaches("10.96.0.11:80", 2));
+
+        // One entry is gone, another leads elsewhere, and so does an address.
+        let mut maps = Pinned::open(&world.pins().maps().unwrap().unwrap(), Access::Write).unwrap();
+        let of = |name: &str| {
+            let id = good.names.iter().find(|(_, port)| {
+                *port.service.name == *name && port.protocol == lb_agent::model::Protocol::Udp
+            });
+            let id = *id.unwrap().0;
+            good.services.iter().find(|(_, service)| service.id == id).unwrap()
+        };
+        let (web, other) = (of("web"), of("other"));
+        maps.apply(&Op::DeleteService { key: *web.0 }).unwrap();
+        maps.apply(&Op::PutService { key: *other.0, service: *web.1 }).unwrap();
+        let (addr, _) = good.addresses.first_key_value().unwrap();
+        maps.apply(&Op::DeleteAddress { addr: *addr }).unwrap();
+        assert!(!reaches(V4, 1) && !reaches("10.96.0.11:80", 2));
+        assert!(!agent.log().contains("attached again"));
+
+        fs::remove_file(world.pins().link("recvmsg6")).unwrap();
+        agent.wait_for("attached again");
+        assert!(soon(|| reaches(V4, 1) && reaches("10.96.0.11:80", 2)), "{:#?}", pinned(world));
+        assert!(soon(|| pinned(world).addresses == good.addresses), "{:#?}", pinned(world));
+        // And the agent knows what there is.
+        yaml::put(world, "web", "10.96.0.10", &[backend4(3)]);
+        assert!(soon(|| reaches(V4, 3)));
+        drop(before);
+    });
+}
