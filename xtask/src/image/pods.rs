@@ -52,7 +52,7 @@ const RECIPE: &[&str] =
 pub(crate) fn cluster_images() -> Result<Vec<PathBuf>> {
     setup::ensure(&[Scope::Agent, Scope::Pods])?;
     let programs = kube::cluster_programs()?;
-    Ok(vec![pause()?, coredns(&programs.join("coredns"))?, agnhost(&programs.join("agnhost"))?])
+    Ok(vec![pause()?, coredns(&programs.join("coredns"))?, agnhost(&programs)?])
 }
 
 fn pause() -> Result<PathBuf> {
@@ -88,8 +88,20 @@ const TOOLS_OF_THE_MACHINE: &[(&str, &[&str])] = &[
     ("usr/bin/wget", &["wget"]),
 ];
 
-fn agnhost(agnhost: &Path) -> Result<PathBuf> {
-    let mut files = vec![("agnhost", agnhost.to_owned()), ("bin/busybox", kube::busybox()?)];
+/// Sends packets that connection tracking takes for invalid.
+const INVALID: &str = "regression-issue-74839";
+/// What agnhost's own image has beside it, as far as tests of the network ask for it: a resolver to
+/// be configured, and the certificate of a server that answers at many ports.
+const BESIDE_AGNHOST: &[(&str, &str)] = &[
+    ("localhost.crt", "test/images/agnhost/porter/localhost.crt"),
+    ("localhost.key", "test/images/agnhost/porter/localhost.key"),
+];
+
+fn agnhost(programs: &Path) -> Result<PathBuf> {
+    let mut files: Vec<_> =
+        ["agnhost", "coredns", INVALID].map(|name| (name, programs.join(name))).into();
+    files.push(("bin/busybox", kube::busybox()?));
+    let sources = kube::sources()?;
     for (path, names) in TOOLS_OF_THE_MACHINE {
         let program = names.iter().find_map(|name| machine::find(name));
         files.push((path, program.with_context(|| format!("no {} on the PATH", names[0]))?));
@@ -109,6 +121,12 @@ fn agnhost(agnhost: &Path) -> Result<PathBuf> {
         for library in &libraries {
             machine::add_library(&mut tree, library)?;
         }
+        for (path, source) in BESIDE_AGNHOST {
+            let source = sources.join(source);
+            let content = fs::read(&source);
+            tree.file(path, content.with_context(|| format!("no {}", source.display()))?);
+        }
+        tree.directory("uploads", 0o1777);
         // bash, as a static busybox starts its own applets before the programs of the same names.
         tree.link("bin/sh", "bash");
         let applets = ask(Command::new(kube::busybox()?).arg("--list"));
@@ -126,6 +144,11 @@ fn agnhost(agnhost: &Path) -> Result<PathBuf> {
                 image(&[AGNHOST], &["/agnhost"], &["pause"]),
                 image(SHELLS, &[], &["sh"]),
                 image(SERVERS, &["/agnhost", "netexec", "--http-port=80"], &[]),
+                image(
+                    &[&format!("registry.k8s.io/e2e-test-images/{INVALID}:1.4")],
+                    &[&format!("/{INVALID}")],
+                    &[],
+                ),
             ],
         )
     })

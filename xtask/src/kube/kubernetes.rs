@@ -42,6 +42,8 @@ pub(super) const NODES: &[Program] = &[
     Program::new("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
     // Client and server of nearly every test, made for images.
     Program::new("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
+    // A server of one test, which sends packets that connection tracking takes for invalid.
+    Program::new("regression-issue-74839", "k8s.io/kubernetes/test/images/regression-issue-74839"),
 ];
 /// Kubernetes' own tests of a cluster, and what runs them in parallel: of the version that they are
 /// written for, as Kubernetes requires it.
