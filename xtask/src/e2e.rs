@@ -39,7 +39,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 4)]
     procs: u32,
     /// Keep what came of it in docs/e2e, beside what came of it with other proxies.
-    #[arg(long, conflicts_with = "focus")]
+    /// With --focus, in the place of what was kept of the same tests.
+    #[arg(long)]
     record: bool,
 }
 
@@ -66,15 +67,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let (alone, together): (BTreeSet<_>, BTreeSet<_>) =
         chosen.iter().cloned().partition(|name| ALONE.iter().any(|word| name.contains(word)));
-    let mut outcomes = suite.judge(&together, args.procs)?;
-    outcomes.extend(suite.judge(&alone, 1)?);
+    let nodes = word_after(&about, "--nodes").context("the cluster tells no number of nodes")?;
+    let mut outcomes = suite.judge(&together, nodes, args.procs)?;
+    outcomes.extend(suite.judge(&alone, nodes, 1)?);
     let silent: Vec<_> = chosen.iter().filter(|name| !outcomes.contains_key(*name)).collect();
     ensure!(silent.is_empty(), "nothing is known of {} tests, such as {}", silent.len(), silent[0]);
     for (name, outcome) in outcomes.iter().filter(|(_, outcome)| outcome.state != State::Passed) {
         println!("{}: {name}: {}", outcome.state.word(), outcome.reason);
     }
     if args.record {
-        record(&list, &outcomes, &about, start.elapsed().as_secs())?;
+        let focus = args.focus.as_deref();
+        record(&list, &outcomes, &about, focus, start.elapsed().as_secs())?;
     }
     let tally = report::tally(&outcomes);
     println!("\n{tally}");
@@ -104,7 +107,7 @@ impl Suite {
     }
 
     /// Runs these tests, so many at a time.
-    fn judge(&self, tests: &BTreeSet<String>, procs: u32) -> Result<Outcomes> {
+    fn judge(&self, tests: &BTreeSet<String>, nodes: &str, procs: u32) -> Result<Outcomes> {
         if tests.is_empty() {
             return Ok(Outcomes::new());
         }
@@ -118,6 +121,8 @@ impl Suite {
         // The suite's own name comes first in what is matched.
         ginkgo.arg(format!("--focus=({})$", names.join("|")));
         ginkgo.arg(self.programs.join("e2e.test")).arg("--").args(CLUSTER);
+        // It does not count them.
+        ginkgo.arg(format!("--num-nodes={nodes}"));
         eprintln!("{} tests, {procs} at a time", tests.len());
         let mut ginkgo = as_root(ginkgo);
         // Root's files are to be readable, and ginkgo's beside the report.
@@ -148,24 +153,49 @@ fn about() -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// The word that follows another one.
+fn word_after<'a>(words: &'a str, word: &str) -> Option<&'a str> {
+    words.split_whitespace().skip_while(|at| *at != word).nth(1)
+}
+
 /// Keeps what came of it, and writes the page anew.
-fn record(list: &List, outcomes: &Outcomes, about: &str, seconds: u64) -> Result<()> {
+fn record(
+    list: &List,
+    outcomes: &Outcomes,
+    about: &str,
+    focus: Option<&str>,
+    seconds: u64,
+) -> Result<()> {
     let directory = workspace().join("docs/e2e");
     fs::create_dir_all(&directory)?;
-    let proxy = about.split_whitespace().skip_while(|word| *word != "--proxy").nth(1);
-    let name = proxy.unwrap_or("none").replace(':', "-");
-    let commit = ask(Command::new("git").args(["rev-parse", "--short=10", "HEAD"]));
-    let date = ask(Command::new("date").args(["-u", "+%Y-%m-%d"]));
-    let kernel = ask(Command::new("uname").arg("-r"));
-    let [commit, date, kernel] = [commit, date, kernel]
-        .map(|said| said.map_or_else(|| "unknown".to_owned(), |said| said.trim().to_owned()));
-    let text = format!(
-        "# {date}, Kubernetes {}, Linux {kernel}, socklb at {commit}\n# cluster up {about}\n\
-         # {seconds} s in all\n{}",
+    let name = word_after(about, "--proxy").unwrap_or("none").replace(':', "-");
+    let file = directory.join(format!("{name}.tsv"));
+    let mut git = Command::new("git");
+    git.args(["rev-parse", "--short=10", "HEAD"]).current_dir(workspace());
+    let said = |command: &mut Command| {
+        ask(command).map_or_else(|| "unknown".to_owned(), |said| said.trim().to_owned())
+    };
+    let commit = said(&mut git);
+    let date = said(Command::new("date").args(["-u", "+%Y-%m-%d"]));
+    let kernel = said(Command::new("uname").arg("-r"));
+    let mut head = format!(
+        "# {date}, Kubernetes {}, Linux {kernel}, socklb at {commit}: `cluster up {about}`, {} \
+         tests in {seconds} s\n",
         kube::VERSION,
-        report::to_text(outcomes)
+        outcomes.len()
     );
-    fs::write(directory.join(format!("{name}.tsv")), text)?;
+    let mut all = outcomes.clone();
+    if let Some(focus) = focus {
+        let kept = fs::read_to_string(&file).with_context(|| {
+            format!("{} is to be made by a run without --focus", file.display())
+        })?;
+        let before: String =
+            kept.lines().take_while(|line| line.starts_with('#')).flat_map(|l| [l, "\n"]).collect();
+        head = format!("{before}{}, `--focus '{focus}'`\n", head.trim_end());
+        all = report::from_text(&kept)?;
+        all.extend(outcomes.clone());
+    }
+    fs::write(&file, head + &report::to_text(&all))?;
     let page = table::page(&columns(&directory)?, list);
     fs::write(directory.join("README.md"), page)?;
     println!("Written: docs/e2e/{name}.tsv, docs/e2e/README.md");

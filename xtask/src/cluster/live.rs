@@ -26,6 +26,9 @@ const READY: Duration = Duration::from_secs(90);
 /// Nodes that were down are Ready when kubelet has said so again, and their pods take a while.
 const MENDED: Duration = Duration::from_secs(180);
 
+/// As many as topology hints are made for.
+const ZONES: u8 = 3;
+
 pub(crate) struct Cluster {
     plan: Plan,
     cgroups: Cgroups,
@@ -50,7 +53,7 @@ impl Node {
     }
 
     pub(crate) fn zone(&self) -> Option<String> {
-        self.zones.then(|| format!("z{}", self.number))
+        self.zones.then(|| format!("z{}", (self.number - 1) % ZONES + 1))
     }
 
     pub(super) fn machine(&self) -> &Machine {

@@ -25,7 +25,7 @@ pub(crate) struct Shape {
     /// Who serves Services: socklb, kube-proxy, kube-proxy:nftables, kube-proxy:iptables, none.
     #[arg(long, default_value = "socklb")]
     pub(crate) proxy: Proxy,
-    /// Each node in a zone of its own: z1, z2, …
+    /// Three zones, z1 to z3: the nodes are in one after the other.
     #[arg(long)]
     pub(crate) zones: bool,
 }
