@@ -35,13 +35,16 @@ pub(super) fn configure(node: &Node) -> Result<()> {
     write("kubelet.json", kubelet().to_string())
 }
 
-/// Snapshotters other than overlayfs would only be tried, and no event is of use to anybody.
+/// Snapshotters other than overlayfs would only be tried. By default containerd makes /opt/containerd,
+/// which is the machine's.
 fn containerd() -> String {
     format!(
         "version = 2\n\
          disabled_plugins = [\"io.containerd.snapshotter.v1.aufs\", \
          \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.devmapper\", \
          \"io.containerd.snapshotter.v1.zfs\"]\n\
+         [plugins.\"io.containerd.internal.v1.opt\"]\n\
+         path = \"/var/lib/containerd/opt\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
          sandbox_image = \"{PAUSE}\"\n\
          restrict_oom_score_adj = true\n\
@@ -96,6 +99,8 @@ fn kubelet() -> Value {
         "registryPullQPS": 0,
         "evictionHard": { "memory.available": "50Mi" },
         "imageGCHighThresholdPercent": 100,
+        // By default it makes a directory below /usr, which is the machine's.
+        "volumePluginDir": "/var/lib/kubelet/volumeplugins",
     })
 }
 
