@@ -16,7 +16,7 @@ use super::{
     machine::{Machine, answer},
     network::{self, Addresses},
     node,
-    place::kubeconfig,
+    place::{home, kubeconfig},
     plan::{Plan, Proxy, Shape},
     proxy,
     wait::{Not, until},
@@ -117,14 +117,15 @@ impl Cluster {
     /// machine.
     pub(crate) fn kubectl(&self) -> Result<Command> {
         let mut kubectl = self.in_control(&self.plan.supply.programs.join("kubectl"))?;
-        kubectl.arg("--kubeconfig").arg(kubeconfig());
+        kubectl.arg("--kubeconfig").arg(kubeconfig()).arg("--cache-dir").arg(home("cache"));
         Ok(kubectl)
     }
 
-    /// A program of the machine that speaks to the API server.
+    /// A program of the machine that speaks to the API server. What it keeps for the next time, as
+    /// kubectl and helm do, goes with the cluster.
     pub(crate) fn in_control(&self, program: &Path) -> Result<Command> {
         let mut command = self.control.in_network(&self.cgroups, [program])?;
-        command.env("KUBECONFIG", kubeconfig());
+        command.env("KUBECONFIG", kubeconfig()).env("HOME", home("user"));
         Ok(command)
     }
 

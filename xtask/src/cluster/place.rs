@@ -5,6 +5,7 @@
 //!   spec                              what was asked for; written first
 //!   complete                          written last: `up` came to its end
 //!   kubeconfig                        of a user who may do everything
+//!   user/, cache/                     what kubectl, helm and tests keep
 //!   BOX/var/                          /var of the box; outlives a reboot of it
 //!   BOX/run/                          where the box puts its /run together
 //! <each cgroup mount>/socklb-cluster/BOX/
