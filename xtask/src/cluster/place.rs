@@ -30,8 +30,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Everything that is no cgroup.
-pub(super) const HOME: &str = "/var/lib/socklb-cluster";
+/// Everything that is no cgroup. What tests write as root belongs here, too.
+pub(crate) const HOME: &str = "/var/lib/socklb-cluster";
 /// The directory in every cgroup hierarchy, and the lock.
 pub(super) const NAME: &str = "socklb-cluster";
 

@@ -15,7 +15,11 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::script::Step;
-use crate::{cache::Scratch, cluster::Cluster, stories::Stage};
+use crate::{
+    cache::Scratch,
+    cluster::{Cluster, HOME},
+    stories::Stage,
+};
 
 /// For how long what does not pass its tests is repeated.
 const SOON: Duration = Duration::from_secs(30);
@@ -42,7 +46,8 @@ struct Answer {
 impl<'a> Shell<'a> {
     pub(super) fn new(stage: &Stage<'a>) -> Result<Self> {
         let cluster = stage.cluster;
-        let directory = Scratch::new(&std::env::temp_dir())?;
+        // Not in /tmp: there are the rights of an administrator in it, and others could be there first.
+        let directory = Scratch::new(Path::new(HOME))?;
         // A copy, in which a script may choose its namespace.
         let config = stage.kubectl_everywhere(&["config", "view", "--raw", "--flatten"])?;
         let file = directory.0.join("kubeconfig");
