@@ -11,6 +11,7 @@ use anyhow::{Error, Result, anyhow};
 use super::{
     dns,
     live::{Cluster, Node, is_up},
+    network,
     place::{self, Turn},
     plan::{Plan, Proxy},
     secrets,
@@ -48,6 +49,9 @@ fn make(plan: &Plan, start: Instant) -> Result<()> {
         shape.nodes,
         shape.proxy
     );
+    if matches!(shape.proxy, Proxy::KubeProxy(_)) {
+        network::filter_bridges()?;
+    }
     let said = |what: &str| say!("{:5.1} s  {what}", start.elapsed().as_secs_f64());
     place::make()?;
     plan.save()?;
