@@ -22,9 +22,9 @@ use super::{
     wait::{Not, until},
 };
 
-const READY: Duration = Duration::from_secs(90);
+const READY: Duration = Duration::from_secs(300);
 /// Nodes that were down are Ready when kubelet has said so again, and their pods take a while.
-const MENDED: Duration = Duration::from_secs(180);
+const MENDED: Duration = Duration::from_secs(300);
 
 /// As many as topology hints are made for.
 const ZONES: u8 = 3;
@@ -132,7 +132,7 @@ impl Cluster {
     /// What kubectl answers, or why it does not.
     pub(crate) fn ask(&self, words: &[&str]) -> Result<String, String> {
         let answer = self.kubectl().and_then(|mut kubectl| {
-            answer(kubectl.arg("--request-timeout=5s").args(words).stdin(Stdio::null()))
+            answer(kubectl.arg("--request-timeout=15s").args(words).stdin(Stdio::null()))
         });
         answer.map_err(|error| format!("{error:#}"))
     }

@@ -18,7 +18,7 @@ use super::{
 };
 
 pub(super) const PARTS: &[&str] = &["containerd", "kubelet"];
-const STARTS: Duration = Duration::from_secs(30);
+const STARTS: Duration = Duration::from_secs(120);
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where a node has its configuration.
 const OWN: &str = "/var/lib/node";
@@ -123,7 +123,7 @@ impl Cluster {
 
     /// Gives a node the images of an archive.
     pub(super) fn import(&self, node: &Node, archive: &Path) -> Result<()> {
-        let words = ["timeout", "120", "ctr", "-n", "k8s.io", "images", "import", "-"];
+        let words = ["timeout", "300", "ctr", "-n", "k8s.io", "images", "import", "-"];
         let mut import = self.exec_in(node.name(), &words)?;
         let file = File::open(archive);
         import.stdin(file.with_context(|| format!("cannot read {}", archive.display()))?);

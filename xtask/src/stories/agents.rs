@@ -56,7 +56,7 @@ fn update(stage: &Stage<'_>) -> Result<()> {
         stage.kubectl_everywhere(&[&["-n", "kube-system", "rollout"], words].concat())
     };
     rollout(&["restart", SOCKLB])?;
-    rollout(&["status", SOCKLB, "--timeout=180s"])?;
+    rollout(&["status", SOCKLB, "--timeout=300s"])?;
     stage.agents_ready()?;
     stage.note("it is updated");
     let left: Vec<_> = agents.intersection(&self::agents(stage)?).cloned().collect();

@@ -91,7 +91,7 @@ impl<'a> Load<'a> {
         sleep(Duration::from_secs(2));
         self.container.signal(PROGRAM, "TERM")?;
         let mut summary = Value::Null;
-        soon("the load to end", Duration::from_secs(30), || {
+        soon("the load to end", Duration::from_secs(60), || {
             let log = self.container.log().map_err(|error| format!("{error:#}"))?;
             let lines = log.lines().rev().map(json_of);
             summary = lines.into_iter().find(|line| line["summary"] == true).unwrap_or_default();

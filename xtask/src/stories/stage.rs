@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Most time that pods get to come or to go.
-pub(crate) const PODS: Duration = Duration::from_secs(180);
+pub(crate) const PODS: Duration = Duration::from_secs(300);
 /// Seconds that a kubectl may take which has no limit of its own, such as `exec`: more than any that
 /// has one.
 const LIMIT: u32 = 600;

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// For how long what does not pass its tests is repeated.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Seconds that a command may take, and one in the background.
 const LIMIT: &str = "200";
