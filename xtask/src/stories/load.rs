@@ -15,6 +15,8 @@ use crate::{cluster::Container, exec::say, image::socklb::LOAD};
 const PROGRAM: &str = "socklb-load";
 /// Longer than any story: it is stopped.
 const LONG: u64 = 3600;
+/// Milliseconds after which a request counts as lost. What goes to a pod that is gone fails sooner.
+const TIMEOUT: &str = "10000";
 /// How many failures are shown one by one.
 const SHOWN: usize = 12;
 
@@ -49,7 +51,7 @@ impl<'a> Load<'a> {
                 "imagePullPolicy": "IfNotPresent",
                 "args": [
                     "load", "--to", to, "--rate", rate.to_string(), "--resolve", resolve,
-                    "--seconds", LONG.to_string(),
+                    "--seconds", LONG.to_string(), "--timeout", TIMEOUT,
                 ],
             }],
         });
@@ -125,8 +127,10 @@ impl<'a> Load<'a> {
         }
         let seconds = summary.0["seconds"].as_f64().unwrap_or(0.0);
         let due = self.rate * Duration::from_secs_f64(seconds).as_secs();
-        // Those of the last second may not have been due.
-        ensure!(sent + self.rate > due, "only {sent} of {due} requests were made: a busy machine?");
+        // Those of the last second may not have been due. What is late is made all the same, and is in
+        // the summary: a busy machine may have a few to catch up on.
+        let wanted = due.saturating_sub(self.rate).min(due / 10 * 9);
+        ensure!(sent >= wanted, "only {sent} of {due} requests were made: a busy machine?");
         Ok(())
     }
 }
@@ -188,7 +192,10 @@ pub(crate) fn web(replicas: u32) -> Value {
         "imagePullPolicy": "IfNotPresent",
         "args": ["serve", "--port", "8080"],
         "ports": [{ "name": "http", "containerPort": 8080 }],
-        "readinessProbe": { "httpGet": { "path": "/healthz", "port": "http" }, "periodSeconds": 1 },
+        // A busy machine is not an unready pod.
+        "readinessProbe": {
+            "httpGet": { "path": "/healthz", "port": "http" }, "periodSeconds": 1, "timeoutSeconds": 5,
+        },
         "lifecycle": { "preStop": { "sleep": { "seconds": 5 } } },
     });
     json!({ "apiVersion": "v1", "kind": "List", "items": [
