@@ -182,9 +182,14 @@ pub(super) fn unix() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
+/// [`web_that_stays`] for 5 s.
+pub(crate) fn web(replicas: u32) -> Value {
+    web_that_stays(replicas, 5)
+}
+
 /// `serve` of the same program, with what people are told to give a Deployment so that a rolling
 /// update is not felt: readiness, and time between the end of readiness and the end of the pod.
-pub(crate) fn web(replicas: u32) -> Value {
+pub(crate) fn web_that_stays(replicas: u32, seconds: u32) -> Value {
     let labels = json!({ "app": "web" });
     let container = json!({
         "name": "web",
@@ -196,7 +201,7 @@ pub(crate) fn web(replicas: u32) -> Value {
         "readinessProbe": {
             "httpGet": { "path": "/healthz", "port": "http" }, "periodSeconds": 1, "timeoutSeconds": 5,
         },
-        "lifecycle": { "preStop": { "sleep": { "seconds": 5 } } },
+        "lifecycle": { "preStop": { "sleep": { "seconds": seconds } } },
     });
     json!({ "apiVersion": "v1", "kind": "List", "items": [
         {
@@ -209,7 +214,7 @@ pub(crate) fn web(replicas: u32) -> Value {
                 "template": {
                     "metadata": { "labels": labels },
                     "spec": {
-                        "terminationGracePeriodSeconds": 30,
+                        "terminationGracePeriodSeconds": seconds + 25,
                         "enableServiceLinks": false,
                         "containers": [container],
                     },
