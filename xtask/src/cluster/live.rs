@@ -372,7 +372,7 @@ fn is_rolled_out(answer: &str) -> bool {
         && number(ready) == wanted
 }
 
-/// Fails unless there is no cluster, or none that is of another shape or broken.
+/// Is the cluster there that is asked for? Fails if it is another one, or a part of it has ended.
 pub(super) fn is_up(plan: &Plan) -> Result<bool> {
     let Some(there) = Plan::load()?.filter(|_| Plan::is_complete()) else { return Ok(false) };
     let shape = there.shape.clone();
