@@ -286,7 +286,7 @@ impl Cluster {
         self.plan.shape.proxy
     }
 
-    /// Gives every node an image, unless it has it.
+    /// Gives every node the images of an archive.
     pub(crate) fn import_everywhere(&self, archive: &Path) -> Result<()> {
         self.nodes.iter().try_for_each(|node| self.import(node, archive))
     }

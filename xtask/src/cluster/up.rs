@@ -23,6 +23,9 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
     let _turn = Turn::wait()?;
     if is_up(plan)? {
         say!("The cluster is up already: {}.", plan.shape);
+        say!(
+            "It has what it was made of; for what is built now, `cargo xtask cluster down` first."
+        );
         show_ways(plan);
         return Ok(());
     }
