@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     cgroups::Cgroups,
     control, dns,
-    machine::{Machine, answer},
+    machine::{Machine, PATH, answer},
     network::{self, Addresses},
     node,
     place::{home, kubeconfig},
@@ -109,7 +109,7 @@ impl Cluster {
     }
 
     /// Where kubectl is, and the others.
-    pub(crate) fn programs(&self) -> &Path {
+    fn programs(&self) -> &Path {
         &self.plan.supply.programs
     }
 
@@ -121,11 +121,16 @@ impl Cluster {
         Ok(kubectl)
     }
 
-    /// A program of the machine that speaks to the API server. What it keeps for the next time, as
+    /// A program of the machine that speaks to the API server. The cluster's own kubectl is on its PATH,
+    /// also where the machine has none or another one. What it keeps for the next time, as
     /// kubectl and helm do, goes with the cluster.
     pub(crate) fn in_control(&self, program: &Path) -> Result<Command> {
         let mut command = self.control.in_network(&self.cgroups, [program])?;
         command.env("KUBECONFIG", kubeconfig()).env("HOME", home("user"));
+        let mut path = self.programs().as_os_str().to_owned();
+        path.push(":");
+        path.push(PATH);
+        command.env("PATH", path);
         Ok(command)
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     fs,
     io::Write as _,
     os::unix::process::CommandExt as _,
@@ -32,7 +31,6 @@ pub(super) struct Shell<'a> {
     cluster: &'a Cluster,
     /// Files of the script are here, and the shell is.
     directory: Scratch,
-    path: OsString,
     variables: BTreeMap<String, String>,
     background: Vec<Child>,
 }
@@ -52,11 +50,9 @@ impl<'a> Shell<'a> {
         let config = stage.kubectl_everywhere(&["config", "view", "--raw", "--flatten"])?;
         let file = directory.0.join("kubeconfig");
         fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-        let mut path = cluster.programs().as_os_str().to_owned();
-        path.push(":/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         let proxy = cluster.proxy().to_string();
         let variables = BTreeMap::from([("PROXY".to_owned(), proxy)]);
-        Ok(Self { cluster, directory, path, variables, background: Vec::new() })
+        Ok(Self { cluster, directory, variables, background: Vec::new() })
     }
 
     pub(super) fn write(&self, name: &str, lines: &[&str]) -> Result<()> {
@@ -101,8 +97,7 @@ impl<'a> Shell<'a> {
             self.cluster.exec_in(node, &words)?
         } else {
             let mut command = self.cluster.in_control(Path::new(words[0]))?;
-            command.args(&words[1..]).env("PATH", &self.path);
-            command.env("KUBECONFIG", self.directory.0.join("kubeconfig"));
+            command.args(&words[1..]).env("KUBECONFIG", self.directory.0.join("kubeconfig"));
             command
         };
         command.envs(&self.variables).current_dir(&self.directory.0).stdin(Stdio::null());
