@@ -42,6 +42,7 @@ use anyhow::{Context as _, Result, bail};
 
 pub(crate) use self::{
     live::Cluster,
+    place::HOME,
     plan::{Mode, Proxy},
     pods::Container,
     proxy::SOCKLB,

@@ -112,12 +112,13 @@ impl Suite {
             return Ok(Outcomes::new());
         }
         let names: Vec<_> = tests.iter().map(|name| literally(name)).collect();
-        let report = self.scratch.0.join(format!("report-{procs}.json"));
+        let report = format!("report-{procs}.json");
         let mut ginkgo = Command::new(env::current_exe()?);
         ginkgo.args(["cluster", "beside"]).arg(self.programs.join("ginkgo"));
         ginkgo.args(["--no-color", "--silence-skips", "--timeout=3h"]);
         ginkgo.arg(format!("--procs={procs}"));
-        ginkgo.arg("--json-report").arg(&report);
+        // Without a directory for them, ginkgo makes some beside the suite, in the user's cache.
+        ginkgo.arg("--output-dir").arg(&self.scratch.0).arg("--json-report").arg(&report);
         // The suite's own name comes first in what is matched.
         ginkgo.arg(format!("--focus=({})$", names.join("|")));
         ginkgo.arg(self.programs.join("e2e.test")).arg("--").args(CLUSTER);
@@ -127,7 +128,7 @@ impl Suite {
         let mut ginkgo = as_root(ginkgo);
         // Root's files are to be readable, and ginkgo's beside the report.
         let status = ginkgo.current_dir(&self.scratch.0).status().context("cannot start ginkgo")?;
-        let report = fs::read_to_string(&report)
+        let report = fs::read_to_string(self.scratch.0.join(report))
             .with_context(|| format!("the tests ended ({status}) without a report"))?;
         report::outcomes(&report)
     }

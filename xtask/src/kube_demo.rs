@@ -57,7 +57,7 @@ const OBJECTS: &str = include_str!("kube_demo/objects.yaml");
 /// Most time that pods get to come or to go.
 const PODS: Duration = Duration::from_secs(180);
 /// Most time until what pods are there is what connections reach.
-const SETTLED: Duration = Duration::from_secs(20);
+const SETTLED: Duration = Duration::from_secs(60);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How curl calls a refused connection.

@@ -76,7 +76,7 @@ pub(crate) const STORIES: &[Story] = &[
     },
     Story {
         name: "agent-update",
-        purpose: "the same while agents are updated, and while they are deleted every 5 s",
+        purpose: "the same while agents are updated, and while they are deleted over and over",
         needs: Needs::Socklb,
         work: agents::play,
     },

@@ -2,8 +2,9 @@
 //! see itself as the root of all of them.
 
 use std::{
-    collections::HashSet,
-    fs, io,
+    collections::{BTreeSet, HashSet},
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
@@ -91,10 +92,7 @@ impl Cgroups {
                 }
                 Version::One(_) => {}
                 Version::Two => {
-                    let lent = enable(mount, &cluster)?;
-                    if !lent.is_empty() {
-                        fs::write(home(LENT), lent.join(" ")).context("cannot take note")?;
-                    }
+                    note(&enable(mount, &cluster)?)?;
                     enable(&cluster, &own)?;
                 }
             }
@@ -145,7 +143,8 @@ impl Cgroups {
     pub(super) fn take_back(&self) {
         let lent = fs::read_to_string(home(LENT)).unwrap_or_default();
         let control = self.two().join("cgroup.subtree_control");
-        for controller in lent.split_whitespace() {
+        let lent: BTreeSet<_> = lent.split_whitespace().collect();
+        for controller in lent {
             // Somebody else may be using it by now.
             if let Err(error) = fs::write(&control, format!("-{controller}")) {
                 eprintln!("{}: cannot disable {controller}: {error}", control.display());
@@ -158,6 +157,15 @@ impl Cgroups {
         let directories = self.0.iter().map(|hierarchy| hierarchy.mount.join(NAME));
         directories.filter(|directory| directory.exists()).collect()
     }
+}
+
+/// Adds to what is to be taken back. Boxes are made at the same time, and each may have lent a part.
+fn note(lent: &[String]) -> Result<()> {
+    if lent.is_empty() {
+        return Ok(());
+    }
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(home(LENT))?;
+    file.write_all(format!("{}\n", lent.join(" ")).as_bytes()).context("cannot take note")
 }
 
 /// Passes all controllers that `from` has on to its children, so that `to` has them too. On a

@@ -18,7 +18,7 @@ pub(super) const API: &str = "kube-apiserver";
 const CONTROLLERS: &str = "kube-controller-manager";
 const SCHEDULER: &str = "kube-scheduler";
 pub(super) const PARTS: &[&str] = &["etcd", API, CONTROLLERS, SCHEDULER];
-const STARTS: Duration = Duration::from_secs(60);
+const STARTS: Duration = Duration::from_secs(180);
 
 fn program(name: &str) -> String {
     format!("{PROGRAMS}/{name}")

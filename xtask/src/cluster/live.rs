@@ -13,18 +13,18 @@ use serde_json::Value;
 use super::{
     cgroups::Cgroups,
     control, dns,
-    machine::{Machine, answer},
+    machine::{Machine, PATH, answer},
     network::{self, Addresses},
     node,
-    place::kubeconfig,
+    place::{home, kubeconfig},
     plan::{Plan, Proxy, Shape},
     proxy,
     wait::{Not, until},
 };
 
-const READY: Duration = Duration::from_secs(90);
+const READY: Duration = Duration::from_secs(300);
 /// Nodes that were down are Ready when kubelet has said so again, and their pods take a while.
-const MENDED: Duration = Duration::from_secs(180);
+const MENDED: Duration = Duration::from_secs(300);
 
 /// As many as topology hints are made for.
 const ZONES: u8 = 3;
@@ -109,7 +109,7 @@ impl Cluster {
     }
 
     /// Where kubectl is, and the others.
-    pub(crate) fn programs(&self) -> &Path {
+    fn programs(&self) -> &Path {
         &self.plan.supply.programs
     }
 
@@ -117,21 +117,27 @@ impl Cluster {
     /// machine.
     pub(crate) fn kubectl(&self) -> Result<Command> {
         let mut kubectl = self.in_control(&self.plan.supply.programs.join("kubectl"))?;
-        kubectl.arg("--kubeconfig").arg(kubeconfig());
+        kubectl.arg("--kubeconfig").arg(kubeconfig()).arg("--cache-dir").arg(home("cache"));
         Ok(kubectl)
     }
 
-    /// A program of the machine that speaks to the API server.
+    /// A program of the machine that speaks to the API server. The cluster's own kubectl is on its PATH,
+    /// also where the machine has none or another one. What it keeps for the next time, as
+    /// kubectl and helm do, goes with the cluster.
     pub(crate) fn in_control(&self, program: &Path) -> Result<Command> {
         let mut command = self.control.in_network(&self.cgroups, [program])?;
-        command.env("KUBECONFIG", kubeconfig());
+        command.env("KUBECONFIG", kubeconfig()).env("HOME", home("user"));
+        let mut path = self.programs().as_os_str().to_owned();
+        path.push(":");
+        path.push(PATH);
+        command.env("PATH", path);
         Ok(command)
     }
 
     /// What kubectl answers, or why it does not.
     pub(crate) fn ask(&self, words: &[&str]) -> Result<String, String> {
         let answer = self.kubectl().and_then(|mut kubectl| {
-            answer(kubectl.arg("--request-timeout=5s").args(words).stdin(Stdio::null()))
+            answer(kubectl.arg("--request-timeout=15s").args(words).stdin(Stdio::null()))
         });
         answer.map_err(|error| format!("{error:#}"))
     }
@@ -285,7 +291,7 @@ impl Cluster {
         self.plan.shape.proxy
     }
 
-    /// Gives every node an image, unless it has it.
+    /// Gives every node the images of an archive.
     pub(crate) fn import_everywhere(&self, archive: &Path) -> Result<()> {
         self.nodes.iter().try_for_each(|node| self.import(node, archive))
     }
@@ -371,7 +377,7 @@ fn is_rolled_out(answer: &str) -> bool {
         && number(ready) == wanted
 }
 
-/// Fails unless there is no cluster, or none that is of another shape or broken.
+/// Is the cluster there that is asked for? Fails if it is another one, or a part of it has ended.
 pub(super) fn is_up(plan: &Plan) -> Result<bool> {
     let Some(there) = Plan::load()?.filter(|_| Plan::is_complete()) else { return Ok(false) };
     let shape = there.shape.clone();

@@ -22,6 +22,8 @@ use crate::exec::show;
 
 /// Where a box has the programs of the cluster.
 pub(super) const PROGRAMS: &str = "/run/programs";
+/// Where programs of the machine are, for root.
+pub(super) const PATH: &str = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// In cgroup2 nobody may be in a directory that passes controllers on. So init, services and
 /// visitors have directories of their own, named as systemd names them.
 const INIT: &str = "init.scope";
@@ -177,7 +179,7 @@ impl Machine {
         let mut nsenter = Command::new("nsenter");
         nsenter.args(["--target", &init.to_string(), namespaces, "--"]).args(words);
         let mut command = joined(&cgroups.of(&self.name, leaf), &nsenter);
-        command.env("PATH", format!("{PROGRAMS}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"));
+        command.env("PATH", format!("{PROGRAMS}:{PATH}"));
         Ok(command)
     }
 

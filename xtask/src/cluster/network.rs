@@ -4,12 +4,17 @@
 
 use std::{
     fmt::Write as _,
+    fs,
     io::Write as _,
     net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
+
+use super::machine::quietly;
+use crate::exec::say;
 
 /// Of the control box, and of the API server.
 pub(super) const CONTROL: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
@@ -87,6 +92,29 @@ pub(super) fn routes(nodes: impl Iterator<Item = u8>) -> Result<String> {
         writeln!(lines, "route replace {} via {}", addresses.pods_v6(), addresses.v6())?;
     }
     Ok(lines)
+}
+
+/// What a kube-proxy needs of the kernel. A pod that is sent to another one on its own node gets the
+/// answer over their bridge, past every rule, unless bridges show packets to the packet filter. Docker
+/// loads the module, a fresh machine does not have it.
+pub(super) fn filter_bridges() -> Result<()> {
+    const SWITCHES: &str = "/proc/sys/net/bridge";
+    let switches = Path::new(SWITCHES);
+    if switches.exists() {
+        return Ok(());
+    }
+    quietly(Command::new("modprobe").arg("br_netfilter")).with_context(|| {
+        format!("a kube-proxy needs {SWITCHES}, that is, a kernel with br_netfilter")
+    })?;
+    // It is on in each new network. The machine's own bridges stay as they were.
+    for switch in ["arptables", "iptables", "ip6tables"] {
+        let switch = switches.join(format!("bridge-nf-call-{switch}"));
+        fs::write(&switch, "0").with_context(|| format!("cannot write {}", switch.display()))?;
+    }
+    say!(
+        "Loaded the kernel module br_netfilter, and switched it off for the machine's own bridges."
+    );
+    Ok(())
 }
 
 /// Runs lines of `ip` in the network of a process.

@@ -18,7 +18,7 @@ use super::{
 };
 
 pub(super) const PARTS: &[&str] = &["containerd", "kubelet"];
-const STARTS: Duration = Duration::from_secs(30);
+const STARTS: Duration = Duration::from_secs(120);
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where a node has its configuration.
 const OWN: &str = "/var/lib/node";
@@ -35,13 +35,16 @@ pub(super) fn configure(node: &Node) -> Result<()> {
     write("kubelet.json", kubelet().to_string())
 }
 
-/// Snapshotters other than overlayfs would only be tried, and no event is of use to anybody.
+/// Snapshotters other than overlayfs would only be tried. By default containerd makes /opt/containerd,
+/// which is the machine's.
 fn containerd() -> String {
     format!(
         "version = 2\n\
          disabled_plugins = [\"io.containerd.snapshotter.v1.aufs\", \
          \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.devmapper\", \
          \"io.containerd.snapshotter.v1.zfs\"]\n\
+         [plugins.\"io.containerd.internal.v1.opt\"]\n\
+         path = \"/var/lib/containerd/opt\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
          sandbox_image = \"{PAUSE}\"\n\
          restrict_oom_score_adj = true\n\
@@ -96,6 +99,8 @@ fn kubelet() -> Value {
         "registryPullQPS": 0,
         "evictionHard": { "memory.available": "50Mi" },
         "imageGCHighThresholdPercent": 100,
+        // By default it makes a directory below /usr, which is the machine's.
+        "volumePluginDir": "/var/lib/kubelet/volumeplugins",
     })
 }
 
@@ -118,7 +123,7 @@ impl Cluster {
 
     /// Gives a node the images of an archive.
     pub(super) fn import(&self, node: &Node, archive: &Path) -> Result<()> {
-        let words = ["timeout", "120", "ctr", "-n", "k8s.io", "images", "import", "-"];
+        let words = ["timeout", "300", "ctr", "-n", "k8s.io", "images", "import", "-"];
         let mut import = self.exec_in(node.name(), &words)?;
         let file = File::open(archive);
         import.stdin(file.with_context(|| format!("cannot read {}", archive.display()))?);

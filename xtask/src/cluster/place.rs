@@ -5,6 +5,7 @@
 //!   spec                              what was asked for; written first
 //!   complete                          written last: `up` came to its end
 //!   kubeconfig                        of a user who may do everything
+//!   user/, cache/                     what kubectl, helm and tests keep
 //!   BOX/var/                          /var of the box; outlives a reboot of it
 //!   BOX/run/                          where the box puts its /run together
 //! <each cgroup mount>/socklb-cluster/BOX/
@@ -29,8 +30,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Everything that is no cgroup.
-pub(super) const HOME: &str = "/var/lib/socklb-cluster";
+/// Everything that is no cgroup. What tests write as root belongs here, too.
+pub(crate) const HOME: &str = "/var/lib/socklb-cluster";
 /// The directory in every cgroup hierarchy, and the lock.
 pub(super) const NAME: &str = "socklb-cluster";
 

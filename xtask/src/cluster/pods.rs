@@ -21,7 +21,8 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// The processes of this program in the pod, as the machine counts them.
+    /// The processes of this program in the pod, as the machine counts them. Not those that they fork in
+    /// passing.
     pub(crate) fn processes(&self, program: &str) -> Vec<u32> {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -30,7 +31,12 @@ impl Container {
             read(*process, "comm").is_ok_and(|comm| comm.trim() == program)
                 && read(*process, "cgroup").is_ok_and(|cgroup| is_of_pod(&cgroup, &self.uid))
         };
-        processes.filter(is_one).collect()
+        let all: Vec<_> = processes.filter(is_one).collect();
+        let is_child = |process: &u32| {
+            let parent = read(*process, "status").ok().and_then(|status| parent(&status));
+            parent.is_some_and(|parent| all.contains(&parent))
+        };
+        all.iter().copied().filter(|process| !is_child(process)).collect()
     }
 
     /// Sends a signal to a program of the pod.
@@ -81,6 +87,11 @@ impl Cluster {
     }
 }
 
+/// Who has started a process, by its /proc/PID/status.
+fn parent(status: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
 /// Is this /proc/PID/cgroup of a process in a pod of the cluster?
 fn is_of_pod(cgroup: &str, uid: &str) -> bool {
     let pod = format!("pod{uid}");
@@ -116,6 +127,12 @@ mod tests {
         assert!(of("4:memory:/socklb-cluster/n1/kubepods/pod1-2/abc\n0::/\n"));
         assert!(!of("0::/socklb-cluster/n1/kubepods/pod1-23/abc\n"));
         assert!(!of("0::/kubepods/pod1-2/abc\n"));
+    }
+
+    #[test]
+    fn a_process_has_a_parent() {
+        assert_eq!(parent("Name:\tlb-agent\nPid:\t12\nPPid:\t7\n"), Some(7));
+        assert_eq!(parent("Name:\tlb-agent\n"), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
 
 pub(super) const KUBE_PROXY: &str = "kube-proxy";
 pub(crate) const SOCKLB: &str = "daemonset/socklb";
-const SERVES: Duration = Duration::from_secs(60);
+const SERVES: Duration = Duration::from_secs(180);
 
 impl Cluster {
     pub(super) fn start_kube_proxy(&self, node: &Node, mode: Mode) -> Result<()> {

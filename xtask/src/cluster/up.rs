@@ -11,6 +11,7 @@ use anyhow::{Error, Result, anyhow};
 use super::{
     dns,
     live::{Cluster, Node, is_up},
+    network,
     place::{self, Turn},
     plan::{Plan, Proxy},
     secrets,
@@ -22,6 +23,9 @@ pub(super) fn run(plan: &Plan) -> Result<()> {
     let _turn = Turn::wait()?;
     if is_up(plan)? {
         say!("The cluster is up already: {}.", plan.shape);
+        say!(
+            "It has what it was made of; for what is built now, `cargo xtask cluster down` first."
+        );
         show_ways(plan);
         return Ok(());
     }
@@ -48,6 +52,9 @@ fn make(plan: &Plan, start: Instant) -> Result<()> {
         shape.nodes,
         shape.proxy
     );
+    if matches!(shape.proxy, Proxy::KubeProxy(_)) {
+        network::filter_bridges()?;
+    }
     let said = |what: &str| say!("{:5.1} s  {what}", start.elapsed().as_secs_f64());
     place::make()?;
     plan.save()?;

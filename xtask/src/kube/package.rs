@@ -122,9 +122,7 @@ fn unpack(package: &Package, into: &Path) -> Result<PathBuf> {
     }
     eprintln!("Unpacking the distribution's package {debian}; nothing is installed.");
     if ask(Command::new("apt-cache").args(["show", debian])).is_none() {
-        let mut update = Command::new("apt-get");
-        update.args(["update", "--quiet"]);
-        exec(&mut as_root(update)).context(remedy)?;
+        update().context(remedy)?;
     }
     // A program may be called like its package.
     let tree = into.join(format!("{debian}.unpacked"));
@@ -132,12 +130,21 @@ fn unpack(package: &Package, into: &Path) -> Result<PathBuf> {
     let mut download = Command::new("apt-get");
     // As root apt would download as another user, who may not write here.
     download.args(["download", "--quiet", "-o", "APT::Sandbox::User=root", debian]);
-    exec(download.current_dir(&tree)).context(remedy)?;
+    // Lists that are old name what is no longer there.
+    if exec(download.current_dir(&tree)).is_err() {
+        update().and_then(|()| exec(&mut download)).context(remedy)?;
+    }
     let is_package = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
     let mut files = fs::read_dir(&tree)?.filter_map(|entry| Some(entry.ok()?.path()));
     let archive = files.find(is_package).context("apt-get downloaded no package")?;
     exec(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&tree)).context(remedy)?;
     Ok(tree)
+}
+
+fn update() -> Result<()> {
+    let mut update = Command::new("apt-get");
+    update.args(["update", "--quiet"]);
+    exec(&mut as_root(update))
 }
 
 #[cfg(test)]

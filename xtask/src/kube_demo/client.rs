@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{Kubectl, spread::Spread, within};
 
 /// One line for each request: who answered, the HTTP status, curl's own verdict.
-const CURL: &str = r"curl --silent --max-time 3 --header 'Connection: close' \
+const CURL: &str = r"curl --silent --max-time 10 --header 'Connection: close' \
     --write-out ' %{http_code} %{exitcode}\n'";
 /// How many are made at a time.
 const REQUESTS: usize = 100;

@@ -31,6 +31,12 @@ impl Kubectl {
         Self(words)
     }
 
+    /// The same, given up after so many seconds.
+    pub(crate) fn at_most(&self, seconds: u32) -> Self {
+        let limit = ["timeout".into(), "--foreground".into(), seconds.to_string().into()];
+        Self(limit.into_iter().chain(self.0.iter().cloned()).collect())
+    }
+
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut prefix = self.0.iter();
         let mut command =
@@ -78,6 +84,15 @@ mod tests {
     fn words_come_after_the_prefix() {
         let kubectl = Kubectl::new(["echo", "--context", "c"]);
         assert_eq!(kubectl.answer(&["get", "pods"]).unwrap(), "--context c get pods\n");
+    }
+
+    #[test]
+    fn nothing_is_waited_for_for_ever() {
+        let kubectl = Kubectl::new(["sleep"]).at_most(1);
+        let error = kubectl.answer(&["60"]).unwrap_err().to_string();
+        assert!(error.contains("exit status: 124"), "{error}");
+        let kubectl = Kubectl::new(["echo"]).at_most(60);
+        assert_eq!(kubectl.answer(&["pods"]).unwrap(), "pods\n");
     }
 
     #[test]

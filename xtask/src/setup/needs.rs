@@ -143,6 +143,7 @@ fn table() -> Vec<Need> {
         leftovers(),
         openssl(),
         packet_filters(),
+        processes(),
         pods(),
         libllvm(),
         Need {
@@ -257,6 +258,24 @@ fn packet_filters() -> Need {
             debian: &["nftables", "iptables"],
             elsewhere: "`nft` and `iptables` (Fedora: dnf install nftables iptables-nft; Arch: \
                 pacman -S nftables iptables)",
+        },
+    }
+}
+
+fn processes() -> Need {
+    Need {
+        what: "kill, pgrep".to_owned(),
+        why: "find and end processes, on the nodes of a cluster",
+        scope: Scope::Cluster,
+        // Not the shell's own.
+        probe: || {
+            starts("pgrep", "--version")?;
+            starts("kill", "-l")
+        },
+        source: Source::Packages {
+            debian: &["procps"],
+            elsewhere: "`kill` and `pgrep` (Fedora: dnf install util-linux procps-ng; Arch: pacman \
+                -S util-linux procps-ng)",
         },
     }
 }

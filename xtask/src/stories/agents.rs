@@ -11,16 +11,20 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{
     Stage,
-    load::{Load, web},
+    load::{Load, web_that_stays},
     rolling::{PODS, names, only_last, order},
 };
 use crate::cluster::SOCKLB;
 
+/// Between deletions, or more, where agents take longer to be ready.
 const BETWEEN: Duration = Duration::from_secs(5);
+/// For how many seconds a pod that goes still serves. Longer than a node is without an agent, which a
+/// slow machine may be for many seconds: nobody tells it meanwhile that the pod goes.
+const STAYS: u32 = 20;
 const DELETIONS: Duration = Duration::from_secs(60);
 
 pub(super) fn play(stage: &Stage<'_>) -> Result<()> {
-    stage.apply(&web(PODS).to_string())?;
+    stage.apply(&web_that_stays(PODS, STAYS).to_string())?;
     stage.rolled_out("deployment/web")?;
     let load = Load::start(stage, &order("second"))?;
     update(stage)?;
@@ -56,7 +60,7 @@ fn update(stage: &Stage<'_>) -> Result<()> {
         stage.kubectl_everywhere(&[&["-n", "kube-system", "rollout"], words].concat())
     };
     rollout(&["restart", SOCKLB])?;
-    rollout(&["status", SOCKLB, "--timeout=180s"])?;
+    rollout(&["status", SOCKLB, "--timeout=300s"])?;
     stage.agents_ready()?;
     stage.note("it is updated");
     let left: Vec<_> = agents.intersection(&self::agents(stage)?).cloned().collect();
@@ -64,7 +68,8 @@ fn update(stage: &Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Deletes every agent's pod again and again, ready or not.
+/// Deletes every agent's pod again and again, as soon as all are ready. Those that would be deleted
+/// before could never tell their nodes of any change.
 fn delete(stage: &Stage<'_>, end: Instant) -> Result<()> {
     let mut next = Instant::now();
     while next < end {
@@ -74,6 +79,8 @@ fn delete(stage: &Stage<'_>, end: Instant) -> Result<()> {
         stage.kubectl_everywhere(&words).context("cannot delete the agents")?;
         next += BETWEEN;
         thread::sleep(next.saturating_duration_since(Instant::now()));
+        stage.agents_ready()?;
+        next = next.max(Instant::now());
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::{cluster::Container, exec::say};
 /// Between two looks at agents and load.
 const LOOK: Duration = Duration::from_secs(10);
 /// Most time until a killed agent is started again, or a change is taken up.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 /// How long the agent that was started without an API server is watched.
 const WATCHED: Duration = Duration::from_secs(15);
 /// An agent that has lost the API server says so, for each kind of objects. It may say what else goes

@@ -15,6 +15,8 @@ use crate::{cluster::Container, exec::say, image::socklb::LOAD};
 const PROGRAM: &str = "socklb-load";
 /// Longer than any story: it is stopped.
 const LONG: u64 = 3600;
+/// Milliseconds after which a request counts as lost. What goes to a pod that is gone fails sooner.
+const TIMEOUT: &str = "10000";
 /// How many failures are shown one by one.
 const SHOWN: usize = 12;
 
@@ -49,7 +51,7 @@ impl<'a> Load<'a> {
                 "imagePullPolicy": "IfNotPresent",
                 "args": [
                     "load", "--to", to, "--rate", rate.to_string(), "--resolve", resolve,
-                    "--seconds", LONG.to_string(),
+                    "--seconds", LONG.to_string(), "--timeout", TIMEOUT,
                 ],
             }],
         });
@@ -91,7 +93,7 @@ impl<'a> Load<'a> {
         sleep(Duration::from_secs(2));
         self.container.signal(PROGRAM, "TERM")?;
         let mut summary = Value::Null;
-        soon("the load to end", Duration::from_secs(30), || {
+        soon("the load to end", Duration::from_secs(60), || {
             let log = self.container.log().map_err(|error| format!("{error:#}"))?;
             let lines = log.lines().rev().map(json_of);
             summary = lines.into_iter().find(|line| line["summary"] == true).unwrap_or_default();
@@ -125,8 +127,10 @@ impl<'a> Load<'a> {
         }
         let seconds = summary.0["seconds"].as_f64().unwrap_or(0.0);
         let due = self.rate * Duration::from_secs_f64(seconds).as_secs();
-        // Those of the last second may not have been due.
-        ensure!(sent + self.rate > due, "only {sent} of {due} requests were made: a busy machine?");
+        // Those of the last second may not have been due. What is late is made all the same, and is in
+        // the summary: a busy machine may have a few to catch up on.
+        let wanted = due.saturating_sub(self.rate).min(due / 10 * 9);
+        ensure!(sent >= wanted, "only {sent} of {due} requests were made: a busy machine?");
         Ok(())
     }
 }
@@ -178,9 +182,14 @@ pub(super) fn unix() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
+/// [`web_that_stays`] for 5 s.
+pub(crate) fn web(replicas: u32) -> Value {
+    web_that_stays(replicas, 5)
+}
+
 /// `serve` of the same program, with what people are told to give a Deployment so that a rolling
 /// update is not felt: readiness, and time between the end of readiness and the end of the pod.
-pub(crate) fn web(replicas: u32) -> Value {
+pub(crate) fn web_that_stays(replicas: u32, seconds: u32) -> Value {
     let labels = json!({ "app": "web" });
     let container = json!({
         "name": "web",
@@ -188,8 +197,11 @@ pub(crate) fn web(replicas: u32) -> Value {
         "imagePullPolicy": "IfNotPresent",
         "args": ["serve", "--port", "8080"],
         "ports": [{ "name": "http", "containerPort": 8080 }],
-        "readinessProbe": { "httpGet": { "path": "/healthz", "port": "http" }, "periodSeconds": 1 },
-        "lifecycle": { "preStop": { "sleep": { "seconds": 5 } } },
+        // A busy machine is not an unready pod.
+        "readinessProbe": {
+            "httpGet": { "path": "/healthz", "port": "http" }, "periodSeconds": 1, "timeoutSeconds": 5,
+        },
+        "lifecycle": { "preStop": { "sleep": { "seconds": seconds } } },
     });
     json!({ "apiVersion": "v1", "kind": "List", "items": [
         {
@@ -202,7 +214,7 @@ pub(crate) fn web(replicas: u32) -> Value {
                 "template": {
                     "metadata": { "labels": labels },
                     "spec": {
-                        "terminationGracePeriodSeconds": 30,
+                        "terminationGracePeriodSeconds": seconds + 25,
                         "enableServiceLinks": false,
                         "containers": [container],
                     },

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{exec::say, image::pods::AGNHOST};
 
-const COMES_BACK: Duration = Duration::from_secs(120);
+const COMES_BACK: Duration = Duration::from_secs(300);
 const REQUESTS: usize = 30;
 
 pub(super) fn play(stage: &Stage<'_>) -> Result<()> {

@@ -1,16 +1,15 @@
 //! `rolling`: a Deployment is replaced again and again under load, and nobody notices.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 
 use super::{
     Stage,
     load::{Load, Order, web},
-    stage::soon,
+    stage::{self, soon},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 10;
 pub(super) const PODS: u32 = 6;
 pub(super) const RATE: u64 = 500;
@@ -38,7 +37,7 @@ pub(super) fn play(stage: &Stage<'_>) -> Result<()> {
 
 /// Waits until those that go are gone: they have heard it, and are asked no more.
 pub(super) fn only_last(stage: &Stage<'_>) -> Result<()> {
-    soon("the old pods to be gone", PATIENCE, || {
+    soon("the old pods to be gone", stage::PODS, || {
         let pods = stage.kubectl(&["get", "pods", "--selector=app=web", "--output=name"]);
         let pods = pods.map_err(|error| format!("{error:#}"))?;
         if pods.lines().count() == PODS as usize { Ok(()) } else { Err(pods) }

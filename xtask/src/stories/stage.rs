@@ -16,7 +16,10 @@ use crate::{
 };
 
 /// Most time that pods get to come or to go.
-pub(crate) const PODS: Duration = Duration::from_secs(180);
+pub(crate) const PODS: Duration = Duration::from_secs(300);
+/// Seconds that a kubectl may take which has no limit of its own, such as `exec`: more than any that
+/// has one.
+const LIMIT: u32 = 600;
 /// What an agent is called among the processes.
 pub(crate) const AGENT: &str = "lb-agent";
 /// How much of an agent's log is shown.
@@ -37,7 +40,7 @@ pub(crate) struct Stage<'a> {
 impl<'a> Stage<'a> {
     pub(super) fn new(cluster: &'a Cluster, args: &'a Args, story: &str) -> Result<Self> {
         let namespace = format!("story-{story}");
-        let everywhere = Kubectl::like(&cluster.kubectl()?);
+        let everywhere = Kubectl::like(&cluster.kubectl()?).at_most(LIMIT);
         let here = everywhere.within(&namespace);
         let (start, notes) = (Instant::now(), Mutex::default());
         Ok(Self { cluster, args, namespace, everywhere, here, start, notes })

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     fs,
     io::Write as _,
     os::unix::process::CommandExt as _,
@@ -15,10 +14,14 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::script::Step;
-use crate::{cache::Scratch, cluster::Cluster, stories::Stage};
+use crate::{
+    cache::Scratch,
+    cluster::{Cluster, HOME},
+    stories::Stage,
+};
 
 /// For how long what does not pass its tests is repeated.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Seconds that a command may take, and one in the background.
 const LIMIT: &str = "200";
@@ -28,7 +31,6 @@ pub(super) struct Shell<'a> {
     cluster: &'a Cluster,
     /// Files of the script are here, and the shell is.
     directory: Scratch,
-    path: OsString,
     variables: BTreeMap<String, String>,
     background: Vec<Child>,
 }
@@ -42,16 +44,15 @@ struct Answer {
 impl<'a> Shell<'a> {
     pub(super) fn new(stage: &Stage<'a>) -> Result<Self> {
         let cluster = stage.cluster;
-        let directory = Scratch::new(&std::env::temp_dir())?;
+        // Not in /tmp: there are the rights of an administrator in it, and others could be there first.
+        let directory = Scratch::new(Path::new(HOME))?;
         // A copy, in which a script may choose its namespace.
         let config = stage.kubectl_everywhere(&["config", "view", "--raw", "--flatten"])?;
         let file = directory.0.join("kubeconfig");
         fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-        let mut path = cluster.programs().as_os_str().to_owned();
-        path.push(":/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         let proxy = cluster.proxy().to_string();
         let variables = BTreeMap::from([("PROXY".to_owned(), proxy)]);
-        Ok(Self { cluster, directory, path, variables, background: Vec::new() })
+        Ok(Self { cluster, directory, variables, background: Vec::new() })
     }
 
     pub(super) fn write(&self, name: &str, lines: &[&str]) -> Result<()> {
@@ -96,8 +97,7 @@ impl<'a> Shell<'a> {
             self.cluster.exec_in(node, &words)?
         } else {
             let mut command = self.cluster.in_control(Path::new(words[0]))?;
-            command.args(&words[1..]).env("PATH", &self.path);
-            command.env("KUBECONFIG", self.directory.0.join("kubeconfig"));
+            command.args(&words[1..]).env("KUBECONFIG", self.directory.0.join("kubeconfig"));
             command
         };
         command.envs(&self.variables).current_dir(&self.directory.0).stdin(Stdio::null());
