@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use crate::{
     cargo::workspace,
@@ -24,6 +25,8 @@ const NAME: &str = "socklb";
 const CONTEXT: &str = "kind-socklb";
 const CONFIG: &str = "deploy/kind/kind.yaml";
 const AGENT: &str = "daemonset/socklb";
+/// What mounts the BPF file system of a node.
+const BPFFS: &str = "deploy/kind/bpffs.service";
 /// Installed by name and version, as the chart names them.
 const IMAGE: &str = concat!("socklb:", env!("CARGO_PKG_VERSION"));
 
@@ -114,13 +117,9 @@ fn up(image: Option<&str>, load: &[PathBuf]) -> Result<()> {
         exec(kind(&["load", "image-archive"]).arg(archive))?;
     }
     install(helm)?;
-    for words in [
-        ["-n", "kube-system", "rollout", "status", AGENT],
-        ["-n", "kube-system", "rollout", "status", "deployment/coredns"],
-    ] {
-        exec(kubectl().args(words).arg("--timeout=180s")).with_context(|| {
-            format!("`kubectl --context {CONTEXT} -n kube-system logs {AGENT}` may say why")
-        })?;
+    for what in [AGENT, "deployment/coredns"] {
+        let wait = ["-n", "kube-system", "rollout", "status", what, "--timeout=180s"];
+        exec(kubectl().args(wait)).with_context(why)?;
     }
     println!(
         "\nsocklb serves all Services of the cluster {NAME}. `cargo xtask kind demo` shows it,"
@@ -140,6 +139,40 @@ fn down() -> Result<()> {
     exec(&mut kind(&["delete", "cluster"]))
 }
 
+/// Why not everything is ready: in the words of the agents, or of who starts them.
+fn why() -> String {
+    let wanted =
+        ["-n", "kube-system", "get", "pods", "-l=app.kubernetes.io/name=socklb", "-o=json"];
+    let pods = ask(kubectl().args(wanted));
+    let unready = pods.and_then(|pods| Some(unready(&serde_json::from_str(&pods).ok()?)));
+    unready.filter(|unready| !unready.is_empty()).unwrap_or_else(|| {
+        format!("`kubectl --context {CONTEXT} -n kube-system describe pods` may say why")
+    })
+}
+
+/// A line for each agent that is not ready.
+fn unready(pods: &Value) -> String {
+    let pods = pods["items"].as_array().into_iter().flatten();
+    let unready = pods.filter_map(|pod| {
+        let (name, node) = (pod["metadata"]["name"].as_str()?, pod["spec"]["nodeName"].as_str());
+        let agent = &pod["status"]["containerStatuses"][0];
+        if agent["ready"] == true {
+            return None;
+        }
+        // How it ended says more than that it is waited for.
+        let said = ["/lastState/terminated", "/state/terminated", "/state/waiting"]
+            .iter()
+            .filter_map(|state| agent.pointer(state))
+            .find_map(|state| state["message"].as_str().or_else(|| state["reason"].as_str()));
+        let said = said.map_or_else(
+            || format!("`kubectl --context {CONTEXT} -n kube-system logs {name}` may say why"),
+            |said| said.trim().to_owned(),
+        );
+        Some(format!("{name} on {} is not ready: {said}", node.unwrap_or("no node")))
+    });
+    unready.collect::<Vec<_>>().join("\n")
+}
+
 fn is_there() -> Result<bool> {
     let clusters = ask(Command::new("kind").args(["get", "clusters"]));
     Ok(clusters.context("`kind get clusters` failed")?.lines().any(|name| name == NAME))
@@ -152,12 +185,16 @@ fn make_image() -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// systemd mounts it in most node images. Each node gets one of its own.
+/// systemd mounts it on a machine, but not in a container. Each node gets one of its own, and gets it
+/// again when it is started again.
 fn mount_bpffs() -> Result<()> {
     let nodes = ask(&mut kind(&["get", "nodes"])).context("`kind get nodes` failed")?;
-    let mount = "grep -q ' /sys/fs/bpf bpf ' /proc/mounts || mount -t bpf bpf /sys/fs/bpf";
     for node in nodes.lines() {
-        exec(Command::new("docker").args(["exec", node, "sh", "-c", mount]))?;
+        let to = format!("{node}:/etc/systemd/system/bpffs.service");
+        exec(Command::new("docker").current_dir(workspace()).args(["cp", BPFFS, &to]))?;
+        for words in [&["daemon-reload"][..], &["enable", "--quiet", "--now", "bpffs"]] {
+            exec(Command::new("docker").args(["exec", node, "systemctl"]).args(words))?;
+        }
     }
     Ok(())
 }
@@ -210,6 +247,8 @@ fn kubectl() -> Command {
 mod tests {
     use std::fs;
 
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -220,6 +259,48 @@ mod tests {
         for Tool { ask, remedy } in [DOCKER, KIND, KUBECTL] {
             assert!(remedy.starts_with(&format!("{} is missing: ", ask[0])), "{remedy}");
         }
+    }
+
+    #[test]
+    fn of_agents_that_are_not_ready_the_reason_is_told() {
+        let pod = |name: &str, agent: Value| {
+            json!({
+                "metadata": { "name": name },
+                "spec": { "nodeName": "worker" },
+                "status": { "containerStatuses": [agent] },
+            })
+        };
+        let waits = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
+        let pods = json!({ "items": [
+            pod("a", json!({ "ready": true, "state": {} })),
+            pod("b", json!({
+                "ready": false,
+                "state": waits,
+                "lastState": { "terminated": { "message": "error: no bpffs\n" } },
+            })),
+            pod("c", json!({ "ready": false, "state": waits })),
+            pod("d", json!({ "ready": false, "state": { "running": {} } })),
+        ] });
+        assert_eq!(
+            unready(&pods),
+            "b on worker is not ready: error: no bpffs\n\
+             c on worker is not ready: back-off\n\
+             d on worker is not ready: `kubectl --context kind-socklb -n kube-system logs d` may say \
+             why"
+        );
+        assert_eq!(unready(&json!({ "items": [] })), "");
+    }
+
+    #[test]
+    fn nodes_mount_their_bpffs_where_the_chart_expects_it() {
+        let unit = fs::read_to_string(workspace().join(BPFFS)).unwrap();
+        let values =
+            fs::read_to_string(workspace().join(manifest::CHART).join("values.yaml")).unwrap();
+        let path =
+            unit.lines().find_map(|line| Some(line.split_once("mount -t bpf bpf ")?.1)).unwrap();
+        let path = path.trim_end_matches('"');
+        assert!(values.contains(&format!("\nbpffs: {path}\n")));
+        assert_eq!(unit.matches(path).count(), 2);
     }
 
     #[test]

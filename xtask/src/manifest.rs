@@ -89,6 +89,11 @@ const RIGHT: &[Render] = &[
         without: &[],
     },
     Render {
+        set: "podSockets=true",
+        with: &["- NET_ADMIN", "- SYS_ADMIN", "- SYS_PTRACE", "hostPID: true"],
+        without: &["- BPF", "- PERFMON"],
+    },
+    Render {
         set: "podSockets=false",
         with: &["- PERFMON", "hostPID: true"],
         without: &["SYS_ADMIN", "SYS_PTRACE"],

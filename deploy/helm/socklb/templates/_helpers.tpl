@@ -27,17 +27,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 
 {{- /*
 The capabilities of the agent, all of them.
-BPF: maps and programs. NET_ADMIN: to attach to a cgroup, to end sockets. PERFMON: without it the
-verifier allows less arithmetic on pointers than the programs do.
-SYS_ADMIN: to enter the network namespaces of pods. SYS_PTRACE: to find them in /proc.
+NET_ADMIN: to attach to a cgroup, to end sockets.
+SYS_ADMIN: to enter the network namespaces of pods, to mount cgroup2. SYS_PTRACE: to find them in /proc.
+Without SYS_ADMIN, which stands for them: BPF, for maps and programs; PERFMON, without which the verifier
+allows less arithmetic on pointers than the programs do. They are not asked for beside it: nodes in
+containers of Docker before version 23 have neither, and a pod that asks for them does not start there.
 */ -}}
 {{- define "socklb.capabilities" -}}
-- BPF
 - NET_ADMIN
-- PERFMON
 {{- if .Values.podSockets }}
 - SYS_ADMIN
 - SYS_PTRACE
+{{- else }}
+- BPF
+- PERFMON
 {{- end }}
 {{- end }}
 
