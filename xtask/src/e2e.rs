@@ -28,8 +28,8 @@ use crate::{
 
 /// Run Kubernetes' own tests of its network in the cluster that is up.
 ///
-/// Those of e2e.test's [sig-network] that xtask/src/e2e/tests.txt says must pass. Some need three
-/// nodes in three zones: `cargo xtask cluster up --nodes 3 --zones`.
+/// Those of e2e.test's [sig-network] that xtask/src/e2e/tests.txt says must pass. Some need two nodes
+/// in each of three zones: `cargo xtask cluster up --nodes 6 --zones`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only the tests whose full names match this regular expression of Go.
@@ -148,7 +148,7 @@ fn about() -> Result<String> {
     let output = { shape }.output().context("cannot ask for the cluster")?;
     ensure!(
         output.status.success(),
-        "{}: `cargo xtask cluster up --nodes 3 --zones`",
+        "{}: `cargo xtask cluster up --nodes 6 --zones`",
         String::from_utf8_lossy(&output.stderr).trim().trim_start_matches("error: ")
     );
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
