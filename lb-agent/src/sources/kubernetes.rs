@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt::Debug,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -36,6 +36,9 @@ const SILENCE: Duration = Duration::from_secs(150);
 /// loop waits for Nodes when all else is known: a kind that only pauses must not be taken for one that
 /// nobody lets us see.
 const UNLISTED: Duration = Duration::from_secs(10);
+/// A watch says nothing until something changes. After this long without an error it has worked again
+/// meanwhile: no try takes longer, with the pause before it.
+const QUIET: Duration = Duration::from_secs(300);
 
 /// Where the API server is.
 #[derive(Clone, Debug, Default)]
@@ -182,7 +185,7 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
     let mut problems = Problems::default();
     let mut listing = BTreeMap::new();
     let mut troubled = HashSet::new();
-    let mut trouble = None;
+    let mut trouble: Option<(String, Instant)> = None;
     while let Some(event) = events.next().await {
         let change = match event {
             Err(error) if is_gap(&error) => {
@@ -193,10 +196,10 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
             Err(error) => {
                 // It is tried again and again, for hours perhaps. That is said when it is new.
                 let text = chain(&error);
-                if trouble.as_ref() != Some(&text) {
+                if trouble.is_none_or(|(told, at)| told != text || at.elapsed() > QUIET) {
                     tracing::error!(kind = K::NAME, remedy = remedy(&error), "{text}");
                 }
-                trouble = Some(text);
+                trouble = Some((text, Instant::now()));
                 sleep(pauses.pause()).await;
                 continue;
             }
