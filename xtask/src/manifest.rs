@@ -154,6 +154,11 @@ const RIGHT: &[Render] = &[
         without: &["Probe", "--log"],
     },
     Render {
+        set: "cleanup=true,updateStrategy.type=OnDelete",
+        with: &["type: RollingUpdate", "maxUnavailable: 100%"],
+        without: &["OnDelete"],
+    },
+    Render {
         set: "podMonitor.enabled=true,metricsBindAddress=0.0.0.0:10249",
         with: &["kind: PodMonitor", "port: metrics"],
         without: &[],
