@@ -321,9 +321,7 @@ fn is_gap(error: &watcher::Error) -> bool {
 fn remedy(error: &watcher::Error) -> &'static str {
     match status(error) {
         Some(401) => "the API server does not know us: check the kubeconfig's user or the token",
-        Some(403) => {
-            "grant get, list and watch on services, nodes and endpointslices.discovery.k8s.io"
-        }
+        Some(403) => "grant list and watch on services, nodes and endpointslices.discovery.k8s.io",
         _ => "check the server's address, its certificate and the way to it; trying again",
     }
 }
