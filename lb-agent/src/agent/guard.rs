@@ -20,6 +20,8 @@ pub(super) struct Guard {
     look: Task<Seen>,
     /// What is wrong, as it was told.
     told: Option<String>,
+    /// What the canary has found wrong, when it could tell.
+    not_in_force: Option<String>,
     /// The processes elsewhere, as they were seen last. That there are any is told once: their number
     /// may change each time.
     outside: Option<Outside>,
@@ -56,7 +58,7 @@ impl Seen {
 
 impl Guard {
     pub(super) fn new(cgroup: Cgroup) -> Self {
-        Self { cgroup, look: Task::new(), told: None, outside: None }
+        Self { cgroup, look: Task::new(), told: None, not_in_force: None, outside: None }
     }
 
     /// The cgroup that the programs belong to.
@@ -104,16 +106,18 @@ impl Guard {
             Ok(findings) => findings.iter().map(ToString::to_string).collect(),
             Err(error) => vec![format!("{error:#}")],
         };
-        let mut health = self.tell_outside(outside, admin).map_or(Ok(()), Err);
+        let outside = self.tell_outside(outside, admin);
         match canary {
-            Ok(()) => {}
+            Ok(()) => self.not_in_force = None,
             Err(Failure::NotInForce(what)) => {
                 wrong.push(what.clone());
-                health = Err(what);
+                self.not_in_force = Some(what);
             }
+            // What was found wrong before is not known to be right.
             Err(unknown @ Failure::Unknown(_)) => wrong.push(unknown.to_string()),
         }
-        admin.datapath_checked(health);
+        let fault = self.not_in_force.clone().or(outside);
+        admin.datapath_checked(fault.map_or(Ok(()), Err));
         self.tell((!wrong.is_empty()).then(|| wrong.join("; ")));
         let is_repairable =
             |found: &Vec<_>| found.iter().any(|finding: &Finding| finding.problem.is_repairable());
