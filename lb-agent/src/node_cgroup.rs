@@ -40,11 +40,11 @@ use self::{
 use crate::mounts;
 
 /// The root of cgroup2 has this id on every kernel.
-const ROOT: u64 = 1;
+pub(crate) const ROOT: u64 = 1;
 const PROC: &str = "/proc";
 /// What to do where the node's cgroup is not found.
-const REMEDY: &str = "in Kubernetes give the pod hostPID, and mount the node's /sys/fs/cgroup with \
-                      mountPropagation HostToContainer; or name the cgroup by --cgroup";
+const REMEDY: &str = "in Kubernetes give the pod hostPID, and mount the node's /sys/fs/cgroup; or name \
+                      the cgroup by --cgroup";
 
 /// A cgroup, and how to get there.
 #[derive(Clone, Debug)]

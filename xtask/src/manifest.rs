@@ -141,6 +141,13 @@ const RIGHT: &[Render] = &[
         with: &["--max-services=16777216\n", "- --context=x\n", "maxUnavailable: 10%"],
         without: &[],
     },
+    // What the chart says itself is not said twice: a key that is there twice makes no YAML.
+    Render {
+        set: "nodeSelector.kubernetes\\.io/os=linux,podLabels.app\\.kubernetes\\.io/name=x,podLabels.a=b",
+        with: &["nodeSelector:\n        kubernetes.io/os: linux\n      toler", "        a: b\n"],
+        without: &["app.kubernetes.io/name: x"],
+    },
+    Render { set: "nodeSelector=null,podLabels=null,podAnnotations=null", with: &[], without: &[] },
     Render {
         set: "updateStrategy.type=OnDelete",
         with: &["type: OnDelete"],
@@ -150,6 +157,11 @@ const RIGHT: &[Render] = &[
         set: "cleanup=true",
         with: &["- --cleanup\n", "- --stay\n", "maxUnavailable: 100%"],
         without: &["Probe", "--log"],
+    },
+    Render {
+        set: "cleanup=true,updateStrategy.type=OnDelete",
+        with: &["type: RollingUpdate", "maxUnavailable: 100%"],
+        without: &["OnDelete"],
     },
     Render {
         set: "podMonitor.enabled=true,metricsBindAddress=0.0.0.0:10249",

@@ -194,7 +194,7 @@ impl Agent {
         if !self.pipeline.lacks_only_nodes() {
             self.waiting_for_nodes = None;
         } else if self.waiting_for_nodes.get_or_insert_with(Instant::now).elapsed() > NODES {
-            let remedy = "grant get, list and watch on nodes";
+            let remedy = "grant list and watch on nodes";
             tracing::error!(
                 remedy,
                 "no list of Nodes after {} s: going on without NodePorts of other nodes and without \

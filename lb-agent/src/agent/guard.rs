@@ -20,8 +20,11 @@ pub(super) struct Guard {
     look: Task<Seen>,
     /// What is wrong, as it was told.
     told: Option<String>,
-    /// Whether it was told that there are processes elsewhere. Their number may change each time.
-    told_outside: bool,
+    /// What the canary has found wrong, when it could tell.
+    not_in_force: Option<String>,
+    /// The processes elsewhere, as they were seen last. That there are any is told once: their number
+    /// may change each time.
+    outside: Option<Outside>,
 }
 
 /// What a look at the cgroup has seen.
@@ -55,7 +58,7 @@ impl Seen {
 
 impl Guard {
     pub(super) fn new(cgroup: Cgroup) -> Self {
-        Self { cgroup, look: Task::new(), told: None, told_outside: false }
+        Self { cgroup, look: Task::new(), told: None, not_in_force: None, outside: None }
     }
 
     /// The cgroup that the programs belong to.
@@ -65,8 +68,7 @@ impl Guard {
 
     /// Nobody is told that all is well, before it was looked whether this is the right cgroup.
     pub(super) fn begin(&mut self, admin: &Admin) {
-        let outside = self.cgroup.outside();
-        let fault = self.tell_outside(outside.as_ref(), admin);
+        let fault = self.tell_outside(self.cgroup.outside(), admin);
         if fault.is_some() {
             admin.datapath_checked(fault.map_or(Ok(()), Err));
         }
@@ -74,7 +76,7 @@ impl Guard {
 
     /// Sends the canary, if it is time. Only once the maps refuse its addresses.
     pub(super) fn tick(&mut self) {
-        let trouble = self.told.is_some() || self.told_outside;
+        let trouble = self.told.is_some() || self.outside.is_some();
         let period = if trouble || self.cgroup.is_gone() { PERIOD_OF_TROUBLE } else { PERIOD };
         if self.look.is_due(period) {
             let cgroup = self.cgroup.clone();
@@ -87,7 +89,8 @@ impl Guard {
         let seen = self.look.result().await;
         seen.unwrap_or_else(|| {
             let died = Failure::Unknown("the canary has died".to_owned());
-            Seen { canary: Err(died), outside: None, next: None }
+            // Nobody has looked: they are where they were.
+            Seen { canary: Err(died), outside: self.outside.clone(), next: None }
         })
     }
 
@@ -103,16 +106,18 @@ impl Guard {
             Ok(findings) => findings.iter().map(ToString::to_string).collect(),
             Err(error) => vec![format!("{error:#}")],
         };
-        let mut health = self.tell_outside(outside.as_ref(), admin).map_or(Ok(()), Err);
+        let outside = self.tell_outside(outside, admin);
         match canary {
-            Ok(()) => {}
+            Ok(()) => self.not_in_force = None,
             Err(Failure::NotInForce(what)) => {
                 wrong.push(what.clone());
-                health = Err(what);
+                self.not_in_force = Some(what);
             }
+            // What was found wrong before is not known to be right.
             Err(unknown @ Failure::Unknown(_)) => wrong.push(unknown.to_string()),
         }
-        admin.datapath_checked(health);
+        let fault = self.not_in_force.clone().or(outside);
+        admin.datapath_checked(fault.map_or(Ok(()), Err));
         self.tell((!wrong.is_empty()).then(|| wrong.join("; ")));
         let is_repairable =
             |found: &Vec<_>| found.iter().any(|finding: &Finding| finding.problem.is_repairable());
@@ -172,17 +177,17 @@ impl Guard {
     }
 
     /// The fault, if processes of the node are outside of the cgroup.
-    fn tell_outside(&mut self, outside: Option<&Outside>, admin: &Admin) -> Option<String> {
-        admin.metrics().processes_outside(outside.map_or(0, |outside| outside.count));
-        let fault = outside.map(|outside| node_cgroup::explain(&self.cgroup, outside));
+    fn tell_outside(&mut self, outside: Option<Outside>, admin: &Admin) -> Option<String> {
+        admin.metrics().processes_outside(outside.as_ref().map_or(0, |outside| outside.count));
+        let fault = outside.as_ref().map(|outside| node_cgroup::explain(&self.cgroup, outside));
         match &fault {
-            Some(fault) if !self.told_outside => tracing::error!("not ready: {fault}"),
-            None if self.told_outside => {
+            Some(fault) if self.outside.is_none() => tracing::error!("not ready: {fault}"),
+            None if self.outside.is_some() => {
                 tracing::info!(cgroup = %self.cgroup, "all processes of the node are in the cgroup now");
             }
             _ => {}
         }
-        self.told_outside = fault.is_some();
+        self.outside = outside;
         fault
     }
 }

@@ -7,8 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The root of cgroup2 has this id on every kernel.
-const ROOT: u64 = 1;
+use crate::node_cgroup::ROOT;
 
 /// A cgroup and those below it, by id. The id is the number of the directory's inode, is not used
 /// again, and cannot move to another parent: an answer once given stays true.

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt::Debug,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -17,9 +17,10 @@ use kube::{
     Api, Client, Config, Resource,
     config::{KubeConfigOptions, Kubeconfig},
     core::DeserializeGuard,
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::{utils::Backoff as _, watcher},
 };
 use serde::de::DeserializeOwned;
+use tokio::time::sleep;
 
 use super::{Changes, Problem, Problems, translate};
 use crate::model::{Change, ObjectRef};
@@ -31,6 +32,13 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// How long the API server may be silent in the middle of an answer. On a watch it sends a bookmark
 /// every minute; a peer that vanished without a word is given up after this.
 const SILENCE: Duration = Duration::from_secs(150);
+/// The longest pause before the first list of a kind is there. With [`CONNECT`] it is less than the
+/// loop waits for Nodes when all else is known: a kind that only pauses must not be taken for one that
+/// nobody lets us see.
+const UNLISTED: Duration = Duration::from_secs(10);
+/// A watch says nothing until something changes. After this long without an error it has worked again
+/// meanwhile: no try takes longer, with the pause before it.
+const QUIET: Duration = Duration::from_secs(300);
 
 /// Where the API server is.
 #[derive(Clone, Debug, Default)]
@@ -171,28 +179,32 @@ impl Kind for KubeNode {
 async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Changes) {
     // One object that does not decode must not stop the watch of all others.
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let events = watcher(api, config.page_size(K::PAGE)).default_backoff();
+    let events = watcher(api, config.page_size(K::PAGE));
     pin_mut!(events);
+    let mut pauses = Pauses::default();
     let mut problems = Problems::default();
     let mut listing = BTreeMap::new();
     let mut troubled = HashSet::new();
-    let mut trouble = None;
+    let mut trouble: Option<(String, Instant)> = None;
     while let Some(event) = events.next().await {
         let change = match event {
             Err(error) if is_gap(&error) => {
                 tracing::info!(kind = K::NAME, "too far behind the API server: listing anew");
+                sleep(pauses.pause()).await;
                 continue;
             }
             Err(error) => {
                 // It is tried again and again, for hours perhaps. That is said when it is new.
                 let text = chain(&error);
-                if trouble.as_ref() != Some(&text) {
+                if trouble.is_none_or(|(told, at)| told != text || at.elapsed() > QUIET) {
                     tracing::error!(kind = K::NAME, remedy = remedy(&error), "{text}");
                 }
-                trouble = Some(text);
+                trouble = Some((text, Instant::now()));
+                sleep(pauses.pause()).await;
                 continue;
             }
             Ok(event) => {
+                pauses.answered(&event);
                 // `Init` says only that a list is about to be asked for.
                 if !matches!(event, watcher::Event::Init) && trouble.take().is_some() {
                     tracing::info!(kind = K::NAME, "the API server answers again");
@@ -234,6 +246,32 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
         if changes.send(change).await.is_err() {
             return;
         }
+    }
+}
+
+/// How long to wait before the API server is asked again. What kube does by itself begins anew at
+/// each [`watcher::Event::Init`], which comes before anything is asked: as long as there is no list, its
+/// pauses do not grow.
+#[derive(Default)]
+struct Pauses {
+    backoff: watcher::DefaultBackoff,
+    listed: bool,
+}
+
+impl Pauses {
+    fn pause(&mut self) -> Duration {
+        let longest = if self.listed { Duration::MAX } else { UNLISTED };
+        self.backoff.next().unwrap_or(UNLISTED).min(longest)
+    }
+
+    /// The pauses are short again, once a list is whole or a watch says something.
+    fn answered<K>(&mut self, event: &watcher::Event<K>) {
+        match event {
+            watcher::Event::Init | watcher::Event::InitApply(_) => return,
+            watcher::Event::InitDone => self.listed = true,
+            watcher::Event::Apply(_) | watcher::Event::Delete(_) => {}
+        }
+        self.backoff.reset();
     }
 }
 
@@ -283,9 +321,7 @@ fn is_gap(error: &watcher::Error) -> bool {
 fn remedy(error: &watcher::Error) -> &'static str {
     match status(error) {
         Some(401) => "the API server does not know us: check the kubeconfig's user or the token",
-        Some(403) => {
-            "grant get, list and watch on services, nodes and endpointslices.discovery.k8s.io"
-        }
+        Some(403) => "grant list and watch on services, nodes and endpointslices.discovery.k8s.io",
         _ => "check the server's address, its certificate and the way to it; trying again",
     }
 }
@@ -298,5 +334,33 @@ fn status(error: &watcher::Error) -> Option<u16> {
         | watcher::Error::WatchFailed(kube::Error::Api(status))
         | watcher::Error::WatchError(status) => Some(status.code),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_until_something_came_of_it() {
+        const SHORT: Duration = Duration::from_secs(2);
+        let mut pauses = Pauses::default();
+        assert!(pauses.pause() < SHORT);
+        for _ in 0..8 {
+            pauses.answered(&watcher::Event::<()>::Init);
+            pauses.pause();
+        }
+        assert_eq!(pauses.pause(), UNLISTED);
+        pauses.answered(&watcher::Event::InitApply(()));
+        assert_eq!(pauses.pause(), UNLISTED, "a list that ends half-way");
+
+        pauses.answered(&watcher::Event::<()>::InitDone);
+        assert!(pauses.pause() < SHORT);
+        for _ in 0..8 {
+            pauses.pause();
+        }
+        assert!(pauses.pause() > UNLISTED, "who has a list can wait");
+        pauses.answered(&watcher::Event::Apply(()));
+        assert!(pauses.pause() < SHORT);
     }
 }

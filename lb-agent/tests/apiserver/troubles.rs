@@ -120,7 +120,7 @@ pub(crate) fn nodes_that_nobody_shows_are_not_waited_for(world: &mut World, ns: 
         }
         Ok(())
     });
-    agent.await_line(&["ERROR", waits_no_longer, "grant get, list and watch on nodes"]);
+    agent.await_line(&["ERROR", waits_no_longer, "grant list and watch on nodes"]);
     own.await_backends("10.96.11.1:80", &backends);
     assert!(own.spread("10.96.11.1:80", 50).iter().eq(&backends));
     assert!(own.ask("192.0.2.77:32177").is_err(), "nobody knows that this is a node");
