@@ -207,25 +207,21 @@ fn locate(path: &Path) -> io::Result<Option<Location>> {
 }
 
 fn see() -> io::Result<Seen> {
-    let of = |process: &str| {
-        Ok::<_, io::Error>(Location::of_process(&fs::read_to_string(format!(
-            "{PROC}/{process}/cgroup"
-        ))?))
-    };
-    let own = match of("thread-self")? {
+    let of = |process: &str| fs::read_to_string(format!("{PROC}/{process}/cgroup"));
+    let mut own = of("thread-self")?;
+    if Location::of_process(&own).is_none() {
         // Until somebody mounts cgroup2, the kernel does not speak of it.
-        None => {
-            private::own()?;
-            of("thread-self")?
-        }
-        own => own,
-    };
-    let pid = process::id();
+        private::own()?;
+        own = of("thread-self")?;
+    }
+    let (pid, init) = (process::id(), of("1")?);
     Ok(Seen {
         pid,
-        own: own.ok_or_else(|| io::Error::other("the cgroup of lb-agent was removed"))?,
-        init: of("1")?,
+        own: Location::of_process(&own)
+            .ok_or_else(|| io::Error::other("the cgroup of lb-agent was removed"))?,
+        init: Location::of_process(&init),
         descends: outside::descends(Path::new(PROC), pid),
+        apart: location::apart(&own, &init),
         mounts: mounts::all("cgroup2")?,
     })
 }

@@ -193,7 +193,8 @@ fn mount_bpffs() -> Result<()> {
         let to = format!("{node}:/etc/systemd/system/bpffs.service");
         exec(Command::new("docker").current_dir(workspace()).args(["cp", BPFFS, &to]))?;
         for words in [&["daemon-reload"][..], &["enable", "--quiet", "--now", "bpffs"]] {
-            exec(Command::new("docker").args(["exec", node, "systemctl"]).args(words))?;
+            exec(Command::new("docker").args(["exec", node, "systemctl"]).args(words))
+                .with_context(|| format!("`docker start {node}` helps if it was stopped"))?;
         }
     }
     Ok(())

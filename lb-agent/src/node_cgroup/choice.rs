@@ -15,6 +15,8 @@ pub(super) struct Seen {
     pub(super) init: Option<Location>,
     /// Whether the process descends from PID 1.
     pub(super) descends: bool,
+    /// Whether a hierarchy of version 1 has the two in different cgroups: no container is in two.
+    pub(super) apart: bool,
     /// The mounts of cgroup2.
     pub(super) mounts: Vec<Mount>,
 }
@@ -47,7 +49,7 @@ impl Seen {
             Some("lb-agent is PID 1 of its container, and sees no other process of the node")
         } else if !self.descends {
             Some("lb-agent does not descend from PID 1, which thus need not be the node's")
-        } else if self.init.as_ref() == Some(&self.own) {
+        } else if self.init.as_ref() == Some(&self.own) && !self.apart {
             Some("PID 1 and lb-agent are in one cgroup, as in a container")
         } else {
             None

@@ -70,6 +70,13 @@ impl Location {
     }
 }
 
+/// Whether one of the other hierarchies, those of version 1, has two processes in different cgroups, by
+/// their `/proc/PID/cgroup`.
+pub(super) fn apart(one: &str, other: &str) -> bool {
+    let of_version_1 = |line: &&str| !line.starts_with("0::");
+    one.lines().filter(of_version_1).ne(other.lines().filter(of_version_1))
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.up == 0 && self.down.is_empty() {

@@ -1,7 +1,7 @@
 //! What is seen on each kind of machine, in the words of the kernel; shortened to what counts.
 
 use super::*;
-use crate::mounts;
+use crate::{mounts, node_cgroup::location};
 
 struct Layout {
     pid: u32,
@@ -25,6 +25,7 @@ impl Layout {
             own: Location::of_process(self.own).unwrap(),
             init: Location::of_process(self.init),
             descends: self.descends,
+            apart: location::apart(self.own, self.init),
             mounts,
         }
     }
@@ -156,6 +157,25 @@ fn a_pod_of_kind_on_a_hybrid_machine() {
          32 31 0:29 /docker/0af3 /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
     );
     pod.finds("/docker/0af3", &[Access::OfInit]);
+}
+
+/// The same where systemd and Docker leave version 2 alone: the node has one cgroup of it, and only
+/// version 1 tells a pod from PID 1.
+#[test]
+fn a_pod_of_kind_whose_systemd_uses_version_1() {
+    let mountinfo = "\
+31 23 0:28 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
+32 31 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+";
+    let pod = Layout::pod(
+        "9:name=systemd:/kubelet.slice/pod7/c1\n3:cpuset:/\n0::/\n",
+        "9:name=systemd:/init.scope\n3:cpuset:/\n0::/\n",
+        mountinfo,
+    );
+    assert_eq!(pod.finds("/", &[Access::OfInit]).doubt, None);
+    // An init of the container's own is where the container is.
+    let tini = Layout { init: pod.own, ..pod };
+    assert!(tini.finds("/", &[Access::Own]).doubt.unwrap().contains("are in one cgroup"));
 }
 
 /// k3d, Talos: PID 1 is in `/init` of the node.
