@@ -220,6 +220,7 @@ impl Agent {
     /// Writes what has changed. True if something is to be tried again.
     fn sync(&mut self, admin: &mut Admin) -> Result<bool> {
         let full = !self.pipeline.is_synced();
+        let is_first = full || !self.is_attached;
         let started = Instant::now();
         self.upkeep.before_sync(&mut self.pipeline);
         let report = self.pipeline.sync();
@@ -231,6 +232,9 @@ impl Agent {
                 "the programs at work stay until all Services are in the new maps, or for {} s",
                 OTHERS.as_secs()
             );
+        }
+        if is_first && self.is_attached && self.pipeline.is_synced() {
+            self.guard.launch(admin);
         }
         if full && self.is_attached {
             let frontends = self.pipeline.tables().services().len();

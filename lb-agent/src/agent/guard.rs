@@ -20,8 +20,9 @@ pub(super) struct Guard {
     look: Task<Seen>,
     /// What is wrong, as it was told.
     told: Option<String>,
-    /// What the canary has found wrong, when it could tell.
+    /// What the canary has found wrong, when it could tell; at first that it has not been sent yet.
     not_in_force: Option<String>,
+    is_proved: bool,
     /// The processes elsewhere, as they were seen last. That there are any is told once: their number
     /// may change each time.
     outside: Option<Outside>,
@@ -58,7 +59,14 @@ impl Seen {
 
 impl Guard {
     pub(super) fn new(cgroup: Cgroup) -> Self {
-        Self { cgroup, look: Task::new(), told: None, not_in_force: None, outside: None }
+        Self {
+            cgroup,
+            look: Task::new(),
+            told: None,
+            not_in_force: None,
+            is_proved: false,
+            outside: None,
+        }
     }
 
     /// The cgroup that the programs belong to.
@@ -72,6 +80,17 @@ impl Guard {
         if fault.is_some() {
             admin.datapath_checked(fault.map_or(Ok(()), Err));
         }
+    }
+
+    /// The programs are attached, and the maps complete. Nobody is told that all is well before the
+    /// canary has been back.
+    pub(super) fn launch(&mut self, admin: &Admin) {
+        if !self.is_proved {
+            let fault = "whether the programs are in force is being tried".to_owned();
+            admin.datapath_checked(Err(fault.clone()));
+            self.not_in_force = Some(fault);
+        }
+        self.tick();
     }
 
     /// Sends the canary, if it is time. Only once the maps refuse its addresses.
@@ -108,13 +127,18 @@ impl Guard {
         };
         let outside = self.tell_outside(outside, admin);
         match canary {
-            Ok(()) => self.not_in_force = None,
+            Ok(()) => (self.not_in_force, self.is_proved) = (None, true),
             Err(Failure::NotInForce(what)) => {
                 wrong.push(what.clone());
                 self.not_in_force = Some(what);
             }
-            // What was found wrong before is not known to be right.
-            Err(unknown @ Failure::Unknown(_)) => wrong.push(unknown.to_string()),
+            // What was found wrong before is not known to be right, nor what was never found right.
+            Err(unknown @ Failure::Unknown(_)) => {
+                wrong.push(unknown.to_string());
+                if !self.is_proved {
+                    self.not_in_force = Some(unknown.to_string());
+                }
+            }
         }
         let fault = self.not_in_force.clone().or(outside);
         admin.datapath_checked(fault.map_or(Ok(()), Err));
