@@ -141,8 +141,8 @@ fn the_pod_has_no_more_than_it_needs() {
     assert_eq!(context.read_only_root_filesystem, Some(true));
     let capabilities = context.capabilities.unwrap();
     assert_eq!(capabilities.drop.unwrap(), ["ALL"]);
-    let added = ["BPF", "NET_ADMIN", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"];
-    assert_eq!(capabilities.add.unwrap(), added);
+    // SYS_ADMIN stands for BPF and PERFMON, which not every node can give.
+    assert_eq!(capabilities.add.unwrap(), ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"]);
 }
 
 #[test]
