@@ -15,7 +15,7 @@ use super::{
     control::pinned,
     flips::udp_backend,
     restart::{a_while, content, links, under_load},
-    world::{World, backend4, mount_bpffs},
+    world::{World, backend4, mount_bpffs, take_away},
     yaml,
 };
 
@@ -185,7 +185,7 @@ fn another_cgroup() {
             fs::create_dir(&below).unwrap();
             Agent::start_with(world, &arguments).kill();
             assert!(udp_backend(V4).is_err(), "attached to a cgroup that this process is not in");
-            fs::remove_dir(&below).unwrap();
+            take_away(&below);
         }
         // From a cgroup that is gone, from one that is there, and back.
         Agent::start(world).kill();
@@ -197,7 +197,7 @@ fn another_cgroup() {
         assert!(udp_backend(V4).is_err(), "the old cgroup is served no longer");
         Agent::start(world).kill();
         assert!(udp_backend(V4).is_ok());
-        fs::remove_dir(&below).unwrap();
+        take_away(&below);
     });
 }
 

@@ -15,7 +15,7 @@ use super::{
     control::service,
     echo::{ask, ask_udp},
     raw::{dial, disconnect, errno, exotic, peer, udp, udp_socket},
-    world::{PORT, World, backend4, backend6},
+    world::{PORT, World, backend4, backend6, take_away},
 };
 use lb_agent::model::{Change, Protocol};
 
@@ -143,6 +143,6 @@ fn sockets_of_a_child_process_are_served() {
         let answer = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(answer.starts_with("10.1.0."), "{answer}");
-        fs::remove_dir(&below).unwrap();
+        take_away(&below);
     });
 }

@@ -22,7 +22,7 @@ use super::{
     connect::V4,
     control::{SIZES, object, service, slice},
     flips::udp_backend,
-    world::{World, backend4, mount_bpffs},
+    world::{World, backend4, mount_bpffs, take_away},
 };
 
 /// An agent of which only the programs are of interest.
@@ -129,7 +129,7 @@ fn a_canary_that_is_frozen_ends() {
             "{result:?}"
         );
         let _ = fs::remove_dir(below.join(format!("socklb-canary-{}", std::process::id())));
-        fs::remove_dir(&below).unwrap();
+        take_away(&below);
     });
 }
 
@@ -215,7 +215,7 @@ fn a_cgroup_removed_and_made_again() {
         fs::create_dir(&below).unwrap();
         let mut subject = Subject::start(&world.pins(), &below);
         assert!(subject.is_well());
-        fs::remove_dir(&below).unwrap();
+        take_away(&below);
         assert!(subject.datapath.verify(&below).is_err(), "it is not there");
         assert!(matches!(canary::check(&below), Err(Failure::Unknown(_))));
         fs::create_dir(&below).unwrap();
@@ -223,7 +223,7 @@ fn a_cgroup_removed_and_made_again() {
         names(subject.canary(), &["connect4", "connect6", "sendmsg4", "sendmsg6"]);
         subject.repair();
         drop(subject);
-        fs::remove_dir(&below).unwrap();
+        take_away(&below);
     });
 }
 
@@ -241,7 +241,7 @@ fn links_to_another_cgroup() {
         subject.repair();
         drop(second);
         drop(subject);
-        fs::remove_dir(&below).unwrap();
+        take_away(&below);
     });
 }
 
@@ -272,7 +272,7 @@ fn another_agent_s_programs_run_before() {
         assert!(third.is_well());
         third.repair();
         drop(third);
-        fs::remove_dir(&below).unwrap();
+        take_away(&below);
     });
 }
 

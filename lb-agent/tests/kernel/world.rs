@@ -205,3 +205,9 @@ pub(crate) fn soon(mut what: impl FnMut() -> bool) -> bool {
     }
     true
 }
+
+/// Removes a cgroup that nobody should be in any more: of an agent that was killed, a canary may still
+/// be out.
+pub(crate) fn take_away(cgroup: &Path) {
+    assert!(soon(|| remove_cgroup(cgroup).is_ok()), "{} is in use", cgroup.display());
+}
