@@ -247,6 +247,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_page_is_made_of_the_records() {
+        let directory = workspace().join("docs/e2e");
+        let made = table::page(&columns(&directory).unwrap(), &List::own().unwrap());
+        let page = directory.join("README.md");
+        if env::var_os("UPDATE").is_some() {
+            fs::write(&page, &made).unwrap();
+        }
+        assert_eq!(fs::read_to_string(page).unwrap(), made, "UPDATE=1 writes it");
+    }
+
+    #[test]
     fn a_name_matches_itself() {
         assert_eq!(literally("[a] (b|c): d.e"), r"\[a\] \(b\|c\): d\.e");
     }

@@ -25,9 +25,12 @@ pub(crate) fn page(columns: &[Column], list: &List) -> String {
          generated from the files beside it.\n",
     );
     for column in columns {
-        let _ = writeln!(page, "\n**{}**: {}.", column.name, tally(&column.outcomes));
+        let mut outcomes = column.outcomes.clone();
+        outcomes.retain(|name, _| list.must_pass.contains(name));
+        let _ = writeln!(page, "\n**{}**: {}.", column.name, tally(&outcomes));
+        page.push('\n');
         for line in &column.about {
-            let _ = writeln!(page, "{line}.");
+            let _ = writeln!(page, "- {line}");
         }
     }
     let _ = write!(page, "\n## Test by test\n\nSeconds; several tests run at a time.\n\n| test |");
