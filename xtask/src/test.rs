@@ -163,7 +163,7 @@ fn task(task: &str) -> Result<Tally> {
 
 fn sum(words: &[&str]) -> Result<Tally> {
     require_root().context(NEEDS_ROOT)?;
-    last_count(Command::new(env::current_exe()?).args(words).current_dir(workspace()))
+    last_count(Command::new("cargo").arg("xtask").args(words).current_dir(workspace()))
 }
 
 const NEEDS_ROOT: &str = "this layer needs root (SOCKLB_SKIP_ROOT=1 leaves it out)";
