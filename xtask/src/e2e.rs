@@ -20,6 +20,7 @@ use self::{
     table::Column,
 };
 use crate::{
+    cache::{Scratch, cache},
     cargo::workspace,
     exec::{ask, show},
     kube,
@@ -57,7 +58,7 @@ const CLUSTER: &[&str] = &[
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let list = List::own()?;
-    let suite = Suite { programs: kube::e2e()?, scratch: Scratch::new()? };
+    let suite = Suite { programs: kube::e2e()?, scratch: Scratch::new(&cache()?)? };
     list.check(&suite.names(None)?)?;
     let mut chosen = suite.names(args.focus.as_deref())?;
     chosen.retain(|name| list.must_pass.contains(name));
@@ -221,25 +222,6 @@ fn columns(directory: &Path) -> Result<Vec<Column>> {
     }
     columns.sort_by_key(|column| (column.name != "socklb", column.name.clone()));
     Ok(columns)
-}
-
-/// A directory of this run.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self> {
-        let directory = env::temp_dir().join(format!("socklb-e2e-{}", std::process::id()));
-        fs::create_dir(&directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Self(directory))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What root left in it may stay.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     cargo::workspace,
     exec::{ask, exec},
-    kube,
+    image, kube,
     kube_demo::{self, Choices, Kubectl},
     manifest,
 };
@@ -27,8 +27,6 @@ const CONFIG: &str = "deploy/kind/kind.yaml";
 const AGENT: &str = "daemonset/socklb";
 /// What mounts the BPF file system of a node.
 const BPFFS: &str = "deploy/kind/bpffs.service";
-/// Installed by name and version, as the chart names them.
-const IMAGE: &str = concat!("socklb:", env!("CARGO_PKG_VERSION"));
 
 /// A cluster in Docker, with socklb in place of kube-proxy.
 #[derive(clap::Args)]
@@ -206,7 +204,8 @@ fn install(helm: PathBuf) -> Result<()> {
     let addresses = ask(kubectl().args(["get", &control, address]));
     let addresses = addresses.with_context(|| format!("kubectl tells no address of {control}"))?;
     let host = addresses.split(' ').next().context("the control plane has no address")?;
-    let (repository, tag) = IMAGE.split_once(':').unwrap_or((IMAGE, ""));
+    let name = image::socklb::name();
+    let (repository, tag) = name.split_once(':').unwrap_or((&name, ""));
     let mut helm = Command::new(helm);
     helm.current_dir(workspace()).args(["upgrade", "--install", NAME, manifest::CHART]);
     helm.args(["--kube-context", CONTEXT, "--namespace", "kube-system"]);

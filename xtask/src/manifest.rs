@@ -42,8 +42,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// The chart, below the work tree: relative, so that nothing rendered depends on where that is.
 pub(crate) const CHART: &str = "deploy/helm/socklb";
-/// A release of this version, whatever the helm at hand was built for.
-const KUBE_VERSION: &str = "1.36.3";
 
 const HEADER: &str = "\
 # socklb on every Linux node. Made from deploy/helm/socklb by `cargo xtask manifest`: change that.
@@ -218,7 +216,7 @@ impl Chart {
     fn template(&self, set: &[&str]) -> Command {
         let mut helm = Command::new(&self.helm);
         helm.current_dir(workspace()).args(["template", "socklb", CHART]);
-        helm.args(["--namespace", "kube-system", "--kube-version", KUBE_VERSION]);
+        helm.args(["--namespace", "kube-system", "--kube-version", kube::VERSION]);
         for set in set {
             helm.args(["--set", set]);
         }
@@ -228,7 +226,7 @@ impl Chart {
     fn passes_lint(&self) -> Result<()> {
         let mut lint = Command::new(&self.helm);
         lint.current_dir(workspace()).args(["lint", "--strict", "--quiet", CHART]);
-        lint.args(["--kube-version", KUBE_VERSION]);
+        lint.args(["--kube-version", kube::VERSION]);
         let output = run_quietly(&mut lint)?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "`{}`: {}", show(&lint), said.trim());

@@ -1,7 +1,6 @@
 //! A cluster that is there: what the commands and the tests do with it.
 
 use std::{
-    io::Write as _,
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -21,6 +20,7 @@ use super::{
     proxy,
     wait::{Not, until},
 };
+use crate::kube_demo::Kubectl;
 
 const READY: Duration = Duration::from_secs(300);
 /// Nodes that were down are Ready when kubelet has said so again, and their pods take a while.
@@ -144,19 +144,7 @@ impl Cluster {
 
     /// Makes objects, or changes them: one, or a `List`.
     pub(crate) fn apply(&self, objects: &Value) -> Result<()> {
-        let mut kubectl = self.kubectl()?;
-        kubectl.args(["apply", "--server-side", "--request-timeout=30s", "--filename", "-"]);
-        let mut child = kubectl
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot start kubectl")?;
-        child.stdin.take().context("stdin is piped")?.write_all(objects.to_string().as_bytes())?;
-        let output = child.wait_with_output()?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "kubectl apply: {}", error.trim());
-        Ok(())
+        Kubectl::like(self.kubectl()?.arg("--request-timeout=30s")).apply(&objects.to_string())
     }
 
     /// A command that runs in a box: n1, n2, …, control.
