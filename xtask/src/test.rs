@@ -43,26 +43,52 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let mut total = Tally::default();
+    let (mut total, mut failures) = (Tally::default(), Failures::default());
     for layer in LAYERS {
         if !args.layer.is_empty() && !args.layer.iter().any(|name| name == layer.name) {
             continue;
         }
         println!("\n== {}: {}", layer.name, layer.purpose);
         let start = Instant::now();
-        let tally = layer.run(&args.rust_test).unwrap_or_else(|error| {
+        let tally = layer.run(&args.rust_test, &mut failures).unwrap_or_else(|error| {
             eprintln!("{error:#}");
+            failures.add(format!("{}: {error:#}", layer.name));
             Tally::FAIL
         });
         println!("-- {}: {tally} ({} s)", layer.name, start.elapsed().as_secs());
         total += tally;
     }
+    failures.show();
     println!("\n{total}");
     if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// What failed, in the lines that said so: to be shown once more at the end, where people look.
+#[derive(Default)]
+pub(crate) struct Failures(Vec<String>);
+
+impl Failures {
+    fn add(&mut self, failure: String) {
+        self.0.push(failure);
+    }
+
+    /// Keeps a line of a test program, of checks or of stories, if it tells a failure.
+    fn listen(&mut self, line: &str) {
+        let tells = line.starts_with("test ") || line.starts_with("check ");
+        if tells && line.contains(" ... FAILED") {
+            self.add(line.to_owned());
+        }
+    }
+
+    pub(crate) fn show(&self) {
+        if !self.0.is_empty() {
+            println!("\nFailed:\n  {}", self.0.join("\n  "));
+        }
+    }
+}
+
 impl Layer {
-    fn run(&self, arguments: &[OsString]) -> Result<Tally> {
+    fn run(&self, arguments: &[OsString], failures: &mut Failures) -> Result<Tally> {
         // Nothing is installed for what is left out. Other layers are built, to count their tests.
         if skips_root() && matches!(self.work, Work::Task(_) | Work::Sum(_)) {
             println!("skipped: {} needs root, and SOCKLB_SKIP_ROOT=1", self.name);
@@ -70,17 +96,17 @@ impl Layer {
         }
         setup::ensure(self.needs)?;
         match self.work {
-            Work::Checks(checks) => Ok(check_all(checks)),
-            Work::Unclaimed => unclaimed(arguments),
-            Work::User { target, with } => user(target, with, arguments),
-            Work::Root { target, with } => root(target, with, arguments),
+            Work::Checks(checks) => Ok(check_all(checks, failures)),
+            Work::Unclaimed => unclaimed(arguments, failures),
+            Work::User { target, with } => user(target, with, arguments, failures),
+            Work::Root { target, with } => root(target, with, arguments, failures),
             Work::Task(task) => self::task(task),
-            Work::Sum(words) => sum(words),
+            Work::Sum(words) => sum(words, failures),
         }
     }
 }
 
-fn check_all(checks: &[Check]) -> Tally {
+fn check_all(checks: &[Check], failures: &mut Failures) -> Tally {
     let mut sum = Tally::default();
     for check in checks {
         sum += match (check.command)() {
@@ -94,7 +120,9 @@ fn check_all(checks: &[Check]) -> Tally {
                     Tally::PASS
                 }
                 Err(error) => {
-                    println!("check {} ... FAILED: {error:#}", check.name);
+                    let line = format!("check {} ... FAILED: {error:#}", check.name);
+                    println!("{line}");
+                    failures.add(line);
                     Tally::FAIL
                 }
             },
@@ -103,7 +131,7 @@ fn check_all(checks: &[Check]) -> Tally {
     sum
 }
 
-fn unclaimed(arguments: &[OsString]) -> Result<Tally> {
+fn unclaimed(arguments: &[OsString], failures: &mut Failures) -> Result<Tally> {
     let workspace = ["test", "--workspace", "--exclude", "lb-ebpf"];
     let mut sum = Tally::default();
     for program in executables(cargo().args(workspace).arg("--no-run"))? {
@@ -111,19 +139,29 @@ fn unclaimed(arguments: &[OsString]) -> Result<Tally> {
         if !program.is_test || (program.kind == "test" && is_claimed(&program.name)) {
             continue;
         }
-        sum += count(test(&program).args(arguments))?;
+        sum += count(test(&program).args(arguments), failures)?;
     }
-    sum += count(cargo().args(workspace).args(["--doc", "--"]).args(arguments))?;
+    sum += count(cargo().args(workspace).args(["--doc", "--"]).args(arguments), failures)?;
     Ok(sum)
 }
 
-fn user(target: &str, with: Option<Made>, arguments: &[OsString]) -> Result<Tally> {
+fn user(
+    target: &str,
+    with: Option<Made>,
+    arguments: &[OsString],
+    failures: &mut Failures,
+) -> Result<Tally> {
     let mut test = test(&integration(target)?);
     give(&mut test, with)?;
-    count(test.args(arguments))
+    count(test.args(arguments), failures)
 }
 
-fn root(target: &str, with: Option<Made>, arguments: &[OsString]) -> Result<Tally> {
+fn root(
+    target: &str,
+    with: Option<Made>,
+    arguments: &[OsString],
+    failures: &mut Failures,
+) -> Result<Tally> {
     let program = integration(target)?;
     if skips_root() {
         let list = ask(test(&program).args(["--list", "--format", "terse"]).args(arguments));
@@ -135,7 +173,7 @@ fn root(target: &str, with: Option<Made>, arguments: &[OsString]) -> Result<Tall
     let mut test = test(&program);
     test.arg("--test-threads=1").args(arguments);
     give(&mut test, with)?;
-    count(&mut as_root(test))
+    count(&mut as_root(test), failures)
 }
 
 /// Builds an integration test of lb-agent.
@@ -161,9 +199,9 @@ fn task(task: &str) -> Result<Tally> {
     Ok(Tally::PASS)
 }
 
-fn sum(words: &[&str]) -> Result<Tally> {
+fn sum(words: &[&str], failures: &mut Failures) -> Result<Tally> {
     require_root().context(NEEDS_ROOT)?;
-    last_count(Command::new("cargo").arg("xtask").args(words).current_dir(workspace()))
+    last_count(Command::new("cargo").arg("xtask").args(words).current_dir(workspace()), failures)
 }
 
 const NEEDS_ROOT: &str = "this layer needs root (SOCKLB_SKIP_ROOT=1 leaves it out)";
@@ -181,26 +219,28 @@ fn test(program: &Executable) -> Command {
 
 /// Runs test programs, passes on what they say and counts it. A program that ends without a count,
 /// or unhappily without a failed test, is a failure itself.
-fn count(command: &mut Command) -> Result<Tally> {
+fn count(command: &mut Command, failures: &mut Failures) -> Result<Tally> {
     let (mut sum, mut counts) = (Tally::default(), 0);
     let (line, status) = pass_on(command, |text| {
+        failures.listen(text);
         if let Some(tally) = Tally::of_line(text) {
             sum += tally;
             counts += 1;
         }
     })?;
-    whole(&line, status, (counts > 0).then_some(sum))
+    whole(&line, status, (counts > 0).then_some(sum), failures)
 }
 
 /// The same of a program that ends with a sum such as ours.
-pub(crate) fn last_count(command: &mut Command) -> Result<Tally> {
+pub(crate) fn last_count(command: &mut Command, failures: &mut Failures) -> Result<Tally> {
     let mut last = None;
     let (line, status) = pass_on(command, |text| {
+        failures.listen(text);
         if !text.is_empty() {
             last = Tally::of_sum(text);
         }
     })?;
-    whole(&line, status, last)
+    whole(&line, status, last, failures)
 }
 
 /// Runs a command, shows what it says, and gives it line by line.
@@ -219,13 +259,19 @@ fn pass_on(command: &mut Command, mut take: impl FnMut(&str)) -> Result<(String,
     Ok((line, child.wait()?))
 }
 
-fn whole(line: &str, status: ExitStatus, sum: Option<Tally>) -> Result<Tally> {
+fn whole(
+    line: &str,
+    status: ExitStatus,
+    sum: Option<Tally>,
+    failures: &mut Failures,
+) -> Result<Tally> {
     if status.success() && sum.is_none() {
         bail!("`{line}` ended well, but counted no tests");
     }
     let mut sum = sum.unwrap_or_default();
     if !status.success() && sum.failed == 0 {
         println!("`{line}`: {status}");
+        failures.add(format!("`{line}`: {status}"));
         sum += Tally::FAIL;
     }
     Ok(sum)
@@ -236,12 +282,26 @@ mod tests {
     use super::*;
 
     fn sh(script: &str) -> Result<Tally> {
-        count(Command::new("sh").args(["-c", script]))
+        count(Command::new("sh").args(["-c", script]), &mut Failures::default())
+    }
+
+    #[test]
+    fn failures_are_told_again_at_the_end() {
+        let mut failures = Failures::default();
+        let script = "echo 'test a ... ok'; echo 'test b ... FAILED'; echo '  test b ... FAILED'; \
+                      echo 'test c ... FAILED (3 s): why'; echo '1 passed, 2 failed, 0 skipped'; exit 1";
+        last_count(Command::new("sh").args(["-c", script]), &mut failures).unwrap();
+        assert_eq!(failures.0, ["test b ... FAILED", "test c ... FAILED (3 s): why"]);
+        let mut failures = Failures::default();
+        count(Command::new("sh").args(["-c", "kill -9 $$"]), &mut failures).unwrap();
+        assert_eq!(failures.0, ["`sh -c 'kill -9 $$'`: signal: 9 (SIGKILL)"]);
     }
 
     #[test]
     fn a_sum_is_the_last_line_and_no_other() {
-        let last = |script: &str| last_count(Command::new("sh").args(["-c", script]));
+        let last = |script: &str| {
+            last_count(Command::new("sh").args(["-c", script]), &mut Failures::default())
+        };
         let two = last(
             "echo '1 passed, 1 failed, 0 skipped'; echo; echo '2 passed, 0 failed, 3 skipped'",
         );
@@ -263,7 +323,8 @@ mod tests {
         assert_eq!(sh(&format!("{ONE} kill -9 $$")).unwrap().failed, 1);
         assert_eq!(sh("exit 3").unwrap(), Tally::FAIL);
         assert!(sh("exit 0").is_err());
-        assert!(count(&mut Command::new("no-such-program")).is_err());
+        let absent = count(&mut Command::new("no-such-program"), &mut Failures::default());
+        assert!(absent.is_err());
     }
 
     #[test]
@@ -273,6 +334,9 @@ mod tests {
             Check { name: "bad", command: || Ok(Command::new("false")) },
             Check { name: "absent", command: || Err("not here") },
         ];
-        assert_eq!(check_all(CHECKS), Tally { passed: 1, failed: 1, skipped: 1 });
+        let mut failures = Failures::default();
+        let tally = check_all(CHECKS, &mut failures);
+        assert_eq!(tally, Tally { passed: 1, failed: 1, skipped: 1 });
+        assert_eq!(failures.0, ["check bad ... FAILED: `false`: exit status: 1"]);
     }
 }

@@ -45,6 +45,10 @@ pub(crate) struct Args {
     /// Milliseconds for the connect, for the write and for each read.
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     timeout: u64,
+    /// Begin with the first answer, or after so many seconds without one. What fails before is told,
+    /// and not counted: who serves a new Service learns of it a little later.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=3600))]
+    wait: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -165,7 +169,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Between two tries before there is an answer.
+const PAUSE: Duration = Duration::from_millis(50);
+
 pub(crate) fn run(args: &Args, stop: &Stop) -> ExitCode {
+    await_answer(args, stop);
     let load = Load {
         args,
         stop,
@@ -246,34 +254,12 @@ impl Load<'_> {
         }
     }
 
-    /// One request; the first word of the answer.
     fn request(&self) -> Result<String, Failure> {
-        let Args { to, timeout, .. } = self.args;
-        let timeout = Duration::from_millis(*timeout);
         let address = match self.args.resolve {
-            Resolve::Request => resolve(&to.authority),
+            Resolve::Request => resolve(&self.args.to.authority),
             Resolve::Once | Resolve::Second => lock(&self.addresses).clone(),
         };
-        let address =
-            address.map_err(|reason| Failure { phase: Phase::Resolve, to: None, reason })?;
-        let failed = |phase| {
-            move |error: io::Error| Failure { phase, to: Some(address), reason: error.into() }
-        };
-        let mut stream =
-            TcpStream::connect_timeout(&address, timeout).map_err(failed(Phase::Connect))?;
-        let write = |stream: &mut TcpStream| {
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(timeout))?;
-            stream.set_write_timeout(Some(timeout))?;
-            // HTTP/1.0: the answer comes in one piece, and ends with the connection.
-            let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", to.path, to.authority);
-            stream.write_all(request.as_bytes())
-        };
-        write(&mut stream).map_err(failed(Phase::Write))?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).map_err(failed(Phase::Read))?;
-        let wrong = |(phase, reason)| Failure { phase, to: Some(address), reason };
-        first_word(&String::from_utf8_lossy(&answer)).map_err(wrong)
+        request(self.args, address)
     }
 
     fn progress(&self, second: u64) -> Value {
@@ -287,6 +273,50 @@ impl Load<'_> {
             "late": tally.late,
         })
     }
+}
+
+/// Tells every second what is in the way.
+fn await_answer(args: &Args, stop: &Stop) {
+    let end = Instant::now() + Duration::from_secs(args.wait);
+    let mut next = Instant::now();
+    while Instant::now() < end {
+        let Err(Failure { phase, reason, .. }) = request(args, resolve(&args.to.authority)) else {
+            return;
+        };
+        let now = Instant::now();
+        if now >= next {
+            let what = format!("{}: {reason}", phase.name());
+            println!("{}", json!({ "waiting": what, "time": unix() }));
+            next = now + Duration::from_secs(1);
+        }
+        if !stop.sleep_until(now + PAUSE) {
+            return;
+        }
+    }
+}
+
+/// One request; the first word of the answer.
+fn request(args: &Args, address: Result<SocketAddr, Reason>) -> Result<String, Failure> {
+    let Args { to, timeout, .. } = args;
+    let timeout = Duration::from_millis(*timeout);
+    let address = address.map_err(|reason| Failure { phase: Phase::Resolve, to: None, reason })?;
+    let failed =
+        |phase| move |error: io::Error| Failure { phase, to: Some(address), reason: error.into() };
+    let mut stream =
+        TcpStream::connect_timeout(&address, timeout).map_err(failed(Phase::Connect))?;
+    let write = |stream: &mut TcpStream| {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        // HTTP/1.0: the answer comes in one piece, and ends with the connection.
+        let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", to.path, to.authority);
+        stream.write_all(request.as_bytes())
+    };
+    write(&mut stream).map_err(failed(Phase::Write))?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).map_err(failed(Phase::Read))?;
+    let wrong = |(phase, reason)| Failure { phase, to: Some(address), reason };
+    first_word(&String::from_utf8_lossy(&answer)).map_err(wrong)
 }
 
 fn resolve(authority: &str) -> Result<SocketAddr, Reason> {

@@ -76,9 +76,9 @@ impl Guard {
 
     /// Nobody is told that all is well, before it was looked whether this is the right cgroup.
     pub(super) fn begin(&mut self, admin: &Admin) {
-        let fault = self.tell_outside(self.cgroup.outside(), admin);
-        if fault.is_some() {
-            admin.datapath_checked(fault.map_or(Ok(()), Err));
+        self.tell_outside(self.cgroup.outside(), admin);
+        if self.outside.is_some() {
+            admin.datapath_checked(self.verdict());
         }
     }
 
@@ -86,9 +86,8 @@ impl Guard {
     /// canary has been back.
     pub(super) fn launch(&mut self, admin: &Admin) {
         if !self.is_proved {
-            let fault = "whether the programs are in force is being tried".to_owned();
-            admin.datapath_checked(Err(fault.clone()));
-            self.not_in_force = Some(fault);
+            self.not_in_force = Some("whether the programs are in force is being tried".to_owned());
+            admin.datapath_checked(self.verdict());
         }
         self.tick();
     }
@@ -125,7 +124,7 @@ impl Guard {
             Ok(findings) => findings.iter().map(ToString::to_string).collect(),
             Err(error) => vec![format!("{error:#}")],
         };
-        let outside = self.tell_outside(outside, admin);
+        self.tell_outside(outside, admin);
         match canary {
             Ok(()) => (self.not_in_force, self.is_proved) = (None, true),
             Err(Failure::NotInForce(what)) => {
@@ -140,8 +139,7 @@ impl Guard {
                 }
             }
         }
-        let fault = self.not_in_force.clone().or(outside);
-        admin.datapath_checked(fault.map_or(Ok(()), Err));
+        admin.datapath_checked(self.verdict());
         self.tell((!wrong.is_empty()).then(|| wrong.join("; ")));
         let is_repairable =
             |found: &Vec<_>| found.iter().any(|finding: &Finding| finding.problem.is_repairable());
@@ -200,18 +198,27 @@ impl Guard {
         }
     }
 
-    /// The fault, if processes of the node are outside of the cgroup.
-    fn tell_outside(&mut self, outside: Option<Outside>, admin: &Admin) -> Option<String> {
+    /// Tells that there are processes of the node outside of the cgroup, or no longer, if that is
+    /// news.
+    fn tell_outside(&mut self, outside: Option<Outside>, admin: &Admin) {
         admin.metrics().processes_outside(outside.as_ref().map_or(0, |outside| outside.count));
-        let fault = outside.as_ref().map(|outside| node_cgroup::explain(&self.cgroup, outside));
-        match &fault {
-            Some(fault) if self.outside.is_none() => tracing::error!("not ready: {fault}"),
+        match &outside {
+            Some(outside) if self.outside.is_none() => {
+                tracing::error!("not ready: {}", node_cgroup::explain(&self.cgroup, outside));
+            }
             None if self.outside.is_some() => {
                 tracing::info!(cgroup = %self.cgroup, "all processes of the node are in the cgroup now");
             }
             _ => {}
         }
         self.outside = outside;
-        fault
+    }
+
+    /// All that is known to be wrong with what the programs reach.
+    fn verdict(&self) -> Result<(), String> {
+        let outside =
+            self.outside.as_ref().map(|outside| node_cgroup::explain(&self.cgroup, outside));
+        let faults: Vec<String> = self.not_in_force.iter().cloned().chain(outside).collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
     }
 }

@@ -30,18 +30,20 @@ impl Cluster {
         node.machine().start(self.cgroups(), KUBE_PROXY, words)
     }
 
-    /// Waits until a node serves the resolver's Service.
+    /// Waits until a node leads to a resolver.
     pub(super) fn await_kube_proxy(&self, node: &Node, mode: Mode) -> Result<()> {
-        let rules: &[&str] = match mode {
-            Mode::Nftables => &["nft", "list", "ruleset"],
-            Mode::Iptables => &["iptables-save", "-t", "nat"],
+        // What is refused for want of endpoints has rules too, but not these.
+        let (list, serving): (&[&str], &str) = match mode {
+            Mode::Nftables => (&["nft", "list", "ruleset"], "goto service-"),
+            Mode::Iptables => (&["iptables-save", "-t", "nat"], "-j KUBE-SVC-"),
         };
         let address = DNS.to_string();
         node.machine().await_service(self.cgroups(), KUBE_PROXY, SERVES, || {
-            let rules = self.exec_in(node.name(), rules).and_then(|mut list| answer(&mut list));
+            let rules = self.exec_in(node.name(), list).and_then(|mut list| answer(&mut list));
             let rules = rules.map_err(|error| format!("{error:#}"))?;
-            let serves = rules.lines().any(|rule| rule.contains(&address));
-            serves.then_some(()).ok_or(format!("no rule for {address}"))
+            let mut rules = rules.lines();
+            let serves = rules.any(|rule| rule.contains(&address) && rule.contains(serving));
+            serves.then_some(()).ok_or(format!("no rule that serves {address}"))
         })
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::{
     exec::{ask, exec},
     root::as_root,
-    test::{Tally, last_count},
+    test::{Failures, Tally, last_count},
 };
 
 /// `cargo xtask …`, as this very program.
@@ -39,7 +39,9 @@ fn in_cluster(proxy: &str, tasks: &[&[&str]]) -> Result<Tally> {
     if up == Tally::PASS {
         for words in tasks {
             // The cluster goes in any case.
-            sum += task(words).and_then(|mut task| last_count(&mut task)).unwrap_or_else(|error| {
+            let mut failures = Failures::default();
+            let count = |mut task| last_count(&mut task, &mut failures);
+            sum += task(words).and_then(count).unwrap_or_else(|error| {
                 println!("test {} ... FAILED: {error:#}", words.join(" "));
                 Tally::FAIL
             });

@@ -38,7 +38,7 @@ pub(crate) struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    /// Starts it, and waits until requests are answered.
+    /// Starts it, and waits until requests are answered. From the first answer on each counts.
     pub(crate) fn start(stage: &'a Stage<'a>, order: &Order<'_>) -> Result<Self> {
         let Order { name, to, rate, resolve, node } = order;
         let mut spec = json!({
@@ -52,6 +52,7 @@ impl<'a> Load<'a> {
                 "args": [
                     "load", "--to", to, "--rate", rate.to_string(), "--resolve", resolve,
                     "--seconds", LONG.to_string(), "--timeout", TIMEOUT,
+                    "--wait", PODS.as_secs().to_string(),
                 ],
             }],
         });
