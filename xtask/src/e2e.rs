@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let silent: Vec<_> = chosen.iter().filter(|name| !outcomes.contains_key(*name)).collect();
     ensure!(silent.is_empty(), "nothing is known of {} tests, such as {}", silent.len(), silent[0]);
     for (name, outcome) in outcomes.iter().filter(|(_, outcome)| outcome.state != State::Passed) {
-        println!("{}: {name}: {}", outcome.state.word(), outcome.reason);
+        println!("test {name} ... {}: {}", outcome.state.word(), outcome.reason);
     }
     if args.record {
         let focus = args.focus.as_deref();
