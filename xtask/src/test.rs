@@ -65,24 +65,43 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 /// What failed, in the lines that said so: to be shown once more at the end, where people look.
 #[derive(Default)]
-pub(crate) struct Failures(Vec<String>);
+pub(crate) struct Failures {
+    lines: Vec<String>,
+    /// The test of Rust whose output is being shown, and whether it has just said that it panicked.
+    shown: Option<(String, bool)>,
+}
 
 impl Failures {
     fn add(&mut self, failure: String) {
-        self.0.push(failure);
+        self.lines.push(failure);
     }
 
-    /// Keeps a line of a test program, of checks or of stories, if it tells a failure.
+    /// Keeps a line of a test program, of checks or of stories, if it tells a failure or the reason
+    /// of one.
     fn listen(&mut self, line: &str) {
-        let tells = line.starts_with("test ") || line.starts_with("check ");
-        if tells && line.contains(" ... FAILED") {
+        let of_test = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
+        if let Some(test) = of_test {
+            self.shown = Some((format!("test {test} ... FAILED"), false));
+        } else if (line.starts_with("test ") || line.starts_with("check "))
+            && line.contains(" ... FAILED")
+        {
             self.add(line.to_owned());
+        } else if let Some((test, panicked)) = &mut self.shown {
+            if *panicked {
+                for failure in self.lines.iter_mut().filter(|failure| failure == &test) {
+                    failure.push_str(": ");
+                    failure.push_str(line);
+                }
+                self.shown = None;
+            } else {
+                *panicked = line.starts_with("thread ") && line.contains(" panicked at ");
+            }
         }
     }
 
-    pub(crate) fn show(&self) {
-        if !self.0.is_empty() {
-            println!("\nFailed:\n  {}", self.0.join("\n  "));
+    fn show(&self) {
+        if !self.lines.is_empty() {
+            println!("\nFailed:\n  {}", self.lines.join("\n  "));
         }
     }
 }
@@ -282,7 +301,11 @@ mod tests {
     use super::*;
 
     fn sh(script: &str) -> Result<Tally> {
-        count(Command::new("sh").args(["-c", script]), &mut Failures::default())
+        sh_telling(script, &mut Failures::default())
+    }
+
+    fn sh_telling(script: &str, failures: &mut Failures) -> Result<Tally> {
+        count(Command::new("sh").args(["-c", script]), failures)
     }
 
     #[test]
@@ -291,10 +314,16 @@ mod tests {
         let script = "echo 'test a ... ok'; echo 'test b ... FAILED'; echo '  test b ... FAILED'; \
                       echo 'test c ... FAILED (3 s): why'; echo '1 passed, 2 failed, 0 skipped'; exit 1";
         last_count(Command::new("sh").args(["-c", script]), &mut failures).unwrap();
-        assert_eq!(failures.0, ["test b ... FAILED", "test c ... FAILED (3 s): why"]);
+        assert_eq!(failures.lines, ["test b ... FAILED", "test c ... FAILED (3 s): why"]);
+        let script = "echo 'test a::b ... FAILED'; echo; echo failures:; echo '---- a::b stdout ----'; \
+                      echo; echo \"thread '<unnamed>' (9) panicked at a.rs:1:2:\"; echo 'left: 1'; \
+                      echo 'right: 2'; echo 'test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 x'";
         let mut failures = Failures::default();
-        count(Command::new("sh").args(["-c", "kill -9 $$"]), &mut failures).unwrap();
-        assert_eq!(failures.0, ["`sh -c 'kill -9 $$'`: signal: 9 (SIGKILL)"]);
+        sh_telling(script, &mut failures).unwrap();
+        assert_eq!(failures.lines, ["test a::b ... FAILED: left: 1"]);
+        let mut failures = Failures::default();
+        sh_telling("kill -9 $$", &mut failures).unwrap();
+        assert_eq!(failures.lines, ["`sh -c 'kill -9 $$'`: signal: 9 (SIGKILL)"]);
     }
 
     #[test]
@@ -337,6 +366,6 @@ mod tests {
         let mut failures = Failures::default();
         let tally = check_all(CHECKS, &mut failures);
         assert_eq!(tally, Tally { passed: 1, failed: 1, skipped: 1 });
-        assert_eq!(failures.0, ["check bad ... FAILED: `false`: exit status: 1"]);
+        assert_eq!(failures.lines, ["check bad ... FAILED: `false`: exit status: 1"]);
     }
 }
