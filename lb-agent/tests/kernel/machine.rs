@@ -41,7 +41,8 @@ const INNER: &str = r#"
 mount -t proc proc /proc
 join() { mkdir -p /proc/self/fd/9/$1; echo 0 >/proc/self/fd/9/$1/cgroup.procs; }
 eval "$NODE_MOUNTS"
-(join pods/client; exec sleep 1000) &
+join pods/client
+sleep 1000 &
 join "$INIT"
 (join "$PLACE"; exec $POD_NS bash -ec "$POD_MOUNTS"'; exec 9<&- "$@"' pod "$@") &
 wait"#;
