@@ -49,7 +49,7 @@ pub(crate) fn under_load<T>(work: impl FnOnce(&Load) -> T) -> T {
 }
 
 /// Ends the load also if the work panics.
-struct Stop<'a>(&'a Load);
+pub(crate) struct Stop<'a>(pub(crate) &'a Load);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
