@@ -106,7 +106,7 @@ status: {addresses: [{type: InternalIP, address: 10.2.0.1}]}
 fn start_without_lists(world: &World) -> Agent {
     put(world, "broken", "}");
     let agent = Agent::spawn(command(world, &SIZES));
-    agent.wait_for("nothing is done before all files were read");
+    agent.wait_for_start("nothing is done before all files were read");
     agent
 }
 

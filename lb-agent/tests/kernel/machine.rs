@@ -125,7 +125,7 @@ impl Machine {
 
     /// Sockets of the node are translated, in whichever cgroup they are, and no others.
     pub(crate) fn assert_served(&self) {
-        self.agent.wait_for("in sync");
+        self.agent.wait_for_start("in sync");
         assert!(soon(|| reaches(&self.cgroup("pods/client"))), "a pod");
         assert!(reaches(&self.cgroup("")), "the node itself");
         assert!(!reaches(&self.root.join("beside")), "a neighbour");
@@ -136,7 +136,7 @@ impl Machine {
     /// Everything ends; what it says when lb-agent did not start.
     pub(crate) fn refused(self, words: &[&str]) {
         for word in words {
-            self.agent.wait_for(word);
+            self.agent.wait_for_start(word);
         }
         assert!(!self.agent.log().contains("attached"), "{}", self.agent.log());
     }
