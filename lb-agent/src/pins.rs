@@ -20,7 +20,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -31,6 +31,8 @@ use crate::mounts;
 
 /// The directory of all pins below a bpffs.
 const HOME: &str = "socklb";
+/// How long whoever has the lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The programs, by the names they have in the object; also the names of their links' pins. In the
 /// order in which they are attached: who is translated must be able to ask for its peer's name.
 pub const PROGRAMS: [&str; 8] = [
@@ -156,12 +158,13 @@ impl Pins {
     }
 
     /// Keeps every other agent away from these pins while the lock lives. `WouldBlock` if there is
-    /// one.
+    /// one. Waits, up to two seconds.
     pub fn lock(&self) -> io::Result<Flock<File>> {
-        for attempt in 0..5 {
+        let (start, mut waited) = (Instant::now(), false);
+        loop {
             let home = match File::open(&self.home) {
                 // `--cleanup` came in between.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt > 0 => {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && waited => {
                     self.create()?;
                     continue;
                 }
@@ -171,14 +174,15 @@ impl Pins {
                 // A lock on a directory that was removed meanwhile keeps nobody away.
                 Ok(lock) if is_still(&lock, &self.home) => return Ok(lock),
                 Ok(_) => self.create()?,
-                // `lbctl status` may be asking, which takes an instant.
-                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                    thread::sleep(Duration::from_millis(50));
+                // `lbctl status` may be asking, or the canary of an agent that has ended be out: either
+                // takes an instant, on a machine that has the time.
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) if start.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(20));
                 }
                 Err((_, errno)) => return Err(errno.into()),
             }
+            waited = true;
         }
-        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Whether an agent holds the lock.
@@ -355,7 +359,7 @@ mod tests {
         let cleanup = thread::spawn({
             let pins = pins.clone();
             move || {
-                thread::sleep(Duration::from_millis(60));
+                thread::sleep(PATIENCE / 4);
                 pins.remove_all().unwrap();
                 drop(held);
             }

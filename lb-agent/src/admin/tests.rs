@@ -126,8 +126,8 @@ fn from_the_loop_to_the_wire() {
 #[test]
 fn a_taken_node_port_is_told_once() {
     let mut admin = admin(free_port(), free_port());
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let addr = taken.local_addr().unwrap();
+    let addr = free_port();
+    let taken = TcpListener::bind(addr).unwrap();
     let check =
         HealthCheck { port: addr.port(), local: PerFamily { ipv4: Some(1), ipv6: Some(1) } };
     let service = ObjectRef::new("a", "b");

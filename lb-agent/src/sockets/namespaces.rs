@@ -51,7 +51,19 @@ pub(super) struct Namespaces {
 type Id = (u64, u64);
 
 fn id(path: &Path) -> io::Result<Id> {
-    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+    let metadata = fs::metadata(path).map_err(|error| seen(path, error))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// `NotFound` for whatever the kernel says of a file `/proc/PID/ns/net` whose process ends just then:
+/// ESRCH, or EACCES as of one that may not be looked at.
+fn seen(path: &Path, error: io::Error) -> io::Error {
+    let is_gone = match error.raw_os_error() {
+        Some(libc::ESRCH) => true,
+        Some(libc::EACCES) => path.ancestors().nth(2).is_some_and(|process| !process.exists()),
+        _ => false,
+    };
+    if is_gone { io::ErrorKind::NotFound.into() } else { error }
 }
 
 impl Namespaces {
@@ -123,7 +135,8 @@ where
                 (Door::Own, Ok(home)) => Ok(setns(home, CloneFlags::CLONE_NEWNET)?),
                 (Door::Own, Err(error)) => Err(io::Error::from(error.kind())),
                 (Door::At(path), _) => {
-                    setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+                    let file = File::open(path).map_err(|error| seen(path, error))?;
+                    setns(file, CloneFlags::CLONE_NEWNET)?;
                     away = true;
                     Ok(())
                 }
@@ -195,6 +208,21 @@ mod tests {
         let here = cookie().unwrap();
         let there = tour(&[Door::Own, Door::Own], |_| cookie());
         assert_eq!(there.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [here; 2]);
+    }
+
+    #[test]
+    fn a_process_that_ends_is_not_one_that_hides() {
+        let kind =
+            |path: &str, errno| seen(Path::new(path), io::Error::from_raw_os_error(errno)).kind();
+        for (errno, ended, alive) in [
+            (libc::ENOENT, io::ErrorKind::NotFound, io::ErrorKind::NotFound),
+            (libc::ESRCH, io::ErrorKind::NotFound, io::ErrorKind::NotFound),
+            (libc::EACCES, io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied),
+        ] {
+            assert_eq!(kind("/proc/4194305/ns/net", errno), ended, "{errno}");
+            assert_eq!(kind("/proc/self/ns/net", errno), alive, "{errno}");
+        }
+        assert_eq!(kind("/run/netns/a", libc::EACCES), io::ErrorKind::PermissionDenied);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use lb_common::abi::Counter;
 
 use super::{
     affinity::{LONG, SIZES, endpoints, of_each, of_ports},
-    clients::{Elsewhere, reached},
+    clients::{Elsewhere, MANY, reached},
     control::{Control, counted, object, serve, service},
     flips::udp_backend,
     world::World,
@@ -80,9 +80,9 @@ fn nobody_is_driven_out() {
         let other = Elsewhere::new();
         assert!(reached(udp_backend, "10.96.0.11:80").len() > 4, "each connection anew");
         other.within(|| (0..20).for_each(|_| drop(of_each(16))));
-        assert_eq!(counted(world, Counter::AffinityFull), 64 + 320);
+        assert_eq!(counted(world, Counter::AffinityFull), MANY + 320);
         assert_eq!(of_each(16), bound);
-        assert_eq!(counted(world, Counter::AffinityFull), 64 + 320);
+        assert_eq!(counted(world, Counter::AffinityFull), MANY + 320);
 
         // What becomes free is taken.
         control.apply([Change::Service(object("web"), None)]);

@@ -18,7 +18,7 @@ use nix::{
 };
 
 use super::{
-    world::{World, soon},
+    world::{World, some_day, soon},
     yaml,
 };
 
@@ -54,7 +54,7 @@ impl Agent {
 
     pub(crate) fn start_with(world: &World, more: &[&str]) -> Self {
         let agent = Self::spawn(command(world, more));
-        agent.wait_for("in sync");
+        agent.wait_for_start("in sync");
         agent
     }
 
@@ -83,10 +83,23 @@ impl Agent {
 
     /// Waits for words in its log.
     pub(crate) fn wait_for(&self, words: &str) {
-        let seen =
-            soon(|| self.log().contains(words) || self.reader.as_ref().unwrap().is_finished());
+        soon(|| self.has_ended() || self.log().contains(words));
+        self.assert_said(words);
+    }
+
+    /// The same of words that it says when it starts: the kernel verifies its programs before.
+    pub(crate) fn wait_for_start(&self, words: &str) {
+        some_day(|| self.has_ended() || self.log().contains(words));
+        self.assert_said(words);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.reader.as_ref().unwrap().is_finished()
+    }
+
+    fn assert_said(&self, words: &str) {
         let log = self.log();
-        assert!(seen && log.contains(words), "the agent did not say {words:?}:\n{log}");
+        assert!(log.contains(words), "the agent did not say {words:?}:\n{log}");
     }
 
     /// As `kill -9` does it.
@@ -120,7 +133,7 @@ impl Drop for Agent {
 /// What an agent says that is not to stay: it has to end by itself. Success, and both streams.
 pub(crate) fn output(mut command: Command) -> (bool, String) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let ended = soon(|| child.try_wait().unwrap().is_some());
+    let ended = some_day(|| child.try_wait().unwrap().is_some());
     if !ended {
         child.kill().unwrap();
     }

@@ -65,7 +65,9 @@ fn a_thousand_endpoints_with_a_hundred_ports() {
         all.retain(|endpoint| endpoint.addr != first[0]);
         control.apply(serve("big", &big, all));
         let now: Vec<IpAddr> = (1..=PORTS).map(backend).collect();
-        assert_ne!(now[0], first[0]);
-        assert!(kept(&now[1..64], &first[1..64]) >= 62);
+        for (before, now) in first[..64].iter().zip(&now) {
+            // Others may have been bound to the one that has left, too.
+            assert!(if *before == first[0] { now != before } else { now == before });
+        }
     });
 }

@@ -21,10 +21,10 @@ use super::{
     world::{PORT, World, backend4},
 };
 
-/// Both are exceeded before a test ends.
+/// Both are exceeded before a test ends, however slow the machine.
 const CONNECTS: u32 = 200_000;
 const FLIPS: usize = 300;
-const LIMIT: Duration = Duration::from_secs(25);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Connects under way: how many are done, and what went wrong.
 #[derive(Default)]

@@ -24,7 +24,7 @@ use super::{
     echo::PATIENCE,
     flips::{Load, udp_backend},
     node_ports::fails,
-    restart::a_while,
+    restart::{Stop, a_while},
     world::{PORT, World, backend4, soon},
     yaml,
 };
@@ -106,7 +106,7 @@ status: {addresses: [{type: InternalIP, address: 10.2.0.1}]}
 fn start_without_lists(world: &World) -> Agent {
     put(world, "broken", "}");
     let agent = Agent::spawn(command(world, &SIZES));
-    agent.wait_for("nothing is done before all files were read");
+    agent.wait_for_start("nothing is done before all files were read");
     agent
 }
 
@@ -203,11 +203,11 @@ fn clients_are_known_before_the_first_range() {
         let load = Load::default();
         thread::scope(|scope| {
             scope.spawn(|| load.run(u32::MAX, &all, || udp_backend(VIP)));
+            let _stop = Stop(&load);
             a_while(&load);
             put(world, "web", &ranges("10.1.0.0/16"));
             let limited = soon(|| !pinned(world).sources.is_empty());
             a_while(&load);
-            load.stop.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(limited, "{}", agent.log());
         });
         load.verdict();

@@ -41,7 +41,8 @@ const INNER: &str = r#"
 mount -t proc proc /proc
 join() { mkdir -p /proc/self/fd/9/$1; echo 0 >/proc/self/fd/9/$1/cgroup.procs; }
 eval "$NODE_MOUNTS"
-(join pods/client; exec sleep 1000) &
+join pods/client
+sleep 1000 &
 join "$INIT"
 (join "$PLACE"; exec $POD_NS bash -ec "$POD_MOUNTS"'; exec 9<&- "$@"' pod "$@") &
 wait"#;
@@ -124,7 +125,7 @@ impl Machine {
 
     /// Sockets of the node are translated, in whichever cgroup they are, and no others.
     pub(crate) fn assert_served(&self) {
-        self.agent.wait_for("in sync");
+        self.agent.wait_for_start("in sync");
         assert!(soon(|| reaches(&self.cgroup("pods/client"))), "a pod");
         assert!(reaches(&self.cgroup("")), "the node itself");
         assert!(!reaches(&self.root.join("beside")), "a neighbour");
@@ -135,7 +136,7 @@ impl Machine {
     /// Everything ends; what it says when lb-agent did not start.
     pub(crate) fn refused(self, words: &[&str]) {
         for word in words {
-            self.agent.wait_for(word);
+            self.agent.wait_for_start(word);
         }
         assert!(!self.agent.log().contains("attached"), "{}", self.agent.log());
     }

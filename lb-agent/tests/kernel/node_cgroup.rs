@@ -15,7 +15,7 @@ fn is_served_from(place: Place, says: &[&str]) {
     World::run(|world| {
         let machine = Machine::start(world, place);
         for words in says {
-            machine.agent().wait_for(words);
+            machine.agent().wait_for_start(words);
         }
         machine.assert_served();
         assert!(!machine.agent().log().contains("ERROR"), "{}", machine.agent().log());
@@ -139,7 +139,9 @@ fn a_mount_of_a_removed_cgroup() {
     let place = Place { mounts, init: "odd", agent: "odd/agent", pod: "", ..Place::POD };
     World::run(|world| {
         let machine = Machine::start(world, place);
-        machine.agent().wait_for("attached cgroup=/odd (seen from here, by a mount of our own)");
+        machine
+            .agent()
+            .wait_for_start("attached cgroup=/odd (seen from here, by a mount of our own)");
     });
     let pod_mounts = "set -- setpriv --bounding-set=-sys_admin \"$@\"";
     World::run(|world| {
@@ -174,7 +176,7 @@ fn lbctl_says_whose_sockets_are_served() {
             World::run(|world| {
                 let machine = Machine::start(world, place);
                 for from in ["node", "pod"] {
-                    machine.agent().wait_for(&format!("{from}: {wanted}"));
+                    machine.agent().wait_for_start(&format!("{from}: {wanted}"));
                 }
             });
         }
@@ -187,7 +189,7 @@ fn a_wrong_root_is_not_ready() {
     World::run(|world| {
         let place = Place { init: "odd", ..Place::POD };
         let machine = Machine::start(world, place);
-        machine.agent().wait_for("in sync");
+        machine.agent().wait_for_start("in sync");
         assert!(!reaches(&machine.cgroup("pods/client")));
         let health = healthz();
         assert!(health.starts_with("503"), "{health}");
@@ -208,10 +210,15 @@ fn a_wrong_root_is_not_ready() {
 
         // They come home.
         for pod in ["pods/client", "pods/agent"] {
-            let pids = fs::read_to_string(machine.cgroup(pod).join("cgroup.procs")).unwrap();
-            for pid in pids.lines() {
-                fs::write(machine.cgroup("odd/cgroup.procs"), pid).unwrap();
-            }
+            let left = || {
+                let pids = fs::read_to_string(machine.cgroup(pod).join("cgroup.procs")).unwrap();
+                for pid in pids.lines() {
+                    // A canary may be on its way, or back.
+                    let _ = fs::write(machine.cgroup("odd/cgroup.procs"), pid);
+                }
+                pids
+            };
+            assert!(soon(|| left().is_empty()), "{}", left());
         }
         machine.agent().wait_for("all processes of the node are in the cgroup now");
         assert!(soon(|| healthz().starts_with("200")), "{}", healthz());
@@ -225,7 +232,7 @@ fn a_cgroup_that_is_removed_is_looked_for_again() {
     World::run(|world| {
         let place = Place { init: "odd", agent: "odd/agent", ..Place::POD };
         let machine = Machine::start(world, place);
-        machine.agent().wait_for("in sync");
+        machine.agent().wait_for_start("in sync");
         // lb-agent starts tools of its own meanwhile.
         let script = "cd $1; mkdir even; for try in {1..50}; do \
                       for cgroup in odd odd/agent pods/client; do \
@@ -250,8 +257,8 @@ fn a_cgroup_that_is_named() {
         let place =
             Place { pod_mounts: "set -- \"$@\" --cgroup=/sys/fs/cgroup/pods", ..Place::POD };
         let machine = Machine::start(world, place);
+        machine.agent().wait_for_start("in sync");
         machine.agent().wait_for("only sockets of this cgroup are served, as --cgroup says");
-        machine.agent().wait_for("in sync");
         assert!(reaches(&machine.cgroup("pods/client")));
         assert!(!reaches(&machine.cgroup("")));
         assert!(soon(|| healthz().starts_with("200")), "{}", healthz());

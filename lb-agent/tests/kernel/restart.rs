@@ -13,7 +13,7 @@ use super::{
     control::pinned,
     flips::{Load, udp_backend},
     raw::{dial, udp_socket},
-    world::{World, backend4, soon},
+    world::{World, backend4, some_day, soon},
     yaml,
 };
 
@@ -49,7 +49,7 @@ pub(crate) fn under_load<T>(work: impl FnOnce(&Load) -> T) -> T {
 }
 
 /// Ends the load also if the work panics.
-struct Stop<'a>(&'a Load);
+pub(crate) struct Stop<'a>(pub(crate) &'a Load);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -60,7 +60,7 @@ impl Drop for Stop<'_> {
 /// Lets some connects happen.
 pub(crate) fn a_while(load: &Load) {
     let before = load.done.load(Ordering::Relaxed);
-    assert!(soon(|| load.done.load(Ordering::Relaxed) > before + 500));
+    assert!(some_day(|| load.done.load(Ordering::Relaxed) > before + 500));
 }
 
 #[test]

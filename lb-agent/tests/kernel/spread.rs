@@ -12,9 +12,9 @@ use super::{
     world::{World, backend4},
 };
 
-pub(crate) const CONNECTS: u32 = 5_000;
+pub(crate) const CONNECTS: u32 = 8_000;
 /// How often a fair spread may be taken for a biased one.
-pub(crate) const ALPHA: f64 = 1e-6;
+pub(crate) const ALPHA: f64 = 1e-10;
 
 fn count() -> BTreeMap<IpAddr, u32> {
     let mut counts: BTreeMap<_, _> = (1..=5).map(|n| (backend4(n), 0)).collect();

@@ -59,7 +59,7 @@ fn capabilities() {
         let others =
             (0..=LAST).filter(|capability| ![NET_ADMIN, PERFMON, BPF].contains(capability));
         let agent = Agent::spawn(without(command(world, &SIZES), others));
-        agent.wait_for("in sync");
+        agent.wait_for_start("in sync");
         assert!(udp_backend(V4).is_ok());
     });
 }
@@ -216,7 +216,7 @@ fn another_bpffs() {
         second.arg("--cgroup").arg(world.cgroup());
         // Two agents on two sets of pins: links stack, the first one's program translates.
         let second = Agent::spawn(second);
-        second.wait_for("in sync");
+        second.wait_for_start("in sync");
         assert!(udp_backend(V4).is_ok());
         second.kill();
         let link: FdLink = lb_agent::pins::open_link(&world.pins().link("connect4")).unwrap().0;

@@ -28,7 +28,7 @@ fn start(world: &World) -> Agent {
         yaml::put(world, &format!("z-{n}"), &format!("10.96.0.2{n}"), &[backend4(3)]);
     }
     let agent = Agent::spawn(command(world, &["--max-services=4", "--max-backends=256"]));
-    agent.wait_for("the programs at work stay");
+    agent.wait_for_start("the programs at work stay");
     agent
 }
 

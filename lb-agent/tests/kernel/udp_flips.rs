@@ -21,10 +21,10 @@ use super::{
     world::{World, backend4},
 };
 
-/// Both are exceeded before the test ends.
+/// Both are exceeded before the test ends, however slow the machine.
 const ROUNDS: u32 = 150_000;
 const FLIPS: usize = 600;
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(300);
 const STEADY: &str = "10.96.0.11:80";
 
 /// What a datagram says of whom it is for.

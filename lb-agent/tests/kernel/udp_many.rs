@@ -47,7 +47,8 @@ fn is_stored(world: &World, map: &str, size: usize, socket: &UdpSocket) -> bool 
     // Nobody needs it, so it is not pinned.
     let (link, _) = open_link(&world.pins().link("sendmsg4")).unwrap();
     let program = link.info().unwrap().program_id();
-    let program = loaded_programs().map(Result::unwrap).find(|p| p.id() == program).unwrap();
+    // Those of others may be on their way out.
+    let program = loaded_programs().filter_map(Result::ok).find(|p| p.id() == program).unwrap();
     let ids = program.map_ids().unwrap().unwrap();
     let mut maps = ids.iter().map(|id| MapInfo::from_id(*id).unwrap());
     let map = maps.find(|info| info.name_as_str() == Some(map)).unwrap().fd().unwrap();

@@ -85,7 +85,7 @@ fn names(result: Result<(), Failure>, programs: &[&str]) {
 fn detach(pin: &Path) {
     let (link, _) = open_link(pin).unwrap();
     let id = link.info().unwrap().id();
-    let wanted = format!("link_id:\t{id}");
+    let wanted = format!("link_id:\t{id}\n");
     let fd: RawFd = fs::read_dir("/proc/self/fdinfo")
         .unwrap()
         .flatten()

@@ -195,8 +195,17 @@ pub(crate) fn backend6(n: u8) -> IpAddr {
 }
 
 /// Whether something becomes true within ten seconds.
-pub(crate) fn soon(mut what: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(10);
+pub(crate) fn soon(what: impl FnMut() -> bool) -> bool {
+    within(Duration::from_secs(10), what)
+}
+
+/// The same of what may take long on a slow machine, and of which nobody asks how long.
+pub(crate) fn some_day(what: impl FnMut() -> bool) -> bool {
+    within(Duration::from_secs(100), what)
+}
+
+fn within(limit: Duration, mut what: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
     while !what() {
         if Instant::now() > deadline {
             return false;

@@ -179,9 +179,8 @@ fn any_path_and_method() {
 #[test]
 fn a_taken_port_is_tried_again() {
     let mut bench = Bench::new(&[LOCALHOST]);
-    let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let addr = taken.local_addr().unwrap();
-    let other = free_port();
+    let (addr, other) = (free_port(), free_port());
+    let taken = std::net::TcpListener::bind(addr).unwrap();
     for _ in 0..2 {
         let failures = bench.sync(&[("a", addr.port(), 1, 0), ("b", other.port(), 1, 0)]);
         let [failure] = &failures[..] else { panic!("{failures:?}") };

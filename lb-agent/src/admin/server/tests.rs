@@ -105,8 +105,8 @@ fn a_wildcard_is_for_both_families() {
 
 #[test]
 fn a_taken_port_with_and_without_hard_fail() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = taken.local_addr().unwrap();
+    let addr = free_port();
+    let taken = std::net::TcpListener::bind(addr).unwrap();
     let error = start(&at(None, Some(addr))).unwrap_err();
     assert!(matches!(error, StartError::Bind { which: Which::Metrics, .. }), "{error}");
 
