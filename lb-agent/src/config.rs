@@ -80,7 +80,7 @@ pub struct Config {
     /// EndpointSlice any more.
     #[arg(long, env = "SOCKLB_TERMINATE_TCP", default_value = "never", value_name = "WHICH")]
     pub terminate_tcp: TerminateTcp,
-    /// Where `/healthz` and `/livez` are served; empty: nowhere.
+    /// Where `/healthz`, `/readyz` and `/livez` are served; empty: nowhere.
     #[arg(long, env = "SOCKLB_HEALTHZ_BIND_ADDRESS", default_value = "0.0.0.0:10256",
           value_name = "IP:PORT", value_parser = health_address)]
     pub healthz_bind_address: BindAddress,

@@ -155,7 +155,7 @@ fn the_probes_ask_where_the_agent_answers() {
     let config = Config::parse_from(["lb-agent"]);
     assert_eq!(i32::from(config.healthz_bind_address.0.unwrap().port()), port("healthz"));
     assert_eq!(i32::from(config.metrics_bind_address.0.unwrap().port()), port("metrics"));
-    for (probe, path) in [(&agent.liveness_probe, "/livez"), (&agent.readiness_probe, "/healthz")] {
+    for (probe, path) in [(&agent.liveness_probe, "/livez"), (&agent.readiness_probe, "/readyz")] {
         let asks = probe.as_ref().unwrap().http_get.as_ref().unwrap();
         assert_eq!(asks.path.as_deref(), Some(path));
         assert_eq!(serde_json::to_value(&asks.port).unwrap(), "healthz");

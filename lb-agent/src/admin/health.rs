@@ -1,4 +1,4 @@
-//! Whether this proxy does its work: pure state, and the bodies of `/healthz` and `/livez`.
+//! Whether this proxy does its work: pure state, and the bodies of `/healthz`, `/readyz` and `/livez`.
 //!
 //! Decisions compare monotonic times, so a wall clock that jumps changes nothing but what is
 //! printed (kube-proxy K5 to K7).
@@ -47,7 +47,7 @@ impl Progress {
 pub struct Verdict {
     /// 200 rather than 503.
     pub ok: bool,
-    /// JSON.
+    /// JSON; of `/readyz` plain text.
     pub body: String,
 }
 
@@ -100,16 +100,23 @@ impl Health {
     /// Two reasons of our own say no: before the first sync, and when the datapath has a fault. The
     /// body then has a last field `reason`, which kube-proxy's has not.
     pub fn healthz(&self, now: Moment) -> Verdict {
-        let reason = if let Some(fault) = self.datapath_fault() {
-            Some(fault)
-        } else if self.families.iter().any(|(_, progress)| progress.updated.is_none()) {
-            Some("not in sync yet")
-        } else {
-            None
-        };
-        let healthy = self.is_prompt(now.monotonic) && reason.is_none();
+        let reasons = self.reasons();
+        let healthy = self.is_prompt(now.monotonic) && reasons.is_empty();
         let ok = healthy && self.node_eligible;
+        let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
         Verdict { ok, body: self.body(now, ok, healthy, Some(self.node_eligible), reason) }
+    }
+
+    /// The answer of `/readyz`: does the agent serve what it is to serve? All that [`Self::healthz`]
+    /// asks but for the node. `ok`, as Kubernetes' own programs say it, or else why not.
+    pub fn readyz(&self, now: Instant) -> Verdict {
+        let late = format!("a change has been waiting for {} s or more", self.timeout.as_secs());
+        let mut reasons = self.reasons();
+        if !self.is_prompt(now) {
+            reasons.push(&late);
+        }
+        let ok = reasons.is_empty();
+        Verdict { ok, body: if ok { "ok".to_owned() } else { reasons.join("; ") + "\n" } }
     }
 
     /// The answer of `/livez`: would a restart help? Neither the node nor the reasons of our own
@@ -117,6 +124,13 @@ impl Health {
     pub fn livez(&self, now: Moment) -> Verdict {
         let ok = self.is_prompt(now.monotonic);
         Verdict { ok, body: self.body(now, ok, ok, None, None) }
+    }
+
+    /// Our own reasons to say no.
+    fn reasons(&self) -> Vec<&str> {
+        let is_synced = self.families.iter().all(|(_, progress)| progress.updated.is_some());
+        let unsynced = (!is_synced).then_some("not in sync yet");
+        unsynced.into_iter().chain(self.datapath_fault()).collect()
     }
 
     fn progress(&mut self, family: Family) -> Option<&mut Progress> {
@@ -134,7 +148,7 @@ impl Health {
         ok: bool,
         healthy: bool,
         eligible: Option<bool>,
-        reason: Option<&str>,
+        reason: Option<String>,
     ) -> String {
         let synced = self
             .families

@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hyper::StatusCode;
@@ -27,7 +27,7 @@ use super::{
     metrics::Probe,
 };
 
-/// The port of `/healthz` and `/livez`.
+/// The port of `/healthz`, `/readyz` and `/livez`.
 pub const HEALTH_PORT: u16 = 10256;
 /// The port of `/metrics` and `/proxyMode`.
 pub const METRICS_PORT: u16 = 10249;
@@ -66,7 +66,7 @@ impl fmt::Display for BindAddress {
 /// What the flags say about the servers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Settings {
-    /// Of `/healthz` and `/livez`.
+    /// Of `/healthz`, `/readyz` and `/livez`.
     pub health: BindAddress,
     /// Of `/metrics` and `/proxyMode`.
     pub metrics: BindAddress,
@@ -77,7 +77,7 @@ pub struct Settings {
 /// Which of the two.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Which {
-    /// `/healthz` and `/livez`.
+    /// `/healthz`, `/readyz` and `/livez`.
     Health,
     /// `/metrics` and `/proxyMode`.
     Metrics,
@@ -204,8 +204,11 @@ async fn run(
 }
 
 fn health_answer(health: SharedHealth, metrics: Arc<Metrics>) -> Answer {
+    let status = |verdict: &Verdict| {
+        if verdict.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    };
     let say = move |probe: Probe, verdict: Verdict| {
-        let status = if verdict.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = status(&verdict);
         metrics.probe_answered(probe, status.as_u16());
         http::response(status, "application/json", verdict.body)
     };
@@ -213,6 +216,10 @@ fn health_answer(health: SharedHealth, metrics: Arc<Metrics>) -> Answer {
         "/healthz" => {
             let verdict = health.lock().healthz(Moment::now());
             say(Probe::Healthz, verdict)
+        }
+        "/readyz" => {
+            let verdict = health.lock().readyz(Instant::now());
+            http::response(status(&verdict), TEXT, verdict.body)
         }
         "/livez" => {
             let verdict = health.lock().livez(Moment::now());

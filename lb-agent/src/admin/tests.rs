@@ -83,14 +83,17 @@ fn from_the_loop_to_the_wire() {
     let mut admin = admin(health, metrics);
     let status = |path| get(health, path).0;
     assert_eq!(status("/healthz"), "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(status("/readyz"), "HTTP/1.1 503 Service Unavailable");
     assert_eq!(status("/livez"), "HTTP/1.1 200 OK");
 
     admin.queued();
     admin.synced(SyncKind::Full, Duration::from_millis(3), Outcome::Complete);
+    assert_eq!(status("/readyz"), "HTTP/1.1 200 OK");
     admin.set_node_eligible(true);
     assert_eq!(status("/healthz"), "HTTP/1.1 200 OK");
     admin.datapath_checked(Err("broken".to_owned()));
     assert_eq!(status("/healthz"), "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(get(health, "/readyz").2, "broken\n");
     assert_eq!(status("/livez"), "HTTP/1.1 200 OK");
     let node_port = free_port();
     let check =

@@ -160,6 +160,7 @@ fn before_the_first_sync(both: &Both<'_>) {
             if said == [ours.clone(), theirs.clone()] { Ok(()) } else { Err(format!("{said:?}")) }
         });
     }
+    assert_eq!(ready(both), (503, "not in sync yet\n".to_owned()));
     let [ours, theirs] = both.ask(METRICS, true, "/healthz").expect("answers");
     assert_eq!(ours.body, theirs.body);
     let [ours, theirs] = both.ask(METRICS, true, "/proxyMode").expect("answers");
@@ -168,6 +169,13 @@ fn before_the_first_sync(both: &Both<'_>) {
         (ours.status, &ours.headers["content-type"]),
         (200, &theirs.headers["content-type"])
     );
+}
+
+/// What only our own says.
+fn ready(both: &Both<'_>) -> (u16, String) {
+    let [ours, _] = both.at(HEALTH, true);
+    let answer = get(ours, "/readyz").expect("an answer");
+    (answer.status, answer.body)
 }
 
 /// Three Services that have a Local policy, and one whose flows may become stale.
@@ -261,6 +269,8 @@ fn eligibility(both: &Both<'_>, cluster: &Cluster) {
     let agree = |status: u16| {
         both.agree(HEALTH, "/healthz", |answer| answer.status == status);
         both.agree(HEALTH, "/livez", |answer| answer.status == 200);
+        // It serves the node as long as it is there.
+        assert_eq!(ready(both), (200, "ok".to_owned()));
     };
     let mut tainted = node(NODE);
     tainted["spec"] = json!({ "taints": [{ "key": TAINT, "effect": "NoSchedule" }] });

@@ -131,6 +131,7 @@ impl Machine {
         assert!(!reaches(&self.root.join("beside")), "a neighbour");
         assert!(!reaches(&self.root), "the machine");
         assert!(soon(|| healthz().starts_with("200")), "{}", healthz());
+        assert!(readyz().starts_with("200"), "{}", readyz());
     }
 
     /// Everything ends; what it says when lb-agent did not start.
@@ -176,9 +177,14 @@ pub(crate) fn reaches(cgroup: &Path) -> bool {
     output.status.success()
 }
 
-/// Status and body of `/healthz`.
+/// Status, headers and body of `/healthz`.
 pub(crate) fn healthz() -> String {
     get("10256/healthz")
+}
+
+/// The same of `/readyz`.
+pub(crate) fn readyz() -> String {
+    get("10256/readyz")
 }
 
 /// What is served at the port and path.

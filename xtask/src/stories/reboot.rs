@@ -46,7 +46,7 @@ pub(super) fn play(stage: &Stage<'_>) -> Result<()> {
     reaches_without_service(stage, process)?;
     soon("the agent to be ready", COMES_BACK, || {
         let curl = ["curl", "--silent", "--show-error", "--max-time", "5", "--fail-with-body"];
-        let words = [&curl[..], &["http://127.0.0.1:10256/healthz"]].concat();
+        let words = [&curl[..], &["http://127.0.0.1:10256/readyz"]].concat();
         stage.on_node(&node, &words).map(drop).map_err(|error| format!("{error:#}"))
     })?;
     let seconds = start.elapsed().as_secs_f64();

@@ -205,6 +205,42 @@ fn a_fault_of_the_datapath_is_not_healthy_but_alive() {
     assert!(bench.health.is_serving(bench.clock.0.monotonic));
 }
 
+/// All that is wrong is said; the node is nothing of the agent's.
+#[test]
+fn ready_to_serve_whatever_the_node() {
+    let mut bench = Bench::new();
+    let expect = |bench: &Bench, reasons: &str| {
+        let (ok, body) = match reasons {
+            "" => (true, "ok".to_owned()),
+            reasons => (false, format!("{reasons}\n")),
+        };
+        assert_eq!(bench.health.readyz(bench.clock.0.monotonic), Verdict { ok, body });
+    };
+    expect(&bench, "not in sync yet");
+    bench.health.set_datapath(Err("no \"connect4\"".to_owned()));
+    expect(&bench, "not in sync yet; no \"connect4\"");
+    let healthz = bench.health.healthz(bench.clock.0).body;
+    let reason = r#""reason":"not in sync yet; no \"connect4\""}"#;
+    assert!(healthz.ends_with(reason), "{healthz}");
+    bench.update(V4);
+    expect(&bench, "not in sync yet; no \"connect4\"");
+    bench.update(V6);
+    expect(&bench, "no \"connect4\"");
+    bench.health.set_datapath(Ok(()));
+    for eligible in [true, false] {
+        bench.health.set_node_eligible(eligible);
+        expect(&bench, "");
+        assert_eq!(bench.health.healthz(bench.clock.0).ok, eligible);
+    }
+    bench.queue(V6);
+    bench.clock.step(9);
+    expect(&bench, "");
+    bench.clock.step(1);
+    expect(&bench, "a change has been waiting for 10 s or more");
+    bench.health.set_datapath(Err("none".to_owned()));
+    expect(&bench, "none; a change has been waiting for 10 s or more");
+}
+
 /// K5: the timer starts with the first change after a sync, and ends on the second.
 #[test]
 fn late_to_the_second() {

@@ -60,7 +60,11 @@ fn health_on_the_wire() {
         assert_eq!(headers, expected);
         assert!(body.starts_with(r#"{"lastUpdated":"2"#), "{body}");
     }
-    for path in ["/", "/healthz/", "/metrics", "/readyz"] {
+    for path in ["/readyz", "/readyz?verbose"] {
+        let expected = ("HTTP/1.1 200 OK".to_owned(), text_headers(2), "ok".to_owned());
+        assert_eq!(get(addr, path), expected);
+    }
+    for path in ["/", "/healthz/", "/readyz/", "/metrics"] {
         let (status, headers, body) = get(addr, path);
         assert_eq!(status, "HTTP/1.1 404 Not Found");
         assert_eq!(headers, text_headers(19));
