@@ -181,15 +181,12 @@ impl Cgroup {
     }
 }
 
-/// What is wrong if processes of the node are elsewhere.
-pub fn explain(cgroup: &Cgroup, Outside { count, example }: &Outside) -> String {
-    let (are, of_them) = if *count == 1 {
-        ("process of this node is", "")
-    } else {
-        ("processes of this node are", "one of them is ")
-    };
+/// What is wrong if processes of the node are elsewhere, for everybody: it names none of them.
+pub fn explain(cgroup: &Cgroup, outside: &Outside) -> String {
+    let count = outside.count;
+    let are = if count == 1 { "process of this node is" } else { "processes of this node are" };
     format!(
-        "{count} {are} outside of {cgroup}, which is not the node's cgroup, and their connections are not translated: {of_them}{example}; {REMEDY}"
+        "{count} {are} outside of {cgroup}, which is not the node's cgroup, and their connections are not translated; {REMEDY}"
     )
 }
 

@@ -1,5 +1,7 @@
 //! Whether this proxy does its work: pure state, and the bodies of `/healthz`, `/readyz` and `/livez`.
 //!
+//! Everybody who reaches the node may read them: they name no process of the node.
+//!
 //! Decisions compare monotonic times, so a wall clock that jumps changes nothing but what is
 //! printed (kube-proxy K5 to K7).
 

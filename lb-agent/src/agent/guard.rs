@@ -204,7 +204,8 @@ impl Guard {
         admin.metrics().processes_outside(outside.as_ref().map_or(0, |outside| outside.count));
         match &outside {
             Some(outside) if self.outside.is_none() => {
-                tracing::error!("not ready: {}", node_cgroup::explain(&self.cgroup, outside));
+                let what = node_cgroup::explain(&self.cgroup, outside);
+                tracing::error!(example = %outside.example, "not ready: {what}");
             }
             None if self.outside.is_some() => {
                 tracing::info!(cgroup = %self.cgroup, "all processes of the node are in the cgroup now");

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use super::{
     machine::{
-        CGROUP2, CORNER, HYBRID, Machine, POD_ALONE, Place, VERSION1, get, healthz, reaches,
+        CGROUP2, CORNER, HYBRID, Machine, POD_ALONE, Place, VERSION1, get, healthz, reaches, readyz,
     },
     world::{World, soon},
 };
@@ -191,22 +191,30 @@ fn a_wrong_root_is_not_ready() {
         let machine = Machine::start(world, place);
         machine.agent().wait_for_start("in sync");
         assert!(!reaches(&machine.cgroup("pods/client")));
-        let health = healthz();
-        assert!(health.starts_with("503"), "{health}");
+        let log = machine.agent().log();
+        let log = log.lines().find(|line| line.contains("not ready")).unwrap();
         for words in [
-            "outside of /sys/fs/cgroup/odd (/../../odd seen from here), which is not the node's",
-            "one of them is process",
-            "in the cgroup /../client",
+            "processes of this node are outside of",
+            "/sys/fs/cgroup/odd (/../../odd seen from here), which is not the node's",
             "name the cgroup by --cgroup",
         ] {
-            let either = words.contains("/../client") && health.contains("in the cgroup /;");
-            assert!(health.contains(words) || either, "{words}: {health}");
+            assert!(log.contains(words), "{words}: {log}");
+            for answer in [healthz(), readyz()] {
+                assert!(answer.starts_with("503"), "{answer}");
+                assert!(answer.contains(words), "{words}: {answer}");
+                // Who they are is nobody else's business.
+                for words in ["client", "sleep", "lb-agent", "in the cgroup"] {
+                    assert!(!answer.contains(words), "{words}: {answer}");
+                }
+            }
         }
+        let (_, example) = log.split_once(" example=process ").unwrap();
+        let mut of = ["in the cgroup /../client", "in the cgroup /"].iter();
+        assert!(of.any(|cgroup| example.ends_with(cgroup)), "{log}");
         // Once the tools that look for a kube-proxy have ended.
         let count = "\nsocklb_processes_outside 2\n";
         assert!(soon(|| get("10249/metrics").contains(count)), "{}", get("10249/metrics"));
         assert!(get("10256/livez").starts_with("200"), "a restart does not help");
-        machine.agent().wait_for("processes of this node are outside of");
 
         // They come home.
         for pod in ["pods/client", "pods/agent"] {
@@ -222,6 +230,7 @@ fn a_wrong_root_is_not_ready() {
         }
         machine.agent().wait_for("all processes of the node are in the cgroup now");
         assert!(soon(|| healthz().starts_with("200")), "{}", healthz());
+        assert!(readyz().starts_with("200"), "{}", readyz());
         assert_eq!(machine.agent().log().matches("not ready").count(), 1);
     });
 }
