@@ -47,6 +47,12 @@ impl Addresses {
         self.changed.extend(&self.reserved);
     }
 
+    /// Whether the maps, which say `there`, refuse everything at the reserved addresses.
+    pub fn refuse_reserved(&self, there: &BTreeMap<Addr, Known>) -> bool {
+        let is_refused = |known: &Known| known.flags & Address::CLUSTER_IP != 0;
+        self.reserved.iter().all(|addr| there.get(addr).is_some_and(is_refused))
+    }
+
     /// The cluster IPs of a Service, and whether the maps have `all` of its ports there: one that did
     /// not fit is not to be refused.
     pub fn set_cluster_ips(&mut self, service: &ObjectRef, ips: &[IpAddr], all: bool) {
@@ -189,6 +195,9 @@ mod tests {
         let put = Op::PutAddress { addr: ip.into(), known };
         assert_eq!(addresses.plan(&[].into()), [put]);
         addresses.done();
+        assert!(addresses.refuse_reserved(&[(ip.into(), known)].into()));
+        assert!(!addresses.refuse_reserved(&[].into()));
+        assert!(!addresses.refuse_reserved(&[(ip.into(), own())].into()));
         let a = ObjectRef::new("default", "a");
         addresses.set_cluster_ips(&a, &[ip], true);
         addresses.set_cluster_ips(&a, &[], true);

@@ -137,6 +137,11 @@ impl<S: Store> Pipeline<S> {
         self.synced = false;
     }
 
+    /// Whether the maps refuse [`View::reserved`], by what is known of them.
+    pub fn refuses_reserved(&self) -> bool {
+        self.addresses.refuse_reserved(self.tables.addresses())
+    }
+
     /// Whether all is known but the Nodes.
     pub fn lacks_only_nodes(&self) -> bool {
         self.cluster.lacks_only_nodes()

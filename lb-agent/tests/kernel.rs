@@ -30,6 +30,7 @@ mod kernel {
     mod exclusive;
     mod filter;
     mod flips;
+    mod guard;
     mod healing;
     mod kept;
     mod kube_proxy;

@@ -96,10 +96,13 @@ impl Agent {
         }
     }
 
-    /// Attaches at once if the maps say what an agent before us wrote.
+    /// Attaches at once if the maps say what an agent before us wrote, and looks after that.
     pub(super) fn adopt(&mut self) -> Result<()> {
         if self.datapath.is_adopted() {
             self.attach()?;
+            if self.pipeline.refuses_reserved() {
+                self.guard.adopt();
+            }
         }
         Ok(())
     }
@@ -153,9 +156,7 @@ impl Agent {
                         self.pace.hurry(now);
                     }
                     self.upkeep.tick(&mut self.pipeline, &admin);
-                    if self.is_attached && self.pipeline.is_synced() {
-                        self.guard.tick();
-                    }
+                    self.guard.tick();
                     if self.pipeline.retired() > 0 && self.changed.elapsed() > IDLE {
                         self.pipeline.reclaim()?;
                     }

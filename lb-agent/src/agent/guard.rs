@@ -17,6 +17,8 @@ const PERIOD_OF_TROUBLE: Duration = Duration::from_secs(2);
 
 pub(super) struct Guard {
     cgroup: Cgroup,
+    /// The programs are attached, and the maps refuse the canary's addresses.
+    is_on_duty: bool,
     look: Task<Seen>,
     /// What is wrong, as it was told.
     told: Option<String>,
@@ -61,6 +63,7 @@ impl Guard {
     pub(super) fn new(cgroup: Cgroup) -> Self {
         Self {
             cgroup,
+            is_on_duty: false,
             look: Task::new(),
             told: None,
             not_in_force: None,
@@ -82,18 +85,29 @@ impl Guard {
         }
     }
 
+    /// The programs are attached, and the maps refuse the canary's addresses, as an agent before us
+    /// left them.
+    pub(super) const fn adopt(&mut self) {
+        self.is_on_duty = true;
+    }
+
     /// The programs are attached, and the maps complete. Nobody is told that all is well before the
     /// canary has been back.
     pub(super) fn launch(&mut self, admin: &Admin) {
+        self.is_on_duty = true;
         if !self.is_proved {
-            self.not_in_force = Some("whether the programs are in force is being tried".to_owned());
+            let tried = || "whether the programs are in force is being tried".to_owned();
+            self.not_in_force.get_or_insert_with(tried);
             admin.datapath_checked(self.verdict());
         }
         self.tick();
     }
 
-    /// Sends the canary, if it is time. Only once the maps refuse its addresses.
+    /// Looks, if it is time.
     pub(super) fn tick(&mut self) {
+        if !self.is_on_duty {
+            return;
+        }
         let trouble = self.told.is_some() || self.outside.is_some();
         let period = if trouble || self.cgroup.is_gone() { PERIOD_OF_TROUBLE } else { PERIOD };
         if self.look.is_due(period) {

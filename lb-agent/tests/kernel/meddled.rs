@@ -3,7 +3,12 @@
 
 use std::fs;
 
-use lb_agent::maps::{Access, Op, Pinned, Store as _};
+use lb_agent::{
+    datapath::Datapath,
+    maps::{Access, Op, Pinned, Store as _},
+    pins::Pins,
+};
+use nix::mount::MsFlags;
 
 use super::{
     agent::Agent,
@@ -14,17 +19,21 @@ use super::{
     yaml,
 };
 
+/// Programs that run before the agent's, and know no Service: a trouble that it cannot end, so that it
+/// looks every other second.
+pub(crate) fn programs_before(world: &World) -> Datapath {
+    let second = world.dir().join("second");
+    fs::create_dir(&second).unwrap();
+    mount_bpffs(&second, MsFlags::empty());
+    let (mut before, _maps) = Datapath::load(&Pins::new(&second), SIZES).unwrap();
+    before.attach(world.cgroup()).unwrap();
+    before
+}
+
 #[test]
 fn what_somebody_did_to_the_maps_is_undone_with_the_rest() {
     World::run(|world| {
-        // Programs that run before ours, and know no Service: a trouble that the agent cannot end, so
-        // that it looks every other second.
-        let second = world.dir().join("second");
-        fs::create_dir(&second).unwrap();
-        mount_bpffs(&second, nix::mount::MsFlags::empty());
-        let pins = lb_agent::pins::Pins::new(&second);
-        let (mut before, _maps) = lb_agent::datapath::Datapath::load(&pins, SIZES).unwrap();
-        before.attach(world.cgroup()).unwrap();
+        let before = programs_before(world);
 
         yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
         yaml::put(world, "other", "10.96.0.11", &[backend4(2)]);

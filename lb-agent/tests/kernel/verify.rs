@@ -82,7 +82,7 @@ fn names(result: Result<(), Failure>, programs: &[&str]) {
 }
 
 /// `BPF_LINK_DETACH`, which `bpftool link detach` calls.
-fn detach(pin: &Path) {
+pub(crate) fn detach(pin: &Path) {
     let (link, _) = open_link(pin).unwrap();
     let id = link.info().unwrap().id();
     let wanted = format!("link_id:\t{id}\n");

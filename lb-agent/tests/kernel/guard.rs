@@ -1,0 +1,79 @@
+//! When the real `lb-agent` begins to look after its programs.
+
+use std::fs;
+
+use lb_agent::pins::PROGRAMS;
+
+use super::{
+    agent::{Agent, SIZES, command},
+    connect::V4,
+    control::pinned,
+    flips::udp_backend,
+    machine::{healthz, reaches, readyz},
+    meddled::programs_before,
+    restart::content,
+    verify::detach,
+    world::{World, backend4, soon, take_away},
+    yaml,
+};
+
+const BROKEN: &str = "broken.yaml";
+
+/// An agent that serves what is pinned, and never hears all that there is: a file cannot be read.
+fn without_lists(world: &World, more: &[&str]) -> Agent {
+    yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+    Agent::start_with(world, more).kill();
+    fs::write(yaml::objects(world).join(BROKEN), "kind: [").unwrap();
+    let agent = Agent::spawn(command(world, more));
+    agent.wait_for("INFO attached");
+    agent
+}
+
+/// It has done all that without a list; and with them it goes on.
+fn had_no_lists(world: &World, agent: &Agent, before: &str) {
+    assert!(!agent.log().contains("in sync"), "{}", agent.log());
+    assert_eq!(content(&pinned(world)), before);
+    for answer in [healthz(), readyz()] {
+        assert!(answer.starts_with("503") && answer.contains("not in sync yet"), "{answer}");
+    }
+    fs::remove_file(yaml::objects(world).join(BROKEN)).unwrap();
+    agent.wait_for("in sync");
+    for answer in [healthz, readyz] {
+        assert!(soon(|| answer().starts_with("200")), "{}", answer());
+    }
+}
+
+#[test]
+fn links_detached_before_the_first_lists() {
+    World::run(|world| {
+        let _before = programs_before(world);
+        let agent = without_lists(world, &SIZES);
+        let maps = content(&pinned(world));
+        for name in PROGRAMS {
+            detach(&world.pins().link(name));
+        }
+        agent.wait_for("the program connect4 was detached");
+        agent.wait_for("programs and maps are pinned and attached again");
+        assert!(soon(|| udp_backend(V4).is_ok()));
+        had_no_lists(world, &agent, &maps);
+    });
+}
+
+#[test]
+fn a_cgroup_removed_before_the_first_lists() {
+    World::run(|world| {
+        let below = world.cgroup().join("below");
+        fs::create_dir(&below).unwrap();
+        let named = format!("--cgroup={}", below.display());
+        let agent = without_lists(world, &[SIZES[0], SIZES[1], &named]);
+        let maps = content(&pinned(world));
+        assert!(reaches(&below));
+        take_away(&below);
+        agent.wait_for("was removed: nothing is translated");
+        fs::create_dir(&below).unwrap();
+        assert!(soon(|| reaches(&below)), "{}", agent.log());
+        had_no_lists(world, &agent, &maps);
+        drop(agent);
+        take_away(&below);
+    });
+}
