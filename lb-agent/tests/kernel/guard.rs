@@ -1,4 +1,4 @@
-//! When the real `lb-agent` begins to look after its programs.
+//! When the real `lb-agent` begins to look after its programs, and when it says that they are in force.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use super::{
     connect::V4,
     control::pinned,
     flips::udp_backend,
-    machine::{healthz, reaches, readyz},
+    machine::{get, healthz, reaches, readyz},
     meddled::programs_before,
     restart::content,
     verify::detach,
@@ -73,6 +73,46 @@ fn a_cgroup_removed_before_the_first_lists() {
         fs::create_dir(&below).unwrap();
         assert!(soon(|| reaches(&below)), "{}", agent.log());
         had_no_lists(world, &agent, &maps);
+        drop(agent);
+        take_away(&below);
+    });
+}
+
+/// Whatever else is well: in a frozen cgroup it says nothing.
+#[test]
+fn not_ready_before_the_canary_has_been_back() {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        let below = world.cgroup().join("below");
+        fs::create_dir(&below).unwrap();
+        fs::write(below.join("cgroup.freeze"), "1").unwrap();
+        let named = format!("--cgroup={}", below.display());
+        let agent = Agent::spawn(command(world, &[SIZES[0], SIZES[1], &named]));
+        let mut ready = Vec::new();
+        let mut waits = |words: &str| {
+            soon(|| {
+                let answers = [healthz(), readyz()];
+                ready.extend(answers.iter().filter(|it| it.starts_with("200")).cloned());
+                answers.iter().all(|it| it.contains(words) && !it.contains("not in sync yet"))
+            })
+        };
+        let is_tried = waits("whether the programs are in force is being tried");
+        let cannot_tell = waits("cannot tell whether the programs are in force");
+        let (answer, metrics) = (readyz(), get("10249/metrics"));
+        // Nobody else could end a canary whose agent is killed.
+        fs::write(below.join("cgroup.freeze"), "0").unwrap();
+        assert_eq!(ready, <[String; 0]>::default());
+        assert!(is_tried && cannot_tell, "{answer}\n{}", agent.log());
+        assert!(answer.contains("timed out"), "{answer}");
+        assert!(metrics.contains("\nsocklb_datapath_healthy 0\n"), "{metrics}");
+
+        for answer in [healthz, readyz] {
+            assert!(soon(|| answer().starts_with("200")), "{}", answer());
+        }
+        for words in ["in sync", "the programs are as they should be again"] {
+            agent.wait_for(words);
+        }
+        assert!(reaches(&below));
         drop(agent);
         take_away(&below);
     });
