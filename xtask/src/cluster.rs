@@ -42,13 +42,14 @@ use anyhow::{Context as _, Result, bail};
 
 pub(crate) use self::{
     live::Cluster,
-    place::HOME,
+    place::{HOME, TestsTurn},
     plan::{Mode, Proxy},
     pods::Container,
     proxy::SOCKLB,
     wait::{Not, until},
 };
 use self::{
+    live::READY,
     place::{Turn, var},
     plan::{Plan, Shape},
 };
@@ -70,9 +71,19 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum What {
     /// Make a cluster, and wait until it works.
-    Up(Shape),
+    Up {
+        #[command(flatten)]
+        shape: Shape,
+        /// For `test --all`.
+        #[arg(long, hide = true)]
+        of_tests: bool,
+    },
     /// Take it away, and prove that nothing is left.
-    Down,
+    Down {
+        /// Only what an interrupted `test --all` has left.
+        #[arg(long, hide = true)]
+        of_tests: bool,
+    },
     /// Show boxes, nodes, pods, and what is left if a part died; fails unless all is well.
     Status,
     /// Show the main job in it.
@@ -129,10 +140,11 @@ enum Fault {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    if let What::Up(shape) = &args.what {
+    if let What::Up { shape, of_tests } = &args.what {
         require_root()?;
         setup::ensure(&[Scope::Network, Scope::Cluster])?;
-        let plan = Plan { shape: shape.clone(), supply: supply::bring(shape)? };
+        let supply = supply::bring(shape)?;
+        let plan = Plan { shape: shape.clone(), supply, of_tests: *of_tests };
         let mut make = Command::new(myself()?);
         make.args(["cluster", "make"]).args(plan.arguments());
         return become_root(make);
@@ -147,9 +159,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return become_root(again);
     }
     match &args.what {
-        What::Up(_) | What::Test(_) => bail!("this is not for here"),
+        What::Up { .. } | What::Test(_) => bail!("this is not for here"),
         What::Make(plan) => up::run(plan)?,
-        What::Down => down()?,
+        What::Down { of_tests: false } => down()?,
+        What::Down { of_tests: true } => down_if_of_tests()?,
         What::Play(args) => return stories::play(args),
         What::Status => {
             return Ok(if status::run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -192,6 +205,26 @@ fn down() -> Result<()> {
     Ok(())
 }
 
+/// Somebody's own cluster is an error.
+fn down_if_of_tests() -> Result<()> {
+    if !is_left_by_tests(Plan::load()?.as_ref())? {
+        return Ok(());
+    }
+    // Whoever made it may have outlived the tests, and still be at work.
+    let _turn = Turn::wait_for(READY)?;
+    if is_left_by_tests(Plan::load()?.as_ref())? && sweep::sweep()? {
+        say!("Removed the cluster that interrupted tests had left.");
+    }
+    Ok(())
+}
+
+fn is_left_by_tests(there: Option<&Plan>) -> Result<bool> {
+    if there.is_some_and(|plan| !plan.of_tests) {
+        bail!("a cluster is up, which this would take away: `cargo xtask cluster down` first");
+    }
+    Ok(there.is_some())
+}
+
 fn logs(machine: &str, part: Option<&str>, follow: bool) -> Result<ExitCode> {
     let cluster = Cluster::open()?;
     let main = if machine == control::NAME { control::API } else { "kubelet" };
@@ -226,4 +259,32 @@ fn become_root(command: Command) -> Result<ExitCode> {
 /// This program.
 fn myself() -> Result<std::path::PathBuf> {
     env::current_exe().context("this program does not know where it is")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Words {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_cluster_of_tests_is_told_from_one_that_somebody_made() {
+        let plan = |of_tests: &[&str]| {
+            let words = ["xtask", "make", "--programs=/programs"].iter().chain(of_tests);
+            match Words::try_parse_from(words).unwrap().args.what {
+                What::Make(plan) => plan,
+                _ => unreachable!("it is `make`"),
+            }
+        };
+        assert!(!is_left_by_tests(None).unwrap());
+        assert!(is_left_by_tests(Some(&plan(&["--of-tests"]))).unwrap());
+        let somebodys = is_left_by_tests(Some(&plan(&[]))).unwrap_err().to_string();
+        assert!(somebodys.contains("`cargo xtask cluster down` first"), "{somebodys}");
+    }
 }

@@ -144,6 +144,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// As root, in the cluster that is up. The last line is the sum.
 pub(crate) fn play(args: &Args) -> Result<ExitCode> {
     let cluster = Cluster::open()?;
+    cluster.belong()?;
     let faults = cluster.faults();
     if !faults.is_empty() {
         bail!("the cluster does not work: {}: `cargo xtask cluster status`", faults.join(", "));

@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    process::{Command, Stdio},
+    process::{self, Command, Stdio},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     cgroups::Cgroups,
     control, dns,
-    machine::{Machine, PATH, answer},
+    machine::{Machine, PATH, answer, keep},
     network::{self, Addresses},
     node,
     place::{home, kubeconfig},
@@ -22,9 +22,12 @@ use super::{
 };
 use crate::kube_demo::Kubectl;
 
-const READY: Duration = Duration::from_secs(300);
+pub(super) const READY: Duration = Duration::from_secs(300);
 /// Nodes that were down are Ready when kubelet has said so again, and their pods take a while.
 const MENDED: Duration = Duration::from_secs(300);
+
+/// Who makes clusters for themselves.
+pub(super) const TESTS: &str = "`cargo xtask cluster test --all`";
 
 /// As many as topology hints are made for.
 const ZONES: u8 = 3;
@@ -284,6 +287,11 @@ impl Cluster {
         self.nodes.iter().try_for_each(|node| self.import(node, archive))
     }
 
+    /// This process ends with the cluster: what it still had to do is not to be done to the next one.
+    pub(crate) fn belong(&self) -> Result<()> {
+        keep(&self.cgroups, process::id())
+    }
+
     /// What does not work.
     pub(crate) fn faults(&self) -> Vec<String> {
         let dead = self.dead();
@@ -368,7 +376,7 @@ fn is_rolled_out(answer: &str) -> bool {
 /// Is the cluster there that is asked for? Fails if it is another one, or a part of it has ended.
 pub(super) fn is_up(plan: &Plan) -> Result<bool> {
     let Some(there) = Plan::load()?.filter(|_| Plan::is_complete()) else { return Ok(false) };
-    let shape = there.shape.clone();
+    let (shape, of_tests) = (there.shape.clone(), there.of_tests);
     let cluster = Cluster::new(there)?;
     let dead = cluster.dead();
     if cluster.control.init(&cluster.cgroups).is_none() {
@@ -381,6 +389,11 @@ pub(super) fn is_up(plan: &Plan) -> Result<bool> {
             dead.join(", ")
         );
     }
+    ensure!(
+        of_tests == plan.of_tests,
+        "a cluster is up, made by {}. `cargo xtask cluster down` first",
+        if of_tests { TESTS } else { "somebody" }
+    );
     ensure!(
         shape == plan.shape,
         "another cluster is up: {shape}; this one would be {}. `cargo xtask cluster down` first",

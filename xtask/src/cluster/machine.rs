@@ -29,8 +29,9 @@ pub(super) const PATH: &str = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const INIT: &str = "init.scope";
 const SERVICES: &str = "system.slice";
 const VISITORS: &str = "user.slice";
-/// Of processes that are no part of a box: those which wait for the end of one.
-const KEEPERS: &str = "keepers";
+/// Of processes that are no part of a box: those which wait for the end of one, and those which would
+/// make no sense without the cluster.
+pub(super) const KEEPERS: &str = "keepers";
 const BOOTED: &str = "booted";
 
 /// Joins the cgroups before `--`, then runs the command behind it. What the caller has open, such as a
@@ -100,9 +101,6 @@ impl Machine {
         if !run.is_symlink() {
             std::os::unix::fs::symlink("/run", run)?;
         }
-        let keepers = cgroups.unified(KEEPERS);
-        fs::create_dir_all(&keepers)?;
-
         let mut unshare = Command::new("unshare");
         unshare.args(["--cgroup", "--mount", "--pid", "--fork", "--uts", "--ipc", "--net"]);
         unshare.args(["--kill-child", "--propagation", "private"]);
@@ -127,8 +125,7 @@ impl Machine {
             bail!("the box {name} does not boot:\n{}", tail(&self.log("boot")));
         }
         // It stands in the directory that is the root of the box.
-        fs::write(keepers.join("cgroup.procs"), keeper.id().to_string())
-            .with_context(|| format!("cannot join {}", keepers.display()))
+        keep(cgroups, keeper.id())
     }
 
     /// The process that is number 1 inside, by its number outside. None: the box is down.
@@ -242,6 +239,14 @@ impl Machine {
             other => other.map_err(Not::Yet),
         })
     }
+}
+
+/// Makes a process one that goes with the cluster.
+pub(super) fn keep(cgroups: &Cgroups, process: u32) -> Result<()> {
+    let keepers = cgroups.unified(KEEPERS);
+    fs::create_dir_all(&keepers)?;
+    fs::write(keepers.join("cgroup.procs"), process.to_string())
+        .with_context(|| format!("cannot join {}", keepers.display()))
 }
 
 /// The command, run after joining cgroups.

@@ -28,11 +28,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 /// Everything that is no cgroup. What tests write as root belongs here, too.
 pub(crate) const HOME: &str = "/var/lib/socklb-cluster";
-/// The directory in every cgroup hierarchy, and the lock.
+/// The directory in every cgroup hierarchy, and the locks.
 pub(super) const NAME: &str = "socklb-cluster";
 
 pub(super) fn home(name: &str) -> PathBuf {
@@ -60,19 +60,57 @@ pub(super) struct Turn(#[expect(dead_code, reason = "held, not used")] UnixListe
 impl Turn {
     /// For a moment somebody who was killed may still have it.
     pub(super) fn wait() -> Result<Self> {
-        let address = SocketAddr::from_abstract_name(NAME)?;
-        let deadline = Instant::now() + Duration::from_secs(2);
-        loop {
-            match UnixListener::bind_addr(&address) {
-                Ok(listener) => return Ok(Self(listener)),
-                Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                    return Err(error).context("cannot lock");
+        Self::wait_for(Duration::from_secs(2))
+    }
+
+    pub(super) fn wait_for(patience: Duration) -> Result<Self> {
+        let turn = lock(NAME, patience)?;
+        let busy = "another `cluster up` or `down` is at work on this machine: wait for it";
+        turn.map(Self).context(busy)
+    }
+}
+
+/// The right to make clusters for tests, in the same way.
+pub(crate) struct TestsTurn(#[expect(dead_code, reason = "held, not used")] UnixListener);
+
+impl TestsTurn {
+    pub(crate) fn take() -> Result<Self> {
+        let turn = lock(&format!("{NAME}-tests"), Duration::from_secs(2))?;
+        let busy = "another `cluster test --all` is at work on this machine: wait for it";
+        turn.map(Self).context(busy)
+    }
+}
+
+/// None: somebody else has it all the time.
+fn lock(name: &str, patience: Duration) -> Result<Option<UnixListener>> {
+    let address = SocketAddr::from_abstract_name(name)?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match UnixListener::bind_addr(&address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if Instant::now() > deadline {
+                    return Ok(None);
                 }
-                Err(_) if Instant::now() > deadline => {
-                    bail!("another `cluster up` or `down` is at work on this machine: wait for it")
-                }
-                Err(_) => sleep(Duration::from_millis(20)),
+                sleep(Duration::from_millis(20));
             }
+            listener => return listener.map(Some).context("cannot lock"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::id;
+
+    use super::*;
+
+    #[test]
+    fn a_lock_is_one_holders_until_he_is_gone() {
+        let name = format!("{NAME}-test-{}", id());
+        let lock = || super::lock(&name, Duration::ZERO).unwrap();
+        let first = lock();
+        assert!(first.is_some() && lock().is_none());
+        drop(first);
+        assert!(lock().is_some());
     }
 }

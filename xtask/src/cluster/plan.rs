@@ -116,6 +116,9 @@ pub(crate) struct Plan {
     pub(crate) shape: Shape,
     #[command(flatten)]
     pub(crate) supply: Supply,
+    /// Made by `cluster test --all`, which takes away what an earlier one had left.
+    #[arg(long)]
+    pub(crate) of_tests: bool,
 }
 
 #[derive(clap::Parser)]
@@ -128,11 +131,14 @@ struct Saved {
 impl Plan {
     /// The arguments that say it.
     pub(super) fn arguments(&self) -> Vec<String> {
-        let Self { shape, supply } = self;
+        let Self { shape, supply, of_tests } = self;
         let mut words =
             vec![format!("--nodes={}", shape.nodes), format!("--proxy={}", shape.proxy)];
         if shape.zones {
             words.push("--zones".to_owned());
+        }
+        if *of_tests {
+            words.push("--of-tests".to_owned());
         }
         words.push(format!("--programs={}", supply.programs.display()));
         for (name, archives) in [("first", &supply.first), ("archive", &supply.archives)] {
@@ -193,8 +199,11 @@ mod tests {
                 chart: Some("/chart".into()),
                 image: Some("socklb:0.1.0".to_owned()),
             },
+            of_tests: true,
         };
         assert_eq!(Plan::parse(&plan.arguments().join("\n")).unwrap(), plan);
+        let somebodys = Plan { of_tests: false, ..plan.clone() };
+        assert_eq!(Plan::parse(&somebodys.arguments().join("\n")).unwrap(), somebodys);
         assert_eq!(plan.shape.to_string(), "--nodes 3 --proxy kube-proxy:iptables --zones");
         Plan::parse("--nodes=0\n--programs=/a").unwrap_err();
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{
     control,
-    live::Cluster,
+    live::{Cluster, TESTS},
     machine::Machine,
     node,
     plan::{Plan, Proxy},
@@ -27,6 +27,9 @@ pub(super) fn run() -> Result<bool> {
     let cluster = Cluster::new(plan)?;
     let shape = &cluster.plan().shape;
     say!("Asked for: {shape}");
+    if cluster.plan().of_tests {
+        say!("By {TESTS}, and its own: what an interrupted one has left, the next takes away.");
+    }
     let complete = Plan::is_complete();
     if !complete {
         say!("`up` did not come to its end, or is still at work.");

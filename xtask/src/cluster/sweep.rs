@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     cgroups::Cgroups,
+    machine::KEEPERS,
     place::{HOME, NAME},
 };
 
@@ -73,11 +74,11 @@ pub(super) fn leftovers() -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// The namespaces that processes of the cluster are in, and this process is not.
+/// The namespaces that processes of boxes are in, and this process is not.
 fn namespaces() -> Result<HashSet<PathBuf>> {
     let mut all = HashSet::new();
     for process in processes()? {
-        if fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroup| is_ours(&cgroup)) {
+        if fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroup| is_in_box(&cgroup)) {
             all.extend(NAMESPACES.iter().filter_map(|kind| namespace(&process, kind)));
         }
     }
@@ -163,6 +164,11 @@ fn is_ours(cgroup: &str) -> bool {
     paths.into_iter().any(|path| path.split('/').nth(1) == Some(NAME))
 }
 
+/// The same of a box. Who only goes with the cluster is in the namespaces of somebody else.
+fn is_in_box(cgroup: &str) -> bool {
+    is_ours(cgroup) && !cgroup.lines().any(|line| line.ends_with(&format!(":/{NAME}/{KEEPERS}")))
+}
+
 /// Is this line of a mountinfo of something in the cluster's directory?
 fn mounts_ours(line: &str) -> bool {
     let mut fields = line.split(' ').skip(3);
@@ -181,6 +187,9 @@ mod tests {
         assert!(is_ours("0::/socklb-cluster\n"));
         assert!(!is_ours("0::/socklb-cluster-of-mine/x\n1:name=systemd:/user/socklb-cluster\n"));
         assert!(!is_ours("0::/\n"));
+        let keeper = "4:memory:/\n0::/socklb-cluster/keepers\n";
+        assert!(is_ours(keeper) && !is_in_box(keeper));
+        assert!(is_in_box("4:memory:/\n0::/socklb-cluster/n1/init.scope\n"));
     }
 
     #[test]

@@ -1,27 +1,30 @@
 //! `cluster test --all`: from nothing to nothing. A kube-proxy's cluster and socklb's, one after the
 //! other; in the latter all stories and Kubernetes' own tests that every cluster must pass.
+//!
+//! Both are known as the tests' own, so that the next run takes away what an interrupted one has left,
+//! and nothing that somebody has made.
 
 use std::{env, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::{
-    exec::{ask, exec},
-    root::as_root,
+    cluster::TestsTurn,
+    exec::exec,
     test::{Failures, Tally, last_count},
 };
 
-/// `cargo xtask …`, as this very program.
+/// `cargo xtask …`, as this very program. It ends with us: what was to be done in a cluster of ours is
+/// not to be done in the next one.
 fn task(words: &[&str]) -> Result<Command> {
-    let mut task = Command::new(env::current_exe()?);
-    task.args(words);
+    let mut task = Command::new("setpriv");
+    task.args(["--pdeathsig", "KILL"]).arg(env::current_exe()?).args(words);
     Ok(task)
 }
 
 pub(super) fn run(api_away_seconds: u64) -> Result<Tally> {
-    if ask(&mut as_root(task(&["cluster", "shape"])?)).is_some() {
-        bail!("a cluster is up, which this would take away: `cargo xtask cluster down` first");
-    }
+    let _turn = TestsTurn::take()?;
+    exec(&mut task(&["cluster", "down", "--of-tests"])?)?;
     let seconds = format!("--api-away-seconds={api_away_seconds}");
     let mut total = in_cluster("kube-proxy:nftables", &[&["cluster", "test", "proxy"]])?;
     total += in_cluster(
@@ -34,7 +37,7 @@ pub(super) fn run(api_away_seconds: u64) -> Result<Tally> {
 /// Makes a cluster, does this in it, and takes it away. Each of both counts as a test.
 fn in_cluster(proxy: &str, tasks: &[&[&str]]) -> Result<Tally> {
     let mut sum = Tally::default();
-    let up = counted(&["cluster", "up", "--proxy", proxy])?;
+    let up = counted(&["cluster", "up", "--of-tests", "--proxy", proxy])?;
     sum += up;
     if up == Tally::PASS {
         for words in tasks {
