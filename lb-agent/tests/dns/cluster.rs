@@ -27,8 +27,9 @@ const TOO_V6: &str = "fd00:10:96::b";
 pub(super) const WHO: &str = "who.default.svc.cluster.test";
 /// A name with so many addresses, more than a datagram of 512 bytes holds.
 pub(super) const MANY: (&str, usize) = ("many.default.svc.cluster.test", 60);
-/// How long CoreDNS goes on answering after SIGTERM, in seconds; in most clusters it is 5.
-pub(super) const LAMEDUCK: u32 = 2;
+/// How long CoreDNS goes on answering after SIGTERM, in seconds, as in most clusters: so long the nodes
+/// have to learn of it.
+pub(super) const LAMEDUCK: u32 = 5;
 
 /// What an EndpointSlice says of an instance.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

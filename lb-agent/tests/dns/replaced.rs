@@ -108,7 +108,9 @@ fn a_question_under_way_is_asked_again_elsewhere() {
         hangs.set_read_timeout(Some(PATIENCE)).unwrap();
         let _two = CoreDns::start(world, 2);
         let _agent = Agent::start(world);
-        resolv_conf(world, &format!("nameserver {DNS}\noptions timeout:2 attempts:3\n"));
+        // glibc waits for 30 s, and musl for 6, before it asks again.
+        resolv_conf(world, &format!("nameserver {DNS}\noptions timeout:30 attempts:5\n"));
+        let _programs = Libc::ALL.map(|libc| libc.program(world));
         let mut swallowed = Vec::new();
         let mut hear = || -> std::io::Result<SocketAddr> {
             let mut question = [0; 512];

@@ -1,10 +1,18 @@
-/* Looks NAME up COUNT times, one every PAUSE milliseconds. A line for each: how many milliseconds it
- * took, then the addresses, or "error" and why. */
+/* Looks NAME up COUNT times, or until SIGTERM if that is 0, one every PAUSE milliseconds. A line for
+ * each: how many milliseconds it took, then the addresses, or "error" and why. */
 #include <arpa/inet.h>
 #include <netdb.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+
+static volatile sig_atomic_t ended;
+
+static void end(int signal)
+{
+	ended = signal;
+}
 
 static long now(void)
 {
@@ -43,8 +51,10 @@ int main(int argc, char **argv)
 	int count = argc == 4 ? atoi(argv[2]) : 0;
 	long pause = argc == 4 ? atol(argv[3]) : 0;
 	long next = now();
+	int done;
 
-	while (count--) {
+	signal(SIGTERM, end);
+	for (done = 0; !ended && (!count || done < count); done++) {
 		look_up(argv[1]);
 		next += pause;
 		if (next > now()) {

@@ -1,14 +1,27 @@
 //! The resolvers of two C libraries, in programs of their own.
 
 use std::{
-    io::Read as _,
+    io::{BufRead as _, BufReader},
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
-use super::{cluster::who, world::World};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    cluster::who,
+    world::{World, soon},
+};
 
 /// A C library.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -23,7 +36,7 @@ impl Libc {
     pub(super) const ALL: [Self; 2] = [Self::Glibc, Self::Musl];
 
     /// The program `resolver.c`, made once for a world.
-    fn program(self, world: &World) -> PathBuf {
+    pub(super) fn program(self, world: &World) -> PathBuf {
         let (compiler, name) = match self {
             Self::Glibc => ("cc", "resolver-glibc"),
             Self::Musl => ("musl-gcc", "resolver-musl"),
@@ -46,7 +59,23 @@ impl Libc {
     pub(super) fn start(self, world: &World, name: &str, count: u32, pause: Duration) -> Lookups {
         let mut command = Command::new(self.program(world));
         command.arg(name).arg(count.to_string()).arg(pause.as_millis().to_string());
-        Lookups { child: command.stdout(Stdio::piped()).spawn().unwrap(), count }
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let done = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&done);
+        let reader = thread::spawn(move || {
+            let count = |line: &String| {
+                counter.fetch_add(1, Ordering::Relaxed);
+                Lookup::of_line(line)
+            };
+            lines.map(|line| count(&line.unwrap())).collect()
+        });
+        Lookups { child, count, done, reader: Some(reader) }
+    }
+
+    /// The same until it is told to stop.
+    pub(super) fn start_endless(self, world: &World, name: &str, pause: Duration) -> Lookups {
+        self.start(world, name, 0, pause)
     }
 
     /// Looks a name up once.
@@ -58,18 +87,33 @@ impl Libc {
 /// A resolver at work.
 pub(super) struct Lookups {
     child: Child,
+    /// 0: until it is stopped.
     count: u32,
+    done: Arc<AtomicUsize>,
+    reader: Option<JoinHandle<Vec<Lookup>>>,
 }
 
 impl Lookups {
     /// Waits for all of them.
     pub(super) fn finish(mut self) -> Vec<Lookup> {
-        let mut text = String::new();
-        self.child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-        assert!(self.child.wait().unwrap().success(), "{text}");
-        let lookups: Vec<_> = text.lines().map(Lookup::of_line).collect();
-        assert_eq!(lookups.len(), usize::try_from(self.count).unwrap(), "{text}");
+        let lookups = self.reader.take().unwrap().join().unwrap();
+        assert!(self.child.wait().unwrap().success(), "{lookups:?}");
+        let count = usize::try_from(self.count).unwrap();
+        assert!(count == 0 || lookups.len() == count, "{lookups:?}");
         lookups
+    }
+
+    /// The same of those that nothing else ends.
+    pub(super) fn stop(self) -> Vec<Lookup> {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        self.finish()
+    }
+
+    /// Waits until so many more are done.
+    pub(super) fn await_more(&self, count: usize) {
+        let done = || self.done.load(Ordering::Relaxed);
+        let enough = done() + count;
+        assert!(soon(|| done() >= enough), "{} lookups of {enough}", done());
     }
 }
 
