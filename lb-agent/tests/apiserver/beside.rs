@@ -161,9 +161,9 @@ fn before_the_first_sync(both: &Both<'_>) {
         });
     }
     assert_eq!(ready(both), (503, "not in sync yet\n".to_owned()));
-    let [ours, theirs] = both.ask(METRICS, true, "/healthz").expect("answers");
+    let [ours, theirs] = eventually(LIMIT, || both.ask(METRICS, true, "/healthz"));
     assert_eq!(ours.body, theirs.body);
-    let [ours, theirs] = both.ask(METRICS, true, "/proxyMode").expect("answers");
+    let [ours, theirs] = eventually(LIMIT, || both.ask(METRICS, true, "/proxyMode"));
     assert_eq!((ours.body.as_str(), theirs.body.as_str()), ("socklb", "nftables"));
     assert_eq!(
         (ours.status, &ours.headers["content-type"]),

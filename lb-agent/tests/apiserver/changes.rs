@@ -1,6 +1,6 @@
 //! What is created, changed and deleted while the agent watches.
 
-use std::{io::ErrorKind, thread, time::Duration};
+use std::io::ErrorKind;
 
 use serde_json::json;
 
@@ -132,10 +132,10 @@ pub(crate) fn sets_change_while_connections_flow(world: &mut World, ns: &str) {
     for (first, last) in [(1, 2), (1, 5), (1, 50), (1, 3), (4, 9), (51, 60), (1, 1), (2, 2)] {
         let new = pods(3, first, last);
         let flow = node.flow("10.96.3.1:80");
-        thread::sleep(Duration::from_millis(50));
+        flow.await_more();
         world.cluster.apply(&slice(ns, "web-1", "web", &new, 8080));
         node.await_backends("10.96.3.1:80", &at_port(&new));
-        thread::sleep(Duration::from_millis(50));
+        flow.await_more();
         flow.stop().assert_unbroken(&at_port(&[&old[..], &new[..]].concat()));
         let spread = node.spread("10.96.3.1:80", 20);
         assert!(spread.iter().all(|name| at_port(&new).contains(name)), "{spread:?}, not {new:?}");

@@ -131,7 +131,7 @@ fn a_restart(world: &mut World, ns: &str, net: u8, end: Signal) {
     cluster.apply(&service(ns, "comes", &ip(4), 80));
     cluster.apply(&slice(ns, "comes", "comes", &pods(net, 4, 4), 8080));
     assert_eq!(node.services().expect("services"), before, "without an agent the maps changed");
-    assert!(node.spread(&frontend(2), 50).iter().eq(&backends[..3]));
+    assert!(node.spread(&frontend(2), 70).iter().eq(&backends[..3]));
 
     let _agent = world.agent(&node);
     let shrunk = node.await_backends(&frontend(2), &backends[1..3]);

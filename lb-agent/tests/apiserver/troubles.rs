@@ -175,7 +175,7 @@ pub(crate) fn slices_that_make_no_sense_harm_nobody(world: &mut World, ns: &str)
     cluster.apply(&late);
     warned(&late, "addressType");
     node.await_backends("10.96.9.1:80", &backends);
-    assert!(node.spread("10.96.9.1:80", 30).iter().eq(&backends));
+    assert!(node.spread("10.96.9.1:80", 50).iter().eq(&backends));
     // Its name may be longer than that of a Service.
     let name = "long".repeat(30);
     cluster.apply(&slice(ns, &name, "web", &pods(9, 3, 3), 8080));

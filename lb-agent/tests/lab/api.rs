@@ -77,7 +77,7 @@ impl Cluster {
     /// error, if it is refused.
     pub(crate) fn refused_watch(&self, revision: &str) -> Option<u16> {
         let api = Api::<Service>::all(self.client.clone());
-        let params = WatchParams::default().timeout(2);
+        let params = WatchParams::default().timeout(60);
         self.runtime.block_on(async {
             let events = match api.watch(&params, revision).await {
                 Err(kube::Error::Api(status)) => return Some(status.code),

@@ -37,7 +37,7 @@ impl KubeProxy {
         );
         let pid = holder.id().to_string();
         let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).ok();
-        eventually(Duration::from_secs(5), || {
+        eventually(Duration::from_secs(30), || {
             let there =
                 namespace(&pid).filter(|there| Some(there) != namespace("thread-self").as_ref());
             there.ok_or_else(|| "no new network namespace".to_owned())

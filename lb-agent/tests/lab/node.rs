@@ -47,7 +47,8 @@ impl Node {
         sockets::ask(address)
     }
 
-    /// Who answers when asked `times` times; panics if anybody does not.
+    /// Who answers when asked `times` times; panics if anybody does not. Of two backends, 50 times leave
+    /// one out once in 10^14, and of three, 70 times once in 10^11.
     pub(crate) fn spread(&self, address: &str, times: usize) -> BTreeSet<String> {
         let ask =
             |_| self.ask(address).unwrap_or_else(|error| panic!("connect to {address}: {error}"));

@@ -8,7 +8,7 @@ use std::{
     os::fd::AsRawFd as _,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -16,8 +16,13 @@ use std::{
 
 use nix::sys::socket::{self, Shutdown};
 
+use super::eventually;
+
 /// No answer takes longer on loopback.
 const LIMIT: Duration = Duration::from_secs(5);
+
+/// So many connections say something.
+const SOME: usize = 20;
 
 /// Servers that answer each connection with the address they listen on, and close it.
 pub(crate) struct Backends(Vec<(TcpListener, JoinHandle<()>)>);
@@ -65,6 +70,7 @@ pub(super) fn ask(address: &str) -> io::Result<String> {
 /// See [`Node::flow`](super::node::Node::flow).
 pub(crate) struct Flow {
     stop: Arc<AtomicBool>,
+    made: Arc<AtomicUsize>,
     thread: JoinHandle<Record>,
 }
 
@@ -80,7 +86,9 @@ pub(crate) struct Record {
 impl Flow {
     pub(super) fn start(address: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, address) = (Arc::clone(&stop), address.to_owned());
+        let made = Arc::new(AtomicUsize::new(0));
+        let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&made));
+        let address = address.to_owned();
         // It stops by itself if nobody stops it.
         let deadline = Instant::now() + Duration::from_secs(120);
         let thread = thread::spawn(move || {
@@ -91,15 +99,29 @@ impl Flow {
                     Err(error) => record.errors.entry(error.to_string()).or_default(),
                 };
                 *count += 1;
+                counter.fetch_add(1, Ordering::Relaxed);
                 // A machine's ephemeral ports are few, and each is taken for a minute.
                 thread::sleep(Duration::from_millis(1));
             }
             record
         });
-        Self { stop, thread }
+        Self { stop, made, thread }
+    }
+
+    /// Waits until it has made some more connections.
+    pub(crate) fn await_more(&self) {
+        self.await_made(self.made.load(Ordering::Relaxed) + SOME);
+    }
+
+    fn await_made(&self, enough: usize) {
+        eventually(6 * LIMIT, || {
+            let made = self.made.load(Ordering::Relaxed);
+            if made >= enough { Ok(()) } else { Err(format!("{made} connections of {enough}")) }
+        });
     }
 
     pub(crate) fn stop(self) -> Record {
+        self.await_made(SOME);
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("a client that does not panic")
     }
@@ -112,6 +134,6 @@ impl Record {
         let strangers: Vec<_> = self.answers.keys().filter(|name| !known.contains(name)).collect();
         assert!(self.errors.is_empty(), "connections failed: {self:?}");
         assert!(strangers.is_empty(), "{strangers:?} answered: {self:?}");
-        assert!(self.answers.values().sum::<usize>() > 10, "hardly a connection: {self:?}");
+        assert!(self.answers.values().sum::<usize>() >= SOME, "hardly a connection: {self:?}");
     }
 }
