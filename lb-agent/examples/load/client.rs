@@ -23,8 +23,9 @@ use crate::stop::Stop;
 /// Send requests at a steady rate, each on a new connection, and tell which failed, when and how.
 ///
 /// A request is due at its time, whether those before it are done or not. One that starts late,
-/// because all threads wait for answers, is counted as late; none is left out. Prints a line of
-/// JSON every second, and one at the end. Fails if any request failed.
+/// because all threads wait for answers or because the machine stood still, is counted as late; none
+/// is left out, not even when it is to stop. Prints a line of JSON every second, and one at the end.
+/// Fails if any request failed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// http://HOST:PORT/PATH
@@ -160,6 +161,8 @@ struct Load<'a> {
     stop: &'a Stop,
     start: Instant,
     next: AtomicU64,
+    /// So many are due at all.
+    total: AtomicU64,
     addresses: Mutex<Result<SocketAddr, Reason>>,
     tally: Mutex<Tally>,
 }
@@ -174,44 +177,55 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> ExitCode {
     await_answer(args, stop);
-    let load = Load {
-        args,
-        stop,
-        start: Instant::now(),
-        next: AtomicU64::new(0),
-        addresses: Mutex::new(resolve(&args.to.authority)),
-        tally: Mutex::default(),
-    };
-    let done = thread::scope(|scope| {
-        let workers: Vec<_> = (0..args.threads).map(|_| scope.spawn(|| load.work())).collect();
-        for second in 1..=args.seconds {
-            if !stop.sleep_until(load.start + Duration::from_secs(second)) {
-                break;
-            }
-            if args.resolve == Resolve::Second {
-                let answer = resolve(&args.to.authority);
-                *lock(&load.addresses) = answer;
-            }
-            println!("{}", load.progress(second));
-        }
-        workers.into_iter().all(|worker| worker.join().is_ok())
-    });
+    let load = Load::new(args, stop);
+    let done = load.make();
     let mut tally = lock(&load.tally);
     println!("{}", summary(&mut tally, load.start.elapsed()));
     if done && tally.failed == 0 && tally.ok > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-impl Load<'_> {
+impl<'a> Load<'a> {
+    fn new(args: &'a Args, stop: &'a Stop) -> Self {
+        Self {
+            args,
+            stop,
+            start: Instant::now(),
+            next: AtomicU64::new(0),
+            total: AtomicU64::new(args.rate * args.seconds),
+            addresses: Mutex::new(resolve(&args.to.authority)),
+            tally: Mutex::default(),
+        }
+    }
+
+    /// All of it, until it is to stop; false if a thread panicked.
+    fn make(&self) -> bool {
+        thread::scope(|scope| {
+            let workers: Vec<_> =
+                (0..self.args.threads).map(|_| scope.spawn(|| self.work())).collect();
+            for second in 1..=self.args.seconds {
+                if !self.stop.sleep_until(self.start + Duration::from_secs(second)) {
+                    self.total.store(self.due(), Ordering::Relaxed);
+                    break;
+                }
+                if self.args.resolve == Resolve::Second {
+                    let answer = resolve(&self.args.to.authority);
+                    *lock(&self.addresses) = answer;
+                }
+                println!("{}", self.progress(second));
+            }
+            workers.into_iter().all(|worker| worker.join().is_ok())
+        })
+    }
+
     /// Takes the next request that is due, until all are taken.
     fn work(&self) {
-        let total = self.args.rate * self.args.seconds;
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            if number >= total {
+            if number >= self.total.load(Ordering::Relaxed) {
                 return;
             }
             let due = self.start + Duration::from_nanos(number * 1_000_000_000 / self.args.rate);
-            if !self.stop.sleep_until(due) {
+            if Instant::now() < due && !self.stop.sleep_until(due) {
                 return;
             }
             let begun = Instant::now();
@@ -225,6 +239,12 @@ impl Load<'_> {
             let outcome = self.request();
             self.count(outcome, begun);
         }
+    }
+
+    /// How many are due by now.
+    fn due(&self) -> u64 {
+        let nanoseconds = self.start.elapsed().as_nanos() * u128::from(self.args.rate);
+        (nanoseconds / 1_000_000_000).try_into().unwrap_or(u64::MAX)
     }
 
     fn count(&self, outcome: Result<String, Failure>, begun: Instant) {
@@ -271,6 +291,7 @@ impl Load<'_> {
             "ok": tally.ok,
             "failed": tally.failed,
             "late": tally.late,
+            "backends": tally.backends,
         })
     }
 }
@@ -371,7 +392,42 @@ fn unix() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+
+    /// As after a time in which the machine stood still.
+    #[test]
+    fn what_is_due_when_it_is_to_stop_is_made() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let args = Args {
+            to: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
+            rate: 100,
+            seconds: 60,
+            resolve: Resolve::Once,
+            threads: 1,
+            timeout: 20_000,
+            wait: 0,
+        };
+        let stop = Stop::default();
+        let asks = stop.clone();
+        thread::spawn(move || {
+            let mut connections = listener.incoming().map_while(Result::ok);
+            let answer = |mut stream: TcpStream| {
+                drop(stream.read(&mut [0; 1024]));
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nme\n"));
+            };
+            let first = connections.next();
+            // All that is due meanwhile waits for the one thread.
+            thread::sleep(Duration::from_secs(1));
+            asks.ask();
+            first.into_iter().chain(connections).for_each(answer);
+        });
+        let load = Load::new(&args, &stop);
+        assert!(load.make());
+        let tally = lock(&load.tally);
+        assert!(tally.sent >= 100 && tally.ok == tally.sent, "{} of {}", tally.ok, tally.sent);
+    }
 
     #[test]
     fn a_url_has_a_port_and_a_path_said_or_not() {

@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::signal::{SigSet, Signal};
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
@@ -28,6 +28,12 @@ impl Stop {
             }
         });
         Ok(stop)
+    }
+
+    /// As a signal does.
+    #[cfg(test)]
+    pub(crate) fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 
     /// Has somebody asked to stop?
