@@ -4,12 +4,11 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 
-use super::services::TARGET_PORT;
+use super::{client::PATIENCE, services::TARGET_PORT};
 
 /// Until killed.
 pub(super) fn run(name: &str) -> Result<()> {
@@ -24,7 +23,7 @@ pub(super) fn run(name: &str) -> Result<()> {
 }
 
 fn answer(mut stream: TcpStream, name: &str) -> Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let mut request = Vec::new();
     let mut part = [0; 1024];
     while !request.ends_with(b"\r\n\r\n") && request.len() < 1 << 16 {

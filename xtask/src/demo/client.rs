@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Error, Result, bail};
 
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Nothing here waits for anybody, but the machine may stand still.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl FromStr for Outcome {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{net::TcpListener, thread};
 
     use super::*;
 
@@ -100,6 +101,22 @@ mod tests {
         for line in ["", "web-1", "errno x", "a b c"] {
             assert!(line.parse::<Outcome>().is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_late_answer_is_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            thread::sleep(Duration::from_secs(3));
+            write!(stream, "HTTP/1.1 200 OK\r\n\r\nweb-1 {address}\n").unwrap();
+            // What was not read would make the end of the connection a reset.
+            drop(stream.read(&mut [0; 1024]));
+        });
+        let outcome = request(address.to_string().parse().unwrap()).unwrap();
+        server.join().unwrap();
+        assert!(matches!(outcome, Outcome::Answer { backend, .. } if backend == "web-1"));
     }
 
     #[test]

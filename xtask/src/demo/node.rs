@@ -26,7 +26,7 @@ use super::{
 use crate::exec::show;
 
 /// What must become so, must be so by then. Usually it is at once; the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// With so many requests for each backend, one that is never chosen is not chosen by rule: among
 /// five backends that would be bad luck of 1 in 10^47.
 pub(super) const REQUESTS: usize = 100;
