@@ -120,7 +120,10 @@ impl Stage<'_> {
         say!("\n   $ kubectl apply -f demo.yaml      # in the namespace {NAMESPACE}\n");
         let objects =
             OBJECTS.replace("$NAMESPACE", NAMESPACE).replace("$IMAGE", &self.choices.agnhost);
-        self.kubectl.apply(&objects)?;
+        let (namespace, rest) = objects.split_once("\n---\n").context("more than one object")?;
+        self.kubectl.apply(namespace)?;
+        self.await_account()?;
+        self.kubectl.apply(rest)?;
         self.rolled_out()?;
         self.kubectl.answer(&within(&[
             "wait",
@@ -160,6 +163,7 @@ impl Stage<'_> {
         say!("\n3. A rolling update, while the client makes requests all the time");
         let before = self.names()?;
         let load = Load::start(self.kubectl)?;
+        load.await_requests(PODS)?;
         self.shown(&["rollout", "restart", "deployment/web"])?;
         self.shown(&["rollout", "status", "deployment/web", "--timeout=180s"])?;
         let after = self.names()?;
@@ -202,6 +206,18 @@ impl Stage<'_> {
         let deadline = Instant::now() + PODS;
         while self.pods()?.len() != replicas {
             ensure!(Instant::now() < deadline, "there are not {replicas} pods after {PODS:?}");
+            sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// A pod cannot be made in a namespace before a controller has given it this.
+    fn await_account(&self) -> Result<()> {
+        let deadline = Instant::now() + PODS;
+        while let Err(error) = self.kubectl.answer(&within(&["get", "serviceaccount", "default"])) {
+            if Instant::now() > deadline {
+                return Err(error).context("the namespace is not usable");
+            }
             sleep(PAUSE);
         }
         Ok(())

@@ -1,14 +1,19 @@
 //! The requests of the client pod. Each has a connection of its own: it is connect() that chooses.
 
 use std::{
-    io::Read as _,
+    io::{BufRead as _, BufReader},
     process::{Child, ChildStdout, Stdio},
-    thread::{self, JoinHandle},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle, sleep},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Kubectl, spread::Spread, within};
+use super::{Kubectl, PAUSE, spread::Spread, within};
 
 /// One line for each request: who answered, the HTTP status, curl's own verdict.
 const CURL: &str = r"curl --silent --max-time 10 --header 'Connection: close' \
@@ -32,6 +37,8 @@ pub(super) fn requests(kubectl: &Kubectl) -> Result<Spread> {
 /// Requests all the time.
 pub(super) struct Load {
     kubectl: Child,
+    /// How many were made until now.
+    made: Arc<AtomicUsize>,
     lines: JoinHandle<Result<String>>,
 }
 
@@ -45,7 +52,19 @@ impl Load {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut kubectl = command.spawn().context("cannot start kubectl")?;
         let stdout = kubectl.stdout.take().context("stdout is piped")?;
-        Ok(Self { kubectl, lines: thread::spawn(move || read(stdout)) })
+        let made = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&made);
+        Ok(Self { kubectl, made, lines: thread::spawn(move || read(stdout, &counter)) })
+    }
+
+    /// Waits until it makes requests.
+    pub(super) fn await_requests(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while self.made.load(Ordering::Relaxed) < REQUESTS {
+            ensure!(Instant::now() < deadline, "the load makes no requests");
+            sleep(PAUSE);
+        }
+        Ok(())
     }
 
     pub(super) fn stop(mut self, kubectl: &Kubectl) -> Result<Spread> {
@@ -59,8 +78,11 @@ impl Load {
     }
 }
 
-fn read(mut stdout: ChildStdout) -> Result<String> {
+fn read(stdout: ChildStdout, made: &AtomicUsize) -> Result<String> {
     let mut lines = String::new();
-    stdout.read_to_string(&mut lines).context("the load does not print text")?;
+    let mut stdout = BufReader::new(stdout);
+    while stdout.read_line(&mut lines).context("the load does not print text")? > 0 {
+        made.fetch_add(1, Ordering::Relaxed);
+    }
     Ok(lines)
 }
