@@ -23,6 +23,7 @@ use super::{
 use crate::kube_demo::Kubectl;
 
 pub(super) const READY: Duration = Duration::from_secs(300);
+const TAKES: Duration = Duration::from_secs(60);
 /// Nodes that were down are Ready when kubelet has said so again, and their pods take a while.
 const MENDED: Duration = Duration::from_secs(300);
 
@@ -230,8 +231,11 @@ impl Cluster {
         })
     }
 
+    /// An API server that is ready may have no namespaces and no addresses to give yet.
     pub(super) fn make_dns(&self) -> Result<()> {
-        self.apply(&dns::objects())
+        until("the API server to take objects", TAKES, &[&self.control.log(control::API)], || {
+            self.apply(&dns::objects()).map_err(|error| Not::Yet(format!("{error:#}")))
+        })
     }
 
     /// Starts what runs on each node for the proxy that was asked for.

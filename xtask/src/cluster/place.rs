@@ -107,10 +107,10 @@ mod tests {
     #[test]
     fn a_lock_is_one_holders_until_he_is_gone() {
         let name = format!("{NAME}-test-{}", id());
-        let lock = || super::lock(&name, Duration::ZERO).unwrap();
-        let first = lock();
-        assert!(first.is_some() && lock().is_none());
+        let take = || lock(&name, Duration::ZERO).unwrap();
+        let first = take();
+        assert!(first.is_some() && take().is_none());
         drop(first);
-        assert!(lock().is_some());
+        assert!(take().is_some());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    thread::sleep,
+    collections::BTreeSet,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -80,18 +80,40 @@ impl<'a> Load<'a> {
         &self.container.node
     }
 
+    /// What it has counted until now.
+    fn progress(&self) -> Result<Summary> {
+        let log = self.container.log()?;
+        Ok(Summary(json_of(log.lines().last().unwrap_or_default())))
+    }
+
     /// How many requests were answered until now, and how many failed.
     pub(crate) fn counts(&self) -> Result<(u64, u64)> {
-        let log = self.container.log()?;
-        let last = json_of(log.lines().last().unwrap_or_default());
-        let count = |name: &str| last[name].as_u64().unwrap_or(0);
-        Ok((count("ok"), count("failed")))
+        let progress = self.progress()?;
+        Ok((progress.count("ok"), progress.count("failed")))
+    }
+
+    /// Waits until each of these pods has answered. Who serves a Service may learn of a pod a little
+    /// later than of another one.
+    pub(crate) fn answered_by(&self, pods: &BTreeSet<String>) -> Result<()> {
+        soon("each pod to answer", PODS, || {
+            let progress = self.progress().map_err(|error| format!("{error:#}"))?;
+            let spread = progress.spread();
+            match pods.iter().find(|pod| spread.iter().all(|(name, _)| name != pod)) {
+                Some(silent) => Err(format!("the pod {silent} has never answered")),
+                None => Ok(()),
+            }
+        })
     }
 
     /// Ends it, and fails if one request was not answered, or not made.
     pub(crate) fn flawless(self) -> Result<Summary> {
         // What just happened may still be felt.
-        sleep(Duration::from_secs(2));
+        let made = || self.counts().map(|(ok, failed)| ok + failed);
+        let enough = made()? + 2 * self.rate;
+        soon("more requests to be made", PODS, || {
+            let made = made().map_err(|error| format!("{error:#}"))?;
+            if made >= enough { Ok(()) } else { Err(format!("{made} of {enough} were")) }
+        })?;
         self.container.signal(PROGRAM, "TERM")?;
         let mut summary = Value::Null;
         soon("the load to end", Duration::from_secs(60), || {

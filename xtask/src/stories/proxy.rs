@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 use super::{
     Stage,
     load::{Load, web},
-    rolling::order,
+    rolling::{names, order},
 };
 use crate::{
     cluster::{Mode, Proxy},
@@ -23,9 +23,10 @@ pub(super) fn play(stage: &Stage<'_>) -> Result<()> {
     stage.apply(&web(2).to_string())?;
     stage.rolled_out("deployment/web")?;
     let load = Load::start(stage, &order("request"))?;
-    let summary = load.flawless()?;
-    let pods = summary.spread().len();
-    ensure!(pods == 2, "{pods} of 2 pods have answered");
+    let pods = names(stage)?;
+    ensure!(pods.len() == 2, "{} pods are there, and not 2", pods.len());
+    load.answered_by(&pods)?;
+    load.flawless()?;
     for node in stage.cluster.nodes() {
         let node = node.name();
         let mut rules = String::new();
