@@ -117,7 +117,10 @@ fn pod() -> Value {
                 { "name": "dns", "containerPort": 53, "protocol": "UDP" },
                 { "name": "dns-tcp", "containerPort": 53, "protocol": "TCP" },
             ],
-            "readinessProbe": { "httpGet": { "path": "/ready", "port": 8181 }, "periodSeconds": 1 },
+            // A busy machine is not an unready pod.
+            "readinessProbe": {
+                "httpGet": { "path": "/ready", "port": 8181 }, "periodSeconds": 1, "timeoutSeconds": 5,
+            },
             "volumeMounts": [{ "name": "config", "mountPath": "/etc/coredns", "readOnly": true }],
         }],
         "volumes": [{ "name": "config", "configMap": { "name": "coredns" } }],
