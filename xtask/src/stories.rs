@@ -109,7 +109,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) page: Option<PathBuf>,
     /// From nothing to nothing: make clusters, with a kube-proxy and with socklb, play all stories,
-    /// run Kubernetes' own tests that every cluster must pass.
+    /// run Kubernetes' own tests that every cluster must pass. What an interrupted run has left goes first.
     #[arg(long, conflicts_with = "stories")]
     all: bool,
     /// The archive of the image of the load.
