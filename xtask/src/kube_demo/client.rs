@@ -86,3 +86,20 @@ fn read(stdout: ChildStdout, made: &AtomicUsize) -> Result<String> {
     }
     Ok(lines)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_has_begun_when_it_has_made_requests() {
+        let kubectl = |script: &str| Kubectl::new(["sh", "-c", script, "kubectl"]);
+        let late = kubectl("sleep 1; for i in $(seq 120); do echo web-a 200 0; done");
+        let load = Load::start(&late).unwrap();
+        load.await_requests(Duration::from_secs(60)).unwrap();
+        assert!(load.made.load(Ordering::Relaxed) >= REQUESTS);
+        assert_eq!(load.stop(&late).unwrap().total(), 120);
+        let mute = Load::start(&kubectl("true")).unwrap();
+        mute.await_requests(Duration::ZERO).unwrap_err();
+    }
+}

@@ -133,3 +133,27 @@ fn client(node: &str) -> serde_json::Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_process_has_been_given_an_api_server_or_not() {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("60").env_clear().envs([("A", "b"), ("KUBERNETES_SERVICE_HOST", "172.30.0.1")]);
+        let mut child = sleep.spawn().unwrap();
+        let mut host = String::new();
+        soon("the environment", BURIED, || {
+            host = api_server(child.id()).ok_or("none")?;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(host, "172.30.0.1");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(api_server(child.id()), None);
+    }
+}
