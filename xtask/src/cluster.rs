@@ -30,7 +30,6 @@ mod status;
 mod supply;
 mod sweep;
 mod up;
-mod wait;
 
 use std::{
     env, fs,
@@ -46,7 +45,6 @@ pub(crate) use self::{
     plan::{Mode, Proxy},
     pods::Container,
     proxy::SOCKLB,
-    wait::{Not, until},
 };
 use self::{
     place::{Turn, var},

@@ -13,7 +13,6 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     process::ExitCode,
-    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -22,7 +21,11 @@ use serde_json::Value;
 
 pub(crate) use self::kubectl::Kubectl;
 use self::{client::Load, spread::Spread};
-use crate::{exec::say, image::pods::AGNHOST};
+use crate::{
+    exec::say,
+    image::pods::AGNHOST,
+    wait::{Not, until},
+};
 
 /// Show the main job in a cluster in which socklb runs.
 #[derive(clap::Args)]
@@ -58,8 +61,6 @@ const OBJECTS: &str = include_str!("kube_demo/objects.yaml");
 const PODS: Duration = Duration::from_secs(180);
 /// Most time until what pods are there is what connections reach.
 const SETTLED: Duration = Duration::from_secs(60);
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(200);
 /// How curl calls a refused connection.
 const REFUSED: u8 = 7;
 
@@ -190,7 +191,7 @@ impl Stage<'_> {
     fn no_pod(&self, client: &str, service: &str, requests: &mut usize) -> Result<()> {
         say!("\n5. No pod");
         self.scale(0)?;
-        let spread = self.until(|spread| spread.is_failure(REFUSED))?;
+        let spread = self.settle_as(|spread| spread.is_failure(REFUSED))?;
         *requests += spread.total();
         paragraph(&["Refused by connect() itself, at once: nobody waits for a time-out."]);
         self.lbctl(client, &["explain", service], 1, &["ECONNREFUSED"])
@@ -199,12 +200,10 @@ impl Stage<'_> {
     fn scale(&self, replicas: usize) -> Result<()> {
         self.shown(&["scale", "deployment/web", &format!("--replicas={replicas}")])?;
         self.rolled_out()?;
-        let deadline = Instant::now() + PODS;
-        while self.pods()?.len() != replicas {
-            ensure!(Instant::now() < deadline, "there are not {replicas} pods after {PODS:?}");
-            sleep(PAUSE);
-        }
-        Ok(())
+        until(&format!("{replicas} pods"), PODS, &[], || match self.pods()?.len() {
+            count if count == replicas => Ok(()),
+            count => Err(Not::Yet(format!("there are {count}"))),
+        })
     }
 
     fn rolled_out(&self) -> Result<()> {
@@ -215,25 +214,19 @@ impl Stage<'_> {
     /// Makes requests until those pods answer that are there, and nobody else, and shows them.
     fn settle(&self) -> Result<usize> {
         let names = self.names()?;
-        self.until(|spread| spread.is_over(&names)).map(|spread| spread.total())
+        self.settle_as(|spread| spread.is_over(&names)).map(|spread| spread.total())
     }
 
-    fn until(&self, is_so: impl Fn(&Spread) -> Result<(), String>) -> Result<Spread> {
-        let deadline = Instant::now() + SETTLED;
-        loop {
+    fn settle_as(&self, is_so: impl Fn(&Spread) -> Result<(), String>) -> Result<Spread> {
+        let spread = until("requests to go where they are to go", SETTLED, &[], || {
             let spread = client::requests(self.kubectl)?;
             match is_so(&spread) {
-                Ok(()) => {
-                    show_spread(&spread);
-                    return Ok(spread);
-                }
-                Err(reason) if Instant::now() > deadline => {
-                    show_spread(&spread);
-                    bail!("after {SETTLED:?}: {reason}");
-                }
-                Err(_) => sleep(PAUSE),
+                Ok(()) => Ok(spread),
+                Err(reason) => Err(Not::Yet(format!("{reason}\n{spread}"))),
             }
-        }
+        })?;
+        show_spread(&spread);
+        Ok(spread)
     }
 
     fn names(&self) -> Result<BTreeSet<String>> {

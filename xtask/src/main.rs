@@ -20,6 +20,7 @@ mod run;
 mod setup;
 mod stories;
 mod test;
+mod wait;
 
 use std::process::ExitCode;
 

@@ -18,9 +18,11 @@ use super::{
     place::{home, kubeconfig},
     plan::{Plan, Proxy, Shape},
     proxy,
+};
+use crate::{
+    kube_demo::Kubectl,
     wait::{Not, until},
 };
-use crate::kube_demo::Kubectl;
 
 const READY: Duration = Duration::from_secs(300);
 /// Nodes that were down are Ready when kubelet has said so again, and their pods take a while.

@@ -16,9 +16,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{
     cgroups::{Cgroups, Version},
     place::{home, var},
+};
+use crate::{
+    exec::show,
     wait::{Not, tail, until},
 };
-use crate::exec::show;
 
 /// Where a box has the programs of the cluster.
 pub(super) const PROGRAMS: &str = "/run/programs";

@@ -31,15 +31,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow};
 
 use super::quietly;
+use crate::wait::{Not, until};
 
 /// Everything that is no cgroup.
 pub(super) const HOME: &str = "/run/socklb-demo";
 /// The directory of cgroups below the root of cgroup2, and the lock.
 const NAME: &str = "socklb-demo";
 const GUARD: &str = "guard";
+/// Most time that processes get to die, once killed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn home(name: &str) -> PathBuf {
     Path::new(HOME).join(name)
@@ -123,14 +126,13 @@ impl Cgroups {
     /// Ends every process in them.
     fn kill(&self) -> Result<()> {
         fs::write(self.root.join("cgroup.kill"), "1").context("cgroup.kill")?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !fs::read_to_string(self.root.join("cgroup.events"))?.contains("populated 0") {
-            if Instant::now() > deadline {
-                bail!("processes in {} do not die", self.root.display());
+        until("the end of all processes", PATIENCE, &[], || {
+            let events = fs::read_to_string(self.root.join("cgroup.events"));
+            if events.context("cgroup.events")?.contains("populated 0") {
+                return Ok(());
             }
-            sleep(Duration::from_millis(5));
-        }
-        Ok(())
+            Err(Not::Yet(format!("some in {} live", self.root.display())))
+        })
     }
 
     fn remove(&self) -> Result<()> {
