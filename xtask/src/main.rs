@@ -14,6 +14,7 @@ mod kube;
 mod kube_demo;
 mod manifest;
 mod oracle;
+mod path;
 mod pins;
 mod root;
 mod run;
