@@ -33,11 +33,10 @@ mod up;
 
 use std::{
     env, fs,
-    os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 pub(crate) use self::{
     live::Cluster,
@@ -47,13 +46,13 @@ pub(crate) use self::{
     proxy::SOCKLB,
 };
 use self::{
-    place::{Turn, var},
+    place::{turn, var},
     plan::{Plan, Shape},
 };
 use crate::{
-    exec::say,
+    exec::{become_it, myself, say},
     kube_demo::{self, Kubectl},
-    root::{as_root, is_root, require_root},
+    root::{become_root, is_root, require_root},
     setup::{self, Scope},
     stories,
 };
@@ -181,7 +180,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn down() -> Result<()> {
-    let _turn = Turn::wait()?;
+    let _turn = turn()?;
     if sweep::sweep()? {
         say!("Removed: processes, namespaces, mounts, cgroups, files.");
     } else {
@@ -208,20 +207,4 @@ fn logs(machine: &str, part: Option<&str>, follow: bool) -> Result<ExitCode> {
         tail.arg("-F");
     }
     become_it(tail.arg(log))
-}
-
-/// Returns only when the command cannot be started: it takes this process's place, so signals and
-/// the exit code are its own.
-fn become_it(command: &mut Command) -> Result<ExitCode> {
-    let error = command.exec();
-    Err(error).with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
-}
-
-fn become_root(command: Command) -> Result<ExitCode> {
-    become_it(&mut as_root(command))
-}
-
-/// This program.
-fn myself() -> Result<std::path::PathBuf> {
-    env::current_exe().context("this program does not know where it is")
 }

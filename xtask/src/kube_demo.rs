@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 pub(crate) use self::kubectl::Kubectl;
@@ -24,6 +24,7 @@ use self::{client::Load, spread::Spread};
 use crate::{
     exec::say,
     image::pods::AGNHOST,
+    telling::{self, paragraph},
     wait::{Not, until},
 };
 
@@ -280,21 +281,7 @@ impl Stage<'_> {
             (words.join(" "), [&["-n", agents, "exec", agent, "--", "lbctl"], words].concat());
         say!("\n   $ kubectl -n {agents} exec {agent} -- lbctl {line}");
         let output = self.kubectl.output(&command)?;
-        let answer = String::from_utf8_lossy(&output.stdout);
-        for line in answer.lines() {
-            say!("{}", format!("   {line}").trim_end());
-        }
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.code() == Some(code),
-            "lbctl {line}: {}, where {code} was expected: {}",
-            output.status,
-            error.trim()
-        );
-        match mentions.iter().find(|word| !answer.contains(**word)) {
-            Some(word) => bail!("lbctl {line}: the answer does not mention {word}"),
-            None => Ok(()),
-        }
+        telling::answer(&format!("lbctl {line}"), &output, code, mentions)
     }
 
     fn sweep(&self) -> Result<()> {
@@ -346,12 +333,7 @@ fn frontend(address: &str) -> String {
 }
 
 fn show_spread(spread: &Spread) {
-    say!("\n   {} requests from the client to http://web/:\n", spread.total());
-    say!("{}", spread.to_string().trim_end());
-}
-
-fn paragraph(lines: &[&str]) {
-    say!("\n   {}", lines.join("\n   "));
+    telling::requests(spread.total(), "web", spread);
 }
 
 #[cfg(test)]

@@ -20,7 +20,9 @@ mod root;
 mod run;
 mod setup;
 mod stories;
+mod telling;
 mod test;
+mod turn;
 mod wait;
 
 use std::process::ExitCode;

@@ -18,7 +18,7 @@ use super::{
     place::{home, var},
 };
 use crate::{
-    exec::show,
+    exec::{answer_to, show},
     wait::{Not, tail, until},
 };
 
@@ -267,13 +267,8 @@ pub(super) fn quietly(command: &mut Command) -> Result<()> {
 
 /// What a command says on stdout.
 pub(super) fn answer(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("cannot start `{program}`"))?;
-    if !output.status.success() {
-        let error = String::from_utf8_lossy(&output.stderr);
-        bail!("`{}`: {}: {}", short(command), output.status, error.trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let line = short(command);
+    answer_to(&line, command)
 }
 
 /// A command line without the way into the box.

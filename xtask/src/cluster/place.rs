@@ -15,20 +15,14 @@
 //! after the cgroups are killed, what is left are directories.
 
 use std::{
-    fs, io,
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::{
-            fs::DirBuilderExt as _,
-            net::{SocketAddr, UnixListener},
-        },
-    },
+    fs,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+
+use crate::turn::Turn;
 
 /// Everything that is no cgroup. What tests write as root belongs here, too.
 pub(crate) const HOME: &str = "/var/lib/socklb-cluster";
@@ -53,26 +47,8 @@ pub(super) fn make() -> Result<()> {
     builder.recursive(true).mode(0o700).create(HOME).with_context(|| format!("cannot make {HOME}"))
 }
 
-/// The right to make a cluster or to take it away: one at a time on a machine. The kernel takes it
-/// back from whoever dies.
-pub(super) struct Turn(#[expect(dead_code, reason = "held, not used")] UnixListener);
-
-impl Turn {
-    /// For a moment somebody who was killed may still have it.
-    pub(super) fn wait() -> Result<Self> {
-        let address = SocketAddr::from_abstract_name(NAME)?;
-        let deadline = Instant::now() + Duration::from_secs(2);
-        loop {
-            match UnixListener::bind_addr(&address) {
-                Ok(listener) => return Ok(Self(listener)),
-                Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                    return Err(error).context("cannot lock");
-                }
-                Err(_) if Instant::now() > deadline => {
-                    bail!("another `cluster up` or `down` is at work on this machine: wait for it")
-                }
-                Err(_) => sleep(Duration::from_millis(20)),
-            }
-        }
-    }
+/// The right to make a cluster or to take it away: one at a time on a machine.
+pub(super) fn turn() -> Result<Turn> {
+    Turn::wait(NAME)?
+        .context("another `cluster up` or `down` is at work on this machine: wait for it")
 }

@@ -18,12 +18,11 @@ use super::{
     myself,
     network::{self, NODE, Pod},
     place::{Cgroups, home, make_home},
-    quietly,
     services::{self, NODE_NAME, SERVICE, TARGET_PORT},
     spread::Spread,
 };
 use crate::{
-    exec::show,
+    exec::{answer, show},
     wait::{Not, until},
 };
 
@@ -49,7 +48,7 @@ impl Node {
         let cgroup = Cgroups::make()?.node();
         fs::create_dir(home("bpf"))?;
         let mut mount = Command::new("mount");
-        quietly(mount.args(["-t", "bpf", "-o", "mode=0700", "socklb-demo"]).arg(home("bpf")))?;
+        answer(mount.args(["-t", "bpf", "-o", "mode=0700", "socklb-demo"]).arg(home("bpf")))?;
         let backends = Pod::backends(5);
         let mut pods = backends.clone();
         pods.push(Pod::client());
