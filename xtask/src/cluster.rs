@@ -13,10 +13,12 @@
 //! | `up`, `status`, `sweep` | the commands |
 //! | `pods` | as their node has them |
 //! | `live` | a cluster that is there, for commands and tests |
+//! | `health` | what of it works |
 
 mod cgroups;
 mod control;
 mod dns;
+mod health;
 mod live;
 mod machine;
 mod network;
