@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Kubectl, spread::Spread, within};
+use super::{Kubectl, spread::Spread, stage::within};
 
 /// One line for each request: who answered, the HTTP status, curl's own verdict.
 const CURL: &str = r"curl --silent --max-time 10 --header 'Connection: close' \
