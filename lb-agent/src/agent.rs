@@ -4,6 +4,7 @@ mod follow;
 mod guard;
 mod pace;
 mod source;
+mod stop;
 mod takeover;
 mod task;
 mod troubles;
@@ -12,9 +13,8 @@ mod upkeep;
 use std::{io::Write as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use tokio::signal::unix::{SignalKind, signal};
 
-use self::{follow::Agent, source::Followed, troubles::Troubles};
+use self::{follow::Agent, source::Followed, stop::Stop, troubles::Troubles};
 use crate::{
     admin::{Admin, Events, Family, server},
     canary,
@@ -37,7 +37,10 @@ const DRY_RUN: Duration = Duration::from_secs(30);
 pub async fn run(config: &Config) -> Result<()> {
     if config.cleanup {
         cleanup(config)?;
-        if config.stay { stay().await } else { Ok(()) }
+        if config.stay {
+            Stop::listen()?.asked().await;
+        }
+        Ok(())
     } else if config.cleanup_kube_proxy {
         kube_proxy::cleanup(&mut std::io::stdout().lock())
     } else if config.dry_run {
@@ -56,16 +59,6 @@ fn cleanup(config: &Config) -> Result<()> {
     }
     if removed.is_empty() {
         writeln!(out, "nothing to remove")?;
-    }
-    Ok(())
-}
-
-async fn stay() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
     }
     Ok(())
 }
@@ -206,8 +199,7 @@ async fn serve(config: &Config) -> Result<()> {
     }
 
     let in_force = datapath.others_at_work() || !snapshot.services.is_empty();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stop = Stop::listen()?;
     let families = families();
     let pipeline = Pipeline::with_view(view(config, &node, families), maps, &snapshot);
     let mut agent = Agent::new(config, pipeline, (datapath, cgroup), pins);
@@ -234,11 +226,10 @@ async fn serve(config: &Config) -> Result<()> {
         task.await.context("the source failed")??;
         bail!("the source ended");
     };
-    let stopped = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    let signal = tokio::select! {
+        signal = stop.asked() => signal,
         result = follow => return result,
     };
-    tracing::info!(signal = stopped, "leaving; Services stay translated, as they are now");
+    tracing::info!(signal, "leaving; Services stay translated, as they are now");
     Ok(())
 }

@@ -13,10 +13,12 @@
 //! | `up`, `status`, `sweep` | the commands |
 //! | `pods` | as their node has them |
 //! | `live` | a cluster that is there, for commands and tests |
+//! | `health` | what of it works |
 
 mod cgroups;
 mod control;
 mod dns;
+mod health;
 mod live;
 mod machine;
 mod network;
@@ -30,33 +32,30 @@ mod status;
 mod supply;
 mod sweep;
 mod up;
-mod wait;
 
 use std::{
     env, fs,
-    os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
+use self::{
+    health::READY,
+    place::{turn, turn_within, var},
+    plan::{Plan, Shape},
+};
 pub(crate) use self::{
     live::Cluster,
-    place::{HOME, TestsTurn},
+    place::{HOME, tests_turn},
     plan::{Mode, Proxy},
     pods::Container,
     proxy::SOCKLB,
-    wait::{Not, until},
-};
-use self::{
-    live::READY,
-    place::{Turn, var},
-    plan::{Plan, Shape},
 };
 use crate::{
-    exec::say,
+    exec::{become_it, myself, say},
     kube_demo::{self, Kubectl},
-    root::{as_root, is_root, require_root},
+    root::{become_root, is_root, require_root},
     setup::{self, Scope},
     stories,
 };
@@ -196,7 +195,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn down() -> Result<()> {
-    let _turn = Turn::wait()?;
+    let _turn = turn()?;
     if sweep::sweep()? {
         say!("Removed: processes, namespaces, mounts, cgroups, files.");
     } else {
@@ -211,7 +210,7 @@ fn down_if_of_tests() -> Result<()> {
         return Ok(());
     }
     // Whoever made it may have outlived the tests, and still be at work.
-    let _turn = Turn::wait_for(READY)?;
+    let _turn = turn_within(READY)?;
     if is_left_by_tests(Plan::load()?.as_ref())? && sweep::sweep()? {
         say!("Removed the cluster that interrupted tests had left.");
     }
@@ -243,22 +242,6 @@ fn logs(machine: &str, part: Option<&str>, follow: bool) -> Result<ExitCode> {
         tail.arg("-F");
     }
     become_it(tail.arg(log))
-}
-
-/// Returns only when the command cannot be started: it takes this process's place, so signals and
-/// the exit code are its own.
-fn become_it(command: &mut Command) -> Result<ExitCode> {
-    let error = command.exec();
-    Err(error).with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
-}
-
-fn become_root(command: Command) -> Result<ExitCode> {
-    become_it(&mut as_root(command))
-}
-
-/// This program.
-fn myself() -> Result<std::path::PathBuf> {
-    env::current_exe().context("this program does not know where it is")
 }
 
 #[cfg(test)]

@@ -18,20 +18,18 @@ mod services;
 mod spread;
 
 use std::{
-    env,
     net::SocketAddrV4,
-    os::unix::process::CommandExt as _,
-    path::PathBuf,
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{
     build,
-    exec::say,
-    root::{as_root, require_root},
+    exec::{myself, say},
+    root::{become_root, require_root},
     setup::{self, Scope},
+    turn::{self, Turn},
 };
 
 /// Show the main job: Services in, connections out, in network namespaces with no way out.
@@ -75,8 +73,8 @@ enum Part {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.part {
-        None if args.remove => remove(),
-        None => guarded(args.keep),
+        None if args.remove => return remove(),
+        None => return guarded(args.keep),
         Some(Part::Play(args)) => play::run(args),
         Some(Part::Sweep { asked }) => sweep(*asked),
         Some(Part::Backend { name }) => backend::run(name),
@@ -104,7 +102,7 @@ fi
 exit "$code"
 "#;
 
-fn guarded(keep: bool) -> Result<()> {
+fn guarded(keep: bool) -> Result<ExitCode> {
     require_root()?;
     setup::ensure(&[Scope::Network])?;
     let programs = build::programs(false)?;
@@ -117,21 +115,15 @@ fn guarded(keep: bool) -> Result<()> {
     become_root(guard)
 }
 
-fn remove() -> Result<()> {
+fn remove() -> Result<ExitCode> {
     require_root()?;
     let mut sweep = Command::new(myself()?);
     sweep.args(["demo", "sweep", "--asked"]);
     become_root(sweep)
 }
 
-/// Returns only when the command cannot be started: it takes this process's place, so signals and
-/// the exit code are its own.
-fn become_root(command: Command) -> Result<()> {
-    Err(as_root(command).exec()).context("cannot go on as root")
-}
-
 fn sweep(asked: bool) -> Result<()> {
-    let Some(_turn) = place::Turn::wait()? else {
+    let Some(_turn) = Turn::wait(place::NAME, turn::MOMENT)? else {
         // Another demo has begun since, and by taking away what ours had left.
         return if asked { Err(place::busy()) } else { Ok(()) };
     };
@@ -146,25 +138,18 @@ fn sweep(asked: bool) -> Result<()> {
     Ok(())
 }
 
-/// This program.
-fn myself() -> Result<PathBuf> {
-    env::current_exe().context("this program does not know where it is")
-}
-
-/// Runs a command that has nothing to say unless it fails.
-fn quietly(command: &mut Command) -> Result<()> {
-    let line = crate::exec::show(command);
-    let output = command.output().with_context(|| format!("cannot start `{line}`"))?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "`{line}`: {}", error.trim());
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, process, thread::sleep, time::Duration};
+    use std::{
+        env, fs,
+        path::{Path, PathBuf},
+        process,
+        thread::sleep,
+        time::Duration,
+    };
 
     use super::*;
+    use crate::exec::answer;
 
     /// The guard, with a script in place of this program; it keeps a diary.
     fn guard(name: &str, keep: bool, play: &str) -> (Command, PathBuf) {
@@ -211,7 +196,7 @@ mod tests {
         while !diary.exists() {
             sleep(Duration::from_millis(5));
         }
-        quietly(Command::new("kill").args(["-TERM", &guard.id().to_string()])).unwrap();
+        answer(Command::new("kill").args(["-TERM", &guard.id().to_string()])).unwrap();
         assert_eq!(guard.wait().unwrap().code(), Some(143));
         assert_eq!(take(&diary), "demo play --agent\ndemo sweep\n");
     }

@@ -6,7 +6,7 @@ mod table;
 
 use std::{
     collections::BTreeSet,
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Instant,
@@ -22,7 +22,7 @@ use self::{
 use crate::{
     cache::{Scratch, cache},
     cargo::workspace,
-    exec::{ask, show},
+    exec::{ask, myself, show},
     kube,
     root::{as_root, require_root},
 };
@@ -114,7 +114,7 @@ impl Suite {
         }
         let names: Vec<_> = tests.iter().map(|name| literally(name)).collect();
         let report = format!("report-{procs}.json");
-        let mut ginkgo = Command::new(env::current_exe()?);
+        let mut ginkgo = Command::new(myself()?);
         ginkgo.args(["cluster", "beside"]).arg(self.programs.join("ginkgo"));
         ginkgo.args(["--no-color", "--silence-skips", "--timeout=3h"]);
         ginkgo.arg(format!("--procs={procs}"));
@@ -143,7 +143,7 @@ fn literally(text: &str) -> String {
 
 /// What cluster it is, in the words of `cluster up`.
 fn about() -> Result<String> {
-    let mut shape = Command::new(env::current_exe()?);
+    let mut shape = Command::new(myself()?);
     shape.args(["cluster", "shape"]);
     let shape = as_root(shape);
     let output = { shape }.output().context("cannot ask for the cluster")?;
@@ -233,7 +233,7 @@ mod tests {
         let directory = workspace().join("docs/e2e");
         let made = table::page(&columns(&directory).unwrap(), &List::own().unwrap());
         let page = directory.join("README.md");
-        if env::var_os("UPDATE").is_some() {
+        if std::env::var_os("UPDATE").is_some() {
             fs::write(&page, &made).unwrap();
         }
         assert_eq!(fs::read_to_string(page).unwrap(), made, "UPDATE=1 writes it");

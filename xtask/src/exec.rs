@@ -1,6 +1,12 @@
 //! Running commands, so that everybody sees what is run.
 
-use std::process::{Command, Stdio};
+use std::{
+    env,
+    io::Write as _,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Command, ExitCode, Output, Stdio},
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -23,6 +29,48 @@ pub(crate) fn announce(command: &Command) -> String {
 pub(crate) fn ask(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What a command says on stdout. Fails with its own words.
+pub(crate) fn answer(command: &mut Command) -> Result<String> {
+    let line = show(command);
+    answer_to(&line, command)
+}
+
+/// The same where this line says enough of the command.
+pub(crate) fn answer_to(line: &str, command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot start `{line}`"))?;
+    succeeded(line, &output)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Gives a command this to read. Fails with its own words.
+pub(crate) fn feed(command: &mut Command, input: &str) -> Result<()> {
+    let line = show(command);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+    // If it does not read to the end, it says why.
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
+    succeeded(&line, &child.wait_with_output()?)?;
+    written.with_context(|| format!("`{line}` did not read all of its input"))
+}
+
+fn succeeded(line: &str, output: &Output) -> Result<()> {
+    let (status, error) = (output.status, String::from_utf8_lossy(&output.stderr));
+    ensure!(status.success(), "`{line}`: {status}: {}", error.trim());
+    Ok(())
+}
+
+/// Returns only when the command cannot be started: it takes this process's place, so signals and
+/// the exit code are its own.
+pub(crate) fn become_it(command: &mut Command) -> Result<ExitCode> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start `{}`", show(command)))
+}
+
+/// This program.
+pub(crate) fn myself() -> Result<PathBuf> {
+    env::current_exe().context("this program does not know where it is")
 }
 
 /// The command as one would type it: `VAR=value program argument 'argument with spaces'`.

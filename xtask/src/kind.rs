@@ -5,7 +5,6 @@
 //! chart, out of an image that is made here.
 
 use std::{
-    env,
     path::PathBuf,
     process::{Command, ExitCode},
 };
@@ -15,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     cargo::workspace,
-    exec::{ask, exec},
+    exec::{ask, exec, myself},
     image, kube,
     kube_demo::{self, Choices, Kubectl},
     manifest,
@@ -178,8 +177,7 @@ fn is_there() -> Result<bool> {
 
 fn make_image() -> Result<PathBuf> {
     let archive = workspace().join("target/socklb-image.tar");
-    let xtask = env::current_exe().context("this program does not know where it is")?;
-    exec(Command::new(xtask).args(["image", "--output"]).arg(&archive))?;
+    exec(Command::new(myself()?).args(["image", "--output"]).arg(&archive))?;
     Ok(archive)
 }
 

@@ -8,21 +8,18 @@
 mod client;
 mod kubectl;
 mod spread;
+mod stage;
 
-use std::{
-    collections::BTreeSet,
-    ffi::OsString,
-    process::ExitCode,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{ffi::OsString, process::ExitCode, time::Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, Result, ensure};
 
 pub(crate) use self::kubectl::Kubectl;
-use self::{client::Load, spread::Spread};
-use crate::{exec::say, image::pods::AGNHOST};
+use self::{
+    client::Load,
+    stage::{PODS, Stage, frontend, show_spread, within},
+};
+use crate::{exec::say, image::pods::AGNHOST, telling::paragraph};
 
 /// Show the main job in a cluster in which socklb runs.
 #[derive(clap::Args)]
@@ -54,12 +51,6 @@ impl Default for Choices {
 const AGENTS: &str = "kube-system";
 const NAMESPACE: &str = "socklb-demo";
 const OBJECTS: &str = include_str!("kube_demo/objects.yaml");
-/// Most time that pods get to come or to go.
-const PODS: Duration = Duration::from_secs(180);
-/// Most time until what pods are there is what connections reach.
-const SETTLED: Duration = Duration::from_secs(60);
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(200);
 /// How curl calls a refused connection.
 const REFUSED: u8 = 7;
 
@@ -88,18 +79,6 @@ pub(crate) fn play(kubectl: &Kubectl, choices: &Choices) -> Result<ExitCode> {
         "\nEverything was as it should be: {requests} requests, {seconds} s. Removed the namespace."
     );
     Ok(ExitCode::SUCCESS)
-}
-
-struct Stage<'a> {
-    kubectl: &'a Kubectl,
-    choices: &'a Choices,
-}
-
-/// A pod of the Deployment that is ready and not about to go.
-struct Pod {
-    name: String,
-    address: String,
-    node: String,
 }
 
 impl Stage<'_> {
@@ -194,217 +173,16 @@ impl Stage<'_> {
     fn no_pod(&self, client: &str, service: &str, requests: &mut usize) -> Result<()> {
         say!("\n5. No pod");
         self.scale(0)?;
-        let spread = self.until(|spread| spread.is_failure(REFUSED))?;
+        let spread = self.settle_as(|spread| spread.is_failure(REFUSED))?;
         *requests += spread.total();
         paragraph(&["Refused by connect() itself, at once: nobody waits for a time-out."]);
         self.lbctl(client, &["explain", service], 1, &["ECONNREFUSED"])
     }
-
-    fn scale(&self, replicas: usize) -> Result<()> {
-        self.shown(&["scale", "deployment/web", &format!("--replicas={replicas}")])?;
-        self.rolled_out()?;
-        let deadline = Instant::now() + PODS;
-        while self.pods()?.len() != replicas {
-            ensure!(Instant::now() < deadline, "there are not {replicas} pods after {PODS:?}");
-            sleep(PAUSE);
-        }
-        Ok(())
-    }
-
-    /// A pod cannot be made in a namespace before a controller has given it this.
-    fn await_account(&self) -> Result<()> {
-        let deadline = Instant::now() + PODS;
-        while let Err(error) = self.kubectl.answer(&within(&["get", "serviceaccount", "default"])) {
-            if Instant::now() > deadline {
-                return Err(error).context("the namespace is not usable");
-            }
-            sleep(PAUSE);
-        }
-        Ok(())
-    }
-
-    fn rolled_out(&self) -> Result<()> {
-        let words = ["rollout", "status", "deployment/web", "--timeout=180s"];
-        self.kubectl.answer(&within(&words)).map(drop)
-    }
-
-    /// Makes requests until those pods answer that are there, and nobody else, and shows them.
-    fn settle(&self) -> Result<usize> {
-        let names = self.names()?;
-        self.until(|spread| spread.is_over(&names)).map(|spread| spread.total())
-    }
-
-    fn until(&self, is_so: impl Fn(&Spread) -> Result<(), String>) -> Result<Spread> {
-        let deadline = Instant::now() + SETTLED;
-        loop {
-            let spread = client::requests(self.kubectl)?;
-            match is_so(&spread) {
-                Ok(()) => {
-                    show_spread(&spread);
-                    return Ok(spread);
-                }
-                Err(reason) if Instant::now() > deadline => {
-                    show_spread(&spread);
-                    bail!("after {SETTLED:?}: {reason}");
-                }
-                Err(_) => sleep(PAUSE),
-            }
-        }
-    }
-
-    fn names(&self) -> Result<BTreeSet<String>> {
-        Ok(self.pods()?.into_iter().map(|pod| pod.name).collect())
-    }
-
-    fn pods(&self) -> Result<Vec<Pod>> {
-        let list = self.kubectl.answer(&within(&["get", "pods", "-l", "app=web", "-o", "json"]))?;
-        pods(&list)
-    }
-
-    fn show_pods(&self) -> Result<()> {
-        for Pod { name, address, node } in self.pods()? {
-            say!("   {name:28} {address:16} {node}");
-        }
-        Ok(())
-    }
-
-    fn text(&self, object: &str, path: &str) -> Result<String> {
-        let output = format!("-o=jsonpath={path}");
-        let text = self.kubectl.answer(&within(&["get", object, &output]))?;
-        ensure!(!text.is_empty(), "{object} has no {path}");
-        Ok(text)
-    }
-
-    /// Runs a command in the namespace, and shows it.
-    fn shown(&self, words: &[&str]) -> Result<()> {
-        say!("\n   $ kubectl {}", words.join(" "));
-        self.kubectl.answer(&within(words)).map(drop)
-    }
-
-    fn explain(&self, node: &str, service: &str) -> Result<()> {
-        let addresses = self.pods()?.into_iter().map(|pod| pod.address).collect::<Vec<_>>();
-        let mentions: Vec<_> = addresses.iter().map(String::as_str).collect();
-        self.lbctl(node, &["explain", service], 0, &mentions)
-    }
-
-    /// Shows what lbctl says on a node, with this exit code and these words in it.
-    fn lbctl(&self, node: &str, words: &[&str], code: i32, mentions: &[&str]) -> Result<()> {
-        let on_node = format!("--field-selector=spec.nodeName={node},status.phase=Running");
-        let of_socklb = "app.kubernetes.io/name=socklb";
-        let agents = self.choices.agents.as_str();
-        let find = ["-n", agents, "get", "pods", "-l", of_socklb, &on_node, "-o", "name"];
-        let found = self.kubectl.answer(&find)?;
-        let agent = found.lines().next().with_context(|| {
-            format!(
-                "no pod with {of_socklb} runs on {node} in {agents}: is socklb installed there?"
-            )
-        })?;
-        let (line, command) =
-            (words.join(" "), [&["-n", agents, "exec", agent, "--", "lbctl"], words].concat());
-        say!("\n   $ kubectl -n {agents} exec {agent} -- lbctl {line}");
-        let output = self.kubectl.output(&command)?;
-        let answer = String::from_utf8_lossy(&output.stdout);
-        for line in answer.lines() {
-            say!("{}", format!("   {line}").trim_end());
-        }
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.code() == Some(code),
-            "lbctl {line}: {}, where {code} was expected: {}",
-            output.status,
-            error.trim()
-        );
-        match mentions.iter().find(|word| !answer.contains(**word)) {
-            Some(word) => bail!("lbctl {line}: the answer does not mention {word}"),
-            None => Ok(()),
-        }
-    }
-
-    fn sweep(&self) -> Result<()> {
-        let words = ["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s"];
-        self.kubectl.answer(&words).map(drop)
-    }
-
-    /// The cluster may say why.
-    fn show_troubles(&self) {
-        let looks: [&[&str]; 2] =
-            [&["get", "pods", "-o", "wide"], &["get", "events", "--field-selector=type!=Normal"]];
-        for words in looks {
-            let said = self.kubectl.answer(&within(words)).unwrap_or_default();
-            for line in said.lines() {
-                eprintln!("   | {line}");
-            }
-        }
-    }
-}
-
-/// In the namespace of the demo.
-fn within<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    [&["-n", NAMESPACE], words].concat()
-}
-
-fn pods(list: &str) -> Result<Vec<Pod>> {
-    let list: Value = serde_json::from_str(list).context("kubectl printed no JSON")?;
-    let items = list["items"].as_array().context("kubectl printed no list")?;
-    let pod = |item: &Value| {
-        let text = |pointer| item.pointer(pointer)?.as_str().map(str::to_owned);
-        let ready = item
-            .pointer("/status/conditions")?
-            .as_array()?
-            .iter()
-            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-        let stays = item.pointer("/metadata/deletionTimestamp").is_none();
-        (ready && stays).then_some(Pod {
-            name: text("/metadata/name")?,
-            address: text("/status/podIP")?,
-            node: text("/spec/nodeName")?,
-        })
-    };
-    Ok(items.iter().filter_map(pod).collect())
-}
-
-/// The Service's address with its port, as lbctl takes it.
-fn frontend(address: &str) -> String {
-    if address.contains(':') { format!("[{address}]:80") } else { format!("{address}:80") }
-}
-
-fn show_spread(spread: &Spread) {
-    say!("\n   {} requests from the client to http://web/:\n", spread.total());
-    say!("{}", spread.to_string().trim_end());
-}
-
-fn paragraph(lines: &[&str]) {
-    say!("\n   {}", lines.join("\n   "));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pods_that_go_or_are_not_ready_do_not_count() {
-        let pod = |name: &str, ready: &str, more: &str| {
-            format!(
-                r#"{{"metadata":{{"name":"{name}"{more}}},"spec":{{"nodeName":"n1"}},"status":{{
-                "podIP":"10.0.0.1","conditions":[{{"type":"Ready","status":"{ready}"}}]}}}}"#
-            )
-        };
-        let list = format!(
-            r#"{{"items":[{},{},{}]}}"#,
-            pod("stays", "True", ""),
-            pod("starts", "False", ""),
-            pod("goes", "True", r#","deletionTimestamp":"2026-01-01T00:00:00Z""#)
-        );
-        let names: Vec<_> = pods(&list).unwrap().into_iter().map(|pod| pod.name).collect();
-        assert_eq!(names, ["stays"]);
-        assert!(pods("").is_err());
-    }
-
-    #[test]
-    fn frontends_of_both_families() {
-        assert_eq!(frontend("10.96.0.10"), "10.96.0.10:80");
-        assert_eq!(frontend("fd00:96::a"), "[fd00:96::a]:80");
-    }
 
     #[test]
     fn everything_is_in_the_namespace() {

@@ -14,12 +14,16 @@ mod kube;
 mod kube_demo;
 mod manifest;
 mod oracle;
+mod path;
 mod pins;
 mod root;
 mod run;
 mod setup;
 mod stories;
+mod telling;
 mod test;
+mod turn;
+mod wait;
 
 use std::process::ExitCode;
 

@@ -5,12 +5,12 @@ use std::{
     env, fs,
     io::{IsTerminal as _, stdin},
     os::unix::fs::MetadataExt as _,
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Result, bail};
 
-use crate::exec::{announce, ask};
+use crate::exec::{announce, ask, become_it};
 
 /// Are we root?
 pub(crate) fn is_root() -> bool {
@@ -61,6 +61,11 @@ pub(crate) fn as_root(command: Command) -> Command {
         sudo.current_dir(directory);
     }
     sudo
+}
+
+/// The same command as root, in this process's place.
+pub(crate) fn become_root(command: Command) -> Result<ExitCode> {
+    become_it(&mut as_root(command))
 }
 
 fn is_ours(name: &str) -> bool {

@@ -54,14 +54,6 @@ impl Family {
             Self::V6 => "IPv6",
         }
     }
-
-    /// The family of an address.
-    pub const fn of(addr: IpAddr) -> Self {
-        match addr {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
 }
 
 impl fmt::Display for Family {

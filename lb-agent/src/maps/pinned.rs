@@ -192,11 +192,6 @@ impl Pinned {
         }
         Ok(())
     }
-
-    /// Forgets where a client went.
-    pub fn unbind(&mut self, key: &AffinityKey) -> Result<(), MapError> {
-        self.clients.unbind(key)
-    }
 }
 
 impl Store for Pinned {

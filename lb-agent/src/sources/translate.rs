@@ -19,7 +19,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-pub use self::node::{LARGEST_NODE_NAME, node};
+pub use self::node::node;
 use super::Problem;
 use crate::{
     model::{

@@ -13,9 +13,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::place::{NAME, home};
+use crate::wait::{Not, until};
 
 /// The controllers that the machine did not pass on before.
 const LENT: &str = "controllers";
+/// Most time that processes get to die, once killed.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A cgroup file system that is mounted on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,14 +110,12 @@ impl Cgroups {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             killed => killed.with_context(|| format!("{}/cgroup.kill", directory.display()))?,
         }
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while is_populated(&directory) {
-            if Instant::now() > deadline {
-                bail!("processes in {} do not die in 20 s", directory.display());
+        until("the end of all processes", PATIENCE, &[], || {
+            if !is_populated(&directory) {
+                return Ok(());
             }
-            sleep(Duration::from_millis(5));
-        }
-        Ok(())
+            Err(Not::Yet(format!("some in {} live", directory.display())))
+        })
     }
 
     /// Is there a process in this directory of cgroup2, or below?

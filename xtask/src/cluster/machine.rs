@@ -16,9 +16,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{
     cgroups::{Cgroups, Version},
     place::{home, var},
+};
+use crate::{
+    exec::{answer_to, show},
     wait::{Not, tail, until},
 };
-use crate::exec::show;
 
 /// Where a box has the programs of the cluster.
 pub(super) const PROGRAMS: &str = "/run/programs";
@@ -270,13 +272,8 @@ pub(super) fn quietly(command: &mut Command) -> Result<()> {
 
 /// What a command says on stdout.
 pub(super) fn answer(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("cannot start `{program}`"))?;
-    if !output.status.success() {
-        let error = String::from_utf8_lossy(&output.stderr);
-        bail!("`{}`: {}: {}", short(command), output.status, error.trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let line = short(command);
+    answer_to(&line, command)
 }
 
 /// A command line without the way into the box.

@@ -5,15 +5,15 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::Write as _,
     net::{Ipv4Addr, Ipv6Addr},
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::machine::quietly;
+use crate::exec::feed;
 use crate::exec::say;
 
 /// Of the control box, and of the API server.
@@ -121,17 +121,7 @@ pub(super) fn filter_bridges() -> Result<()> {
 pub(super) fn ip(init: u32, lines: &str) -> Result<()> {
     let mut command = Command::new("nsenter");
     command.args([&format!("--net=/proc/{init}/ns/net"), "ip", "-batch", "-"]);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start `nsenter`")?;
-    child.stdin.take().context("stdin is piped")?.write_all(lines.as_bytes())?;
-    let output = child.wait_with_output()?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`ip -batch` of\n{lines}{}", error.trim());
-    Ok(())
+    feed(&mut command, lines).with_context(|| format!("ip does not do this:\n{lines}"))
 }
 
 #[cfg(test)]

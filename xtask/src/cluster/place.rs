@@ -15,20 +15,15 @@
 //! after the cgroups are killed, what is left are directories.
 
 use std::{
-    fs, io,
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::{
-            fs::DirBuilderExt as _,
-            net::{SocketAddr, UnixListener},
-        },
-    },
+    fs,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+
+use crate::turn::{self, Turn};
 
 /// Everything that is no cgroup. What tests write as root belongs here, too.
 pub(crate) const HOME: &str = "/var/lib/socklb-cluster";
@@ -53,64 +48,18 @@ pub(super) fn make() -> Result<()> {
     builder.recursive(true).mode(0o700).create(HOME).with_context(|| format!("cannot make {HOME}"))
 }
 
-/// The right to make a cluster or to take it away: one at a time on a machine. The kernel takes it
-/// back from whoever dies.
-pub(super) struct Turn(#[expect(dead_code, reason = "held, not used")] UnixListener);
+/// The right to make a cluster or to take it away: one at a time on a machine.
+pub(super) fn turn() -> Result<Turn> {
+    turn_within(turn::MOMENT)
+}
 
-impl Turn {
-    /// For a moment somebody who was killed may still have it.
-    pub(super) fn wait() -> Result<Self> {
-        Self::wait_for(Duration::from_secs(2))
-    }
-
-    pub(super) fn wait_for(patience: Duration) -> Result<Self> {
-        let turn = lock(NAME, patience)?;
-        let busy = "another `cluster up` or `down` is at work on this machine: wait for it";
-        turn.map(Self).context(busy)
-    }
+pub(super) fn turn_within(patience: Duration) -> Result<Turn> {
+    Turn::wait(NAME, patience)?
+        .context("another `cluster up` or `down` is at work on this machine: wait for it")
 }
 
 /// The right to make clusters for tests, in the same way.
-pub(crate) struct TestsTurn(#[expect(dead_code, reason = "held, not used")] UnixListener);
-
-impl TestsTurn {
-    pub(crate) fn take() -> Result<Self> {
-        let turn = lock(&format!("{NAME}-tests"), Duration::from_secs(2))?;
-        let busy = "another `cluster test --all` is at work on this machine: wait for it";
-        turn.map(Self).context(busy)
-    }
-}
-
-/// None: somebody else has it all the time.
-fn lock(name: &str, patience: Duration) -> Result<Option<UnixListener>> {
-    let address = SocketAddr::from_abstract_name(name)?;
-    let deadline = Instant::now() + patience;
-    loop {
-        match UnixListener::bind_addr(&address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if Instant::now() > deadline {
-                    return Ok(None);
-                }
-                sleep(Duration::from_millis(20));
-            }
-            listener => return listener.map(Some).context("cannot lock"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::id;
-
-    use super::*;
-
-    #[test]
-    fn a_lock_is_one_holders_until_he_is_gone() {
-        let name = format!("{NAME}-test-{}", id());
-        let take = || lock(&name, Duration::ZERO).unwrap();
-        let first = take();
-        assert!(first.is_some() && take().is_none());
-        drop(first);
-        assert!(take().is_some());
-    }
+pub(crate) fn tests_turn() -> Result<Turn> {
+    Turn::wait(&format!("{NAME}-tests"), turn::MOMENT)?
+        .context("another `cluster test --all` is at work on this machine: wait for it")
 }

@@ -4,17 +4,17 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::{
     cgroups::Cgroups,
     machine::KEEPERS,
     place::{HOME, NAME},
 };
+use crate::wait::{Not, until};
 
 /// What is asked of a process's directory in /proc.
 const NAMESPACES: &[&str] = &["cgroup", "ipc", "mnt", "net", "pid", "uts"];
@@ -37,18 +37,14 @@ pub(super) fn sweep() -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         removed => removed.with_context(|| format!("cannot remove {HOME}"))?,
     }
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    until("the cluster to be gone", PATIENCE, &[], || {
         let mut left = leftovers()?;
         left.extend(holders(&namespaces, &others)?);
         if left.is_empty() {
             return Ok(true);
         }
-        if Instant::now() > deadline {
-            bail!("after it was taken away, this is left of the cluster:\n{}", left.join("\n"));
-        }
-        sleep(Duration::from_millis(20));
-    }
+        Err(Not::Yet(format!("this is left of it:\n{}", left.join("\n"))))
+    })
 }
 
 /// What there is of a cluster on this machine. A link or a BPF program cannot be left without one

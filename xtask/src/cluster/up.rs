@@ -11,8 +11,7 @@ use anyhow::{Error, Result, anyhow};
 use super::{
     dns,
     live::{Cluster, Node, is_up},
-    network,
-    place::{self, Turn},
+    network, place,
     plan::{Plan, Proxy},
     secrets,
     sweep::sweep,
@@ -20,7 +19,7 @@ use super::{
 use crate::exec::say;
 
 pub(super) fn run(plan: &Plan) -> Result<()> {
-    let _turn = Turn::wait()?;
+    let _turn = place::turn()?;
     if is_up(plan)? {
         say!("The cluster is up already: {}.", plan.shape);
         say!(

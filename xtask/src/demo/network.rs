@@ -5,18 +5,15 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    io::Write as _,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
-use super::{
-    place::{HOME, home},
-    quietly,
-};
+use super::place::{HOME, home};
+use crate::exec::{answer, feed};
 
 /// The namespace of the node itself.
 pub(super) const NODE: &str = "node";
@@ -90,23 +87,12 @@ fn namespace(name: &str) -> Result<()> {
     File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
     let mut option = std::ffi::OsString::from("--net=");
     option.push(&path);
-    quietly(Command::new("unshare").arg(option).arg("true"))
+    answer(Command::new("unshare").arg(option).arg("true")).map(drop)
 }
 
 /// Runs lines of `ip` in a namespace.
 fn ip(name: &str, lines: &str) -> Result<()> {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", path(name).display())).args(["ip", "-batch", "-"]);
-    let line = crate::exec::show(&command);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{line}`"))?;
-    child.stdin.take().context("stdin is piped")?.write_all(lines.as_bytes())?;
-    let output = child.wait_with_output()?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{line}` of\n{lines}{}", error.trim());
-    Ok(())
+    feed(&mut command, lines).with_context(|| format!("ip does not do this:\n{lines}"))
 }

@@ -8,22 +8,23 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     slice::from_ref,
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use super::{
     client::Outcome,
     myself,
     network::{self, NODE, Pod},
     place::{Cgroups, home, make_home},
-    quietly,
     services::{self, NODE_NAME, SERVICE, TARGET_PORT},
     spread::Spread,
 };
-use crate::exec::show;
+use crate::{
+    exec::{answer, show},
+    wait::{Not, until},
+};
 
 /// What must become so, must be so by then. Usually it is at once; the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,7 +48,7 @@ impl Node {
         let cgroup = Cgroups::make()?.node();
         fs::create_dir(home("bpf"))?;
         let mut mount = Command::new("mount");
-        quietly(mount.args(["-t", "bpf", "-o", "mode=0700", "socklb-demo"]).arg(home("bpf")))?;
+        answer(mount.args(["-t", "bpf", "-o", "mode=0700", "socklb-demo"]).arg(home("bpf")))?;
         let backends = Pod::backends(5);
         let mut pods = backends.clone();
         pods.push(Pod::client());
@@ -133,22 +134,15 @@ impl Node {
         requests: usize,
         mut check: impl FnMut(&Spread) -> Result<(), String>,
     ) -> Result<Spread> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
+        until(&format!("requests to {to}"), PATIENCE, &[], || {
             let spread = self.request(to, requests)?;
             let Err(reason) = check(&spread) else { return Ok(spread) };
-            if let Some(agent) = &mut self.agent {
-                if let Some(status) = agent.try_wait()? {
-                    bail!("lb-agent has ended: {status}");
-                }
+            let ended = self.agent.as_mut().map_or(Ok(None), Child::try_wait);
+            match ended.context("cannot ask for lb-agent")? {
+                Some(status) => Err(Not::Ever(format!("lb-agent has ended: {status}"))),
+                None => Err(Not::Yet(format!("{reason}\n{spread}"))),
             }
-            let waited = PATIENCE.as_secs();
-            ensure!(
-                Instant::now() < deadline,
-                "requests to {to}, still after {waited} s: {reason}\n{spread}"
-            );
-            sleep(Duration::from_millis(10));
-        }
+        })
     }
 
     fn request(&mut self, to: SocketAddrV4, requests: usize) -> Result<Spread> {

@@ -18,57 +18,29 @@
 
 use std::{
     fs, io,
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::{
-            net::{SocketAddr, UnixListener},
-            process::parent_id,
-        },
-    },
+    os::unix::process::parent_id,
     path::{Path, PathBuf},
     process::{self, Command},
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow};
 
-use super::quietly;
+use crate::{
+    exec::answer,
+    wait::{Not, until},
+};
 
 /// Everything that is no cgroup.
 pub(super) const HOME: &str = "/run/socklb-demo";
 /// The directory of cgroups below the root of cgroup2, and the lock.
-const NAME: &str = "socklb-demo";
+pub(super) const NAME: &str = "socklb-demo";
 const GUARD: &str = "guard";
+/// Most time that processes get to die, once killed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn home(name: &str) -> PathBuf {
     Path::new(HOME).join(name)
-}
-
-/// The right to make a demo or to take one away: one at a time on a machine. The kernel takes it
-/// back from whoever dies.
-pub(super) struct Turn(#[expect(dead_code, reason = "held, not used")] UnixListener);
-
-impl Turn {
-    /// `None` if somebody else has it.
-    pub(super) fn take() -> Result<Option<Self>> {
-        let address = SocketAddr::from_abstract_name(NAME)?;
-        match UnixListener::bind_addr(&address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-            listener => Ok(Some(Self(listener.context("cannot lock")?))),
-        }
-    }
-
-    /// For a moment somebody who was killed may still have it.
-    pub(super) fn wait() -> Result<Option<Self>> {
-        let mut turn = Self::take()?;
-        let deadline = Instant::now() + Duration::from_secs(2);
-        while turn.is_none() && Instant::now() < deadline {
-            sleep(Duration::from_millis(10));
-            turn = Self::take()?;
-        }
-        Ok(turn)
-    }
 }
 
 pub(super) fn busy() -> Error {
@@ -123,14 +95,13 @@ impl Cgroups {
     /// Ends every process in them.
     fn kill(&self) -> Result<()> {
         fs::write(self.root.join("cgroup.kill"), "1").context("cgroup.kill")?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !fs::read_to_string(self.root.join("cgroup.events"))?.contains("populated 0") {
-            if Instant::now() > deadline {
-                bail!("processes in {} do not die", self.root.display());
+        until("the end of all processes", PATIENCE, &[], || {
+            let events = fs::read_to_string(self.root.join("cgroup.events"));
+            if events.context("cgroup.events")?.contains("populated 0") {
+                return Ok(());
             }
-            sleep(Duration::from_millis(5));
-        }
-        Ok(())
+            Err(Not::Yet(format!("some in {} live", self.root.display())))
+        })
     }
 
     fn remove(&self) -> Result<()> {
@@ -158,7 +129,7 @@ pub(super) fn sweep() -> Result<bool> {
     }
     // Lazily: a shell that stands in one of them does not keep it.
     for mount in mounts()?.iter().rev().filter(|mount| mount.path.starts_with(home)) {
-        quietly(Command::new("umount").arg("--lazy").arg(&mount.path))?;
+        answer(Command::new("umount").arg("--lazy").arg(&mount.path))?;
     }
     match fs::remove_dir_all(home) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -3,16 +3,20 @@
 
 use std::{env, fs, path::PathBuf, time::Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result};
 
 use super::{
     network::Pod,
     node::{self, Node, REQUESTS},
-    place::{self, HOME, Turn, home},
+    place::{self, HOME, home},
     services::{self, SERVICE, TARGET_PORT},
     spread::Spread,
 };
-use crate::exec::{say, show};
+use crate::{
+    exec::{say, show},
+    telling::{self, paragraph},
+    turn::{self, Turn},
+};
 
 const ENETUNREACH: i32 = 101;
 const ECONNREFUSED: i32 = 111;
@@ -28,7 +32,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let Some(_turn) = Turn::wait()? else {
+    let Some(_turn) = Turn::wait(place::NAME, turn::MOMENT)? else {
         return Err(place::busy());
     };
     if place::sweep()? {
@@ -162,32 +166,12 @@ fn explain(node: &Node, code: i32, mentions: &[&str]) -> Result<()> {
 /// Shows a command and its answer, which must have this exit code and these words in it.
 fn lbctl(node: &Node, words: &str, code: i32, mentions: &[&str]) -> Result<()> {
     let output = node.lbctl().args(words.split(' ')).output().context("cannot start lbctl")?;
-    let answer = String::from_utf8_lossy(&output.stdout);
     say!("\n   $ lbctl --bpffs {} {words}", home("bpf").display());
-    for line in answer.lines() {
-        say!("{}", format!("   {line}").trim_end());
-    }
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.code() == Some(code),
-        "lbctl {words}: {}, where {code} was expected: {}",
-        output.status,
-        error.trim()
-    );
-    match mentions.iter().find(|word| !answer.contains(**word)) {
-        Some(word) => bail!("lbctl {words}: the answer does not mention {word}"),
-        None => Ok(()),
-    }
+    telling::answer(&format!("lbctl {words}"), &output, code, mentions)
 }
 
 fn show_spread(spread: &Spread) {
-    let requests = if spread.total() == 1 { "request" } else { "requests" };
-    say!("\n   {} {requests} from the client to http://{}/:\n", spread.total(), SERVICE.ip());
-    say!("{}", spread.to_string().trim_end());
-}
-
-fn paragraph(lines: &[&str]) {
-    say!("\n   {}", lines.join("\n   "));
+    telling::requests(spread.total(), SERVICE.ip(), spread);
 }
 
 /// The agent may have said why.

@@ -1,7 +1,6 @@
 //! Programs of this machine, with the shared libraries that they need, put into an image.
 
 use std::{
-    env,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -10,16 +9,6 @@ use anyhow::{Context as _, Result};
 
 use super::tree::Tree;
 use crate::exec::ask;
-
-/// The file of a program.
-pub(super) fn find(program: &str) -> Option<PathBuf> {
-    let mut path = env::var_os("PATH").unwrap_or_default();
-    // Debian puts administrators' tools where a user's PATH does not look.
-    path.push(":/usr/sbin:/sbin");
-    env::split_paths(&path)
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_absolute() && file.is_file())
-}
 
 /// What `program` loads when it starts: nothing, if it is static.
 pub(super) fn libraries(program: &Path) -> Vec<PathBuf> {
@@ -66,9 +55,8 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_is_found_and_has_libraries() {
-        let shell = find("bash").unwrap();
+    fn a_shell_has_libraries() {
+        let shell = crate::path::find("bash").unwrap();
         assert!(libraries(&shell).iter().any(|path| path.ends_with("libc.so.6")));
-        assert_eq!(find("no-such-program"), None);
     }
 }

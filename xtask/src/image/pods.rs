@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cache::{Scratch, cache},
     exec::{ask, exec},
-    kube,
+    kube, path,
     setup::{self, Scope},
 };
 
@@ -103,7 +103,7 @@ fn agnhost(programs: &Path) -> Result<PathBuf> {
     files.push(("bin/busybox", kube::busybox()?));
     let sources = kube::sources()?;
     for (path, names) in TOOLS_OF_THE_MACHINE {
-        let program = names.iter().find_map(|name| machine::find(name));
+        let program = names.iter().find_map(|name| path::find(name));
         files.push((path, program.with_context(|| format!("no {} on the PATH", names[0]))?));
     }
     let mut libraries: Vec<_> =

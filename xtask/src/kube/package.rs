@@ -3,7 +3,7 @@
 //! root.
 
 use std::{
-    env, fs,
+    fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     exec::{ask, exec},
+    path,
     root::as_root,
 };
 
@@ -50,7 +51,7 @@ pub(crate) const CONTAINERD: Package = Package {
 pub(crate) const RUNC: Package = Package {
     debian: "runc",
     programs: &[("runc", "usr/sbin/runc")],
-    elsewhere: &["/usr/sbin", "/sbin"],
+    elsewhere: &[],
     remedy: "runc is missing: put the program `runc` (1.1 or later) on the PATH",
 };
 
@@ -94,16 +95,10 @@ pub(crate) fn bring(package: &Package, into: &Path) -> Result<()> {
 }
 
 fn find(package: &Package, name: &str) -> Option<PathBuf> {
-    let program = Path::new(name).file_name()?;
     // Any program may be called `bridge`, and iproute2's is.
-    let path = if name.contains('/') { None } else { env::var_os("PATH") };
-    let path = path.unwrap_or_default();
-    let elsewhere = package.elsewhere.iter().map(PathBuf::from);
-    let directories = env::split_paths(&path).filter(|directory| directory.is_absolute());
-    directories
-        .chain(elsewhere)
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file())
+    let found = if name.contains('/') { None } else { path::find(name) };
+    let program = Path::new(name).file_name()?.to_str()?;
+    found.or_else(|| path::find_in(package.elsewhere.iter().map(PathBuf::from), program))
 }
 
 fn place(into: &Path, name: &str) -> Result<PathBuf> {
@@ -170,7 +165,7 @@ mod tests {
             elsewhere: &["/bin"],
             remedy: "none",
         };
-        let scratch = crate::cache::Scratch::new(&env::temp_dir()).unwrap();
+        let scratch = crate::cache::Scratch::new(&std::env::temp_dir()).unwrap();
         bring(&SHELL, &scratch.0).unwrap();
         assert_eq!(fs::read_link(scratch.0.join("below/cat")).unwrap(), Path::new("/bin/cat"));
     }

@@ -7,13 +7,14 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    thread::{self, JoinHandle, sleep},
-    time::{Duration, Instant},
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Kubectl, PAUSE, spread::Spread, within};
+use super::{Kubectl, spread::Spread, stage::within};
+use crate::wait::{Not, until};
 
 /// One line for each request: who answered, the HTTP status, curl's own verdict.
 const CURL: &str = r"curl --silent --max-time 10 --header 'Connection: close' \
@@ -59,12 +60,10 @@ impl Load {
 
     /// Waits until it makes requests.
     pub(super) fn await_requests(&self, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
-        while self.made.load(Ordering::Relaxed) < REQUESTS {
-            ensure!(Instant::now() < deadline, "the load makes no requests");
-            sleep(PAUSE);
-        }
-        Ok(())
+        until("the load", patience, &[], || match self.made.load(Ordering::Relaxed) {
+            made if made < REQUESTS => Err(Not::Yet(format!("it has made {made} requests"))),
+            _ => Ok(()),
+        })
     }
 
     pub(super) fn stop(mut self, kubectl: &Kubectl) -> Result<Spread> {

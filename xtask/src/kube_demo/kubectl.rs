@@ -2,13 +2,12 @@
 
 use std::{
     ffi::OsString,
-    io::Write as _,
     process::{Command, Output, Stdio},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
-use crate::exec::show;
+use crate::exec::{answer, feed, show};
 
 /// The words before those that say what to do: `kubectl --context kind-socklb`.
 pub(crate) struct Kubectl(Vec<OsString>);
@@ -54,25 +53,11 @@ impl Kubectl {
 
     /// What it says. Fails with its own words.
     pub(crate) fn answer(&self, words: &[&str]) -> Result<String> {
-        let output = self.output(words)?;
-        let (status, error) = (output.status, String::from_utf8_lossy(&output.stderr));
-        let line = || show(&self.command(words));
-        ensure!(status.success(), "`{}`: {status}: {}", line(), error.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        answer(self.command(words).stdin(Stdio::null()))
     }
 
     pub(crate) fn apply(&self, yaml: &str) -> Result<()> {
-        let mut command = self.command(&["apply", "-f", "-"]);
-        let line = show(&command);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
-        // If it does not read to the end, it says why.
-        let written =
-            child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(yaml.as_bytes()));
-        let output = child.wait_with_output()?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`{line}`: {}: {}", output.status, error.trim());
-        written.with_context(|| format!("`{line}` did not read all of its input"))
+        feed(&mut self.command(&["apply", "-f", "-"]), yaml)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, process::Command};
 use crate::{
     cargo::{cargo, prebuilt_object},
     exec::ask,
-    pins,
+    path, pins,
 };
 
 /// What a tool is needed for; a command asks for the scopes that it touches.
@@ -320,20 +320,17 @@ fn pods() -> Need {
     }
 }
 
-/// A program that `cargo install` put into its directory, or else one on the PATH. rustup searches
-/// in the same order.
+/// A program that `cargo install` put into its directory, or else one of the machine. rustup
+/// searches in the same order.
 fn installed(program: &str) -> Command {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let own = home.map(|home| home.join("bin").join(program)).filter(|path| path.exists());
-    own.map_or_else(|| Command::new(program), Command::new)
+    own.or_else(|| path::find(program)).map_or_else(|| Command::new(program), Command::new)
 }
 
 fn starts(program: &str, version: &str) -> Result<(), String> {
-    // Debian puts administrators' tools where a user's PATH does not look.
-    let mut path = env::var_os("PATH").unwrap_or_default();
-    path.push(":/usr/sbin:/sbin");
-    let answer = ask(installed(program).arg(version).env("PATH", path));
+    let answer = ask(installed(program).arg(version));
     answer.map(drop).ok_or_else(|| format!("`{program} {version}` does not run"))
 }
 

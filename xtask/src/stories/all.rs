@@ -9,7 +9,7 @@ use std::{env, process::Command};
 use anyhow::Result;
 
 use crate::{
-    cluster::TestsTurn,
+    cluster::tests_turn,
     exec::exec,
     test::{Failures, Tally, last_count},
 };
@@ -23,7 +23,7 @@ fn task(words: &[&str]) -> Result<Command> {
 }
 
 pub(super) fn run(api_away_seconds: u64) -> Result<Tally> {
-    let _turn = TestsTurn::take()?;
+    let _turn = tests_turn()?;
     exec(&mut task(&["cluster", "down", "--of-tests"])?)?;
     let seconds = format!("--api-away-seconds={api_away_seconds}");
     let mut total = in_cluster("kube-proxy:nftables", &[&["cluster", "test", "proxy"]])?;

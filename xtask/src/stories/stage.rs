@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 
 use super::{Args, load::unix};
 use crate::{
-    cluster::{Cluster, Container, Not, SOCKLB, until},
+    cluster::{Cluster, Container, SOCKLB},
     exec::say,
     kube_demo::Kubectl,
+    wait::{Not, until},
 };
 
 /// Most time that pods get to come or to go.

@@ -21,11 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub use self::{
-    files::{Files, Listing},
-    object::{Named, Object},
-    parse::{Document, Format, ParseError, parse},
-};
+pub use self::files::{Files, Listing};
 use self::{reader::Reader, watch::Watch};
 use super::{Changes, Problems};
 use crate::model::Change;

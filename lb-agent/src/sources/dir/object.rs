@@ -22,7 +22,7 @@ use crate::{
 
 /// An object, already in our words.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Object {
+pub(super) enum Object {
     /// A v1 Service, and the proxy it asks for.
     Service(Named<Service>, Option<Box<str>>),
     /// A discovery.k8s.io/v1 EndpointSlice.
@@ -38,7 +38,7 @@ pub enum Object {
 
 /// What an object says.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Named<T> {
+pub(super) struct Named<T> {
     /// Its name.
     pub name: ObjectRef,
     /// What counts of it; none if it asks for nothing.

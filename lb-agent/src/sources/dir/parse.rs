@@ -14,7 +14,7 @@ const ALIASED: usize = 100_000;
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Format {
+pub(super) enum Format {
     /// YAML 1.2, documents separated by `---` lines.
     Yaml,
     /// JSON values, one after the other.
@@ -23,7 +23,7 @@ pub enum Format {
 
 impl Format {
     /// By the file's name; none if it is not for us: another ending, or hidden.
-    pub fn of(file: &str) -> Option<Self> {
+    pub(super) fn of(file: &str) -> Option<Self> {
         if file.starts_with('.') {
             return None;
         }
@@ -37,7 +37,7 @@ impl Format {
 
 /// One object of a file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Document {
+pub(super) struct Document {
     /// Which document of the file, from 1. Empty documents do not count.
     pub number: usize,
     /// Which item of the document, from 0, if it is a list.
@@ -48,7 +48,7 @@ pub struct Document {
 
 /// Why a text is no list of objects.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub struct ParseError {
+pub(super) struct ParseError {
     /// Which document, from 1.
     pub document: usize,
     /// A line of the file: of the error if `field` is empty, else the first one of the document.
@@ -61,7 +61,7 @@ pub struct ParseError {
 
 impl ParseError {
     /// Where it is.
-    pub fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         let Self { document, line, field, what: _ } = self;
         if field.is_empty() {
             format!("document {document}, line {line}")
@@ -78,7 +78,7 @@ impl fmt::Display for ParseError {
 }
 
 /// The objects of a text.
-pub fn parse(text: &str, format: Format) -> Result<Vec<Document>, ParseError> {
+pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Document>, ParseError> {
     // Editors on Windows put it there.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = Vec::new();

@@ -10,7 +10,7 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// The autoscaler is about to remove the node (K6).
 const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
 /// Most bytes of a node's name.
-pub const LARGEST_NODE_NAME: usize = 253;
+const LARGEST_NODE_NAME: usize = 253;
 
 /// A Node. One without addresses counts too.
 pub fn node(object: &KubeNode) -> Translated<Node> {

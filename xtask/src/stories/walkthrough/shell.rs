@@ -7,22 +7,21 @@ use std::{
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::script::Step;
 use crate::{
     cache::Scratch,
     cluster::{Cluster, HOME},
     stories::Stage,
+    wait::{Not, until},
 };
 
 /// For how long what does not pass its tests is repeated.
 const SOON: Duration = Duration::from_secs(90);
-const PAUSE: Duration = Duration::from_millis(200);
 /// Seconds that a command may take, and one in the background.
 const LIMIT: &str = "200";
 const BACKGROUND: &str = "600";
@@ -68,15 +67,15 @@ impl<'a> Shell<'a> {
             self.background.push(command.spawn()?);
             return Ok(String::new());
         }
-        let deadline = Instant::now() + SOON;
-        loop {
+        let limit = if step.tests.is_empty() { Duration::ZERO } else { SOON };
+        let text = until("success", limit, &[], || {
             let answer = self.answer(step)?;
             match self.judge(step, &answer) {
-                Ok(()) => return Ok(self.keep(step, answer.text)),
-                Err(_) if !step.tests.is_empty() && Instant::now() < deadline => sleep(PAUSE),
-                Err(reason) => bail!("{reason}: {}", answer.text.trim_end()),
+                Ok(()) => Ok(answer.text),
+                Err(reason) => Err(Not::Yet(format!("{reason}: {}", answer.text))),
             }
-        }
+        })?;
+        Ok(self.keep(step, text))
     }
 
     fn answer(&self, step: &Step<'_>) -> Result<Answer> {

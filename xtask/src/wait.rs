@@ -7,9 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 
 const LINES: usize = 12;
+/// Between two looks: at first, and at most.
+const PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
 
 /// Why something is not so.
 #[derive(Debug)]
@@ -19,18 +21,26 @@ pub(crate) enum Not {
     Ever(String),
 }
 
+/// Who cannot look need not look again.
+impl From<Error> for Not {
+    fn from(error: Error) -> Self {
+        Self::Ever(format!("{error:#}"))
+    }
+}
+
 /// Repeats what does not work yet. The error says what was waited for, how it was at last, and what
 /// the logs say.
-pub(crate) fn until(
+pub(crate) fn until<T>(
     what: &str,
     limit: Duration,
     logs: &[&Path],
-    mut check: impl FnMut() -> Result<(), Not>,
-) -> Result<()> {
+    mut check: impl FnMut() -> Result<T, Not>,
+) -> Result<T> {
     let start = Instant::now();
+    let [mut pause, longest] = PAUSES;
     loop {
         let (reason, over) = match check() {
-            Ok(()) => return Ok(()),
+            Ok(result) => return Ok(result),
             Err(Not::Yet(reason)) => (reason, start.elapsed() > limit),
             Err(Not::Ever(reason)) => (reason, true),
         };
@@ -39,12 +49,13 @@ pub(crate) fn until(
             let seconds = start.elapsed().as_secs();
             bail!("waited {seconds} s for {what}: {}\n{logs}", reason.trim());
         }
-        sleep(Duration::from_millis(50));
+        sleep(pause);
+        pause = longest.min(pause * 2);
     }
 }
 
 /// The end of a log, to be shown.
-pub(super) fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<_> = text.lines().collect();
@@ -64,7 +75,7 @@ mod tests {
         let log = env::temp_dir().join(format!("socklb-wait-{}", id()));
         let lines: Vec<_> = (0..40).map(|i| format!("line {i}")).collect();
         fs::write(&log, lines.join("\n")).unwrap();
-        let wait = |not: fn() -> Not| until("etcd", Duration::ZERO, &[&log], || Err(not()));
+        let wait = |not: fn() -> Not| until::<()>("etcd", Duration::ZERO, &[&log], || Err(not()));
         let error = wait(|| Not::Yet("no answer".to_owned())).unwrap_err().to_string();
         assert!(error.starts_with("waited 0 s for etcd: no answer\n"), "{error}");
         assert!(error.contains("| line 28\n") && !error.contains("| line 27\n"), "{error}");
@@ -73,8 +84,8 @@ mod tests {
         let mut tries = 0;
         let third = || {
             tries += 1;
-            if tries == 3 { Ok(()) } else { Err(Not::Yet(String::new())) }
+            if tries == 3 { Ok(tries) } else { Err(Not::Yet(String::new())) }
         };
-        until("three", Duration::from_secs(9), &[], third).unwrap();
+        assert_eq!(until("three", Duration::from_secs(9), &[], third).unwrap(), 3);
     }
 }

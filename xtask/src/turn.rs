@@ -1,0 +1,56 @@
+//! What only one may do at a time on a machine.
+
+use std::{
+    io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener},
+    },
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+/// As long as somebody who was just killed may have it.
+pub(crate) const MOMENT: Duration = Duration::from_secs(2);
+
+/// The right to do it. The kernel takes it back from whoever dies.
+#[derive(Debug)]
+pub(crate) struct Turn(#[expect(dead_code, reason = "held, not used")] UnixListener);
+
+impl Turn {
+    /// `None` if somebody else has it all the time.
+    pub(crate) fn wait(name: &str, patience: Duration) -> Result<Option<Self>> {
+        let start = Instant::now();
+        loop {
+            let turn = Self::take(name)?;
+            if turn.is_some() || start.elapsed() > patience {
+                return Ok(turn);
+            }
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn take(name: &str) -> Result<Option<Self>> {
+        match UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+            listener => Ok(Some(Self(listener.context("cannot lock")?))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_one_s_turn_until_one_is_done() {
+        let name = format!("socklb-turn-{}", std::process::id());
+        let turn = Turn::wait(&name, Duration::ZERO).unwrap();
+        assert!(turn.is_some());
+        assert!(Turn::wait(&name, Duration::ZERO).unwrap().is_none());
+        drop(turn);
+        assert!(Turn::wait(&name, Duration::ZERO).unwrap().is_some());
+    }
+}
