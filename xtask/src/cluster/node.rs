@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     path::Path,
+    thread::sleep,
     time::Duration,
 };
 
@@ -16,9 +17,22 @@ use super::{
     place::var,
     supply::PAUSE,
 };
+use crate::wait::{Not, until};
 
 pub(super) const PARTS: &[&str] = &["containerd", "kubelet"];
 const STARTS: Duration = Duration::from_secs(120);
+/// How often kubelet is started, and the pause after its first end.
+const MOST_STARTS: u32 = 5;
+const RESTART: Duration = Duration::from_millis(500);
+const HEALTHZ: &[&str] = &[
+    "curl",
+    "--silent",
+    "--show-error",
+    "--fail",
+    "--max-time",
+    "5",
+    "http://127.0.0.1:10248/healthz",
+];
 const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where a node has its configuration.
 const OWN: &str = "/var/lib/node";
@@ -131,7 +145,10 @@ impl Cluster {
             .with_context(|| format!("cannot import {} on {}", archive.display(), node.name()))
     }
 
+    /// Starts kubelet and waits for it. When it ends, it is started again, as systemd does on other
+    /// nodes: it gives up if it is there before the CRI of a containerd that answers already.
     pub(super) fn start_kubelet(&self, node: &Node) -> Result<()> {
+        let (machine, cgroups) = (node.machine(), self.cgroups());
         let (name, addresses) = (node.name(), node.addresses());
         let mut words = vec![
             format!("{PROGRAMS}/kubelet"),
@@ -143,7 +160,19 @@ impl Cluster {
         if let Some(zone) = node.zone() {
             words.push(format!("--node-labels=topology.kubernetes.io/zone={zone}"));
         }
-        node.machine().start(self.cgroups(), "kubelet", words)
+        let mut starts = 0;
+        until(&format!("kubelet on {name}"), STARTS, &[&machine.log("kubelet")], || {
+            if !machine.runs(cgroups, "kubelet") {
+                if starts == MOST_STARTS {
+                    return Err(Not::Ever(format!("it has ended {starts} times")));
+                }
+                sleep(RESTART * starts);
+                starts += 1;
+                machine.start(cgroups, "kubelet", &words)?;
+            }
+            quietly(&mut self.exec_in(name, HEALTHZ)?)
+                .map_err(|error| Not::Yet(format!("{error:#}")))
+        })
     }
 }
 

@@ -70,11 +70,13 @@ fn make(plan: &Plan, start: Instant) -> Result<()> {
             cluster.install_socklb()?;
         }
         nodes.into_iter().try_for_each(joined)?;
-        for node in cluster.nodes() {
+        let start = |node| {
             cluster.start_kubelet(node)?;
-            cluster.start_proxy(node)?;
-        }
-        Ok::<_, Error>(())
+            cluster.start_proxy(node)
+        };
+        let nodes: Vec<_> =
+            cluster.nodes().iter().map(|node| scope.spawn(move || start(node))).collect();
+        nodes.into_iter().try_for_each(joined)
     })?;
     thread::scope(|scope| {
         let (cluster, archives) = (&cluster, &plan.supply.archives);
