@@ -25,7 +25,7 @@ fn without_lists(world: &World, more: &[&str]) -> Agent {
     Agent::start_with(world, more).kill();
     fs::write(yaml::objects(world).join(BROKEN), "kind: [").unwrap();
     let agent = Agent::spawn(command(world, more));
-    agent.wait_for("INFO attached");
+    agent.wait_for_start("INFO attached");
     agent
 }
 
@@ -52,7 +52,8 @@ fn links_detached_before_the_first_lists() {
         for name in PROGRAMS {
             detach(&world.pins().link(name));
         }
-        agent.wait_for("the program connect4 was detached");
+        // It may look, and repair, while they are being detached.
+        agent.wait_for(r#"was detached program="connect4""#);
         agent.wait_for("programs and maps are pinned and attached again");
         assert!(soon(|| udp_backend(V4).is_ok()));
         had_no_lists(world, &agent, &maps);
