@@ -24,6 +24,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
+        prctl::set_pdeathsig,
         signal::{Signal, kill},
         socket::{
             AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, sendto,
@@ -31,7 +32,7 @@ use nix::{
         },
         wait::waitpid,
     },
-    unistd::{ForkResult, Pid, fork},
+    unistd::{ForkResult, Pid, fork, getpid, getppid, write},
 };
 
 use crate::node_cgroup;
@@ -138,11 +139,13 @@ fn delegated(open: impl FnOnce() -> io::Result<File> + Send, error: io::Error) -
 fn observe_in(procs: Option<&File>) -> io::Result<Seen> {
     let loopback = OsString::from("lo");
     let (mut reader, mut writer) = io::pipe()?;
+    let parent = getpid();
     // SAFETY: the child makes system calls and nothing else, on memory that is there already.
     let child = match unsafe { fork() }? {
         ForkResult::Child => {
             let mut said = [0; 1 + TRIES.len()];
-            said[0] = procs.map_or(0, enter);
+            let entered = end_with(parent).and_then(|()| procs.map_or(Ok(()), enter));
+            said[0] = entered.err().map_or(0, |errno| errno as i32);
             if said[0] == 0 {
                 for ((program, _, addr), errno) in TRIES.iter().zip(&mut said[1..]) {
                     *errno = attempt(program.starts_with('c'), *addr, &loopback);
@@ -161,9 +164,16 @@ fn observe_in(procs: Option<&File>) -> io::Result<Seen> {
     if entered == 0 { Ok(seen) } else { Err(io::Error::from_raw_os_error(entered)) }
 }
 
+/// Makes this process end with its parent: it has all that the parent had open, such as the lock on the
+/// pins, and in a frozen cgroup it would keep that.
+fn end_with(parent: Pid) -> Result<(), Errno> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH) }
+}
+
 /// Puts this process into the cgroup. It is one step for the socket, which remembers where it was made.
-fn enter(mut procs: &File) -> i32 {
-    procs.write_all(b"0").err().and_then(|error| error.raw_os_error()).unwrap_or(0)
+fn enter(procs: &File) -> Result<(), Errno> {
+    write(procs, b"0").map(drop)
 }
 
 /// What connect(2) or sendto(2) says. Bound to `lo`, a datagram that nobody refuses stays here.

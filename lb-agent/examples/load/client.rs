@@ -204,7 +204,8 @@ impl<'a> Load<'a> {
                 (0..self.args.threads).map(|_| scope.spawn(|| self.work())).collect();
             for second in 1..=self.args.seconds {
                 if !self.stop.sleep_until(self.start + Duration::from_secs(second)) {
-                    self.total.store(self.due(), Ordering::Relaxed);
+                    self.total
+                        .fetch_min(due(self.start.elapsed(), self.args.rate), Ordering::Relaxed);
                     break;
                 }
                 if self.args.resolve == Resolve::Second {
@@ -225,7 +226,7 @@ impl<'a> Load<'a> {
                 return;
             }
             let due = self.start + Duration::from_nanos(number * 1_000_000_000 / self.args.rate);
-            if Instant::now() < due && !self.stop.sleep_until(due) {
+            if !self.stop.sleep_until(due) && Instant::now() < due {
                 return;
             }
             let begun = Instant::now();
@@ -239,12 +240,6 @@ impl<'a> Load<'a> {
             let outcome = self.request();
             self.count(outcome, begun);
         }
-    }
-
-    /// How many are due by now.
-    fn due(&self) -> u64 {
-        let nanoseconds = self.start.elapsed().as_nanos() * u128::from(self.args.rate);
-        (nanoseconds / 1_000_000_000).try_into().unwrap_or(u64::MAX)
     }
 
     fn count(&self, outcome: Result<String, Failure>, begun: Instant) {
@@ -294,6 +289,12 @@ impl<'a> Load<'a> {
             "backends": tally.backends,
         })
     }
+}
+
+/// How many are due after this time; the first one at once.
+fn due(elapsed: Duration, rate: u64) -> u64 {
+    let nanoseconds = elapsed.as_nanos() * u128::from(rate);
+    (nanoseconds / 1_000_000_000 + 1).try_into().unwrap_or(u64::MAX)
 }
 
 /// Tells every second what is in the way.
@@ -427,6 +428,12 @@ mod tests {
         assert!(load.make());
         let tally = lock(&load.tally);
         assert!(tally.sent >= 100 && tally.ok == tally.sent, "{} of {}", tally.ok, tally.sent);
+    }
+
+    #[test]
+    fn one_that_is_due_at_this_very_time_is_due() {
+        let due = |millis| due(Duration::from_millis(millis), 10);
+        assert_eq!([0, 99, 100, 150, 200].map(due), [1, 1, 2, 2, 3]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! When the real `lb-agent` begins to look after its programs, and when it says that they are in force.
 
-use std::fs;
+use std::{fs, process::Stdio};
 
 use lb_agent::pins::PROGRAMS;
 
@@ -13,7 +13,7 @@ use super::{
     meddled::programs_before,
     restart::content,
     verify::detach,
-    world::{World, backend4, soon, take_away},
+    world::{World, backend4, some_day, soon, take_away},
     yaml,
 };
 
@@ -25,7 +25,7 @@ fn without_lists(world: &World, more: &[&str]) -> Agent {
     Agent::start_with(world, more).kill();
     fs::write(yaml::objects(world).join(BROKEN), "kind: [").unwrap();
     let agent = Agent::spawn(command(world, more));
-    agent.wait_for("INFO attached");
+    agent.wait_for_start("INFO attached");
     agent
 }
 
@@ -52,7 +52,8 @@ fn links_detached_before_the_first_lists() {
         for name in PROGRAMS {
             detach(&world.pins().link(name));
         }
-        agent.wait_for("the program connect4 was detached");
+        // It may look, and repair, while they are being detached.
+        agent.wait_for(r#"was detached program="connect4""#);
         agent.wait_for("programs and maps are pinned and attached again");
         assert!(soon(|| udp_backend(V4).is_ok()));
         had_no_lists(world, &agent, &maps);
@@ -99,7 +100,6 @@ fn not_ready_before_the_canary_has_been_back() {
         let is_tried = waits("whether the programs are in force is being tried");
         let cannot_tell = waits("cannot tell whether the programs are in force");
         let (answer, metrics) = (readyz(), get("10249/metrics"));
-        // Nobody else could end a canary whose agent is killed.
         fs::write(below.join("cgroup.freeze"), "0").unwrap();
         assert_eq!(ready, <[String; 0]>::default());
         assert!(is_tried && cannot_tell, "{answer}\n{}", agent.log());
@@ -114,6 +114,33 @@ fn not_ready_before_the_canary_has_been_back() {
         }
         assert!(reaches(&below));
         drop(agent);
+        take_away(&below);
+    });
+}
+
+/// It has the lock on the pins, and the ports.
+#[test]
+fn a_canary_in_a_frozen_cgroup_goes_with_its_agent() {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        let below = world.cgroup().join("below");
+        fs::create_dir(&below).unwrap();
+        fs::write(below.join("cgroup.freeze"), "1").unwrap();
+        let named = format!("--cgroup={}", below.display());
+        let mut command = command(world, &[SIZES[0], SIZES[1], &named]);
+        // What it says has no end while a canary may say something, too.
+        let mut agent = command.stderr(Stdio::null()).spawn().unwrap();
+        let is_out = || {
+            let events = fs::read_to_string(below.join("cgroup.events")).unwrap();
+            events.contains("populated 1")
+        };
+        let was_out = some_day(is_out);
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        let is_gone = soon(|| !is_out());
+        fs::write(below.join("cgroup.freeze"), "0").unwrap();
+        assert!(was_out);
+        assert!(is_gone, "nobody else could end it");
         take_away(&below);
     });
 }
