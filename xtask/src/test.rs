@@ -289,8 +289,9 @@ fn whole(
     }
     let mut sum = sum.unwrap_or_default();
     if !status.success() && sum.failed == 0 {
-        println!("`{line}`: {status}");
-        failures.add(format!("`{line}`: {status}"));
+        let line = format!("test `{line}` ... FAILED: {status}");
+        println!("{line}");
+        failures.add(line);
         sum += Tally::FAIL;
     }
     Ok(sum)
@@ -323,7 +324,7 @@ mod tests {
         assert_eq!(failures.lines, ["test a::b ... FAILED: left: 1"]);
         let mut failures = Failures::default();
         sh_telling("kill -9 $$", &mut failures).unwrap();
-        assert_eq!(failures.lines, ["`sh -c 'kill -9 $$'`: signal: 9 (SIGKILL)"]);
+        assert_eq!(failures.lines, ["test `sh -c 'kill -9 $$'` ... FAILED: signal: 9 (SIGKILL)"]);
     }
 
     #[test]

@@ -24,6 +24,8 @@ const LOOKUPS: usize = 40;
 /// A resolver asks again after 5 s, if nobody says otherwise, and gives up after 10 (musl after half of
 /// that). So none asks more than twice.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How many questions of a kept socket may get lost in all, on a machine that has no time.
+const LOST: u32 = 8;
 /// A little time for the news to reach the API server.
 const NEWS: Duration = Duration::from_millis(300);
 
@@ -51,7 +53,7 @@ fn both_instances_are_replaced() {
                 let kept = kept.unwrap();
                 println!("the {name} socket: {kept:?}");
                 assert!(kept.asked > 100, "{name}: {kept:?}");
-                assert!(kept.slowest < PATIENCE, "{name}: {kept:?}");
+                assert!(kept.slowest < PATIENCE && kept.again <= LOST, "{name}: {kept:?}");
                 assert!(kept.last == 3 || kept.last == 4, "{name}: {kept:?}");
             }
             new

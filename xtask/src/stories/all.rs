@@ -14,8 +14,8 @@ use crate::{
     test::{Failures, Tally, last_count},
 };
 
-/// `cargo xtask …`, as this very program. It ends with us: what was to be done in a cluster of ours is
-/// not to be done in the next one.
+/// `cargo xtask …`, as this very program. It ends with us, if we are root: what was to be done in a
+/// cluster of ours is not to be done in the next one.
 fn task(words: &[&str]) -> Result<Command> {
     let mut task = Command::new("setpriv");
     task.args(["--pdeathsig", "KILL"]).arg(env::current_exe()?).args(words);

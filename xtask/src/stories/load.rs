@@ -83,7 +83,9 @@ impl<'a> Load<'a> {
     /// What it has counted until now.
     fn progress(&self) -> Result<Summary> {
         let log = self.container.log()?;
-        Ok(Summary(json_of(log.lines().last().unwrap_or_default())))
+        // The last line may be half a line.
+        let told = log.lines().rev().map(json_of).find(|line| line["sent"].is_u64());
+        Ok(Summary(told.unwrap_or_default()))
     }
 
     /// How many requests were answered until now, and how many failed.
