@@ -11,7 +11,7 @@ use anyhow::Result;
 use crate::{
     cluster::tests_turn,
     exec::exec,
-    test::{Failures, Tally, last_count},
+    test::{Tally, last_count},
 };
 
 /// `cargo xtask …`, as this very program. It ends with us, if we are root: what was to be done in a
@@ -42,9 +42,7 @@ fn in_cluster(proxy: &str, tasks: &[&[&str]]) -> Result<Tally> {
     if up == Tally::PASS {
         for words in tasks {
             // The cluster goes in any case.
-            let mut failures = Failures::default();
-            let count = |mut task| last_count(&mut task, &mut failures);
-            sum += task(words).and_then(count).unwrap_or_else(|error| {
+            sum += task(words).and_then(|mut task| last_count(&mut task)).unwrap_or_else(|error| {
                 println!("test {} ... FAILED: {error:#}", words.join(" "));
                 Tally::FAIL
             });

@@ -82,10 +82,13 @@ impl<'a> Load<'a> {
 
     /// What it has counted until now.
     fn progress(&self) -> Result<Summary> {
-        let log = self.container.log()?;
-        // The last line may be half a line.
-        let told = log.lines().rev().map(json_of).find(|line| line["sent"].is_u64());
+        let told = self.last_line(|line| line["sent"].is_u64())?;
         Ok(Summary(told.unwrap_or_default()))
+    }
+
+    /// The last such line of all that are whole.
+    fn last_line(&self, is_such: impl Fn(&Value) -> bool) -> Result<Option<Value>> {
+        Ok(self.container.log()?.lines().rev().map(json_of).find(is_such))
     }
 
     /// How many requests were answered until now, and how many failed.
@@ -117,14 +120,13 @@ impl<'a> Load<'a> {
             if made >= enough { Ok(()) } else { Err(format!("{made} of {enough} were")) }
         })?;
         self.container.signal(PROGRAM, "TERM")?;
-        let mut summary = Value::Null;
+        let mut summary = None;
         soon("the load to end", Duration::from_secs(60), || {
-            let log = self.container.log().map_err(|error| format!("{error:#}"))?;
-            let lines = log.lines().rev().map(json_of);
-            summary = lines.into_iter().find(|line| line["summary"] == true).unwrap_or_default();
-            if summary.is_null() { Err("there is no summary".to_owned()) } else { Ok(()) }
+            let last = self.last_line(|line| line["summary"] == true);
+            summary = last.map_err(|error| format!("{error:#}"))?;
+            summary.as_ref().map(drop).ok_or_else(|| "there is no summary".to_owned())
         })?;
-        let summary = Summary(summary);
+        let summary = Summary(summary.unwrap_or_default());
         say!("   {}: {}", self.container.pod, summary.text());
         self.judge(&summary)?;
         Ok(summary)
