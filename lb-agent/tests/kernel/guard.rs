@@ -1,6 +1,10 @@
 //! When the real `lb-agent` begins to look after its programs, and when it says that they are in force.
 
-use std::{fs, process::Stdio};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use lb_agent::pins::PROGRAMS;
 
@@ -43,6 +47,22 @@ fn had_no_lists(world: &World, agent: &Agent, before: &str) {
     }
 }
 
+/// A cgroup below that of the test, and how an agent is told of it.
+fn below(world: &World) -> (PathBuf, String) {
+    let below = world.cgroup().join("below");
+    fs::create_dir(&below).unwrap();
+    let named = format!("--cgroup={}", below.display());
+    (below, named)
+}
+
+/// The same of one that is frozen, and the agent.
+fn of_frozen(world: &World) -> (PathBuf, Command) {
+    yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+    let (below, named) = below(world);
+    fs::write(below.join("cgroup.freeze"), "1").unwrap();
+    (below, command(world, &[SIZES[0], SIZES[1], &named]))
+}
+
 #[test]
 fn links_detached_before_the_first_lists() {
     World::run(|world| {
@@ -63,9 +83,7 @@ fn links_detached_before_the_first_lists() {
 #[test]
 fn a_cgroup_removed_before_the_first_lists() {
     World::run(|world| {
-        let below = world.cgroup().join("below");
-        fs::create_dir(&below).unwrap();
-        let named = format!("--cgroup={}", below.display());
+        let (below, named) = below(world);
         let agent = without_lists(world, &[SIZES[0], SIZES[1], &named]);
         let maps = content(&pinned(world));
         assert!(reaches(&below));
@@ -83,12 +101,8 @@ fn a_cgroup_removed_before_the_first_lists() {
 #[test]
 fn not_ready_before_the_canary_has_been_back() {
     World::run(|world| {
-        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
-        let below = world.cgroup().join("below");
-        fs::create_dir(&below).unwrap();
-        fs::write(below.join("cgroup.freeze"), "1").unwrap();
-        let named = format!("--cgroup={}", below.display());
-        let agent = Agent::spawn(command(world, &[SIZES[0], SIZES[1], &named]));
+        let (below, command) = of_frozen(world);
+        let agent = Agent::spawn(command);
         let mut ready = Vec::new();
         let mut waits = |words: &str| {
             soon(|| {
@@ -122,12 +136,7 @@ fn not_ready_before_the_canary_has_been_back() {
 #[test]
 fn a_canary_in_a_frozen_cgroup_goes_with_its_agent() {
     World::run(|world| {
-        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
-        let below = world.cgroup().join("below");
-        fs::create_dir(&below).unwrap();
-        fs::write(below.join("cgroup.freeze"), "1").unwrap();
-        let named = format!("--cgroup={}", below.display());
-        let mut command = command(world, &[SIZES[0], SIZES[1], &named]);
+        let (below, mut command) = of_frozen(world);
         // What it says has no end while a canary may say something, too.
         let mut agent = command.stderr(Stdio::null()).spawn().unwrap();
         let is_out = || {
