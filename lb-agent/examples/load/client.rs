@@ -2,12 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    error::Error,
-    fmt,
-    io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream, ToSocketAddrs as _},
+    net::SocketAddr,
     process::ExitCode,
-    str::FromStr,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +14,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::stop::Stop;
+use crate::{
+    request::{Failure, Reason, Url, request, resolve},
+    stop::Stop,
+};
 
 /// Send requests at a steady rate, each on a new connection, and tell which failed, when and how.
 ///
@@ -52,6 +51,12 @@ pub(crate) struct Args {
     wait: u64,
 }
 
+impl Args {
+    const fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Resolve {
     /// At the start.
@@ -60,81 +65,6 @@ enum Resolve {
     Second,
     /// For every request.
     Request,
-}
-
-#[derive(Clone)]
-struct Url {
-    /// HOST:PORT
-    authority: String,
-    path: String,
-}
-
-impl FromStr for Url {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let rest = text.strip_prefix("http://").ok_or("it does not begin with http://")?;
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        // An IPv6 address has colons of its own.
-        let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
-        let authority = port.map_or_else(|| format!("{authority}:80"), |_| authority.to_owned());
-        Ok(Self { authority, path: format!("/{path}") })
-    }
-}
-
-/// How far a request came.
-#[derive(Clone, Copy)]
-enum Phase {
-    Resolve,
-    Connect,
-    Write,
-    Read,
-    /// An answer, but not 200.
-    Status,
-}
-
-impl Phase {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Resolve => "resolve",
-            Self::Connect => "connect",
-            Self::Write => "write",
-            Self::Read => "read",
-            Self::Status => "status",
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Reason {
-    errno: Option<i32>,
-    text: String,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl Error for Reason {}
-
-impl From<io::Error> for Reason {
-    fn from(error: io::Error) -> Self {
-        Self { errno: error.raw_os_error(), text: error.to_string() }
-    }
-}
-
-impl From<&str> for Reason {
-    fn from(text: &str) -> Self {
-        Self { errno: None, text: text.to_owned() }
-    }
-}
-
-struct Failure {
-    phase: Phase,
-    to: Option<SocketAddr>,
-    reason: Reason,
 }
 
 /// What is told one by one; all are counted.
@@ -226,6 +156,7 @@ impl<'a> Load<'a> {
                 return;
             }
             let due = self.start + Duration::from_nanos(number * 1_000_000_000 / self.args.rate);
+            // What was due before it was to stop is made.
             if !self.stop.sleep_until(due) && Instant::now() < due {
                 return;
             }
@@ -274,7 +205,7 @@ impl<'a> Load<'a> {
             Resolve::Request => resolve(&self.args.to.authority),
             Resolve::Once | Resolve::Second => lock(&self.addresses).clone(),
         };
-        request(self.args, address)
+        request(&self.args.to, self.args.timeout(), address)
     }
 
     fn progress(&self, second: u64) -> Value {
@@ -302,9 +233,8 @@ fn await_answer(args: &Args, stop: &Stop) {
     let end = Instant::now() + Duration::from_secs(args.wait);
     let mut next = Instant::now();
     while Instant::now() < end {
-        let Err(Failure { phase, reason, .. }) = request(args, resolve(&args.to.authority)) else {
-            return;
-        };
+        let answer = request(&args.to, args.timeout(), resolve(&args.to.authority));
+        let Err(Failure { phase, reason, .. }) = answer else { return };
         let now = Instant::now();
         if now >= next {
             let what = format!("{}: {reason}", phase.name());
@@ -315,53 +245,6 @@ fn await_answer(args: &Args, stop: &Stop) {
             return;
         }
     }
-}
-
-/// One request; the first word of the answer.
-fn request(args: &Args, address: Result<SocketAddr, Reason>) -> Result<String, Failure> {
-    let Args { to, timeout, .. } = args;
-    let timeout = Duration::from_millis(*timeout);
-    let address = address.map_err(|reason| Failure { phase: Phase::Resolve, to: None, reason })?;
-    let failed =
-        |phase| move |error: io::Error| Failure { phase, to: Some(address), reason: error.into() };
-    let mut stream =
-        TcpStream::connect_timeout(&address, timeout).map_err(failed(Phase::Connect))?;
-    let write = |stream: &mut TcpStream| {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(timeout))?;
-        stream.set_write_timeout(Some(timeout))?;
-        // HTTP/1.0: the answer comes in one piece, and ends with the connection.
-        let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", to.path, to.authority);
-        stream.write_all(request.as_bytes())
-    };
-    write(&mut stream).map_err(failed(Phase::Write))?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).map_err(failed(Phase::Read))?;
-    let wrong = |(phase, reason)| Failure { phase, to: Some(address), reason };
-    first_word(&String::from_utf8_lossy(&answer)).map_err(wrong)
-}
-
-fn resolve(authority: &str) -> Result<SocketAddr, Reason> {
-    authority.to_socket_addrs()?.next().ok_or_else(|| "the name has no address".into())
-}
-
-/// The first word of the body of a whole answer with the status 200.
-fn first_word(answer: &str) -> Result<String, (Phase, Reason)> {
-    let cut = || (Phase::Read, Reason::from("the answer ends too early"));
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(cut)?;
-    let mut lines = head.lines();
-    let status = lines.next().unwrap_or_default();
-    if status.split(' ').nth(1) != Some("200") {
-        return Err((Phase::Status, status.into()));
-    }
-    let length = lines.find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    });
-    if length.is_some_and(|length| body.len() < length) {
-        return Err(cut());
-    }
-    Ok(body.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
 fn summary(tally: &mut Tally, took: Duration) -> Value {
@@ -393,7 +276,10 @@ fn unix() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
 
@@ -434,35 +320,6 @@ mod tests {
     fn one_that_is_due_at_this_very_time_is_due() {
         let due = |millis| due(Duration::from_millis(millis), 10);
         assert_eq!([0, 99, 100, 150, 200].map(due), [1, 1, 2, 2, 3]);
-    }
-
-    #[test]
-    fn a_url_has_a_port_and_a_path_said_or_not() {
-        let parts = |text: &str| {
-            let Url { authority, path } = text.parse().ok()?;
-            Some((authority, path))
-        };
-        let is = |text, authority: &str, path: &str| {
-            assert_eq!(parts(text), Some((authority.to_owned(), path.to_owned())));
-        };
-        is("http://web", "web:80", "/");
-        is("http://web:8080/a/b", "web:8080", "/a/b");
-        is("http://[fd00::1]/", "[fd00::1]:80", "/");
-        is("http://[fd00::1]:81", "[fd00::1]:81", "/");
-        assert_eq!(parts("web:80"), None);
-    }
-
-    #[test]
-    fn only_a_whole_answer_counts() {
-        let word = |answer: &str| {
-            first_word(answer).map_err(|(phase, reason)| format!("{}: {reason}", phase.name()))
-        };
-        let head = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n";
-        assert_eq!(word(&format!("{head}web-1\n")), Ok("web-1".to_owned()));
-        assert_eq!(word(&format!("{head}web")), Err("read: the answer ends too early".to_owned()));
-        assert_eq!(word(""), Err("read: the answer ends too early".to_owned()));
-        let busy = "HTTP/1.1 503 Busy\r\n\r\n";
-        assert_eq!(word(busy), Err("status: HTTP/1.1 503 Busy".to_owned()));
     }
 
     #[test]

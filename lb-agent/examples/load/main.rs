@@ -5,6 +5,7 @@
 //! `cargo xtask image load` makes an image of it.
 
 mod client;
+mod request;
 mod serve;
 mod stop;
 
