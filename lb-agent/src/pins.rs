@@ -160,29 +160,32 @@ impl Pins {
     /// Keeps every other agent away from these pins while the lock lives. `WouldBlock` if there is
     /// one. Waits, up to two seconds.
     pub fn lock(&self) -> io::Result<Flock<File>> {
-        let (start, mut waited) = (Instant::now(), false);
-        loop {
+        let start = Instant::now();
+        let mut again = false;
+        while !again || start.elapsed() < PATIENCE {
+            if again {
+                thread::sleep(Duration::from_millis(20));
+            }
             let home = match File::open(&self.home) {
                 // `--cleanup` came in between.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && waited => {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && again => {
                     self.create()?;
                     continue;
                 }
                 home => home?,
             };
+            again = true;
             match Flock::lock(home, FlockArg::LockExclusiveNonblock) {
                 // A lock on a directory that was removed meanwhile keeps nobody away.
                 Ok(lock) if is_still(&lock, &self.home) => return Ok(lock),
                 Ok(_) => self.create()?,
                 // `lbctl status` may be asking, or the canary of an agent that has ended be out: either
                 // takes an instant, on a machine that has the time.
-                Err((_, nix::errno::Errno::EWOULDBLOCK)) if start.elapsed() < PATIENCE => {
-                    thread::sleep(Duration::from_millis(20));
-                }
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {}
                 Err((_, errno)) => return Err(errno.into()),
             }
-            waited = true;
         }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Whether an agent holds the lock.

@@ -13,8 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::machine::quietly;
-use crate::exec::feed;
-use crate::exec::say;
+use crate::exec::{feed, say};
 
 /// Of the control box, and of the API server.
 pub(super) const CONTROL: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
