@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! <bpffs>/socklb/                     locked by the agent that runs
-//! <bpffs>/socklb/v2/                  one directory for each layout of the maps
-//! <bpffs>/socklb/v2/maps-1/           services, backends, names, ...
-//! <bpffs>/socklb/v2/sockets           the state of live sockets; has no size, so is never replaced;
+//! <bpffs>/socklb/v3/                  one directory for each layout of the maps
+//! <bpffs>/socklb/v3/maps-1/           services, backends, names, ...
+//! <bpffs>/socklb/v3/sockets           the state of live sockets; has no size, so is never replaced;
 //!                                     so have flows and more_flows
-//! <bpffs>/socklb/v2/links/connect4    ... one for each program
+//! <bpffs>/socklb/v3/links/connect4    ... one for each program
 //! ```
 //!
 //! New maps are made and filled in `maps_new`. They get their number, and with it the next agent goes
