@@ -118,9 +118,13 @@ fn connect(socket: &impl Socket) -> i32 {
 }
 
 /// A datagram with an address of its own, from a socket that may be connected elsewhere or not at all.
+/// UDP-Lite runs this hook too, since it shares UDP's code; no other protocol does.
 #[inline(always)]
 fn sendmsg(socket: &impl Socket) -> i32 {
-    let flow = Flow { protocol: UDP, ..socket.flow() };
+    let flow = socket.flow();
+    if flow.protocol != UDP {
+        return PROCEED;
+    }
     let ctx = socket.context();
     let mut to = Prior { backend: flow.peer, generation: 0 };
     if storage::prior(ctx, &flow, &mut to) {
@@ -180,7 +184,7 @@ fn forward(ctx: &SockAddrContext, flow: &Flow, to: &mut Prior, set: &mut Set) ->
 #[inline(always)]
 fn recvmsg(socket: &impl Socket) -> i32 {
     let mut answer = socket.flow();
-    if storage::answered(socket.context(), &mut answer) {
+    if answer.protocol == UDP && storage::answered(socket.context(), &mut answer) {
         socket.set_peer(answer.peer);
     }
     PROCEED

@@ -148,7 +148,7 @@ fn mptcp() {
     World::run(|world| {
         let _web = web(world);
         let to: SocketAddr = V4.parse().unwrap();
-        let fd = match super::raw::exotic(libc::SOCK_STREAM, libc::IPPROTO_MPTCP) {
+        let fd = match super::raw::exotic(true, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) {
             Ok(fd) => fd,
             Err(error) => return println!("left out, this kernel has no MPTCP: {error}"),
         };

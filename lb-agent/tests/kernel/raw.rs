@@ -45,11 +45,12 @@ pub(crate) fn tcp_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// A socket of any protocol; why not, if the kernel has none.
-pub(crate) fn exotic(kind: libc::c_int, protocol: libc::c_int) -> io::Result<OwnedFd> {
+pub(crate) fn exotic(ipv4: bool, kind: libc::c_int, protocol: libc::c_int) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd as _;
+    let family = if ipv4 { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: a system call without pointers; the descriptor it returns is nobody else's.
     unsafe {
-        match libc::socket(libc::AF_INET, kind | libc::SOCK_CLOEXEC, protocol) {
+        match libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),
         }

@@ -78,7 +78,7 @@ fn other_protocols_are_left_alone() {
         for (kind, protocol) in
             [(libc::SOCK_DGRAM, libc::IPPROTO_ICMP), (libc::SOCK_RAW, libc::IPPROTO_UDP)]
         {
-            let fd = exotic(kind, protocol).unwrap();
+            let fd = exotic(true, kind, protocol).unwrap();
             for to in [V4, UNKNOWN[0], "10.96.0.10:0"] {
                 assert_eq!(dial(&fd, to.parse().unwrap()), Err(Errno::ENETUNREACH));
             }

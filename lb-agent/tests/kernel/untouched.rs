@@ -3,17 +3,22 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     os::unix::net::{UnixListener, UnixStream},
     process::Command,
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, SockaddrStorage, bind},
+};
 
 use super::{
     connect::{MAPPED, V4, V6, web},
     control::service,
-    echo::{ask, ask_udp},
+    echo::{PATIENCE, ask, ask_udp},
+    pods::{mapped, send_message},
     raw::{dial, disconnect, errno, exotic, peer, udp, udp_socket},
     world::{PORT, World, backend4, backend6, take_away},
 };
@@ -88,7 +93,7 @@ fn protocols_that_services_do_not_have() {
         ];
         let mut tried = 0;
         for (name, kind, protocol) in protocols {
-            match exotic(kind, protocol) {
+            match exotic(true, kind, protocol) {
                 Err(error) => println!("left out, this kernel has no {name}: {error}"),
                 Ok(fd) => {
                     tried += 1;
@@ -103,6 +108,90 @@ fn protocols_that_services_do_not_have() {
             }
         }
         assert!(tried >= 2, "an echo socket and a raw one can be made on any Linux");
+    });
+}
+
+/// The same of datagrams: UDP-Lite runs the hooks of UDP for them, whatever their address.
+#[test]
+fn datagrams_of_protocols_that_services_do_not_have() {
+    World::run(|world| {
+        let _web = web(world);
+        fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
+        // An echo request, for those who look at what they are to send.
+        let [request4, request6] = [[8, 0, 0, 0, 0, 0, 0, 1], [128, 0, 0, 0, 0, 0, 0, 1]];
+        let protocols = [
+            ("an ICMP echo socket", true, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+            ("an ICMPv6 echo socket", false, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6),
+            ("UDP-Lite", true, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
+            ("UDP-Lite over IPv6", false, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
+            ("L2TP", true, libc::SOCK_DGRAM, 115),
+            ("a raw socket", true, libc::SOCK_RAW, libc::IPPROTO_UDP),
+            ("a raw IPv6 socket", false, libc::SOCK_RAW, 253),
+        ];
+        let forms = [V4, V6, MAPPED, "10.96.0.10:81", "[fd00:96::a]:81", "[::ffff:10.96.0.10]:81"];
+        for (name, ipv4, kind, protocol) in protocols {
+            let fd = match exotic(ipv4, kind, protocol) {
+                Err(error) => {
+                    println!("left out, this kernel has no {name}: {error}");
+                    continue;
+                }
+                Ok(fd) => fd,
+            };
+            let request = if ipv4 { request4 } else { request6 };
+            for to in forms.map(|form| form.parse::<SocketAddr>().unwrap()) {
+                // Others than UDP's have no dual stack, and a port is none to raw sockets.
+                let is_lite = protocol == libc::IPPROTO_UDPLITE;
+                if to.is_ipv4() != ipv4 || (to.ip().to_canonical().is_ipv4() != ipv4 && !is_lite) {
+                    continue;
+                }
+                let to = if kind == libc::SOCK_RAW { SocketAddr::new(to.ip(), 0) } else { to };
+                let sent = send_message(&fd, &[&request], to, MsgFlags::empty());
+                assert_eq!(sent, Err(Errno::ENETUNREACH), "{name} to {to}");
+            }
+        }
+    });
+}
+
+/// The backend of a Service's UDP port is a UDP-Lite server too, and is nobody else to its clients.
+#[test]
+fn answers_of_protocols_that_services_do_not_have() {
+    World::run(|world| {
+        let _web = web(world);
+        for (ip, forms) in
+            [(backend4(1), &[V4][..]), (backend6(1), &[V6]), (backend4(1), &[MAPPED])]
+        {
+            let there = SocketAddr::new(ip, PORT);
+            let ipv4 = forms == [V4];
+            let as_dialled = if ipv4 { there } else { mapped(there) };
+            let make = |ipv4| exotic(ipv4, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE);
+            let (server, client) = match (make(there.is_ipv4()), make(ipv4)) {
+                (Ok(server), Ok(client)) => (UdpSocket::from(server), UdpSocket::from(client)),
+                (Err(error), _) | (_, Err(error)) => {
+                    println!("left out, this kernel has no UDP-Lite: {error}");
+                    return;
+                }
+            };
+            bind(server.as_raw_fd(), &SockaddrStorage::from(there)).unwrap();
+            for socket in [&server, &client] {
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            }
+            // What went to the Service's address went nowhere, and is no question.
+            let service: SocketAddr = forms[0].parse().unwrap();
+            assert_eq!(errno(client.send_to(b"?", service)), Errno::ENETUNREACH);
+            let mut bytes = [0; 8];
+            for connected in [false, true] {
+                if connected {
+                    dial(&client, as_dialled).unwrap();
+                    assert_eq!(peer(&client), Ok(as_dialled));
+                    client.send(b"?").unwrap();
+                } else {
+                    client.send_to(b"?", as_dialled).unwrap();
+                }
+                let (_, from) = server.recv_from(&mut bytes).unwrap();
+                server.send_to(b"!", from).unwrap();
+                assert_eq!(client.recv_from(&mut bytes).unwrap(), (1, as_dialled));
+            }
+        }
     });
 }
 
