@@ -5,6 +5,8 @@
 //! complete before that.
 
 mod effective;
+#[cfg(test)]
+mod locks;
 mod verify;
 
 use std::{

@@ -173,6 +173,21 @@ pub fn backend_bit(backend: Peer) -> u64 {
 }
 
 impl Sent {
+    /// A new flow takes the place. Field by field, and without those that say nothing of a flow that
+    /// has asked nothing yet: LLVM zeroes more than a word by a call, and Linux before 6.9 allows none
+    /// while the flows are locked.
+    #[inline(always)]
+    fn begin(&mut self, frontend: Words, backend: Words, generation: u32) {
+        self.to = frontend.tag();
+        self.via = backend.tag();
+        self.frontend = frontend;
+        self.backend = backend;
+        self.generation = generation;
+        self.waiting = 0;
+        self.asked = 0;
+        self.former = 0;
+    }
+
     /// One more goes there, as the socket's datagram number `turn`.
     #[inline(always)]
     fn ask(&mut self, turn: u16, now: u64) {
@@ -241,7 +256,7 @@ pub fn record(
         return Recorded::Full;
     }
     let Some(flow) = flows.get_mut(place) else { return Recorded::Full };
-    *flow = Sent { to, via, frontend, backend, generation, ..Sent::zeroed() };
+    flow.begin(frontend, backend, generation);
     flow.ask(turn, now);
     if oldest == 0 { Recorded::Known } else { Recorded::InPlaceOfAnother }
 }
