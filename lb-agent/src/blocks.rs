@@ -59,24 +59,20 @@ impl Blocks {
         self.retired.iter().map(|extent| extent.len).sum()
     }
 
-    /// Where a block of `len` records would be placed next, apart from those in `taken`.
-    pub fn find(&self, len: u32, taken: &[(u32, u32)]) -> Option<u32> {
-        let fits = self.free_by_len.range(Extent { len, start: 0 }..);
-        for extent in fits {
-            let mut start = extent.start;
-            let end = extent.start + extent.len;
-            // `taken` is in the order in which it was found: each next one behind the one before,
-            // as far as they share an extent.
-            for &(at, taken_len) in taken {
-                if at >= extent.start && at < end {
-                    start = start.max(at + taken_len);
-                }
-            }
-            if end - start >= len {
-                return Some(start);
-            }
+    /// Where a block of `len` records would be placed next.
+    pub fn find(&self, len: u32) -> Option<u32> {
+        self.free_by_len.range(Extent { len, start: 0 }..).next().map(|extent| extent.start)
+    }
+
+    /// Whether [`Blocks::reclaim`] would make room for a block of `len` records.
+    pub fn would_fit(&self, len: usize) -> bool {
+        let Ok(len) = u32::try_from(len) else { return false };
+        if self.retired.is_empty() {
+            return false;
         }
-        None
+        let mut reclaimed = Self { used: BTreeMap::new(), ..self.clone() };
+        reclaimed.reclaim();
+        reclaimed.find(len).is_some()
     }
 
     /// Marks a block as written, with no name yet. False if part of it is not free.
@@ -177,9 +173,9 @@ mod tests {
         assert!(blocks.take(0, 4));
         blocks.name(0);
         blocks.unname(0);
-        assert_eq!((blocks.find(1, &[]), blocks.retired()), (None, 4));
+        assert_eq!((blocks.find(1), blocks.retired()), (None, 4));
         blocks.reclaim();
-        assert_eq!((blocks.find(4, &[]), blocks.retired()), (Some(0), 0));
+        assert_eq!((blocks.find(4), blocks.retired()), (Some(0), 0));
     }
 
     #[test]
@@ -195,16 +191,29 @@ mod tests {
     }
 
     #[test]
-    fn what_a_plan_took_already_is_not_found_again() {
+    fn a_block_is_placed_where_it_fits_best() {
         let mut blocks = Blocks::new(8);
         assert!(blocks.take(3, 1));
-        let first = blocks.find(2, &[]).unwrap();
-        assert_eq!(first, 0);
-        let second = blocks.find(2, &[(first, 2)]).unwrap();
-        assert_eq!(second, 4);
-        assert_eq!(blocks.find(2, &[(first, 2), (second, 2)]), Some(6));
-        assert_eq!(blocks.find(2, &[(0, 2), (4, 2), (6, 2)]), None);
+        assert_eq!(blocks.find(2), Some(0), "3 records, rather than 4");
+        assert!(blocks.take(0, 2));
+        assert_eq!((blocks.find(1), blocks.find(2), blocks.find(5)), (Some(2), Some(4), None));
         assert!(!blocks.take(2, 2), "3 is in use");
+    }
+
+    #[test]
+    fn room_that_a_grace_period_would_make() {
+        let mut blocks = Blocks::new(8);
+        for start in [0, 2, 4] {
+            assert!(blocks.take(start, 2));
+            blocks.name(start);
+        }
+        assert!(!blocks.would_fit(2), "nothing is retired");
+        blocks.unname(4);
+        assert!(blocks.would_fit(4), "with the free records behind it");
+        assert!(!blocks.would_fit(5));
+        blocks.unname(0);
+        assert!(!blocks.would_fit(5), "not in a row");
+        assert_eq!((blocks.used(), blocks.retired()), (2, 4), "only asked");
     }
 
     proptest! {
@@ -216,7 +225,7 @@ mod tests {
             let mut live: Vec<(u32, u32)> = vec![];
             for (len, take, index) in steps {
                 if take {
-                    if let Some(start) = blocks.find(len, &[]) {
+                    if let Some(start) = blocks.find(len) {
                         prop_assert!(blocks.take(start, len));
                         blocks.name(start);
                         for flag in &mut flags[start as usize..(start + len) as usize] {
@@ -239,7 +248,7 @@ mod tests {
                 blocks.unname(start);
             }
             blocks.reclaim();
-            prop_assert_eq!(blocks.find(64, &[]), Some(0));
+            prop_assert_eq!(blocks.find(64), Some(0));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! lists are whole.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     time::Duration,
@@ -17,7 +18,7 @@ use crate::{
     claims::{Claims, Lost},
     maps::{Known, Op, Snapshot, Store, StoreError},
     model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, PortRef, Protocol, Settings, Trigger},
-    plan::{PlanError, endings, plan},
+    plan::{PlanError, endings, plan, present, remains, room},
     policy::{self, BackendSet, HealthCheck, NoLocal, PerFamily, Served},
     tables::Tables,
 };
@@ -270,6 +271,8 @@ impl<S: Store> Pipeline<S> {
         keys.filter(|key| owner(key).is_some_and(|owner| owner != name)).copied().collect()
     }
 
+    /// Writes what is wanted of one Service, set by set. What does not fit stays as it was, and the
+    /// rest goes on: a set without room for its records, and frontends without room for their entries.
     fn write_one(
         &mut self,
         name: &ObjectRef,
@@ -278,18 +281,44 @@ impl<S: Store> Pipeline<S> {
         report: &mut Report,
         show: &mut dyn FnMut(&Op),
     ) -> Result<(), SyncError> {
-        let mut planned = plan(&self.tables, &self.store, name, sets, promised);
-        if let Err(error) = &planned {
-            let blocks = matches!(error, PlanError::BackendsFull { .. });
+        let mut lack = room(&self.tables, sets).err();
+        if lack.is_some() {
             // What the Service gives up is in its own way.
             self.execute(&endings(&self.tables, name, sets, promised), report, show)?;
-            if blocks && self.retired() > 0 {
-                // The room may be there, only not yet safe to use.
-                self.reclaim()?;
-            }
-            planned = plan(&self.tables, &self.store, name, sets, promised);
+            lack = room(&self.tables, sets).err();
         }
-        Ok(self.execute(&planned?, report, show)?)
+        let mut unwritten = BTreeSet::new();
+        let mut failed = None;
+        for set in sets {
+            let mut set = Cow::Borrowed(set);
+            if lack.is_some() {
+                let present = present(&self.tables, &set).collect();
+                set.to_mut().frontends = present;
+            }
+            if set.frontends.is_empty() {
+                continue;
+            }
+            let mut planned = plan(&self.tables, &self.store, &set);
+            if let Err(PlanError::BackendsFull { needed, .. }) = planned {
+                self.execute(&endings(&self.tables, name, sets, promised), report, show)?;
+                if self.tables.blocks().would_fit(needed) {
+                    // The room is there, only not yet safe to use.
+                    self.reclaim()?;
+                }
+                planned = plan(&self.tables, &self.store, &set);
+            }
+            match planned {
+                Ok(ops) => self.execute(&ops, report, show)?,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    unwritten.insert(set.port.clone());
+                }
+            }
+        }
+        self.execute(&endings(&self.tables, name, sets, promised), report, show)?;
+        let remains = remains(&self.tables, name, sets, &unwritten, promised);
+        self.execute(&remains, report, show)?;
+        lack.or(failed).map_or(Ok(()), |error| Err(error.into()))
     }
 
     fn execute(

@@ -3,6 +3,10 @@
 //! A plan is pure data: what to write, in an order in which after *every prefix* each service names
 //! a complete set (make before break). It is what `--dry-run` prints and what the executor applies,
 //! op by op. What is right already costs no op.
+//!
+//! Set by set: first what each set of a Service asks for ([`plan`]), each planned when the one before
+//! is written, so that a set needs room for its own old and new records only; then what no set asks for
+//! ([`endings`], [`remains`]). What does not fit is one set, not the Service.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,12 +17,12 @@ use lb_common::abi::{Action, Backend, Service, ServiceKey};
 
 use crate::{
     maps::{Op, Store},
-    model::{ObjectRef, PortRef},
+    model::{Frontend, ObjectRef, PortRef},
     policy::{self, BackendSet, Cidr, Empty},
     tables::Tables,
 };
 
-/// Why a Service cannot be written. What was there before stays.
+/// Why a set cannot be written. What was there before stays.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PlanError {
     /// No room for its frontends.
@@ -49,25 +53,111 @@ pub enum PlanError {
     },
 }
 
-/// The ops that make the maps say what `sets` says of the Service `name`, and nothing else of it.
-///
-/// Entries in `promised` are left alone: another Service is to have them, and replaces them itself.
-pub fn plan(
-    tables: &Tables,
-    store: &impl Store,
-    name: &ObjectRef,
-    sets: &[BackendSet],
-    promised: &BTreeSet<ServiceKey>,
-) -> Result<Vec<Op>, PlanError> {
-    let mut draft = Draft::new(tables, name);
-    for set in sets.iter().filter(|set| !set.frontends.is_empty()) {
-        draft.set(store, set)?;
+/// The ops that make the maps say what one set says.
+pub fn plan(tables: &Tables, store: &impl Store, set: &BackendSet) -> Result<Vec<Op>, PlanError> {
+    let keys: Vec<ServiceKey> = set.frontends.iter().map(ServiceKey::from).collect();
+    let mut ops = Vec::new();
+    let id = tables.id(&set.port).unwrap_or_else(|| {
+        // `unused_ids` has no end.
+        let id = tables.unused_ids().next().unwrap_or(u32::MAX);
+        ops.push(Op::PutName { id, port: set.port.clone() });
+        id
+    });
+    let new =
+        set.sources.iter().filter(|range| !tables.sources_of(id).any(|known| known == **range));
+    ops.extend(new.map(|range| Op::PutSource { id, range: *range }));
+
+    let current = |key: &ServiceKey| tables.service(key).filter(|s| s.id == id).copied();
+    let found: Vec<(Service, Vec<Backend>)> = keys
+        .iter()
+        .filter_map(current)
+        .map(|service| (service, store.records(service.block, service.records())))
+        .collect();
+
+    if set.backends.is_empty() && policy::is_api_server(&set.port.service) {
+        let serving: Vec<Service> =
+            found.iter().filter(|found| serves(found)).map(|(service, _)| *service).collect();
+        if let Some(last) = serving.first() {
+            // A frontend that is new gets the last endpoints too.
+            let others =
+                keys.iter().filter(|key| !tables.service(key).is_some_and(|s| serving.contains(s)));
+            ops.extend(others.map(|key| Op::PutService { key: *key, service: *last }));
+            return Ok(ops);
+        }
     }
-    draft.finish(name, promised, endings(tables, name, sets, promised))
+
+    let wanted = records(set);
+    let fits = |(service, records): &&(Service, Vec<Backend>)| {
+        service.kept as usize == set.kept.len()
+            && records.iter().copied().eq(wanted.iter().map(|r| r.stamped(service.generation, id)))
+    };
+    let service = if let Some((service, _)) = found.iter().find(fits) {
+        *service
+    } else {
+        let (write, service) = write(tables, id, wanted, set.kept.len())?;
+        ops.push(write);
+        service
+    };
+    let others = keys.into_iter().filter(|key| tables.service(key) != Some(&service));
+    ops.extend(others.map(|key| Op::PutService { key, service }));
+    Ok(ops)
 }
 
-/// The ops that remove what the Service has and no set asks for: part of its plan, and the part that
-/// can be carried out when the rest does not fit.
+/// Whether an entry, with its records, leads to an endpoint.
+fn serves((service, records): &(Service, Vec<Backend>)) -> bool {
+    records.iter().all(|record| record.generation == service.generation)
+        && records
+            .iter()
+            .take(service.count as usize)
+            .any(|record| record.action() == Action::Forward)
+}
+
+/// Writes a block of its own for the records, the last `kept` of which are not to choose from; and
+/// what its frontends are to say.
+fn write(
+    tables: &Tables,
+    id: u32,
+    wanted: Vec<Backend>,
+    kept: usize,
+) -> Result<(Op, Service), PlanError> {
+    let blocks = tables.blocks();
+    let full = || PlanError::BackendsFull {
+        needed: wanted.len(),
+        used: blocks.used(),
+        limit: blocks.capacity(),
+    };
+    let total = u32::try_from(wanted.len()).map_err(|_| full())?;
+    let kept = u32::try_from(kept).map_err(|_| full())?;
+    let block = blocks.find(total).ok_or_else(full)?;
+    let generation = tables.next_generation();
+    let records = wanted.into_iter().map(|r| r.stamped(generation, id)).collect();
+    let service = Service { block, count: total - kept, kept, generation, id };
+    Ok((Op::WriteBlock { block, records }, service))
+}
+
+/// Whether there is room for the frontends that the sets add.
+pub fn room(tables: &Tables, sets: &[BackendSet]) -> Result<(), PlanError> {
+    let all: usize = sets.iter().map(|set| set.frontends.len()).sum();
+    let free = tables.free_services();
+    // Nearly always there is room for all of them, and nothing is looked up.
+    if all > free {
+        let added = |set: &BackendSet| set.frontends.len() - present(tables, set).count();
+        let needed = sets.iter().map(added).sum();
+        if needed > free {
+            return Err(PlanError::ServicesFull { needed, free, limit: tables.max_services() });
+        }
+    }
+    Ok(())
+}
+
+/// The frontends of a set that have entries, whoever's they are.
+pub fn present(tables: &Tables, set: &BackendSet) -> impl Iterator<Item = Frontend> {
+    let frontends = set.frontends.iter().copied();
+    frontends.filter(|frontend| tables.service(&frontend.into()).is_some())
+}
+
+/// The ops that remove what the Service has and no set asks for. What is in `promised` another
+/// Service is to have, and replaces it itself.
 pub fn endings(
     tables: &Tables,
     name: &ObjectRef,
@@ -84,158 +174,41 @@ pub fn endings(
         .collect()
 }
 
-/// A plan in the making.
-struct Draft<'a> {
-    tables: &'a Tables,
-    ops: Vec<Op>,
-    new_ids: BTreeMap<PortRef, u32>,
-    generation: u32,
-    taken: Vec<(u32, u32)>,
-    /// Ids that the Service has and no set has asked for so far.
-    stale_ids: BTreeSet<u32>,
-    /// Ranges of clients that the sets ask for.
-    sources: BTreeSet<(u32, Cidr)>,
-    added: BTreeSet<ServiceKey>,
-}
-
-impl<'a> Draft<'a> {
-    fn new(tables: &'a Tables, name: &ObjectRef) -> Self {
-        Self {
-            tables,
-            ops: Vec::new(),
-            new_ids: BTreeMap::new(),
-            generation: tables.next_generation(),
-            taken: Vec::new(),
-            stale_ids: tables.ids_of(name).collect(),
-            sources: BTreeSet::new(),
-            added: BTreeSet::new(),
-        }
+/// The ops that remove, after the last entry, what belonged to entries that are gone: ranges of
+/// clients, and ids. What an entry leads to that is still there, since a set in `unwritten` did not
+/// fit or another Service is to have it, stays with all that belongs to it.
+pub fn remains(
+    tables: &Tables,
+    name: &ObjectRef,
+    sets: &[BackendSet],
+    unwritten: &BTreeSet<PortRef>,
+    promised: &BTreeSet<ServiceKey>,
+) -> Vec<Op> {
+    let mut asked: BTreeMap<&PortRef, BTreeSet<Cidr>> = BTreeMap::new();
+    for set in sets.iter().filter(|set| !set.frontends.is_empty()) {
+        asked.entry(&set.port).or_default().extend(&set.sources);
     }
-
-    fn set(&mut self, store: &impl Store, set: &BackendSet) -> Result<(), PlanError> {
-        let keys: Vec<ServiceKey> = set.frontends.iter().map(ServiceKey::from).collect();
-        let id = self.id(&set.port);
-        let current = |key: &ServiceKey| self.tables.service(key).filter(|s| s.id == id).copied();
-        let found: Vec<(Service, Vec<Backend>)> = keys
-            .iter()
-            .filter_map(current)
-            .map(|service| (service, store.records(service.block, service.records())))
-            .collect();
-
-        if set.backends.is_empty() && policy::is_api_server(&set.port.service) {
-            let serves = |(service, records): &(Service, Vec<Backend>)| {
-                records.iter().all(|record| record.generation == service.generation)
-                    && records
-                        .iter()
-                        .take(service.count as usize)
-                        .any(|record| record.action() == Action::Forward)
-            };
-            if let Some((last, _)) = found.iter().find(|found| serves(found)) {
-                let serving: Vec<&Service> = found
-                    .iter()
-                    .filter(|found| serves(found))
-                    .map(|(service, _)| service)
-                    .collect();
-                for key in keys {
-                    // A frontend that is new gets the last endpoints too.
-                    if !self.tables.service(&key).is_some_and(|before| serving.contains(&before)) {
-                        self.put(key, *last);
-                    }
-                }
-                return Ok(());
-            }
-        }
-
-        for range in &set.sources {
-            let known = self.tables.sources_of(id).any(|known| known == *range);
-            if self.sources.insert((id, *range)) && !known {
-                self.ops.push(Op::PutSource { id, range: *range });
-            }
-        }
-
-        let wanted = records(set);
-        let fits = |(service, records): &&(Service, Vec<Backend>)| {
-            service.kept as usize == set.kept.len()
-                && records
-                    .iter()
-                    .copied()
-                    .eq(wanted.iter().map(|r| r.stamped(service.generation, id)))
+    let mut ops = Vec::new();
+    let mut names = Vec::new();
+    for id in tables.ids_of(name) {
+        let Some(port) = tables.name(id) else { continue };
+        let (asked, mut keys) = (asked.get(port), tables.keys_of(id));
+        let stays = match asked {
+            Some(_) => unwritten.contains(port) || keys.any(|key| promised.contains(key)),
+            None => keys.next().is_some(),
         };
-        let service = match found.iter().find(fits) {
-            Some((service, _)) => *service,
-            None => self.write(id, wanted, set.kept.len())?,
-        };
-        for key in keys {
-            if self.tables.service(&key) != Some(&service) {
-                self.put(key, service);
-            }
+        if stays {
+            continue;
         }
-        Ok(())
+        let unwanted =
+            tables.sources_of(id).filter(|range| !asked.is_some_and(|all| all.contains(range)));
+        ops.extend(unwanted.map(|range| Op::DeleteSource { id, range }));
+        if asked.is_none() {
+            names.push(Op::DeleteName { id });
+        }
     }
-
-    fn put(&mut self, key: ServiceKey, service: Service) {
-        if self.tables.service(&key).is_none() {
-            self.added.insert(key);
-        }
-        self.ops.push(Op::PutService { key, service });
-    }
-
-    fn id(&mut self, port: &PortRef) -> u32 {
-        if let Some(id) = self.tables.id(port) {
-            self.stale_ids.remove(&id);
-            return id;
-        }
-        if let Some(id) = self.new_ids.get(port) {
-            return *id;
-        }
-        // `unused_ids` has no end.
-        let id = self.tables.unused_ids().nth(self.new_ids.len()).unwrap_or(u32::MAX);
-        self.new_ids.insert(port.clone(), id);
-        self.ops.push(Op::PutName { id, port: port.clone() });
-        id
-    }
-
-    /// Writes a block of its own for the records, the last `kept` of which are not to choose from.
-    fn write(&mut self, id: u32, wanted: Vec<Backend>, kept: usize) -> Result<Service, PlanError> {
-        let blocks = self.tables.blocks();
-        let full = || PlanError::BackendsFull {
-            needed: wanted.len(),
-            used: blocks.used(),
-            limit: blocks.capacity(),
-        };
-        let total = u32::try_from(wanted.len()).map_err(|_| full())?;
-        let kept = u32::try_from(kept).map_err(|_| full())?;
-        let block = blocks.find(total, &self.taken).ok_or_else(full)?;
-        let generation = self.generation;
-        self.generation = generation.wrapping_add(1).max(1);
-        self.taken.push((block, total));
-        let records = wanted.into_iter().map(|r| r.stamped(generation, id)).collect();
-        self.ops.push(Op::WriteBlock { block, records });
-        Ok(Service { block, count: total - kept, kept, generation, id })
-    }
-
-    fn finish(
-        mut self,
-        name: &ObjectRef,
-        promised: &BTreeSet<ServiceKey>,
-        endings: Vec<Op>,
-    ) -> Result<Vec<Op>, PlanError> {
-        let tables = self.tables;
-        let (needed, free) = (self.added.len(), tables.free_services());
-        if needed > free {
-            return Err(PlanError::ServicesFull { needed, free, limit: tables.max_services() });
-        }
-        self.ops.extend(endings);
-        // What an entry that another Service is to have leads to stays with all that belongs to it.
-        let unused = |id: &u32| tables.keys_of(*id).all(|key| !promised.contains(key));
-        for id in tables.ids_of(name).filter(unused) {
-            let unwanted =
-                tables.sources_of(id).filter(|range| !self.sources.contains(&(id, *range)));
-            self.ops.extend(unwanted.map(|range| Op::DeleteSource { id, range }));
-        }
-        self.ops.extend(self.stale_ids.into_iter().filter(unused).map(|id| Op::DeleteName { id }));
-        Ok(self.ops)
-    }
+    ops.extend(names);
+    ops
 }
 
 /// The records of a set, not stamped yet: its backends, or the one that says what happens without

@@ -7,7 +7,7 @@
 //! | [`Watched::check_sets`] | make before break: each entry names a complete set, the old or the new one; what was there and is wanted does not disappear; a set with source ranges has them while it is named, the old ones or the new ones |
 //! | [`Watched::check_readers`] | a reader with a value of any age gets a record of a set that the frontend had, or reads again; within a grace period the very record that the value named, and a flow stays with a backend that is kept |
 //! | [`Watched::check_torn`] | so does one that got words of two values, or the value of another key |
-//! | [`World::sync`] | what did not fail is as [`wanted`] says; what failed is named, and tried again; nothing is leaked; nothing is rewritten; a cluster IP is marked if, and only if, all ports of its Services are there |
+//! | [`World::sync`] | what did not fail is as [`wanted`] says; what failed is named, and tried again; what failed for lack of room has none; nothing is leaked; nothing is rewritten; a cluster IP is marked if, and only if, all ports of its Services are there |
 //! | [`World::restart`] | a restart writes nothing, and keeps the ids |
 //! | [`World::finish`] | all converges once failures end and there is room; all comes back at the end |
 //! | [`narrowing`] | a range of clients goes a grace period after the last reader who may look for it |

@@ -12,7 +12,8 @@ use lb_agent::{
         Change, Conditions, Endpoint, ObjectRef, PortRef, Protocol, Service, ServicePort, Slice,
         SlicePort, Trigger,
     },
-    pipeline::{Pipeline, Report, View},
+    pipeline::{Pipeline, Report, SyncError, View},
+    plan::PlanError,
 };
 
 use super::{
@@ -238,6 +239,9 @@ impl World {
             assert!(report.failed.is_empty(), "{:?}", report.failed);
             assert!(report.addresses.is_none());
         }
+        if faults == 0 && !grace_fails {
+            self.check_room(&report);
+        }
         for (name, lost) in &report.lost {
             let lost = lost.iter().map(|lost| (lost.frontend, lost.owner.clone())).collect();
             assert_eq!(self.told.lost(name), lost, "what {name} lost");
@@ -250,6 +254,24 @@ impl World {
             assert_eq!(self.pipeline.sync().ops, 0, "nothing to do");
         }
         report
+    }
+
+    /// What did not fit does not fit: nowhere between the sets that are there.
+    fn check_room(&self, report: &Report) {
+        let store = self.pipeline.store();
+        let blocks: BTreeMap<u32, u32> =
+            store.services.values().map(|service| (service.block, service.records())).collect();
+        let (mut widest, mut end) = (0, 0);
+        for (block, len) in blocks {
+            widest = widest.max(block - end);
+            end = block + len;
+        }
+        widest = widest.max(self.pipeline.tables().blocks().capacity() - end);
+        for (name, error) in &report.failed {
+            let SyncError::Plan(PlanError::BackendsFull { needed, .. }) = error else { continue };
+            let room = usize::try_from(widest).unwrap();
+            assert!(*needed > room, "{name} failed, with room for {room} records: {error}");
+        }
     }
 
     /// The agent's view of the maps, and of the room in them.
@@ -282,7 +304,7 @@ impl World {
         self.settle();
         self.pipeline.reclaim().unwrap();
         let blocks = self.pipeline.tables().blocks();
-        assert_eq!((blocks.used(), blocks.find(blocks.capacity(), &[])), (0, Some(0)), "leaked");
+        assert_eq!((blocks.used(), blocks.find(blocks.capacity())), (0, Some(0)), "leaked");
         let store = self.pipeline.store();
         assert!(store.names.is_empty() && store.sources.is_empty(), "leaked");
         assert!(store.addresses.is_empty(), "leaked");
