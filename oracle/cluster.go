@@ -123,6 +123,7 @@ func (c *Cluster) take(op Op) error {
 		// As NodeTopologyConfig: a Node that goes leaves its zone behind.
 		for _, proxier := range c.proxiers[object.Name] {
 			if !gone {
+				proxier.see(object)
 				proxier.topology = map[string]string{}
 				if zone, ok := object.Labels[v1.LabelTopologyZone]; ok {
 					proxier.topology[v1.LabelTopologyZone] = zone

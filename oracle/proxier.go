@@ -21,10 +21,17 @@ type Proxier struct {
 	endpointsChanges *proxy.EndpointsChangeTracker
 	services         proxy.ServicePortMap
 	endpoints        proxy.EndpointsMap
+	// nodeIP is what detectNodeIPs found. Node objects that change later, or go, change nothing.
+	nodeIP net.IP
 }
 
 func newProxier(node string, family v1.IPFamily) *Proxier {
+	nodeIP := net.IPv6loopback
+	if family == v1.IPv4Protocol {
+		nodeIP = net.IPv4(127, 0, 0, 1)
+	}
 	return &Proxier{
+		nodeIP:           nodeIP,
 		node:             node,
 		family:           family,
 		serviceChanges:   proxy.NewServiceChangeTracker(family, nil, nil),
@@ -92,7 +99,7 @@ func (c *Cluster) look() View {
 	view := View{Frontends: []Frontend{}, Health: []Health{}, NoLocal: []NoLocal{}}
 	for i, own := range c.proxiers[c.node] {
 		for name, service := range own.services {
-			view.Frontends = append(view.Frontends, own.frontends(name, service, c.nodes[c.node])...)
+			view.Frontends = append(view.Frontends, own.frontends(name, service)...)
 			view.NoLocal = append(view.NoLocal, own.noLocal(name, service)...)
 			if service.NodePort() == 0 {
 				continue
@@ -115,7 +122,7 @@ func (c *Cluster) look() View {
 // frontends are those of a Service's port that lead to the same place from every node's own
 // addresses. It follows syncProxyRules for sources that are pods of the node or the node itself: they
 // reach external addresses by the cluster policy, whatever externalTrafficPolicy says.
-func (p *Proxier) frontends(name proxy.ServicePortName, service proxy.ServicePort, node *v1.Node) []Frontend {
+func (p *Proxier) frontends(name proxy.ServicePortName, service proxy.ServicePort) []Frontend {
 	cluster, local, _, hasEndpoints := p.categorize(name, service)
 	internal := cluster
 	if service.InternalPolicyLocal() {
@@ -128,7 +135,7 @@ func (p *Proxier) frontends(name proxy.ServicePortName, service proxy.ServicePor
 	allowFromNode := false
 	for _, source := range service.LoadBalancerSourceRanges() {
 		balanced.Sources = append(balanced.Sources, source.String())
-		allowFromNode = allowFromNode || source.Contains(p.nodeIP(node))
+		allowFromNode = allowFromNode || source.Contains(p.nodeIP)
 	}
 	if allowFromNode {
 		for _, ip := range service.LoadBalancerVIPs() {
@@ -157,20 +164,16 @@ func (p *Proxier) frontends(name proxy.ServicePortName, service proxy.ServicePor
 	return found
 }
 
-// nodeIP is what detectNodeIPs would find, were kube-proxy started now.
-func (p *Proxier) nodeIP(node *v1.Node) net.IP {
-	if node != nil {
-		ips, _ := utilnode.GetNodeHostIPs(node)
-		for _, ip := range ips {
-			if (ip.To4() != nil) == (p.family == v1.IPv4Protocol) {
-				return ip
-			}
+// see takes the node's address of the family, as detectNodeIPs would, were kube-proxy started when the
+// Node got it.
+func (p *Proxier) see(node *v1.Node) {
+	ips, _ := utilnode.GetNodeHostIPs(node)
+	for _, ip := range ips {
+		if (ip.To4() != nil) == (p.family == v1.IPv4Protocol) {
+			p.nodeIP = ip
+			return
 		}
 	}
-	if p.family == v1.IPv4Protocol {
-		return net.IPv4(127, 0, 0, 1)
-	}
-	return net.IPv6loopback
 }
 
 func bits(ip net.IP) int {

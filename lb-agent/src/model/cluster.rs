@@ -28,6 +28,8 @@ pub struct Cluster {
     nodes: BTreeMap<Arc<str>, Node>,
     /// Of this node. Outlives its Node object (D11).
     zone: Option<Arc<str>>,
+    /// Of this node, as its status said last; outlive it too (J2).
+    own: Vec<IpAddr>,
     local: BTreeSet<IpAddr>,
     /// The Services whose frontends depend on the other nodes' addresses.
     by_node: BTreeSet<ObjectRef>,
@@ -166,11 +168,17 @@ impl Cluster {
             return Affected::None;
         }
         let addresses = |node: Option<&Node>| node.map(|n| n.addresses.clone()).unwrap_or_default();
-        let moved = addresses(before) != addresses(node.as_ref());
+        let is_own = self.is_own_node(&name);
+        let moved = if is_own {
+            let own = kept(&self.own, &addresses(node.as_ref()));
+            own != std::mem::replace(&mut self.own, own.clone())
+        } else {
+            addresses(before) != addresses(node.as_ref())
+        };
         if moved {
             self.addresses_revision += 1;
         }
-        let affected = if self.is_own_node(&name) {
+        let affected = if is_own {
             // A Node that is deleted takes its zone along only when a new one says so (D11).
             let zone = node.as_ref().map_or_else(|| self.zone.clone(), |node| node.zone.clone());
             let all = moved || zone != self.zone;
@@ -266,6 +274,11 @@ impl Cluster {
         self.nodes.get(&self.settings.node_name).filter(|_| !self.settings.node_name.is_empty())
     }
 
+    /// This node's address of a family (J2).
+    pub fn own_primary(&self, ipv4: bool) -> Option<IpAddr> {
+        self.own.iter().copied().find(|ip| ip.is_ipv4() == ipv4)
+    }
+
     /// Whether any Service is not for all clients (G).
     pub fn has_source_ranges(&self) -> bool {
         !self.with_ranges.is_empty()
@@ -294,9 +307,8 @@ impl Cluster {
         for name in self.nodes.keys().filter(|name| !self.is_own_node(name)) {
             all.extend(self.nodeport_addresses_of(name).map(|ip| (ip, NodeAddr::Other)));
         }
-        let own = self.own_node().map_or(&[][..], |node| &node.addresses);
-        for ip in self.local.iter().chain(own).copied() {
-            let primary = self.own_node().and_then(|node| node.primary(ip.is_ipv4()));
+        for ip in self.local.iter().chain(&self.own).copied() {
+            let primary = self.own_primary(ip.is_ipv4());
             if self.serves_at(ip) && nodeport_addresses.include(ip, primary) {
                 all.insert(ip, NodeAddr::Own);
             }
@@ -323,8 +335,7 @@ impl Cluster {
         let addresses = node.map_or(&[][..], |node| &node.addresses).iter().copied();
         addresses.filter(move |ip| {
             let primary = node.and_then(|node| node.primary(ip.is_ipv4()));
-            let own = self.local.contains(ip)
-                || self.own_node().is_some_and(|node| node.addresses.contains(ip));
+            let own = self.local.contains(ip) || self.own.contains(ip);
             !own && self.serves_at(*ip) && self.settings.nodeport_addresses.include(*ip, primary)
         })
     }
@@ -336,6 +347,17 @@ impl Cluster {
             && !ip.is_unspecified()
             && !ip.is_multicast()
     }
+}
+
+/// The addresses of this node: of a family of which its status says none, those from `before`. The
+/// machine has its addresses, whatever becomes of its Node (J2).
+fn kept(before: &[IpAddr], now: &[IpAddr]) -> Vec<IpAddr> {
+    let family = |of: &[IpAddr], ipv4: bool| -> Vec<IpAddr> {
+        of.iter().copied().filter(|ip| ip.is_ipv4() == ipv4).collect()
+    };
+    let known = |ipv4| Some(family(now, ipv4)).filter(|now| !now.is_empty());
+    let either = |ipv4| known(ipv4).unwrap_or_else(|| family(before, ipv4));
+    [either(true), either(false)].concat()
 }
 
 /// Those that the list lacks.
@@ -354,7 +376,7 @@ fn depends_on_nodes(service: &Service) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Conditions, Endpoint, Protocol, ServicePort};
+    use crate::model::{Conditions, Endpoint, NodePortAddresses, Protocol, ServicePort};
 
     fn name(name: &str) -> ObjectRef {
         ObjectRef::new("default", name)
@@ -463,6 +485,33 @@ mod tests {
         assert_eq!(put("a", Some(node("z2", &[]))), ([].into(), zone("z2")));
         assert_eq!(put("a", Some(node("", &[]))), (all.clone(), None));
         assert_eq!(put("a", Some(node("", &["192.0.2.1"]))), (all, None), "G3");
+    }
+
+    /// J2, I1: kube-proxy asks for its node's addresses once.
+    #[test]
+    fn the_addresses_of_this_node_outlive_its_node() {
+        let mut cluster = at("a");
+        cluster.settings.nodeport_addresses = NodePortAddresses::Primary;
+        let mut put = |node: Option<Node>| {
+            let touched = cluster.apply(Change::Node("a".into(), node));
+            let all: Vec<_> = cluster.node_addresses().keys().map(ToString::to_string).collect();
+            (!touched.is_empty(), all.join(" "))
+        };
+        let both = "192.0.2.1 2001:db8::1";
+        assert_eq!(put(None), (false, String::new()));
+        assert_eq!(put(Some(node("", &["192.0.2.1", "2001:db8::1"]))), (true, both.into()));
+        assert_eq!(put(None), (false, both.into()), "deleted");
+        assert_eq!(
+            put(Some(node("", &[]))),
+            (false, both.into()),
+            "made anew, and not filled in yet"
+        );
+        assert_eq!(put(Some(node("", &["192.0.2.1"]))), (false, both.into()), "one family of two");
+        let moved = "192.0.2.7 2001:db8::1";
+        assert_eq!(put(Some(node("", &["192.0.2.7"]))), (true, moved.into()), "another one");
+        assert_eq!(cluster.own_primary(true), Some("192.0.2.7".parse().unwrap()));
+        cluster.apply(Change::ListedNodes([].into()));
+        assert_eq!(cluster.node_addresses().len(), 2, "a list without it");
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl<'a> View<'a> {
             return Vec::new();
         }
         // Where these are addresses of the node, its connections to one come from any of them (G3).
-        let primary = self.cluster.own_node().and_then(|node| node.primary(ipv4));
+        let primary = self.cluster.own_primary(ipv4);
         if primary.is_some_and(|primary| ranges.iter().any(|range| range.contains(primary))) {
             ranges.extend(self.of_family(&self.service.load_balancer_ips).map(Cidr::host));
         }
@@ -289,5 +289,8 @@ mod tests {
         let node = Node { addresses: vec![ip("10.0.0.1")], ..Node::default() };
         cluster.apply(Change::Node("self".into(), Some(node)));
         assert_eq!(sources(&cluster), wanted(&["10.0.0.0/8", "192.0.2.1/32", "192.0.2.2/32"]));
+        cluster.apply(Change::Node("self".into(), None));
+        let kept = wanted(&["10.0.0.0/8", "192.0.2.1/32", "192.0.2.2/32"]);
+        assert_eq!(sources(&cluster), kept, "the machine is where it was");
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Truth {
     pub(super) services: BTreeMap<ObjectRef, Service>,
     pub(super) slices: BTreeMap<ObjectRef, Slice>,
     pub(super) nodes: BTreeMap<Arc<str>, Node>,
+    /// The addresses of [`HERE`] that an agent was told, and keeps when its Node says none.
+    pub(super) own: Vec<IpAddr>,
 }
 
 /// Something appeared, changed or (`None`) went.
@@ -97,8 +99,23 @@ impl Truth {
         }
     }
 
-    fn own_addresses(&self) -> &[IpAddr] {
-        self.nodes.get(HERE).map_or(&[], |node| &node.addresses)
+    /// Of a family of which the Node says none: those that were said before.
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        let mut own = self.nodes.get(HERE).map_or_else(Vec::new, |node| node.addresses.clone());
+        let said = own.clone();
+        let is_said = |ip: &&IpAddr| said.iter().any(|other| other.is_ipv4() == ip.is_ipv4());
+        own.extend(self.own.iter().filter(|ip| !is_said(ip)));
+        own
+    }
+
+    /// An agent was told all of this.
+    pub(super) fn remember(&mut self) {
+        self.own = self.own_addresses();
+    }
+
+    /// Another agent was not.
+    pub(super) fn forget(&mut self) {
+        self.own.clear();
     }
 
     /// What a Service asks for in one family, the same frontend perhaps twice.
@@ -247,8 +264,8 @@ impl Truth {
         if ranges.iter().any(|range| range.prefix == 0) {
             return BTreeSet::new();
         }
-        let primary = self.own_addresses().iter().find(|ip| ip.is_ipv4() == ipv4);
-        if primary.is_some_and(|primary| ranges.iter().any(|range| range.contains(*primary))) {
+        let primary = self.own_addresses().into_iter().find(|ip| ip.is_ipv4() == ipv4);
+        if primary.is_some_and(|primary| ranges.iter().any(|range| range.contains(primary))) {
             let vips = service.load_balancer_ips.iter().filter(|ip| ip.is_ipv4() == ipv4);
             ranges.extend(vips.map(|ip| Cidr::host(*ip)));
         }

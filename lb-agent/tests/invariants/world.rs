@@ -69,6 +69,7 @@ impl World {
 
     pub(super) fn edit(&mut self, edit: Edit) {
         self.told.edit(&edit);
+        self.told.remember();
         self.truth.edit(&edit);
         self.pipeline.change(edit.into());
     }
@@ -149,6 +150,7 @@ impl World {
 
     fn list_nodes(&mut self) {
         self.told.nodes.clone_from(&self.truth.nodes);
+        self.told.remember();
         self.pipeline.change(Change::ListedNodes(self.truth.nodes.clone()));
     }
 
@@ -187,6 +189,7 @@ impl World {
         let names = store.names.clone();
         let snapshot = store.memory.snapshot();
         self.pipeline = pipeline(store.clone(), &snapshot);
+        self.told.forget();
         self.list(early, order);
         let used: BTreeSet<u32> = snapshot.services.values().map(|service| service.id).collect();
         if settled && names.keys().all(|id| used.contains(id)) {
@@ -307,7 +310,8 @@ impl World {
         assert_eq!((blocks.used(), blocks.find(blocks.capacity())), (0, Some(0)), "leaked");
         let store = self.pipeline.store();
         assert!(store.names.is_empty() && store.sources.is_empty(), "leaked");
-        assert!(store.addresses.is_empty(), "leaked");
+        // This node's own stay.
+        assert_eq!(store.addresses, self.told.addresses(&store.services), "leaked");
         assert_eq!(self.pipeline.tables().unused_ids().next(), Some(0), "leaked");
     }
 
@@ -344,6 +348,6 @@ pub(super) fn small() -> Truth {
     Truth {
         services: [(name.clone(), service)].into(),
         slices: [(ObjectRef::new("default", "z"), slice)].into(),
-        nodes: [].into(),
+        ..Truth::default()
     }
 }

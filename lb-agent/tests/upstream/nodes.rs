@@ -87,7 +87,7 @@ fn test_contains_ipv4_loopback() {
 fn primary() {
     let own = |addresses: &str| {
         format!(
-            "{{apiVersion: v1, kind: Node, metadata: {{name: test-node}}, \
+            "{{apiVersion: v1, kind: Node, metadata: {{name: new-node}}, \
              status: {{addresses: [{addresses}]}}}}"
         )
     };
@@ -111,7 +111,7 @@ fn primary() {
         ("{type: InternalIP, address: 192.168.000.002}", "192.168.0.2"),
     ] {
         let settings = Settings {
-            node_name: "test-node".into(),
+            node_name: "new-node".into(),
             nodeport_addresses: NodePortAddresses::Primary,
             ..Settings::default()
         };
@@ -119,6 +119,13 @@ fn primary() {
         lab.apply("node.yaml", &own(status));
         let all: Vec<_> = lab.cluster.node_addresses().keys().map(ToString::to_string).collect();
         assert_eq!(all.join(" "), wanted, "{status}");
+        // TestNodeManagerOnNodeDelete, and a Node that is not filled in yet.
+        for gone in [String::new(), own("")] {
+            lab.apply("node.yaml", &gone);
+            let kept: Vec<_> =
+                lab.cluster.node_addresses().keys().map(ToString::to_string).collect();
+            assert_eq!(kept, all, "{gone}");
+        }
     }
 }
 
