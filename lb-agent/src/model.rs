@@ -49,13 +49,15 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// A transport protocol that the datapath serves. SCTP sockets run no hook that it could use.
+/// A transport protocol of a port. The datapath serves the first two: no hook sees an SCTP socket.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Protocol {
     /// TCP.
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP: only what else follows from its ports counts.
+    Sctp,
 }
 
 impl Protocol {
@@ -64,10 +66,16 @@ impl Protocol {
         match self {
             Self::Tcp => abi::TCP,
             Self::Udp => abi::UDP,
+            Self::Sctp => 132,
         }
     }
 
-    /// The inverse of [`Protocol::number`].
+    /// Whether the datapath serves it.
+    pub const fn is_served(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp)
+    }
+
+    /// The inverse of [`Protocol::number`], of those that are served: no other is in the maps.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             abi::TCP => Some(Self::Tcp),
@@ -81,6 +89,7 @@ impl Protocol {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }

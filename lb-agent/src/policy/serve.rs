@@ -22,7 +22,9 @@ pub fn serve(cluster: &Cluster, name: &ObjectRef) -> Served {
         for ip in cluster_ips(cluster, service) {
             let view = View::new(cluster, name, service, port, ip);
             view.count(served.no_local.of(ip.is_ipv4()));
-            view.sets(&mut served.sets);
+            if port.protocol.is_served() {
+                view.sets(&mut served.sets);
+            }
         }
     }
     if let Some(port) = service.health_check_node_port.filter(|_| !service.ports.is_empty()) {
@@ -253,7 +255,43 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::{Change, Node, Settings};
+    use crate::model::{Change, Conditions, Endpoint, Node, Settings, Slice, SlicePort, Trigger};
+
+    /// K1, K3, F2: an SCTP port is not served, and counts like any other.
+    #[test]
+    fn a_service_with_sctp_ports_only() {
+        let name = ObjectRef::new("default", "web");
+        let service = Service {
+            cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+            external_local: true,
+            internal_local: true,
+            ports: vec![ServicePort::new("s", Protocol::Sctp, 9000)],
+            health_check_node_port: 32000.try_into().ok(),
+            ..Service::default()
+        };
+        let conditions = Conditions { ready: true, serving: true, terminating: false };
+        let slice = |node: &str| Slice {
+            service: name.clone(),
+            ports: vec![SlicePort { name: "s".into(), protocol: Protocol::Sctp, number: 9000 }],
+            endpoints: vec![Endpoint {
+                node: Some(node.into()),
+                ..Endpoint::new("10.0.0.1".parse().unwrap(), conditions)
+            }],
+            trigger: Trigger::default(),
+        };
+        let settings = Settings { node_name: "self".into(), ..Settings::default() };
+        let mut cluster = Cluster::new(settings);
+        cluster.apply(Change::Service(name.clone(), Some(service)));
+        for (node, here) in [("self", 1), ("other", 0)] {
+            cluster.apply(Change::Slice(name.clone(), Some(slice(node))));
+            let served = serve(&cluster, &name);
+            assert_eq!(served.sets, []);
+            let local = served.health_check.map(|check| (check.port, check.local.ipv4));
+            assert_eq!(local, Some((32000, Some(here))), "{node}");
+            let NoLocal { internal, external } = served.no_local.ipv4;
+            assert_eq!((internal, external), (1 - here, 1 - here), "{node}");
+        }
+    }
 
     #[test]
     fn a_node_within_the_ranges_may_come_from_any_of_the_addresses() {

@@ -103,6 +103,7 @@ impl Family {
             (Self::V4, Protocol::Udp) => ("sockstat", "UDP: inuse "),
             (Self::V6, Protocol::Tcp) => ("sockstat6", "TCP6: inuse "),
             (Self::V6, Protocol::Udp) => ("sockstat6", "UDP6: inuse "),
+            (_, Protocol::Sctp) => ("sctp/snmp", "SctpCurrEstab"),
         }
     }
 
@@ -162,7 +163,7 @@ impl Diag {
                 protocol: protocol.number(),
                 states: match protocol {
                     Protocol::Tcp => TCP_STATES,
-                    Protocol::Udp => UDP_STATES,
+                    Protocol::Udp | Protocol::Sctp => UDP_STATES,
                 },
                 ..Request::zeroed()
             };

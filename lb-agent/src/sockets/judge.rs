@@ -58,7 +58,7 @@ pub fn judge(found: &Found, truth: &impl Truth) -> Option<Reason> {
         (Protocol::Tcp, Some(translation)) => {
             (!truth.exists(protocol, translation)).then_some(Reason::Deleted)
         }
-        (Protocol::Tcp, None) => None,
+        (Protocol::Tcp, None) | (Protocol::Sctp, _) => None,
     }
 }
 

@@ -111,7 +111,7 @@ fn cluster_ips(spec: &ServiceSpec, cluster_ip: &str, problems: &mut Vec<Problem>
     };
     for (i, text) in texts.into_iter().enumerate() {
         let field = if listed.is_empty() { field.to_owned() } else { format!("{field}[{i}]") };
-        match external::address_of_a_service(text) {
+        match external::cluster_ip(text) {
             Ok(ip) if cluster_ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) => {
                 let what = format!("{text} is a second address of its family");
                 problems.push(Problem::new(field, what, "it is not served: give one of each"));
@@ -141,7 +141,14 @@ fn service_ports(spec: &ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Service
     let mut node_ports = BTreeSet::new();
     for (i, port) in spec.ports.iter().flatten().enumerate() {
         match service_port(port) {
-            Ok(Some(mut port)) => {
+            Ok(mut port) => {
+                if !port.protocol.is_served() {
+                    let what = format!("{} is not served: no hook sees its sockets", port.protocol);
+                    let remedy = "the other ports are served: leave this one to kube-proxy, or use \
+                                  TCP or UDP";
+                    let field = format!("spec.ports[{i}].protocol");
+                    problems.push(Problem::new(field, what, remedy));
+                }
                 if let Some(number) = port.node_port
                     && !node_ports.insert((port.protocol, number))
                 {
@@ -159,7 +166,6 @@ fn service_ports(spec: &ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Service
                     problems.push(Problem::new(format!("spec.ports[{i}].port"), what, remedy));
                 }
             }
-            Ok(None) => {}
             Err(problem) => problems
                 .push(Problem { field: format!("spec.ports[{i}].{}", problem.field), ..problem }),
         }
@@ -167,10 +173,9 @@ fn service_ports(spec: &ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Service
     ports
 }
 
-/// A port; none if its protocol is SCTP, which no socket hook sees.
-fn service_port(port: &KubePort) -> Result<Option<ServicePort>, Problem> {
+fn service_port(port: &KubePort) -> Result<ServicePort, Problem> {
     let name = port.name.as_deref().unwrap_or_default();
-    let Some(protocol) = protocol(port.protocol.as_deref())? else { return Ok(None) };
+    let protocol = protocol(port.protocol.as_deref())?;
     let number = number(port.port).map_err(|what| {
         Problem::new("port", what, "the port is not served: use a number from 1 to 65535")
     })?;
@@ -181,12 +186,7 @@ fn service_port(port: &KubePort) -> Result<Option<ServicePort>, Problem> {
             Problem::new("nodePort", what, "the port is not served: use a number from 1 to 65535")
         })
     });
-    Ok(Some(ServicePort {
-        name: short(name)?,
-        protocol,
-        number,
-        node_port: node_port.transpose()?,
-    }))
+    Ok(ServicePort { name: short(name)?, protocol, number, node_port: node_port.transpose()? })
 }
 
 fn short(name: &str) -> Result<Arc<str>, Problem> {
@@ -198,11 +198,11 @@ fn short(name: &str) -> Result<Arc<str>, Problem> {
     Ok(name.into())
 }
 
-fn protocol(text: Option<&str>) -> Result<Option<Protocol>, Problem> {
+fn protocol(text: Option<&str>) -> Result<Protocol, Problem> {
     match text.unwrap_or("TCP") {
-        "TCP" => Ok(Some(Protocol::Tcp)),
-        "UDP" => Ok(Some(Protocol::Udp)),
-        "SCTP" => Ok(None),
+        "TCP" => Ok(Protocol::Tcp),
+        "UDP" => Ok(Protocol::Udp),
+        "SCTP" => Ok(Protocol::Sctp),
         other => Err(Problem::new(
             "protocol",
             format!("{other:?} is no protocol"),
@@ -258,7 +258,7 @@ pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
     let mut ports = Vec::with_capacity(object.ports.as_ref().map_or(0, Vec::len));
     for (i, port) in object.ports.iter().flatten().enumerate() {
         match slice_port(port) {
-            Ok(port) => ports.extend(port),
+            Ok(port) => ports.push(port),
             Err(problem) => {
                 let field = format!("ports[{i}].{}", problem.field);
                 problems.push(Problem { field, ..problem });
@@ -288,10 +288,9 @@ fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
     Some(text.parse::<Timestamp>().ok()?.into())
 }
 
-/// A port; none if it is SCTP.
-fn slice_port(port: &EndpointPort) -> Result<Option<SlicePort>, Problem> {
+fn slice_port(port: &EndpointPort) -> Result<SlicePort, Problem> {
     let name = port.name.as_deref().unwrap_or_default();
-    let Some(protocol) = protocol(port.protocol.as_deref())? else { return Ok(None) };
+    let protocol = protocol(port.protocol.as_deref())?;
     // "All ports", says the API of a port that is nil; no proxy implements it (B4).
     let Some(port) = port.port else {
         let remedy = "the port is ignored: give a number";
@@ -300,7 +299,7 @@ fn slice_port(port: &EndpointPort) -> Result<Option<SlicePort>, Problem> {
     let number = number(port).map_err(|what| {
         Problem::new("port", what, "the port is ignored: use a number from 1 to 65535")
     })?;
-    Ok(Some(SlicePort { name: short(name)?, protocol, number }))
+    Ok(SlicePort { name: short(name)?, protocol, number })
 }
 
 /// An endpoint: its first address, as the API says of all of them that they are the same pod (B3).

@@ -19,7 +19,7 @@ use super::{
 /// A rule that says what kube-proxy is asked otherwise, or what else is expected than it answers.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Deviation {
-    /// SCTP ports are not served: no hook sees an SCTP socket.
+    /// SCTP ports are not served: no hook sees an SCTP socket. All that is counted of them is.
     Sctp,
     /// An external address that is unspecified, multicast, loopback or link-local is read as one that
     /// is none: to the first two no socket is ever connected, and the others are every machine's own.
@@ -51,7 +51,6 @@ type Rewrite = fn(Object) -> Object;
 
 /// Those that show kube-proxy another object.
 const REWRITES: &[(Deviation, Rewrite)] = &[
-    (Deviation::Sctp, without_sctp),
     (Deviation::Spaces, trimmed),
     (Deviation::Unconnectable, connectable),
     (Deviation::FilledIn, filled_in),
@@ -89,21 +88,6 @@ pub(crate) fn asked(case: &Case, applied: &mut Applied) -> Case {
 
 fn owner(slice: &EndpointSlice) -> Option<&str> {
     label(&slice.metadata, SERVICE_NAME)
-}
-
-fn without_sctp(mut object: Object) -> Object {
-    let is_served = |protocol: &Option<String>| protocol.as_deref() != Some("SCTP");
-    match &mut object {
-        Object::Service(service) => {
-            let ports = service.spec.iter_mut().flat_map(|spec| &mut spec.ports);
-            ports.for_each(|ports| ports.retain(|port| is_served(&port.protocol)));
-        }
-        Object::Slice(slice) => {
-            slice.ports.iter_mut().for_each(|all| all.retain(|port| is_served(&port.protocol)));
-        }
-        Object::Node(_) => {}
-    }
-    object
 }
 
 fn connectable(mut object: Object) -> Object {
@@ -148,6 +132,15 @@ fn filled_in(mut object: Object) -> Object {
         spec.ip_families.get_or_insert_with(|| ips.iter().map(family).collect());
     }
     object
+}
+
+/// Whether socklb has a frontend of the protocol.
+pub(crate) fn is_served(protocol: &str, applied: &mut Applied) -> bool {
+    let served = protocol != "SCTP";
+    if !served {
+        count(applied, Deviation::Sctp);
+    }
+    served
 }
 
 /// What an empty set of endpoints means to the caller.

@@ -73,6 +73,9 @@ pub(crate) fn text(port: &str, kind: Kind, addr: SocketAddr, protocol: &str) -> 
 pub(crate) fn wanted(view: &View, applied: &mut Applied) -> Outcomes {
     let mut outcomes = Outcomes::default();
     for frontend in &view.frontends {
+        if !deviations::is_served(&frontend.protocol, applied) {
+            continue;
+        }
         let outcome = Outcome {
             backends: frontend.endpoints.iter().map(|text| text.parse().expect(text)).collect(),
             empty: deviations::empty(frontend.empty, applied),

@@ -68,22 +68,25 @@ pub(super) fn add(
     }
 }
 
-/// An address of a Service. What every machine calls its own is nobody's to give away.
-pub(super) fn address_of_a_service(text: &str) -> Result<IpAddr, String> {
+/// A cluster IP. What every machine and every pod calls its own is nobody's to give away: no packet
+/// for it ever reaches another's rules, but a socket's connect() would be seen (A9).
+pub(super) fn cluster_ip(text: &str) -> Result<IpAddr, String> {
     let ip = address(text)?;
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    if ip.is_loopback() || link_local {
+    if ip.is_loopback() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
         return Err(format!("{ip} is an address of every machine"));
     }
     Ok(ip)
 }
 
-/// An address that comes from outside.
+/// An address that comes from outside, where 169.254.0.0/16 is every machine's own too: clouds have
+/// their metadata there. As a cluster IP it is the cluster's, which has set its range.
 fn external(text: &str, field: String, problems: &mut Vec<Problem>) -> Option<IpAddr> {
-    match address_of_a_service(text) {
+    match cluster_ip(text) {
+        Ok(IpAddr::V4(ip)) if ip.is_link_local() => {
+            let what = format!("{ip} is an address of every machine");
+            problems.push(Problem::new(field, what, "it is not served: correct the address"));
+            None
+        }
         Ok(ip) => Some(ip),
         Err(what) => {
             problems.push(Problem::new(field, what, "it is not served: correct the address"));
