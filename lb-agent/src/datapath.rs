@@ -26,8 +26,8 @@ use aya::{
     },
 };
 use lb_common::abi::{
-    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, MORE_FLOWS, NAMES, SERVICES,
-    SOCKETS, SOURCES,
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, MORE_FLOWS, NAMES,
+    SERVICES, SOCKETS, SOURCES,
 };
 
 pub use self::verify::{Finding, Problem};
@@ -263,7 +263,7 @@ fn remove_pin(pin: &Path) -> Result<()> {
 const MAPS: [&str; 9] =
     [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
 /// The maps of what is remembered of sockets, which have no size.
-const STORAGE: [&str; 3] = [SOCKETS, FLOWS, MORE_FLOWS];
+const STORAGE: [&str; 4] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS];
 /// Size of the map of network namespaces: more than a node has.
 const MAX_CLIENTS: u32 = 16_384;
 /// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.

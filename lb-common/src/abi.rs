@@ -29,8 +29,11 @@ pub const AFFINITY: &str = "affinity";
 pub const COUNTERS: &str = "counters";
 /// HASH: service id (`u32`) to [`Name`]. Read by people and by the next agent, never by the datapath.
 pub const NAMES: &str = "names";
-/// SK_STORAGE: what a socket was translated from and to.
+/// SK_STORAGE: what a socket was translated from and to, by its last connect() to a Service.
 pub const SOCKETS: &str = "sockets";
+/// SK_STORAGE: the same of the connect() before, as the kernel may refuse the last one. Only of UDP
+/// sockets that were connected once more.
+pub const FORMER: &str = "former";
 /// SK_STORAGE: [`Flows`](crate::flows::Flows) of a UDP socket that sends without being connected.
 pub const FLOWS: &str = "flows";
 /// SK_STORAGE: the same of a socket that talks to more Services than fit there.
@@ -412,11 +415,12 @@ impl Backend {
     }
 }
 
-/// Value of [`SOCKETS`]: what the socket was told, and where it went. 48 bytes; each address starts
-/// at a word.
+/// Value of [`SOCKETS`] and [`FORMER`]: what the socket was told, and where it went. 48 bytes; each
+/// address starts at a word.
 ///
-/// `connect(AF_UNSPEC)` runs no program, so the value may outlive the connection it describes:
-/// believe it only while `backend` is the socket's peer.
+/// `connect(AF_UNSPEC)` runs no program, and a connect() may fail after them, so the value may outlive
+/// the connection it describes, or describe one that never was: believe it only while `backend` is the
+/// socket's peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Translation {
@@ -446,6 +450,22 @@ impl Translation {
             service: backend.service,
             generation: backend.generation,
         }
+    }
+
+    /// Whether `peer` is the backend. Word by word, as they stand.
+    #[inline(always)]
+    pub const fn is_to(&self, peer: &Peer) -> bool {
+        let [a, b, c, d] = peer.addr.words();
+        let words: [u32; 12] = must_cast(*self);
+        let is_addr = a == words[5] && b == words[6] && c == words[7] && d == words[8];
+        is_addr && self.port().raw() == peer.port.raw()
+    }
+
+    /// The backend's port.
+    #[inline(always)]
+    pub const fn port(&self) -> Port {
+        let [.., port, _, _, _, _, _]: [u16; 24] = must_cast(*self);
+        Port::from_raw(port)
     }
 }
 

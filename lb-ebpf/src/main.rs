@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod connection;
 mod maps;
 mod socket;
 mod storage;
@@ -103,13 +104,12 @@ fn connect(socket: &impl Socket) -> i32 {
     match verdict {
         // `Stay` is an answer to a question that is not asked here.
         Verdict::Miss | Verdict::Stay => {
-            // The socket may have been connected through a Service before.
-            storage::forget(ctx);
+            connection::forget(ctx, &flow.peer);
             PROCEED
         }
         Verdict::Forward(backend) => {
-            storage::remember(ctx, Translation::new(flow.peer, &backend));
-            storage::remember_for_whole(ctx);
+            connection::remember(ctx, Translation::new(flow.peer, &backend));
+            connection::remember_for_whole(ctx);
             socket.set_peer(backend.peer);
             PROCEED
         }
@@ -137,8 +137,8 @@ fn sendmsg(socket: &impl Socket) -> i32 {
         Sent::AsAsked => {
             // The answer must not be taken for that of a Service whose backend the peer is.
             to = Prior { backend: flow.peer, generation: 0 };
-            if storage::leads_to(ctx, &flow) {
-                storage::sent(ctx, &flow, &to);
+            if storage::leads_to(ctx, &flow) && !storage::sent(ctx, &flow, &to) {
+                count(Counter::NoSocketMemory);
             }
         }
         Sent::ToBackend => {
@@ -146,7 +146,9 @@ fn sendmsg(socket: &impl Socket) -> i32 {
             if set.affinity != 0 && !bind(&kernel, &kernel, &set, &mut to) {
                 return fail(Verdict::Unstable);
             }
-            storage::sent(ctx, &flow, &to);
+            if !storage::sent(ctx, &flow, &to) {
+                count(Counter::NoSocketMemory);
+            }
             socket.set_peer(to.backend);
         }
     }
@@ -238,9 +240,7 @@ fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
 /// The application sees the address that it dialled.
 #[inline(always)]
 fn getpeername(socket: &impl Socket) -> i32 {
-    if let Some(translation) = storage::translation(socket.context())
-        && translation.backend == socket.flow().peer
-    {
+    if let Some(translation) = connection::translation(socket.context(), &socket.flow().peer) {
         socket.set_peer(translation.frontend);
     }
     PROCEED

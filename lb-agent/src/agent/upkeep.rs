@@ -57,7 +57,7 @@ impl Upkeep {
     /// The programs are at work.
     pub(super) fn attached(&mut self, cgroup: &Path) {
         let started = sockets::open(&self.pins)
-            .and_then(|map| Ok(Sweeper::start(map, cgroup, &self.protocols)?));
+            .and_then(|maps| Ok(Sweeper::start(maps, cgroup, &self.protocols)?));
         match started {
             Ok(started) => self.sweeper = Some(started),
             Err(error) => {

@@ -33,13 +33,13 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::SocketAddr,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::Path,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use aya::maps::MapData;
-use lb_common::abi::{Peer, Translation};
+use lb_common::abi::{FORMER, Peer, SOCKETS, Translation};
 
 use crate::{model::Protocol, pins::Pins};
 
@@ -95,6 +95,13 @@ impl Found {
         Self { netns, cookie, protocol, local, peer, translation, cgroup, inside, door, name }
     }
 
+    /// Takes in one of the translations that are stored for it. The one of its connection counts.
+    fn learn(&mut self, translation: Translation) {
+        if self.translated().is_none() {
+            self.translation = Some(translation);
+        }
+    }
+
     /// The translation that the present connection went through.
     pub fn translated(&self) -> Option<&Translation> {
         judge::valid(self.translation.as_ref(), self.peer)
@@ -140,11 +147,10 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Of the map [`SOCKETS`](lb_common::abi::SOCKETS), see [`open`], and of programs that are
-    /// attached to `cgroup`. `Unsupported` if the kernel has no type information (BTF). Takes some
-    /// 100 ms.
-    pub fn new(map: BorrowedFd<'_>, cgroup: &Path) -> io::Result<Self> {
-        Ok(Self { stored: Stored::open(map)?, subtree: Subtree::new(cgroup) })
+    /// Of the maps of live sockets, see [`open`], and of programs that are attached to `cgroup`.
+    /// `Unsupported` if the kernel has no type information (BTF). Takes some 100 ms.
+    pub fn new(maps: &Maps, cgroup: &Path) -> io::Result<Self> {
+        Ok(Self { stored: Stored::open(&maps.0)?, subtree: Subtree::new(cgroup) })
     }
 
     /// Looks into all network namespaces for sockets of these protocols that have a peer and may have
@@ -202,7 +208,7 @@ impl Scanner {
         let places: HashMap<u64, usize> = places.collect();
         self.stored.read(|cookie, translation| {
             if let Some(place) = places.get(&cookie) {
-                sockets[*place].translation = Some(translation);
+                sockets[*place].learn(translation);
             }
         })
     }
@@ -293,12 +299,18 @@ fn destroy_all(diag: &mut Diag, sockets: &[&Found]) -> Outcome {
     }
 }
 
-/// The map of live sockets, for [`Scanner::new`].
-pub fn open(pins: &Pins) -> Result<OwnedFd> {
-    let path = pins.sockets();
-    let map = MapData::from_pin(&path)
-        .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
-    map.fd().as_fd().try_clone_to_owned().context("cannot keep the map of sockets open")
+/// The maps of live sockets: [`SOCKETS`] and [`FORMER`].
+#[derive(Debug)]
+pub struct Maps([OwnedFd; 2]);
+
+/// The maps of live sockets, for [`Scanner::new`].
+pub fn open(pins: &Pins) -> Result<Maps> {
+    let open = |path: PathBuf| {
+        let map = MapData::from_pin(&path)
+            .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+        map.fd().as_fd().try_clone_to_owned().context("cannot keep the map of sockets open")
+    };
+    Ok(Maps([open(pins.storage(SOCKETS))?, open(pins.storage(FORMER))?]))
 }
 
 /// The cookie of this process's own network namespace. An agent belongs into the machine's

@@ -13,7 +13,7 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
 use aya_obj::btf::{Btf, BtfKind};
@@ -135,14 +135,14 @@ const PROGRAM: [[u8; 8]; 20] = [
     op(0x95, 0, 0, 0, 0), // return r0
 ];
 
-/// The map of live sockets, to be read as a whole.
+/// The maps of live sockets, to be read as a whole.
 #[derive(Debug)]
-pub(super) struct Stored(OwnedFd);
+pub(super) struct Stored([OwnedFd; 2]);
 
 impl Stored {
-    /// Of the SK_STORAGE map of [`Translation`]s. Reads the kernel's type information, which takes
+    /// Of two SK_STORAGE maps of [`Translation`]s. Reads the kernel's type information, which takes
     /// some 100 ms and as many types as the kernel has.
-    pub(super) fn open(map: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(super) fn open([last, former]: &[OwnedFd; 2]) -> io::Result<Self> {
         let function = Btf::from_sys_fs()
             .and_then(|btf| btf.id_by_type_name_kind("bpf_iter_bpf_sk_storage_map", BtfKind::Func))
             .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
@@ -158,42 +158,49 @@ impl Stored {
         };
         attributes.name[..6].copy_from_slice(b"stored");
         let program = bpf(BPF_PROG_LOAD, &attributes)?;
-        let info = [descriptor(map.as_raw_fd())?];
-        let attributes = Attach {
-            program: descriptor(program.as_raw_fd())?,
-            attachment: BPF_TRACE_ITER,
-            info: info.as_ptr().expose_provenance() as u64,
-            info_len: 4,
-            ..Attach::zeroed()
-        };
         // The link keeps the program and the map.
-        Ok(Self(bpf(BPF_LINK_CREATE, &attributes)?))
+        let link = |map: &OwnedFd| {
+            let info = [descriptor(map.as_raw_fd())?];
+            let attributes = Attach {
+                program: descriptor(program.as_raw_fd())?,
+                attachment: BPF_TRACE_ITER,
+                info: info.as_ptr().expose_provenance() as u64,
+                info_len: 4,
+                ..Attach::zeroed()
+            };
+            bpf(BPF_LINK_CREATE, &attributes)
+        };
+        Ok(Self([link(last)?, link(former)?]))
     }
 
-    /// Tells what is stored now, and for which socket.
+    /// Tells what is stored now, and for which socket: what is in the first map, then the rest.
     pub(super) fn read(&self, mut each: impl FnMut(u64, Translation)) -> io::Result<()> {
-        let link = descriptor(self.0.as_raw_fd())?;
-        let mut file = File::from(bpf(BPF_ITER_CREATE, &Iterate { link, flags: 0 })?);
-        let mut buffer = vec![0; ENTRY * 1024];
-        let mut filled = 0;
-        loop {
-            filled += match file.read(&mut buffer[filled..]) {
-                Ok(0) => return Ok(()),
-                Ok(len) => len,
-                // WouldBlock: after a million sockets without output the kernel lets others work.
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => continue,
-                    _ => return Err(error),
-                },
-            };
-            let (entries, rest) = buffer[..filled].as_chunks::<ENTRY>();
-            for (cookie, translation) in entries.iter().filter_map(entry) {
-                each(cookie, translation);
-            }
-            let (start, len) = (filled - rest.len(), rest.len());
-            buffer.copy_within(start..filled, 0);
-            filled = len;
+        self.0.iter().try_for_each(|link| read(link, &mut each))
+    }
+}
+
+fn read(link: &OwnedFd, each: &mut impl FnMut(u64, Translation)) -> io::Result<()> {
+    let link = descriptor(link.as_raw_fd())?;
+    let mut file = File::from(bpf(BPF_ITER_CREATE, &Iterate { link, flags: 0 })?);
+    let mut buffer = vec![0; ENTRY * 1024];
+    let mut filled = 0;
+    loop {
+        filled += match file.read(&mut buffer[filled..]) {
+            Ok(0) => return Ok(()),
+            Ok(len) => len,
+            // WouldBlock: after a million sockets without output the kernel lets others work.
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => continue,
+                _ => return Err(error),
+            },
+        };
+        let (entries, rest) = buffer[..filled].as_chunks::<ENTRY>();
+        for (cookie, translation) in entries.iter().filter_map(entry) {
+            each(cookie, translation);
         }
+        let (start, len) = (filled - rest.len(), rest.len());
+        buffer.copy_within(start..filled, 0);
+        filled = len;
     }
 }
 

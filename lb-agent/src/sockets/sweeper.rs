@@ -13,7 +13,6 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
@@ -23,7 +22,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Found, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag, healed::Healed,
+    Found, Maps, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag, healed::Healed,
     said::Said,
 };
 use crate::model::Protocol;
@@ -56,11 +55,11 @@ pub struct Sweeper {
 
 impl Sweeper {
     /// Starts the thread, in the network namespace of the caller. It looks for sockets of these
-    /// protocols with what `map` ([`super::open`]) has for them; `cgroup` is where the programs are
+    /// protocols with what `maps` ([`super::open`]) have for them; `cgroup` is where the programs are
     /// attached. It does not look before it is asked, so that nothing is judged on partial knowledge;
     /// from then on also by itself.
     pub fn start(
-        map: OwnedFd,
+        maps: Maps,
         cgroup: &Path,
         protocols: &[Protocol],
     ) -> io::Result<(Self, mpsc::Receiver<News>)> {
@@ -69,7 +68,7 @@ impl Sweeper {
         let (outbox, news) = mpsc::channel(1);
         let (cgroup, protocols) = (cgroup.to_owned(), probed(protocols));
         thread::Builder::new().name("sweeper".into()).spawn(move || {
-            match Scanner::new(map.as_fd(), &cgroup) {
+            match Scanner::new(&maps, &cgroup) {
                 Ok(scanner) if !protocols.is_empty() => {
                     let (healed, said) = (Healed::default(), Said::default());
                     let mut sweep = Sweep { scanner, protocols, outbox, healed, said };

@@ -7,7 +7,6 @@ use std::{
     collections::BTreeSet,
     io,
     net::{SocketAddr, UdpSocket},
-    os::fd::AsFd as _,
     process::Command,
     sync::mpsc::{Sender, channel},
     thread::{self, JoinHandle},
@@ -49,8 +48,8 @@ pub(crate) struct Look(Scanner);
 impl Look {
     /// At what the programs have stored in this world.
     pub(crate) fn new(world: &World) -> Self {
-        let map = sockets::open(&world.pins()).unwrap();
-        Self(Scanner::new(map.as_fd(), world.cgroup()).unwrap())
+        let maps = sockets::open(&world.pins()).unwrap();
+        Self(Scanner::new(&maps, world.cgroup()).unwrap())
     }
 
     pub(crate) fn scan(&mut self, protocols: &[Protocol]) -> Sight {

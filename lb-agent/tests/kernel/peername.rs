@@ -1,7 +1,7 @@
 //! getpeername() tells the truth, also of a socket with a past.
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::OwnedFd,
 };
 
@@ -13,6 +13,7 @@ use nix::{
 use super::{
     control::Control,
     echo::{Backends, ask, ask_udp},
+    look::{Known, Look, name, names},
     raw::{dial, disconnect, peer, udp, udp_socket},
     world::{PORT, World, backend4, backend6},
 };
@@ -129,20 +130,74 @@ fn after_a_refused_connect() {
     });
 }
 
-/// The program had chosen a backend, and then the connect failed: the backend cannot be reached. The
-/// socket still has its old peer, of which it now tells the backend's address; any other would be a
-/// lie.
+/// The programs had let it pass, or had chosen a backend, and then the connect failed: there is no
+/// route. The socket still has its old peer, to which it came through a Service, and is woken when that
+/// is gone.
 #[test]
 fn after_a_connect_that_failed_later() {
     World::run(|world| {
         let (mut control, _backends) = services(world);
         let nowhere = ["10.9.9.9".parse().unwrap(), "fd09::9".parse().unwrap()];
         control.put("second", &["10.96.0.2", "fd00:96::2"], 80, &nowhere);
-        for Family { first, second, backend, .. } in families() {
-            let socket = udp(first).unwrap();
-            assert_eq!(dial(&socket, second), Err(Errno::ENETUNREACH));
-            assert_eq!(ask_udp(&socket).backend.ip(), backend.ip().to_canonical());
-            assert_eq!(peer(&socket), Ok(backend));
+        let mut look = Look::new(world);
+        for Family { first, second, other, backend, .. } in families() {
+            let away = match first {
+                SocketAddr::V4(_) => "10.9.9.1:80",
+                SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_some() => "[::ffff:10.9.9.1]:80",
+                SocketAddr::V6(_) => "[fd09::1]:80",
+            };
+            let away: SocketAddr = away.parse().unwrap();
+            for attempts in [&[away][..], &[second], &[away, second, second, away], &[second, away]]
+            {
+                let socket = udp(first).unwrap();
+                // More than once.
+                for connected in [first, other, first] {
+                    dial(&socket, connected).unwrap();
+                    for attempt in attempts {
+                        assert_eq!(dial(&socket, *attempt), Err(Errno::ENETUNREACH));
+                        assert_eq!(peer(&socket), Ok(connected), "{attempt}");
+                    }
+                    let reached = if connected == first { backend } else { other };
+                    assert_eq!(ask_udp(&socket).backend.ip(), reached.ip().to_canonical());
+                    assert_eq!(peer(&socket), Ok(connected));
+                }
+                let own = name(&socket);
+                let gone = names(&look.sweep(&Known::default()).0);
+                assert_eq!(gone, [own].into(), "woken as its backend is gone");
+                // The next connect() begins anew, and so does one to the backend itself.
+                for to in [first, backend, first] {
+                    dial(&socket, to).unwrap();
+                    assert_eq!(peer(&socket), Ok(to));
+                }
+            }
+        }
+    });
+}
+
+/// A TCP socket that is connected, or tries to be, is refused before any program runs; one that failed
+/// has no peer any more.
+#[test]
+fn of_a_tcp_socket_that_is_connected_again() {
+    World::run(|world| {
+        let (mut control, _backends) = services(world);
+        let nowhere = ["10.9.9.9".parse().unwrap(), "fd09::9".parse().unwrap()];
+        control.put("second", &["10.96.0.2", "fd00:96::2"], 80, &nowhere);
+        // Nobody listens on it.
+        control.put("third", &["10.96.0.4", "fd00:96::4"], 80, &[backend4(9), backend6(9)]);
+        for Family { first, second, .. } in families() {
+            let third = match first.ip().to_canonical() {
+                IpAddr::V4(_) if first.is_ipv4() => "10.96.0.4:80",
+                IpAddr::V4(_) => "[::ffff:10.96.0.4]:80",
+                IpAddr::V6(_) => "[fd00:96::4]:80",
+            };
+            let family = if first.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let tcp: OwnedFd = socket(family, SockType::Stream, SockFlag::empty(), None).unwrap();
+            assert_eq!(dial(&tcp, second), Err(Errno::ENETUNREACH));
+            assert_eq!(dial(&tcp, third.parse().unwrap()), Err(Errno::ECONNREFUSED));
+            dial(&tcp, first).unwrap();
+            assert_eq!(dial(&tcp, second), Err(Errno::EISCONN));
+            assert_eq!(peer(&tcp), Ok(first));
+            ask(&TcpStream::from(tcp));
         }
     });
 }

@@ -34,8 +34,8 @@ struct Loop {
 
 impl Loop {
     fn start(world: &World) -> Self {
-        let map = sockets::open(&world.pins()).unwrap();
-        let (sweeper, mut news) = Sweeper::start(map, world.cgroup(), &[Protocol::Udp]).unwrap();
+        let maps = sockets::open(&world.pins()).unwrap();
+        let (sweeper, mut news) = Sweeper::start(maps, world.cgroup(), &[Protocol::Udp]).unwrap();
         let sweeper = Arc::new(sweeper);
         let known = Arc::new(Mutex::new(Known::default()));
         let done = Arc::new(Mutex::new(Vec::new()));
