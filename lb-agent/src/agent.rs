@@ -8,6 +8,7 @@ mod stop;
 mod takeover;
 mod task;
 mod troubles;
+mod truth;
 mod upkeep;
 
 use std::{io::Write as _, path::Path, time::Duration};

@@ -721,8 +721,8 @@ fn four_hundred_ports_with_four_hundred_endpoints() {
         listing.clone().changes().into_iter().for_each(|change| pipeline.change(change));
         let report = pipeline.sync();
         assert!(report.failed.is_empty(), "{:?}", report.failed);
-        let wanted = in_large_maps(&listing);
-        assert!(meaning(&pipeline.store().0) == wanted, "{endpoints:?}");
+        let right = in_large_maps(&listing);
+        assert!(meaning(&pipeline.store().0) == right, "{endpoints:?}");
         let waited = std::mem::take(&mut pipeline.store_mut().1);
         assert!(waited < 10, "waited {waited} times");
     }

@@ -46,6 +46,7 @@ mod kernel {
     mod programs;
     mod recycling;
     mod refusal;
+    mod renamed;
     mod resize;
     mod restart;
     mod sources;

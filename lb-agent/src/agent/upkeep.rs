@@ -3,22 +3,17 @@
 
 use std::{collections::BTreeMap, io, net::IpAddr, path::Path, time::Duration};
 
-use lb_common::{
-    Flow, Prior, Verdict,
-    abi::{self, Addr, Counter, Translation},
-    select,
-};
+use lb_common::abi::{self, Addr, Counter};
 use tokio::sync::mpsc;
 
-use super::task::Task;
+use super::{task::Task, truth::InForce};
 use crate::{
     admin::{Admin, Family},
-    maps::{Bonds, Counters, Onlooker, Pinned},
+    maps::{Bonds, Counters, Pinned},
     model::{Cluster, Protocol},
     pins::Pins,
     pipeline::{Pipeline, Report},
-    policy,
-    sockets::{self, Found, News, Reason, Sweeper, Truth},
+    sockets::{self, Found, News, Reason, Sweeper},
 };
 
 /// How often bonds that are over are looked for.
@@ -214,29 +209,6 @@ fn clients(
         clients.insert(netns, client);
     }
     clients
-}
-
-/// What is true of sockets, by the cluster and the maps.
-struct InForce<'a>(&'a Pipeline<Pinned>);
-
-impl Truth for InForce<'_> {
-    fn serves(&self, protocol: Protocol, translation: &Translation) -> bool {
-        let port = self.0.tables().name(translation.service);
-        port.filter(|port| port.protocol == protocol)
-            .is_some_and(|port| policy::serves(self.0.cluster(), port, translation.backend.into()))
-    }
-
-    fn exists(&self, protocol: Protocol, translation: &Translation) -> bool {
-        let port = self.0.tables().name(translation.service);
-        port.filter(|port| port.protocol == protocol)
-            .is_some_and(|port| policy::knows(self.0.cluster(), port, translation.backend.into()))
-    }
-
-    fn is_frontend(&self, protocol: Protocol, peer: std::net::SocketAddr) -> bool {
-        let flow = Flow { peer: peer.into(), protocol: protocol.number() };
-        let verdict = select(self.0.store(), &Onlooker::default(), &flow, &Prior::NONE);
-        matches!(verdict, Verdict::Forward(_))
-    }
 }
 
 #[cfg(test)]

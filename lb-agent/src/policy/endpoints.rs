@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use crate::model::{Cluster, Endpoint, ObjectRef, PortRef, Protocol};
+use crate::model::{Cluster, Endpoint, ObjectRef, PortRef, Protocol, SlicePort};
 
 /// An endpoint and the port it listens on.
 #[derive(Clone, Copy, Debug)]
@@ -65,17 +65,27 @@ pub(super) fn union<'a>(
     union
 }
 
-/// One endpoint of [`union`].
+/// One endpoint of [`union`]; or of a port that is being renamed, which the Service calls otherwise
+/// than its slices for as long as one of the two has not been changed.
 pub(super) fn find<'a>(
     cluster: &'a Cluster,
     port: &'a PortRef,
     addr: SocketAddr,
 ) -> Option<Known<'a>> {
-    let slices = cluster.slices(&port.service).filter(|slice| {
-        slice
-            .ports
-            .iter()
-            .any(|p| p.protocol == port.protocol && p.name == port.port && p.number == addr.port())
+    let PortRef { service, port: name, protocol } = port;
+    let ports = || {
+        let all = cluster.slices(service).flat_map(|slice| &slice.ports);
+        all.filter(|p| p.protocol == *protocol)
+    };
+    let is_orphaned = !ports().any(|p| p.name == *name);
+    let of_service = |of: &SlicePort| {
+        let ports = cluster.service(service).map_or(&[][..], |service| &service.ports);
+        ports.iter().any(|p| p.name == of.name && p.protocol == *protocol)
+    };
+    let named = |p: &SlicePort| if is_orphaned { !of_service(p) } else { p.name == *name };
+    let slices = cluster.slices(service).filter(|slice| {
+        let mut ports = slice.ports.iter();
+        ports.any(|p| p.protocol == *protocol && p.number == addr.port() && named(p))
     });
     let endpoints = slices.flat_map(|slice| slice.endpoints.iter().filter(|e| e.addr == addr.ip()));
     let endpoint = endpoints

@@ -12,7 +12,7 @@ use crate::model::Protocol;
 
 /// What the agent knows: what stands in the maps, not what is still to be written.
 pub trait Truth {
-    /// Whether the Service at [`Translation::service`] would let a flow stay with
+    /// Whether the Service that is at [`Translation::frontend`] now would let a flow stay with
     /// [`Translation::backend`]: an endpoint that is ready or still serving, be it terminating
     /// (kube-proxy L2, L4). False for a Service that is gone.
     fn serves(&self, protocol: Protocol, translation: &Translation) -> bool;
@@ -25,7 +25,7 @@ pub trait Truth {
 /// Why a socket has to go.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Reason {
-    /// UDP: its backend serves its Service no more, or the Service is gone.
+    /// UDP: its backend does not serve at the Service's address any more, or the Service is gone.
     Stale,
     /// UDP: it was connected to a Service's address before the programs knew the Service, so what it
     /// sends reaches nobody.
