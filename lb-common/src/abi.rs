@@ -15,7 +15,7 @@ pub const LAYOUT: u32 = 3;
 pub const SERVICES: &str = "services";
 /// ARRAY: `u32` to [`Backend`], in contiguous blocks, one block per backend set.
 pub const BACKENDS: &str = "backends";
-/// HASH: [`Addr`] to [`Address`]: what is known of an address, whatever the port.
+/// HASH: [`Addr`] to [`AddressEntry`]: what is known of an address, whatever the port.
 pub const ADDRESSES: &str = "addresses";
 /// ARRAY of [`FILTER_WORDS`] `u64`: bit [`Addr::filter_bit`] is set for each key of [`ADDRESSES`].
 pub const FILTER: &str = "filter";
@@ -469,14 +469,14 @@ impl Translation {
     }
 }
 
-/// Value of [`ADDRESSES`]. 16 bytes.
+/// What [`ADDRESSES`] says of an address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Address {
     /// One or more of the constants.
     pub flags: u32,
-    /// In the map: the flags XOR 32 bits of the key, as a hash element may be recycled under its
-    /// reader. Next to the flags, so that both are read at once.
+    /// In the map: 32 bits of all the rest and of the key, as a hash element may change, or be recycled,
+    /// under its reader.
     pub seal: u32,
     /// Only in the network namespace with this cookie; 0: in all.
     pub netns: u64,
@@ -493,14 +493,32 @@ impl Address {
     /// An address as it stands in the map under `key`.
     #[inline(always)]
     pub const fn new(key: Addr, flags: u32, netns: u64) -> Self {
-        Self { flags, seal: flags ^ key.digest(), netns }
+        Self { flags, seal: Self::seal(key, flags, netns), netns }
     }
 
     /// Whether it was made for `key`.
     #[inline(always)]
     pub const fn is_of(&self, key: Addr) -> bool {
-        self.seal == self.flags ^ key.digest()
+        self.seal == Self::seal(key, self.flags, self.netns)
     }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "both halves are taken")]
+    const fn seal(key: Addr, flags: u32, netns: u64) -> u32 {
+        key.digest() ^ flags ^ netns as u32 ^ (netns >> 32) as u32
+    }
+}
+
+/// Value of [`ADDRESSES`], changed where it stands as a [`ServiceEntry`] is. 24 bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct AddressEntry {
+    /// What it says.
+    pub address: Address,
+    /// The kernel's.
+    pub lock: bpf_spin_lock,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// Bits of an index of a bit in [`FILTER`].
@@ -718,7 +736,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Translation>() == 48);
     assert!(size_of::<Name>() == 200);
-    assert!(size_of::<Address>() == 16);
+    assert!(size_of::<AddressEntry>() == 24);
     assert!(size_of::<SourceKey>() == 20);
     assert!(size_of::<ClientEntry>() == 40);
     assert!(size_of::<AffinityKey>() == 16);

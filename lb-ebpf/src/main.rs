@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Flow, Prior, Set, Verdict,
+    ATTEMPTS, Flow, Prior, Set, Verdict,
     abi::{Counter, TCP, Translation, UDP},
     bind, choose, flow_bits, select,
 };
@@ -131,28 +131,35 @@ fn sendmsg(socket: &impl Socket) -> i32 {
         return PROCEED;
     }
     // `select` in two steps, since the stack has 512 bytes.
-    let mut set = Set::NONE;
-    match forward(ctx, &flow, &mut to, &mut set) {
-        Sent::Nowhere => return FAIL,
-        Sent::AsAsked => {
-            // The answer must not be taken for that of a Service whose backend the peer is.
-            to = Prior { backend: flow.peer, generation: 0 };
-            if storage::leads_to(ctx, &flow) && !storage::sent(ctx, &flow, &to) {
-                count(Counter::NoSocketMemory);
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        let mut set = Set::NONE;
+        match forward(ctx, &flow, &mut to, &mut set) {
+            Sent::Nowhere => return FAIL,
+            Sent::AsAsked => {
+                // The answer must not be taken for that of a Service whose backend the peer is.
+                to = Prior { backend: flow.peer, generation: 0 };
+                if storage::leads_to(ctx, &flow) && !storage::sent(ctx, &flow, &to) {
+                    count(Counter::NoSocketMemory);
+                }
+                return PROCEED;
+            }
+            Sent::ToBackend => {
+                let kernel = Kernel::<OfFlow>::new(ctx);
+                if set.affinity == 0 || bind(&kernel, &kernel, &set, &mut to) {
+                    if !storage::sent(ctx, &flow, &to) {
+                        count(Counter::NoSocketMemory);
+                    }
+                    socket.set_peer(to.backend);
+                    return PROCEED;
+                }
+                // The set is no longer in force: what was chosen from it does not count.
+                to = Prior { backend: flow.peer, generation: 0 };
             }
         }
-        Sent::ToBackend => {
-            let kernel = Kernel::<OfFlow>::new(ctx);
-            if set.affinity != 0 && !bind(&kernel, &kernel, &set, &mut to) {
-                return fail(Verdict::Unstable);
-            }
-            if !storage::sent(ctx, &flow, &to) {
-                count(Counter::NoSocketMemory);
-            }
-            socket.set_peer(to.backend);
-        }
+        attempt += 1;
     }
-    PROCEED
+    fail(Verdict::Unstable)
 }
 
 /// What becomes of a datagram.

@@ -11,10 +11,10 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Addr, Caller, Flow, Range, Tables,
+    ATTEMPTS, Addr, Caller, Flow, Range, Tables,
     abi::{
-        Address, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry, Counter, FILTER_WORDS,
-        Name, Peer, Service, ServiceEntry, ServiceKey, SourceKey,
+        Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry, Counter,
+        FILTER_WORDS, Name, Peer, Service, ServiceEntry, ServiceKey, SourceKey,
     },
     find,
 };
@@ -30,7 +30,7 @@ static SERVICES: HashMap<ServiceKey, ServiceEntry, 1, NO_PREALLOC> = HashMap::ne
 static BACKENDS: Array<Backend, 1, MMAPABLE> = Array::new();
 
 #[btf_map(name = "addresses")]
-static ADDRESSES: HashMap<Addr, Address, 1, NO_PREALLOC> = HashMap::new();
+static ADDRESSES: HashMap<Addr, AddressEntry, 1, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "filter")]
 static FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
@@ -119,9 +119,17 @@ impl<R> Tables for Kernel<'_, R> {
         if word >> (bit % u64::BITS) & 1 == 0 {
             return None;
         }
-        // SAFETY: as above; here the seal detects it.
-        let address = ADDRESSES.get_ptr(addr).map(|address| unsafe { address.read_volatile() });
-        address.filter(|address| address.is_of(*addr))
+        let mut attempt = 0;
+        while attempt < ATTEMPTS {
+            let entry = ADDRESSES.get_ptr(addr)?;
+            // SAFETY: as above; here the seal detects it.
+            let address = unsafe { ptr::addr_of!((*entry).address).read_volatile() };
+            if address.is_of(*addr) {
+                return Some(address);
+            }
+            attempt += 1;
+        }
+        None
     }
 
     #[inline(always)]

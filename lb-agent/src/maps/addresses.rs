@@ -4,15 +4,15 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use bytemuck::must_cast;
-use lb_common::abi::{ADDRESSES, Addr, Address, FILTER, FILTER_WORDS};
+use lb_common::abi::{ADDRESSES, Addr, Address, AddressEntry, FILTER, FILTER_WORDS, bpf_spin_lock};
 
 use super::{
     Access, Known, OpenError,
-    pinned::{gone, hash, open},
+    pinned::{BPF_F_LOCK, gone, hash, open},
 };
 
 const ADDR: usize = size_of::<Addr>();
-const ADDRESS: usize = size_of::<Address>();
+const ADDRESS: usize = size_of::<AddressEntry>();
 
 /// The two maps. A bit of the filter is set before the first address that it speaks for is there, and
 /// is cleared when the last one has gone.
@@ -59,14 +59,15 @@ impl Addresses {
         let mut all = BTreeMap::new();
         for entry in &self.map {
             let (addr, address) = entry?;
-            let Address { flags, netns, .. } = must_cast(address);
+            let Address { flags, netns, .. } = must_cast::<_, AddressEntry>(address).address;
             all.insert(must_cast(addr), Known { flags, netns });
         }
         Ok(all)
     }
 
     pub(super) fn get(&self, addr: &Addr) -> Option<Address> {
-        let address: Address = must_cast(self.map.get(&must_cast(*addr), 0).ok()?);
+        let entry: AddressEntry = must_cast(self.map.get(&must_cast(*addr), BPF_F_LOCK).ok()?);
+        let address = entry.address;
         address.is_of(*addr).then_some(address)
     }
 
@@ -78,7 +79,8 @@ impl Addresses {
         }
         let written = self.write_word(bit / u64::BITS).and_then(|()| {
             let address = Address::new(addr, known.flags, known.netns);
-            self.map.insert(&must_cast(addr), &must_cast(address), 0)
+            let entry = AddressEntry { address, lock: bpf_spin_lock::default(), reserved: 0 };
+            self.map.insert(&must_cast(addr), &must_cast(entry), BPF_F_LOCK)
         });
         if written.is_err() && is_new {
             self.behind[bit as usize] -= 1;

@@ -3,16 +3,18 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
+use aya::maps::{HashMap, Map, MapData};
 use lb_agent::{
     datapath::Sizes,
-    maps::{Op, Store as _},
+    maps::{Known, Op, Store as _},
     pipeline::{UnknownPorts, View},
 };
+use lb_common::abi::{ADDRESSES, Addr, Address, AddressEntry};
 
 use super::{
     control::{Control, ROOMY},
@@ -144,4 +146,80 @@ fn replaced_in_a_crowded_bucket() {
             }
         });
     }
+}
+
+/// Addresses in the order of the map: those of one bucket are neighbours in it.
+fn in_order(world: &World) -> Vec<Addr> {
+    type Entries = HashMap<MapData, [u8; 16], [u8; size_of::<AddressEntry>()]>;
+    let pin = world.pins().maps().unwrap().unwrap().join(ADDRESSES);
+    let map = Entries::try_from(Map::HashMap(MapData::from_pin(pin).unwrap())).unwrap();
+    map.keys().map(|key| bytemuck::cast(key.unwrap())).collect()
+}
+
+/// The same for an address: a port that its Service lacks is refused all the time.
+#[test]
+fn an_address_replaced_in_a_crowded_bucket() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let store = control.pipeline.store_mut();
+        let known = Known { flags: Address::CLUSTER_IP, netns: 0 };
+        let put = |store: &mut lb_agent::maps::Pinned, addr| {
+            store.apply(&Op::PutAddress { addr, known }).unwrap();
+        };
+        let addr =
+            |n: u16| Addr::from(IpAddr::from([10, 96, n.to_be_bytes()[0], n.to_be_bytes()[1]]));
+        (0..4000).for_each(|n| put(store, addr(n)));
+        // What is put in is the first of its bucket.
+        let before = in_order(world);
+        let (neighbours, _) = before.as_chunks::<2>();
+        for pair in neighbours {
+            store.apply(&Op::DeleteAddress { addr: pair[1] }).unwrap();
+            put(store, pair[1]);
+        }
+        let after = in_order(world);
+        let is_swapped = |pair: &&[Addr; 2]| {
+            let at = after.iter().position(|addr| *addr == pair[1]).unwrap();
+            after.get(at + 1) == Some(&pair[0])
+        };
+        let pairs: Vec<_> = neighbours.iter().filter(is_swapped).take(8).collect();
+        assert!(pairs.len() > 3, "{} pairs share a bucket", pairs.len());
+
+        let stop = AtomicBool::new(false);
+        let (sent, passed) = thread::scope(|scope| {
+            let readers: Vec<_> = (0..2)
+                .map(|n| {
+                    let (stop, pairs) = (&stop, &pairs);
+                    scope.spawn(move || {
+                        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                        let (mut sent, mut passed) = (0u64, Vec::new());
+                        while !stop.load(Ordering::Relaxed) {
+                            for pair in pairs {
+                                let to = SocketAddr::from((pair[n].ip(), 9));
+                                let error = socket.send_to(b"?", to).unwrap_err();
+                                sent += 1;
+                                if error.raw_os_error() != Some(libc::ECONNREFUSED) {
+                                    passed.push(error);
+                                }
+                            }
+                        }
+                        (sent, passed)
+                    })
+                })
+                .collect();
+            let start = Instant::now();
+            while start.elapsed() < TIME {
+                for addr in pairs.iter().copied().flatten().cycle().take(1000) {
+                    put(store, *addr);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            let results = readers.into_iter().map(|reader| reader.join().unwrap());
+            results.fold((0, Vec::new()), |(sent, mut all), (more, passed)| {
+                all.extend(passed);
+                (sent + more, all)
+            })
+        });
+        println!("{sent} datagrams to {} pairs", pairs.len());
+        assert!(passed.is_empty(), "{} passed: {:?}", passed.len(), passed.first());
+    });
 }

@@ -2,7 +2,7 @@
 //! come from another Service.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -11,11 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::datapath::Sizes;
+use lb_agent::{
+    datapath::Sizes,
+    maps::{Op, Store as _},
+};
+use lb_common::abi::{Backend, UDP};
 
 use super::{
+    affinity::{LONG, endpoints, sticky},
     connect::V4,
-    control::{Control, ROOMY},
+    control::{Control, ROOMY, serve},
     flips::Load,
     pods::{Pods, at, client, pod4, read},
     world::{World, backend4},
@@ -114,5 +119,65 @@ fn sets_flip_under_datagrams() {
         // The set flipped twice while the answer was under way.
         assert!(unlabelled * 1_000 < done * 2, "{unlabelled} of {done} have no label");
         assert!(done >= ROUNDS && flips >= FLIPS, "not done in {LIMIT:?}");
+    });
+}
+
+/// A set may be replaced, and its block be used again, while a datagram is on its way from the choice of
+/// a backend to the client's bond. Faster than any agent, which waits before it uses a block again.
+#[test]
+fn a_set_is_replaced_before_the_bond_is_seen() {
+    const SENT: u32 = 200_000;
+    const PAUSE: Duration = Duration::from_micros(10);
+    World::run(|world| {
+        let mut control = Control::start_with(world, ROOMY);
+        control.apply(serve("web", &sticky(LONG), endpoints()));
+        let to = at(V4);
+        let found = control
+            .pipeline
+            .tables()
+            .services()
+            .find(|(key, _)| key.peer == to.into() && key.protocol == UDP);
+        let (key, mut service) = found.map(|(key, service)| (*key, *service)).unwrap();
+        let store = control.pipeline.store_mut();
+        let records = store.records(service.block, service.records());
+        let stop = AtomicBool::new(false);
+        let mut rounds = 0;
+        let refused = thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let refused = |_: &u32| {
+                    // A new one each time: a flow that is known has no need of a bond.
+                    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                    match socket.send_to(b"?", to) {
+                        Ok(_) => false,
+                        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => true,
+                        Err(error) => panic!("{error}"),
+                    }
+                };
+                let refused = (0..SENT).filter(refused).count();
+                stop.store(true, Ordering::Relaxed);
+                refused
+            });
+            while !stop.load(Ordering::Relaxed) {
+                rounds += 1;
+                let stamped = |generation| {
+                    let stamp = |record: &Backend| record.stamped(generation, record.service);
+                    records.iter().map(stamp).collect::<Vec<_>>()
+                };
+                let old = service.block;
+                service.block = 100 + rounds % 2 * 64;
+                service.generation += 1;
+                let block =
+                    Op::WriteBlock { block: service.block, records: stamped(service.generation) };
+                store.apply(&block).unwrap();
+                store.apply(&Op::PutService { key, service }).unwrap();
+                // Somebody else's by now.
+                store.apply(&Op::WriteBlock { block: old, records: stamped(u32::MAX) }).unwrap();
+                let start = Instant::now();
+                while start.elapsed() < PAUSE {}
+            }
+            sender.join().unwrap()
+        });
+        println!("{rounds} sets; {refused} of {SENT} datagrams refused");
+        assert_eq!(refused, 0, "of {SENT}, {rounds} sets");
     });
 }
