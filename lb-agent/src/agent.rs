@@ -24,7 +24,7 @@ use crate::{
     host, kube_proxy,
     maps::{Access, Memory, Pinned, Snapshot},
     model::Families,
-    pins::{self, Pins},
+    pins::{self, Pins, shown},
     pipeline::{Pipeline, View},
     sockets,
     sources::local,
@@ -53,7 +53,7 @@ pub async fn run(config: &Config) -> Result<()> {
 
 fn cleanup(config: &Config) -> Result<()> {
     host::check_capabilities()?;
-    let removed = datapath::cleanup(&Pins::new(&host::bpffs(config)?))?;
+    let removed = datapath::cleanup(&host::bpffs(config)?)?;
     let mut out = std::io::stdout().lock();
     for path in &removed {
         writeln!(out, "removed {}", path.display())?;
@@ -70,7 +70,8 @@ async fn dry_run(config: &Config) -> Result<()> {
         Some(_) => Some(host::bpffs_to_read(config)?),
         None => pins::default_bpffs()?,
     };
-    let pinned = bpffs.and_then(|bpffs| Pins::new(&bpffs).maps().transpose()).transpose()?;
+    let pins = bpffs.and_then(|bpffs| Pins::look(&bpffs).transpose()).transpose()?;
+    let pinned = pins.as_ref().and_then(|pins| pins.maps().transpose()).transpose()?;
     let mut snapshot = match pinned {
         Some(maps) => Pinned::open(&maps, Access::Read)?.snapshot()?,
         None => Snapshot::default(),
@@ -163,15 +164,7 @@ async fn serve(config: &Config) -> Result<()> {
     let bpffs = host::bpffs(config)?;
     let cgroup = host::cgroup(config)?;
     let node = host::node_name(config)?;
-    let pins = Pins::new(&bpffs);
-    pins.create().with_context(|| format!("cannot make {}", pins.root().display()))?;
-    let _lock = match pins.lock() {
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => bail!(
-            "another lb-agent is running on {}: stop it, or give this one another --bpffs and --cgroup",
-            pins.home().display()
-        ),
-        lock => lock.with_context(|| format!("cannot lock {}", pins.home().display()))?,
-    };
+    let pins = Pins::take(&bpffs)?;
     let sizes = Sizes {
         services: config.max_services,
         backends: config.max_backends,
@@ -184,7 +177,7 @@ async fn serve(config: &Config) -> Result<()> {
     let snapshot = maps.snapshot().context("cannot read the pinned maps")?;
     tracing::info!(
         node,
-        pins = %pins.root().display(),
+        pins = %shown(pins.root()).display(),
         frontends = snapshot.services.len(),
         "{}",
         if datapath.is_adopted() { "going on from the pinned maps" } else { "starting with empty maps" }
@@ -203,7 +196,7 @@ async fn serve(config: &Config) -> Result<()> {
     let mut stop = Stop::listen()?;
     let families = families();
     let pipeline = Pipeline::with_view(view(config, &node, families), maps, &snapshot);
-    let mut agent = Agent::new(config, pipeline, (datapath, cgroup), pins);
+    let mut agent = Agent::new(config, pipeline, (datapath, cgroup));
     // What is pinned serves, whether or not the API server answers.
     agent.adopt()?;
     let follow = async {

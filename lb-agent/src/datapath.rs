@@ -4,6 +4,7 @@
 //! this process at whatever moment. A program is replaced in its link, atomically; its maps are
 //! complete before that.
 
+mod attach;
 mod effective;
 #[cfg(test)]
 mod locks;
@@ -11,8 +12,7 @@ mod verify;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -20,10 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     maps::{MapError, MapInfo},
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, cgroup_sock_addr::CgroupSockAddrLink,
-        links::FdLink,
-    },
+    programs::{CgroupSockAddr, ProgramError, links::FdLink},
 };
 use lb_common::abi::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, MORE_FLOWS, NAMES,
@@ -34,7 +31,7 @@ pub use self::verify::{Finding, Problem};
 use crate::{
     maps::Op,
     maps::{Access, Pinned, Snapshot, Store as _, max_names},
-    pins::{self, PROGRAMS, Pins},
+    pins::{self, HomeError, PROGRAMS, Pins, shown},
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/socklb-bpf"));
@@ -57,14 +54,14 @@ pub struct Datapath {
     pins: Pins,
     /// Those that are attached. A pin that somebody removes takes nothing away while they are here.
     links: BTreeMap<&'static str, FdLink>,
-    /// The directory of the maps, once they are in force.
-    maps: PathBuf,
+    /// The number of the maps, once they are in force.
+    set: u32,
     /// Their ids in the kernel.
     map_ids: BTreeMap<&'static str, u32>,
-    /// Maps that are not in force yet, and the directory that they are to be in.
-    staged: Option<(PathBuf, PathBuf)>,
-    /// The directory of the maps before them, which another size made useless.
-    replaced: Option<PathBuf>,
+    /// Whether they are not in force yet.
+    staged: bool,
+    /// The number of the maps before them, which another size made useless.
+    replaced: Option<u32>,
     /// Whether the maps say what an agent before us wrote.
     adopted: bool,
     /// Whether programs of an agent before us are attached.
@@ -75,11 +72,18 @@ impl Datapath {
     /// Loads the programs on the pinned maps, or on new ones if there are none. Maps of another size
     /// are copied into new ones. Nothing is attached yet, and new maps are not in force.
     pub fn load(pins: &Pins, sizes: Sizes) -> Result<(Self, Pinned)> {
-        pins.create().with_context(|| format!("cannot make {}", pins.links().display()))?;
+        pins.create().with_context(|| format!("cannot make {}", shown(&pins.links()).display()))?;
         let others_at_work = pins.has_links().context("cannot read the pins")?;
         // What a start or a resize left that was interrupted.
         discard(&pins.staging())?;
         discard(&pins.discarded())?;
+        for stray in pins.strays().context("cannot read the pins")? {
+            let path = shown(&stray);
+            let path = path.display();
+            tracing::warn!(
+                "{path} has no name that lb-agent gives, and is not used: `rm -r {path}`"
+            );
+        }
         let mut sets = pins.map_sets().context("cannot read the pins")?.into_iter();
         let current = sets.next();
         for (_, unfinished) in sets {
@@ -93,18 +97,18 @@ impl Datapath {
             }
             current => current,
         };
-        let (dir, replaced) = match current {
-            Some((_, dir)) if fit(&dir, sizes)? => (dir, None),
-            Some((number, dir)) => (pins.map_set(number + 1), Some(dir)),
-            None => (pins.map_set(1), None),
+        let (set, replaced) = match &current {
+            Some((number, dir)) if fit(dir, sizes)? => (*number, None),
+            // There is one, see `Pins::map_sets`.
+            Some((number, _)) => (number + 1, Some(*number)),
+            None => (1, None),
         };
-        let adopted = dir.exists() || replaced.is_some();
-        let staged = (!dir.exists()).then(|| (pins.staging(), dir.clone()));
-        let in_force = dir.clone();
-        let dir = staged.as_ref().map_or(dir, |(staging, _)| staging.clone());
-
-        if staged.is_some() {
-            fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let adopted = current.is_some();
+        let staged = replaced.is_some() || !adopted;
+        let dir = if staged { pins.staging() } else { pins.map_set(set) };
+        if staged {
+            fs::create_dir(&dir)
+                .with_context(|| format!("cannot make {}", shown(&dir).display()))?;
         }
         let programs = load(pins, &dir, sizes)?;
         let mut maps = Pinned::open(&dir, Access::Write)?;
@@ -114,8 +118,8 @@ impl Datapath {
             .chain(STORAGE.map(|name| (name, pins.storage(name))))
             .map(|(name, pin)| Ok((name, MapInfo::from_pin(pin)?.id())))
             .collect::<Result<_, MapError>>()?;
-        if let Some(old) = &replaced {
-            let old = Pinned::open(old, Access::Read)?;
+        if let Some(old) = replaced {
+            let old = Pinned::open(&pins.map_set(old), Access::Read)?;
             let snapshot = old.snapshot()?;
             copy(&snapshot, &mut maps, sizes).with_context(|| {
                 format!(
@@ -132,7 +136,7 @@ impl Datapath {
             programs,
             pins,
             links: BTreeMap::new(),
-            maps: in_force,
+            set,
             map_ids,
             staged,
             replaced,
@@ -166,97 +170,29 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts the programs to work for the sockets of a cgroup and all below it. From here on the maps
-    /// are those that the next agent goes on from.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
-        let dir = File::open(cgroup)
-            .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
-        let staged = self.staged.take();
-        if let Some((staging, in_force)) = &staged {
-            fs::rename(staging, in_force)
-                .with_context(|| format!("cannot rename {}", staging.display()))?;
-        }
-        for name in PROGRAMS {
-            self.attach_one(name, &dir).with_context(|| {
-                format!("cannot attach the program {name} to {}", cgroup.display())
-            })?;
-        }
-        if let Some(old) = self.replaced.take() {
-            if let Some((_, in_force)) = staged {
-                // Of the clients that came since they were copied.
-                take_late_bonds(&old, &in_force).unwrap_or_else(|error| {
-                    tracing::warn!(%error, "not all clients stay with their backends");
-                });
-            }
-            throw_away(&self.pins, &old)?;
-        }
-        for removed in self.pins.remove_other_layouts()? {
-            tracing::info!(path = %removed.display(), "removed another version's pins");
-        }
-        Ok(())
+    /// Where all this is pinned.
+    pub const fn pins(&self) -> &Pins {
+        &self.pins
     }
 
-    fn attach_one(&mut self, name: &'static str, cgroup: &File) -> Result<()> {
-        let program: &mut CgroupSockAddr =
-            self.programs.program_mut(name).context("it is not in the object")?.try_into()?;
-        let pin = self.pins.link(name);
-        let fresh = self.pins.link(&format!("{name}_new"));
-        let cgroup_id = pins::cgroup_id(cgroup)?;
-        if !pin.exists()
-            && let Some(link) = self.links.remove(name)
-            && pins::attached_to(&link)? == cgroup_id
-        {
-            tracing::info!(program = name, "is attached, and gets its pin back");
-            link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-        }
-        if pin.exists() {
-            let (link, attached_to) = pins::open_link(&pin)
-                .with_context(|| format!("{} is not a link of ours", pin.display()))?;
-            if attached_to == cgroup_id {
-                let id = program.attach_to_link(CgroupSockAddrLink::try_from(link)?)?;
-                self.links.insert(name, program.take_link(id)?.try_into()?);
-                // A move to another cgroup that was interrupted, and given up.
-                return remove_pin(&fresh);
-            }
-            let what = if attached_to == 0 { "was detached" } else { "moves to another cgroup" };
-            tracing::info!(program = name, "{what}");
-        }
-        let id = program.attach(cgroup, CgroupAttachMode::Single)?;
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        // Renaming replaces a link to another cgroup, if there is one, in one step.
-        remove_pin(&fresh)?;
-        let link = link.pin(&fresh).with_context(|| format!("cannot pin {}", fresh.display()))?;
-        fs::rename(&fresh, &pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-        self.links.insert(name, link.into());
-        Ok(())
+    /// The directory of the maps, once they are in force.
+    fn maps(&self) -> PathBuf {
+        self.pins.map_set(self.set)
     }
-}
-
-fn take_late_bonds(old: &Path, in_force: &Path) -> Result<()> {
-    let old = Pinned::open(old, Access::Read)?;
-    Ok(Pinned::open(in_force, Access::Write)?.take_bonds(&old)?)
 }
 
 /// Removes a set of maps. It ceases to be one in a single step: half a set must never be found.
 fn throw_away(pins: &Pins, set: &Path) -> Result<()> {
     let discarded = pins.discarded();
     discard(&discarded)?;
-    fs::rename(set, &discarded).with_context(|| format!("cannot rename {}", set.display()))?;
+    fs::rename(set, &discarded)
+        .with_context(|| format!("cannot rename {}", shown(set).display()))?;
     discard(&discarded)
 }
 
 fn discard(dir: &Path) -> Result<()> {
-    pins::remove(dir, &mut Vec::new()).with_context(|| format!("cannot remove {}", dir.display()))
-}
-
-/// Removes a pin, if it is there.
-fn remove_pin(pin: &Path) -> Result<()> {
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", pin.display()))
-        }
-        _ => Ok(()),
-    }
+    pins::remove_at(dir, &mut Vec::new())
+        .with_context(|| format!("cannot remove {}", shown(dir).display()))
 }
 
 /// The maps that are replaced together when their sizes change.
@@ -279,7 +215,7 @@ fn fit(dir: &Path, sizes: Sizes) -> Result<bool> {
     let size = |name| -> Result<u32> {
         let path = dir.join(name);
         let info = MapInfo::from_pin(&path)
-            .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+            .with_context(|| format!("cannot open the pinned map {}", shown(&path).display()))?;
         Ok(info.max_entries())
     };
     Ok(size(SERVICES)? == sizes.services
@@ -335,7 +271,7 @@ fn explain(error: EbpfError, dir: &Path) -> anyhow::Error {
                 "the map {name} pinned below {} is not one of this version of socklb: its {property} is \
                  {actual}, not {expected}; remove all pins with `lb-agent --cleanup` (Services are \
                  not translated until the agent runs again), or choose another --bpffs",
-                dir.display()
+                shown(dir).display()
             )
         }
         other => anyhow::Error::new(other).context("cannot make the maps"),
@@ -393,19 +329,18 @@ fn copy(snapshot: &Snapshot, maps: &mut Pinned, sizes: Sizes) -> Result<()> {
 }
 
 /// Detaches the programs and removes every pin. Returns what was removed; nothing if nothing was there.
-pub fn cleanup(pins: &Pins) -> Result<Vec<PathBuf>> {
-    let lock = match pins.lock() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("an agent is running on {}: stop it first", pins.home().display())
+pub fn cleanup(bpffs: &Path) -> Result<Vec<PathBuf>> {
+    let Some(pins) = Pins::take_existing(bpffs).map_err(|error| match error {
+        HomeError::Held { path, holder } if holder.is_root() => {
+            anyhow::anyhow!("an agent is running on {} ({holder}): stop it first", path.display())
         }
-        lock => lock.with_context(|| format!("cannot lock {}", pins.home().display()))?,
+        other => other.into(),
+    })?
+    else {
+        return Ok(Vec::new());
     };
-    let removed = pins
-        .remove_all()
-        .with_context(|| format!("cannot remove everything below {}", pins.home().display()))?;
-    drop(lock);
-    Ok(removed)
+    let path = shown(pins.home());
+    pins.remove_all().with_context(|| format!("cannot remove everything below {}", path.display()))
 }
 
 #[cfg(test)]

@@ -64,12 +64,12 @@ pub fn bpffs_to_read(config: &Config) -> Result<PathBuf> {
     let path = match &config.bpffs {
         Some(path) => path.clone(),
         None => pins::default_bpffs()?.with_context(|| {
-            format!("no bpf file system is mounted: `{MOUNT} /sys/fs/bpf`, or name one by --bpffs")
+            format!("no bpf file system is mounted: `{MOUNT} /sys/fs/bpf -o mode=0700`, or name one by --bpffs")
         })?,
     };
     let mount = mounts::of(&path).with_context(|| format!("--bpffs {}", path.display()))?;
     if mount.is_none_or(|mount| mount.kind != "bpf") {
-        bail!("{0} is not in a bpf file system: `{MOUNT} {0}`", path.display());
+        bail!("{0} is not in a bpf file system: `{MOUNT} {0} -o mode=0700`", path.display());
     }
     Ok(path)
 }

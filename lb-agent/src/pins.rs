@@ -14,25 +14,32 @@
 //! up is first renamed to `maps_old`. So whatever has a number is whole and was filled; of two the
 //! lower one is taken.
 
+mod home;
+mod link;
+mod removal;
+
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, DirBuilder},
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    sync::Arc,
 };
 
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use lb_common::abi::{LAYOUT, SOCKETS};
-use nix::fcntl::{Flock, FlockArg};
 
+use self::home::{Home, Purpose};
+pub use self::{
+    home::{Holder, HomeError, shown},
+    link::{OpenLinkError, cgroup_id, open_link},
+};
+pub(crate) use self::{
+    link::{ATTACH_TYPES, attached_to},
+    removal::remove_at,
+};
 use crate::mounts;
 
-/// The directory of all pins below a bpffs.
-const HOME: &str = "socklb";
-/// How long whoever has the lock is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// The programs, by the names they have in the object; also the names of their links' pins. In the
 /// order in which they are attached: who is translated must be able to ask for its peer's name.
 pub const PROGRAMS: [&str; 8] = [
@@ -46,19 +53,70 @@ pub const PROGRAMS: [&str; 8] = [
     "sendmsg6",
 ];
 
-/// The pins below one bpffs.
+/// The pins below one bpffs. The paths are for this process, and lead through a descriptor where the
+/// directory is open; [`shown`] makes them what people know.
 #[derive(Clone, Debug)]
 pub struct Pins {
+    bpffs: PathBuf,
     home: PathBuf,
     root: PathBuf,
+    /// Open as long as one of the copies is; of the agent also locked.
+    open: Option<Arc<Home>>,
 }
 
 impl Pins {
-    /// The pins below `bpffs`; nothing is read or made.
+    /// The names below `bpffs`; nothing is opened, made or judged, and nobody is kept away.
     pub fn new(bpffs: &Path) -> Self {
-        let home = bpffs.join(HOME);
+        Self::at(bpffs, bpffs.join(home::NAME), None)
+    }
+
+    /// What is pinned below `bpffs`, to be looked at; none if nothing is.
+    pub fn look(bpffs: &Path) -> Result<Option<Self>, HomeError> {
+        Ok(Home::open(bpffs, Purpose::Look)?.map(|home| Self::opened(bpffs, home)))
+    }
+
+    /// The same to be removed; every agent is kept away while it, or a copy, lives.
+    pub fn take_existing(bpffs: &Path) -> Result<Option<Self>, HomeError> {
+        Ok(Home::open(bpffs, Purpose::Remove)?.map(|home| Self::opened(bpffs, home)))
+    }
+
+    /// The pins of an agent: the directory is made if it is not there, it is root's alone, and every
+    /// other agent is kept away while this, or a copy, lives.
+    pub fn take(bpffs: &Path) -> Result<Self, HomeError> {
+        let home = Home::open(bpffs, Purpose::Own)?;
+        let path = bpffs.join(home::NAME);
+        let gone = || HomeError::Io { what: "make", path, error: io::ErrorKind::NotFound.into() };
+        home.map(|home| Self::opened(bpffs, home)).ok_or_else(gone)
+    }
+
+    /// The same after somebody has removed the directory, moved it, or mounted the bpffs anew.
+    pub fn take_again(&self) -> Result<Self, HomeError> {
+        if self.is_in_place() { Ok(self.clone()) } else { Self::take(&self.bpffs) }
+    }
+
+    /// Whether the directory that is open is the one that others find.
+    pub fn is_in_place(&self) -> bool {
+        self.open.as_ref().is_none_or(|home| home.is_at(&self.bpffs))
+    }
+
+    /// Where the directory is that was open, if it was moved within the file system of its successor.
+    pub fn moved_to(&self, successor: &Self) -> Option<PathBuf> {
+        let (old, new) = (self.open.as_ref()?, successor.open.as_ref()?);
+        old.is_beside(new).then(|| shown(&self.home))
+    }
+
+    fn opened(bpffs: &Path, home: Home) -> Self {
+        Self::at(bpffs, home.path(), Some(Arc::new(home)))
+    }
+
+    fn at(bpffs: &Path, home: PathBuf, open: Option<Arc<Home>>) -> Self {
         let root = home.join(format!("v{LAYOUT}"));
-        Self { home, root }
+        Self { bpffs: bpffs.to_owned(), home, root, open }
+    }
+
+    /// The bpffs, as it was named.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
     }
 
     /// `<bpffs>/socklb`.
@@ -86,10 +144,22 @@ impl Pins {
         for entry in entries {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str());
-            let number = name.and_then(|name| name.strip_prefix("maps-")?.parse().ok());
-            sets.extend(number.map(|number| (number, path)));
+            sets.extend(name.and_then(number).map(|number| (number, path)));
         }
         Ok(sets)
+    }
+
+    /// What looks like a directory of maps, and has no name that an agent gives: nobody goes on from
+    /// it.
+    pub fn strays(&self) -> io::Result<Vec<PathBuf>> {
+        let mut strays = subdirectories(&self.root)?;
+        let own = [self.staging(), self.discarded()];
+        strays.retain(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.starts_with("maps") && number(name).is_none() && !own.contains(path)
+        });
+        strays.sort();
+        Ok(strays)
     }
 
     /// The directory of the maps in use.
@@ -154,47 +224,12 @@ impl Pins {
 
     /// Makes the directories.
     pub fn create(&self) -> io::Result<()> {
-        fs::create_dir_all(self.links())
+        DirBuilder::new().recursive(true).mode(0o700).create(self.links())
     }
 
-    /// Keeps every other agent away from these pins while the lock lives. `WouldBlock` if there is
-    /// one. Waits, up to two seconds.
-    pub fn lock(&self) -> io::Result<Flock<File>> {
-        let start = Instant::now();
-        let mut again = false;
-        while !again || start.elapsed() < PATIENCE {
-            if again {
-                thread::sleep(Duration::from_millis(20));
-            }
-            let home = match File::open(&self.home) {
-                // `--cleanup` came in between.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && again => {
-                    self.create()?;
-                    continue;
-                }
-                home => home?,
-            };
-            again = true;
-            match Flock::lock(home, FlockArg::LockExclusiveNonblock) {
-                // A lock on a directory that was removed meanwhile keeps nobody away.
-                Ok(lock) if is_still(&lock, &self.home) => return Ok(lock),
-                Ok(_) => self.create()?,
-                // `lbctl status` may be asking, or the canary of an agent that has ended be out: either
-                // takes an instant, on a machine that has the time.
-                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {}
-                Err((_, errno)) => return Err(errno.into()),
-            }
-        }
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-
-    /// Whether an agent holds the lock.
-    pub fn is_locked(&self) -> io::Result<bool> {
-        match Flock::lock(File::open(&self.home)?, FlockArg::LockSharedNonblock) {
-            Ok(_) => Ok(false),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
-            Err((_, errno)) => Err(errno.into()),
-        }
+    /// The agent that has the lock.
+    pub fn holder(&self) -> io::Result<Option<Holder>> {
+        home::locked_by(&self.home)
     }
 
     /// Removes everything of every layout: links first, so that no program is left that looks into
@@ -202,9 +237,13 @@ impl Pins {
     pub fn remove_all(&self) -> io::Result<Vec<PathBuf>> {
         let mut removed = Vec::new();
         for layout in subdirectories(&self.home)? {
-            remove(&layout.join("links"), &mut removed)?;
+            remove_at(&layout.join("links"), &mut removed)?;
         }
-        remove(&self.home, &mut removed)?;
+        match &self.open {
+            Some(home) if home.remove()? => removed.push(self.bpffs.join(home::NAME)),
+            Some(_) => {}
+            None => remove_at(&self.home, &mut removed)?,
+        }
         Ok(removed)
     }
 
@@ -213,19 +252,19 @@ impl Pins {
         let mut removed = Vec::new();
         for layout in subdirectories(&self.home)? {
             if layout != self.root {
-                remove(&layout.join("links"), &mut removed)?;
-                remove(&layout, &mut removed)?;
+                remove_at(&layout.join("links"), &mut removed)?;
+                remove_at(&layout, &mut removed)?;
             }
         }
         Ok(removed)
     }
 }
 
-fn is_still(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    let (file, path) = (file.metadata().map(inode), fs::metadata(path).map(inode));
-    matches!((file, path), (Ok(file), Ok(path)) if file == path)
+/// The number in the name of a directory of maps: from 1 on, written in one way, and with one after it.
+fn number(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("maps-")?;
+    let number = digits.parse().ok().filter(|number| (1..u32::MAX).contains(number))?;
+    (number.to_string() == digits).then_some(number)
 }
 
 fn subdirectories(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -243,16 +282,6 @@ fn subdirectories(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Removes a directory and what is in it.
-pub(crate) fn remove(path: &Path, removed: &mut Vec<PathBuf>) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => removed.push(path.to_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    Ok(())
-}
-
 /// Where a machine has its bpffs, and a container gets it from the machine.
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -266,116 +295,27 @@ pub fn default_bpffs() -> io::Result<Option<PathBuf>> {
     Ok(mounts::first("bpf")?.map(|mount| mount.path))
 }
 
-/// Why a pinned link could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenLinkError {
-    /// There is no such pin, or no permission to open it.
-    #[error(transparent)]
-    Open(#[from] LinkError),
-    /// The pin is something else.
-    #[error("it is {0}; remove it, or remove all pins with `lb-agent --cleanup`")]
-    Foreign(String),
-}
-
-/// Opens the pinned link of the program that the pin is named after. The second part is the id of
-/// the cgroup it is attached to; 0 if that cgroup is gone.
-///
-/// What is pinned there may be anything: the kernel opens a map by the same call, and lets a program
-/// be put into the link of another attach type, where it does harm.
-pub fn open_link(path: &Path) -> Result<(FdLink, u64), OpenLinkError> {
-    let foreign = |what: &str| OpenLinkError::Foreign(what.to_owned());
-    let link: FdLink = PinnedLink::from_pin(path)?.into();
-    let found = attachment(&link)?.ok_or_else(|| foreign("no link"))?;
-    let Attachment { cgroup: Some(cgroup), attach_type: Some(attach_type) } = found else {
-        return Err(foreign("no link to a cgroup"));
-    };
-    let program = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if ATTACH_TYPES.iter().any(|(name, of)| *name == program && u64::from(*of) == attach_type) {
-        Ok((link, cgroup))
-    } else {
-        Err(foreign(&format!("the link of another program (attach type {attach_type})")))
-    }
-}
-
-/// The id of the cgroup that a link of ours is attached to; 0 if it is attached to none any more.
-pub(crate) fn attached_to(link: &FdLink) -> Result<u64, LinkError> {
-    Ok(attachment(link)?.and_then(|attachment| attachment.cgroup).unwrap_or(0))
-}
-
-/// What the kernel says of a link to a cgroup.
-struct Attachment {
-    cgroup: Option<u64>,
-    attach_type: Option<u64>,
-}
-
-/// None if this is no link.
-fn attachment(link: &FdLink) -> Result<Option<Attachment>, LinkError> {
-    let id = link.info()?.id();
-    Ok(fdinfo(|lines| {
-        let field =
-            |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        (field("link_id:") == Some(u64::from(id)))
-            .then(|| Attachment { cgroup: field("cgroup_id:"), attach_type: field("attach_type:") })
-    }))
-}
-
-/// As in `linux/bpf.h`: `BPF_CGROUP_INET4_CONNECT` and so on.
-pub(crate) const ATTACH_TYPES: [(&str, u32); PROGRAMS.len()] = [
-    ("connect4", 10),
-    ("connect6", 11),
-    ("sendmsg4", 14),
-    ("sendmsg6", 15),
-    ("recvmsg4", 19),
-    ("recvmsg6", 20),
-    ("getpeername4", 29),
-    ("getpeername6", 30),
-];
-
-/// What `wanted` finds in what the kernel says of a file of this process: aya keeps the descriptor
-/// of a link to itself, and the kernel tells the cgroup only here.
-fn fdinfo<T>(wanted: impl Fn(&[&str]) -> Option<T>) -> Option<T> {
-    let entries = fs::read_dir("/proc/self/fdinfo").ok()?;
-    entries.flatten().find_map(|entry| {
-        let text = fs::read_to_string(entry.path()).ok()?;
-        wanted(&text.lines().collect::<Vec<_>>())
-    })
-}
-
-/// The id of a cgroup: the number of its directory's inode.
-pub fn cgroup_id(cgroup: &File) -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt as _;
-    Ok(cgroup.metadata()?.ino())
-}
-
 #[cfg(test)]
 mod tests {
-    use tempfile::TempDir;
-
-    use super::*;
+    use super::number;
 
     #[test]
-    fn a_lock_is_on_the_directory_that_is_there() {
-        let bpffs = TempDir::new().unwrap();
-        let pins = Pins::new(bpffs.path());
-        pins.create().unwrap();
-        let held = pins.lock().unwrap();
-        let cleanup = thread::spawn({
-            let pins = pins.clone();
-            move || {
-                thread::sleep(PATIENCE / 4);
-                pins.remove_all().unwrap();
-                drop(held);
-            }
-        });
-        // An agent that starts meanwhile: it finds the directory, and waits.
-        let lock = pins.lock().unwrap();
-        cleanup.join().unwrap();
-        assert!(pins.is_locked().unwrap(), "another agent would start beside this one");
-        assert!(is_still(&lock, pins.home()));
-        // One that had opened the directory, and got the lock when it was another one.
-        pins.remove_all().unwrap();
-        pins.create().unwrap();
-        assert!(!is_still(&lock, pins.home()), "it keeps nobody away");
-        assert!(!pins.is_locked().unwrap());
+    fn a_number_is_written_in_one_way() {
+        for (name, wanted) in [("maps-1", Some(1)), ("maps-4294967294", Some(u32::MAX - 1))] {
+            assert_eq!(number(name), wanted, "{name}");
+        }
+        for name in [
+            "maps-0",
+            "maps-007",
+            "maps-+7",
+            "maps-",
+            "maps-abc",
+            "maps-4294967295",
+            "maps-4294967296",
+            "maps_new",
+            "1",
+        ] {
+            assert_eq!(number(name), None, "{name}");
+        }
     }
 }

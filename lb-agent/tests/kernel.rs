@@ -32,6 +32,7 @@ mod kernel {
     mod flips;
     mod guard;
     mod healing;
+    mod home;
     mod kept;
     mod kube_proxy;
     mod languages;

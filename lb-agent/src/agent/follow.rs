@@ -29,7 +29,6 @@ use crate::{
     maps::Pinned,
     model::{Change, NodePortAddresses, Protocol},
     node_cgroup::Cgroup,
-    pins::Pins,
     pipeline::{Pipeline, Report, SyncError},
     plan::PlanError,
 };
@@ -73,7 +72,6 @@ impl Agent {
         config: &Config,
         pipeline: Pipeline<Pinned>,
         (datapath, cgroup): (Datapath, Cgroup),
-        pins: Pins,
     ) -> Self {
         let protocols = match config.terminate_tcp {
             TerminateTcp::Never => vec![Protocol::Udp],
@@ -85,7 +83,7 @@ impl Agent {
             datapath,
             is_attached: false,
             guard: Guard::new(cgroup),
-            upkeep: Upkeep::new(pins, protocols),
+            upkeep: Upkeep::new(protocols),
             troubles: Troubles::default(),
             pace: Pace::new(),
             nodeport_addresses: config.nodeport_addresses.clone(),
@@ -139,7 +137,7 @@ impl Agent {
                     // Whoever meddles with programs may have meddled with maps.
                     let repair = self.guard.judge(seen, &mut self.datapath, &admin);
                     if repair == Repair::Moved {
-                        self.upkeep.attached(self.guard.cgroup().path());
+                        self.upkeep.attached(self.datapath.pins(), self.guard.cgroup().path());
                     }
                     if repair != Repair::Nothing {
                         self.pace.doubt();
@@ -155,8 +153,8 @@ impl Agent {
                     if !self.is_attached && self.takeover.is_overdue(now) {
                         self.pace.hurry(now);
                     }
-                    self.upkeep.tick(&mut self.pipeline, &admin);
-                    self.guard.tick();
+                    self.upkeep.tick(self.datapath.pins(), &mut self.pipeline, &admin);
+                    self.guard.tick(&self.datapath);
                     if self.pipeline.retired() > 0 && self.changed.elapsed() > IDLE {
                         self.pipeline.reclaim()?;
                     }
@@ -235,7 +233,7 @@ impl Agent {
             );
         }
         if is_first && self.is_attached && self.pipeline.is_synced() {
-            self.guard.launch(admin);
+            self.guard.launch(&self.datapath, admin);
         }
         if full && self.is_attached {
             let frontends = self.pipeline.tables().services().len();
@@ -320,7 +318,7 @@ impl Agent {
             self.datapath.attach(cgroup.path())?;
             self.is_attached = true;
             tracing::info!(%cgroup, "attached");
-            self.upkeep.attached(cgroup.path());
+            self.upkeep.attached(self.datapath.pins(), cgroup.path());
         }
         Ok(())
     }

@@ -22,6 +22,8 @@ pub(super) struct Guard {
     look: Task<Seen>,
     /// What is wrong, as it was told.
     told: Option<String>,
+    /// Why it could not be repaired, as it was told.
+    unrepaired: Option<String>,
     /// What the canary has found wrong, when it could tell; at first that it has not been sent yet.
     not_in_force: Option<String>,
     is_proved: bool,
@@ -66,6 +68,7 @@ impl Guard {
             is_on_duty: false,
             look: Task::new(),
             told: None,
+            unrepaired: None,
             not_in_force: None,
             is_proved: false,
             outside: None,
@@ -93,23 +96,29 @@ impl Guard {
 
     /// The programs are attached, and the maps complete. Nobody is told that all is well before the
     /// canary has been back.
-    pub(super) fn launch(&mut self, admin: &Admin) {
+    pub(super) fn launch(&mut self, datapath: &Datapath, admin: &Admin) {
         self.is_on_duty = true;
         if !self.is_proved {
             let tried = || "whether the programs are in force is being tried".to_owned();
             self.not_in_force.get_or_insert_with(tried);
             admin.datapath_checked(self.verdict());
         }
-        self.tick();
+        self.tick(datapath);
     }
 
     /// Looks, if it is time.
-    pub(super) fn tick(&mut self) {
+    pub(super) fn tick(&mut self, datapath: &Datapath) {
         if !self.is_on_duty {
             return;
         }
-        let trouble = self.told.is_some() || self.outside.is_some();
-        let period = if trouble || self.cgroup.is_gone() { PERIOD_OF_TROUBLE } else { PERIOD };
+        let period = if self.told.is_some() || self.outside.is_some() || self.cgroup.is_gone() {
+            PERIOD_OF_TROUBLE
+        } else if datapath.pins().is_in_place() {
+            PERIOD
+        } else {
+            // The lock went with the pins: another agent could start.
+            Duration::ZERO
+        };
         if self.look.is_due(period) {
             let cgroup = self.cgroup.clone();
             self.look.begin(move || Seen::look(&cgroup));
@@ -162,11 +171,16 @@ impl Guard {
         }
         match datapath.repair(self.cgroup.path()) {
             Ok(()) => {
+                self.unrepaired = None;
                 tracing::info!("programs and maps are pinned and attached again");
                 Repair::Done
             }
             Err(error) => {
-                tracing::error!("cannot repair that, trying again: {error:#}");
+                let error = format!("{error:#}");
+                if self.unrepaired.as_ref() != Some(&error) {
+                    tracing::error!("cannot repair that, trying again: {error}");
+                    self.unrepaired = Some(error);
+                }
                 Repair::Nothing
             }
         }

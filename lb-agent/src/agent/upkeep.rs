@@ -23,7 +23,6 @@ const BONDS: Duration = Duration::from_secs(60);
 const CLIENTS: Duration = Duration::from_secs(15);
 
 pub(super) struct Upkeep {
-    pins: Pins,
     protocols: Vec<Protocol>,
     sweeper: Option<(Sweeper, mpsc::Receiver<News>)>,
     clients: Task<io::Result<sockets::Clients>>,
@@ -35,10 +34,9 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    pub(super) fn new(pins: Pins, protocols: Vec<Protocol>) -> Self {
+    pub(super) fn new(protocols: Vec<Protocol>) -> Self {
         let (clients, bonds) = (Task::new(), Task::new());
         Self {
-            pins,
             protocols,
             sweeper: None,
             clients,
@@ -50,9 +48,9 @@ impl Upkeep {
     }
 
     /// The programs are at work.
-    pub(super) fn attached(&mut self, cgroup: &Path) {
-        let started = sockets::open(&self.pins)
-            .and_then(|maps| Ok(Sweeper::start(maps, cgroup, &self.protocols)?));
+    pub(super) fn attached(&mut self, pins: &Pins, cgroup: &Path) {
+        let started =
+            sockets::open(pins).and_then(|maps| Ok(Sweeper::start(maps, cgroup, &self.protocols)?));
         match started {
             Ok(started) => self.sweeper = Some(started),
             Err(error) => {
@@ -72,8 +70,8 @@ impl Upkeep {
     }
 
     /// Begins what is due.
-    pub(super) fn tick(&mut self, pipeline: &mut Pipeline<Pinned>, admin: &Admin) {
-        let Ok(Some(maps)) = self.pins.maps() else { return };
+    pub(super) fn tick(&mut self, pins: &Pins, pipeline: &mut Pipeline<Pinned>, admin: &Admin) {
+        let Ok(Some(maps)) = pins.maps() else { return };
         if let Ok(counters) = Counters::open(&maps) {
             for counter in Counter::ALL {
                 if let Ok(count) = counters.get(counter) {
@@ -91,7 +89,10 @@ impl Upkeep {
         }
         if pipeline.is_synced() && self.bonds.is_due(BONDS) {
             let timeouts = pipeline.affinity_timeouts();
+            let pins = pins.clone();
             self.bonds.begin(move || {
+                // The path is theirs.
+                let _pins = pins;
                 let swept = Bonds::open(&maps).map_err(anyhow::Error::from);
                 match swept.and_then(|mut bonds| Ok(bonds.sweep(&timeouts)?)) {
                     Ok((0, _)) => {}

@@ -4,7 +4,10 @@ use std::io;
 
 use aya::{maps::MapError, sys::SyscallError};
 
-use crate::{maps::OpenError, pins::Pins};
+use crate::{
+    maps::OpenError,
+    pins::{HomeError, Pins, shown},
+};
 
 /// What was asked for was looked up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -74,14 +77,21 @@ pub(super) fn kernel(what: &str, error: &io::Error) -> Failure {
     }
 }
 
+/// Why the directory of pins cannot be looked at.
+pub(super) fn home(error: &HomeError) -> Failure {
+    match error {
+        HomeError::Io { error: cause, .. } => kernel(&error.to_string(), cause),
+        other => Failure::Unreachable(other.to_string()),
+    }
+}
+
 pub(super) fn open(error: &OpenError) -> Failure {
     match error {
-        OpenError::Open { path, error: MapError::SyscallError(SyscallError { io_error, .. }) } => {
-            kernel(&format!("cannot open the pinned map {path}"), io_error)
+        OpenError::Open {
+            error: MapError::SyscallError(SyscallError { io_error: cause, .. }),
+            ..
         }
-        OpenError::Memory { path, error } => {
-            kernel(&format!("cannot map the memory of {path}"), error)
-        }
+        | OpenError::Memory { error: cause, .. } => kernel(&error.to_string(), cause),
         other => Failure::Unreachable(other.to_string()),
     }
 }
@@ -96,7 +106,7 @@ pub(super) fn map(name: &str, error: &MapError) -> Failure {
 }
 
 pub(super) fn unreadable(pins: &Pins, error: &MapError) -> Failure {
-    let what = format!("cannot read the maps below {}", pins.root().display());
+    let what = format!("cannot read the maps below {}", shown(pins.root()).display());
     match error {
         MapError::SyscallError(SyscallError { io_error, .. }) => kernel(&what, io_error),
         other => Failure::Unreachable(format!("{what}: {other}")),

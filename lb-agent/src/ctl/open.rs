@@ -11,7 +11,7 @@ use super::failure::{self, Failure};
 use crate::{
     maps::{Access, Pinned},
     mounts,
-    pins::{self, Pins},
+    pins::{self, Pins, shown},
 };
 
 /// The pins below `bpffs`, or below the one that the agent takes by itself.
@@ -28,7 +28,8 @@ pub(super) fn pins(bpffs: Option<&Path>) -> Result<Pins, Failure> {
                 )
             })?,
     };
-    Ok(Pins::new(&bpffs))
+    let found = Pins::look(&bpffs).map_err(|error| failure::home(&error))?;
+    found.ok_or_else(|| missing(&Pins::new(&bpffs)))
 }
 
 fn checked(path: &Path) -> Result<PathBuf, Failure> {
@@ -43,18 +44,19 @@ fn checked(path: &Path) -> Result<PathBuf, Failure> {
 
 /// The maps in use.
 pub(super) fn maps(pins: &Pins) -> Result<Pinned, Failure> {
-    let root = pins.root();
+    let what = || format!("cannot read {}", shown(pins.root()).display());
     let dir = pins
         .maps()
-        .map_err(|error| failure::kernel(&format!("cannot read {}", root.display()), &error))?
+        .map_err(|error| failure::kernel(&what(), &error))?
         .ok_or_else(|| missing(pins))?;
     Pinned::open(&dir, Access::Read).map_err(|error| failure::open(&error))
 }
 
 /// No maps: the agent was never here, or one of another version was.
 fn missing(pins: &Pins) -> Failure {
-    let (root, home) = (pins.root().display(), pins.home());
-    let names = fs::read_dir(home).into_iter().flatten().flatten();
+    let (root, home) = (shown(pins.root()), shown(pins.home()));
+    let root = root.display();
+    let names = fs::read_dir(pins.home()).into_iter().flatten().flatten();
     let mut others: Vec<_> = names
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| *name != format!("v{LAYOUT}"))

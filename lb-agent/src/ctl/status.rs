@@ -33,7 +33,7 @@ use super::{
 use crate::{
     dump::API_VERSION,
     maps::{Pinned, Snapshot, max_names},
-    pins::Pins,
+    pins::{Pins, shown},
 };
 
 /// A map fuller than this is a problem: sets that change need room for old and new records.
@@ -97,7 +97,7 @@ pub(super) fn run(
     snapshot: &Snapshot,
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
-    let what = || format!("cannot read {}", pins.root().display());
+    let what = || format!("cannot read {}", shown(pins.root()).display());
     let agent = agent::find(pins).map_err(|error| failure::kernel(&what(), &error))?;
     let live_maps = pins.maps().map_err(|error| failure::kernel(&what(), &error))?;
     let programs = programs::find(pins)?;
@@ -116,8 +116,8 @@ pub(super) fn run(
         healthy: true,
         problems: Vec::new(),
         layout: LAYOUT,
-        pins: pins.root().to_owned(),
-        live_maps,
+        pins: shown(pins.root()),
+        live_maps: live_maps.as_deref().map(shown),
         agent,
         cgroup: served::find(&programs),
         programs,

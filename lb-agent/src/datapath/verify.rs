@@ -2,7 +2,8 @@
 
 use std::{
     fmt,
-    fs::File,
+    fs::{DirBuilder, File},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +18,7 @@ use nix::sys::{
 };
 
 use super::{Datapath, MAPS, STORAGE, effective};
-use crate::pins::{self, ATTACH_TYPES, OpenLinkError, PROGRAMS};
+use crate::pins::{self, ATTACH_TYPES, OpenLinkError, PROGRAMS, shown};
 
 /// Something that is not as [`Datapath::attach`] left it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -54,6 +55,9 @@ pub enum Problem {
     MapUnpinned,
     /// The map that is pinned is not the one that the programs use.
     OtherMap,
+    /// The directory of all pins was removed or moved, and the lock with it; or the file system was
+    /// unmounted.
+    Lost,
 }
 
 impl Problem {
@@ -85,6 +89,11 @@ impl fmt::Display for Finding {
                 Ok(())
             }
             Problem::MapUnpinned => write!(f, "the map {name} has lost its pin"),
+            Problem::Lost => write!(
+                f,
+                "the directory {name} of the pins is not where it was: somebody removed or moved it, or \
+                 unmounted the bpf file system"
+            ),
             Problem::OtherMap => write!(
                 f,
                 "the map pinned as {name} is not the one in use: restart lb-agent, it goes on from \
@@ -100,6 +109,11 @@ impl Datapath {
         let dir = File::open(cgroup)
             .with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
         let mut findings = Vec::new();
+        if !self.pins.is_in_place() {
+            // What is in it matters no more.
+            findings.push(Finding { name: "socklb", problem: Problem::Lost });
+            return Ok(findings);
+        }
         for name in PROGRAMS {
             let info = self.info(name)?;
             let problem = match self.link(name, &info, &dir)? {
@@ -119,30 +133,43 @@ impl Datapath {
         Ok(findings)
     }
 
-    /// Makes all be as [`Datapath::attach`] left it, as far as that is for us to do.
+    /// Makes all be as [`Datapath::attach`] left it, as far as that is for us to do. Where the directory
+    /// of the pins is made anew, it is locked before anything is pinned.
     pub fn repair(&mut self, cgroup: &Path) -> Result<()> {
         // What could not be pinned again would be lost.
-        let home = self.pins.home().parent().unwrap_or(Path::new("/"));
-        let fs = statfs(home).with_context(|| format!("cannot see {}", home.display()))?;
+        let bpffs = self.pins.bpffs();
+        let fs = statfs(bpffs).with_context(|| format!("cannot see {}", bpffs.display()))?;
         if fs.filesystem_type() != BPF_FS_MAGIC || fs.flags().contains(FsFlags::ST_RDONLY) {
-            bail!("{} is no bpf file system any more, or is read-only", home.display());
+            bail!("{} is no bpf file system any more, or is read-only", bpffs.display());
         }
+        let pins = self.pins.take_again()?;
+        if let Some(elsewhere) = self.pins.moved_to(&pins) {
+            let path = elsewhere.display();
+            tracing::warn!(
+                "{path} is what was moved away, and keeps programs and maps: `rm -r {path}`"
+            );
+        }
+        self.pins = pins;
         self.pins
             .create()
-            .with_context(|| format!("cannot make {}", self.pins.root().display()))?;
-        if self.staged.is_none() {
+            .with_context(|| format!("cannot make {}", shown(self.pins.root()).display()))?;
+        if !self.staged {
             self.pin_maps()?;
         }
         self.attach(cgroup)
     }
 
     fn pin_maps(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.maps)
-            .with_context(|| format!("cannot make {}", self.maps.display()))?;
+        let dir = self.maps();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("cannot make {}", shown(&dir).display()))?;
         for (name, path) in self.map_pins() {
             if !path.exists() {
                 let map = self.programs.map(name).context("it is not in the object")?;
-                map.pin(&path).with_context(|| format!("cannot pin {}", path.display()))?;
+                map.pin(&path).with_context(|| format!("cannot pin {}", shown(&path).display()))?;
                 tracing::info!(map = name, "is in use, and gets its pin back");
             }
         }
@@ -150,7 +177,8 @@ impl Datapath {
     }
 
     fn map_pins(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
-        let sized = MAPS.into_iter().map(|name| (name, self.maps.join(name)));
+        let dir = self.maps();
+        let sized = MAPS.into_iter().map(move |name| (name, dir.join(name)));
         sized.chain(STORAGE.into_iter().map(|name| (name, self.pins.storage(name))))
     }
 

@@ -16,7 +16,7 @@ use super::{
     Op, Snapshot, Store, StoreError, addresses::Addresses, clients::Clients, grace,
     mapping::Mapping,
 };
-use crate::model::PortRef;
+use crate::{model::PortRef, pins::shown};
 
 /// Whether the maps are opened to be changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,7 +31,7 @@ pub enum Access {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// There is no such pin, or no permission to open it.
-    #[error("cannot open the pinned map {path}")]
+    #[error("cannot open the pinned map {}", name(path))]
     Open {
         /// The pin.
         path: String,
@@ -41,8 +41,9 @@ pub enum OpenError {
     },
     /// The pin is no map of this layout.
     #[error(
-        "{path} is not a map of this version of socklb: {what}; `lb-agent --cleanup` removes all \
-         pins, or choose another --bpffs"
+        "{} is not a map of this version of socklb: {what}; `lb-agent --cleanup` removes all \
+         pins, or choose another --bpffs",
+        name(path)
     )]
     Foreign {
         /// The pin.
@@ -51,13 +52,19 @@ pub enum OpenError {
         what: String,
     },
     /// The map's memory cannot be reached.
-    #[error("cannot map the memory of {path}: {error}")]
+    #[error("cannot map the memory of {}", name(path))]
     Memory {
         /// The pin.
         path: String,
         /// What the kernel said.
+        #[source]
         error: io::Error,
     },
+}
+
+/// What people call a pin.
+fn name(path: &str) -> String {
+    shown(Path::new(path)).display().to_string()
 }
 
 type Bytes<K, V> = HashMap<MapData, K, V>;

@@ -41,7 +41,10 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lb_common::abi::{FORMER, Peer, SOCKETS, Translation};
 
-use crate::{model::Protocol, pins::Pins};
+use crate::{
+    model::Protocol,
+    pins::{Pins, shown},
+};
 
 mod agenda;
 mod clients;
@@ -307,7 +310,7 @@ pub struct Maps([OwnedFd; 2]);
 pub fn open(pins: &Pins) -> Result<Maps> {
     let open = |path: PathBuf| {
         let map = MapData::from_pin(&path)
-            .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+            .with_context(|| format!("cannot open the pinned map {}", shown(&path).display()))?;
         map.fd().as_fd().try_clone_to_owned().context("cannot keep the map of sockets open")
     };
     Ok(Maps([open(pins.storage(SOCKETS))?, open(pins.storage(FORMER))?]))

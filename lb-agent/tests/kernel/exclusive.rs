@@ -1,4 +1,8 @@
-//! One agent at a time, and `--cleanup`.
+//! One agent at a time, and `--cleanup`, whatever becomes of the pins meanwhile.
+
+use std::fs;
+
+use nix::mount::{MntFlags, MsFlags, umount2};
 
 use super::{
     agent::{Agent, SIZES, command, output, refuses},
@@ -6,7 +10,7 @@ use super::{
     control::pinned,
     flips::udp_backend,
     restart::{content, links},
-    world::{World, backend4},
+    world::{World, backend4, mount_bpffs, soon},
     yaml,
 };
 
@@ -48,5 +52,61 @@ fn cleanup_removes_every_trace() {
         // And it can be begun anew.
         let _agent = Agent::start(world);
         assert!(udp_backend(V4).is_ok());
+    });
+}
+
+/// An agent under which somebody has done something to its pins; afterwards it is the only one all the
+/// same, and nobody removes what it has pinned anew.
+fn is_alone_after(meddle: impl FnOnce(&World) + Send) {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        let agent = Agent::start(world);
+        meddle(world);
+        agent.wait_for("pinned and attached again");
+        assert!(soon(|| world.pins().holder().is_ok_and(|holder| holder.is_some())));
+        let before = (content(&pinned(world)), links(world));
+        refuses(command(world, &SIZES), &["another lb-agent is running", "(the process "]);
+        refuses(command(world, &["--cleanup"]), &["an agent is running", "(the process "]);
+        assert_eq!((content(&pinned(world)), links(world)), before);
+        yaml::put(world, "web", "10.96.0.10", &[backend4(2)]);
+        assert!(soon(|| udp_backend(V4).is_ok_and(|addr| addr.ip() == backend4(2))));
+        // And what was pinned anew is enough for the next one.
+        agent.kill();
+        assert!(udp_backend(V4).is_ok());
+        let agent = Agent::start(world);
+        assert!(agent.log().contains("going on from the pinned maps"), "{}", agent.log());
+        agent.kill();
+        let (success, text) = output(command(world, &["--cleanup"]));
+        assert!(success && !world.pins().home().exists(), "{text}");
+    });
+}
+
+#[test]
+fn after_its_pins_were_removed() {
+    is_alone_after(|world| fs::remove_dir_all(world.pins().home()).unwrap());
+}
+
+#[test]
+fn after_its_pins_were_moved() {
+    is_alone_after(|world| {
+        let home = world.pins().home().to_owned();
+        fs::rename(&home, home.with_file_name("socklb-old")).unwrap();
+    });
+}
+
+#[test]
+fn after_its_pins_were_replaced() {
+    is_alone_after(|world| {
+        let home = world.pins().home().to_owned();
+        fs::remove_dir_all(&home).unwrap();
+        fs::create_dir(&home).unwrap();
+    });
+}
+
+#[test]
+fn after_the_bpffs_was_mounted_anew() {
+    is_alone_after(|world| {
+        umount2(&world.bpffs(), MntFlags::MNT_DETACH).unwrap();
+        mount_bpffs(&world.bpffs(), MsFlags::empty());
     });
 }

@@ -48,7 +48,7 @@ fn half_a_set_of_maps() {
                 control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
                 assert!(udp_backend(V4).is_ok());
             }
-            lb_agent::datapath::cleanup(&pins).unwrap();
+            lb_agent::datapath::cleanup(&world.bpffs()).unwrap();
         }
     });
 }

@@ -103,7 +103,7 @@ fn status_names_what_is_wrong() {
     World::run(|world| {
         let control = Control::start(world);
         // The lock is what makes an agent one that runs.
-        let lock = world.pins().lock().unwrap();
+        let lock = Pins::take(&world.bpffs()).unwrap();
         let status = answer(world, "status");
         assert_eq!(status["problems"], json!([]));
         assert_eq!(status["agent"]["pid"], process::id());
@@ -142,6 +142,7 @@ fn a_user_is_told_what_is_missing() {
         let notes = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(3), "{notes}");
         assert!(notes.contains("CAP_BPF") && notes.contains("sudo lbctl"), "{notes}");
+        assert!(notes.contains(world.pins().home().to_str().unwrap()), "{notes}");
     });
 }
 
@@ -167,7 +168,7 @@ fn a_reader_that_goes_is_no_error_and_a_full_disk_is_one() {
 fn another_agent_at_the_same_hooks_is_found() {
     World::run(|world| {
         let _control = Control::start(world);
-        let _lock = world.pins().lock().unwrap();
+        let _lock = Pins::take(&world.bpffs()).unwrap();
         let status = answer(world, "status");
         assert_eq!(status["programs"].as_array().unwrap().len(), 8);
         assert_eq!((&status["others"], &status["problems"]), (&json!([]), &json!([])));

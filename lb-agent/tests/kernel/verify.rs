@@ -267,7 +267,7 @@ fn another_agent_s_programs_run_before() {
         let below = world.cgroup().join("below");
         fs::create_dir(&below).unwrap();
         drop(second);
-        lb_agent::datapath::cleanup(&world.pins()).unwrap();
+        lb_agent::datapath::cleanup(&world.bpffs()).unwrap();
         let mut third = Subject::start(&world.pins(), &below);
         assert!(third.is_well());
         third.repair();

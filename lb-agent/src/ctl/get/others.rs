@@ -19,7 +19,7 @@ use crate::{
     },
     dump::{self, API_VERSION, Entry, List},
     maps::{self, Counters, Known, Pinned, Snapshot},
-    pins::Pins,
+    pins::{Pins, shown},
 };
 
 /// What is in no snapshot, as far as it is asked for.
@@ -127,8 +127,8 @@ impl Others {
 
 /// All counters, summed over CPUs.
 pub(in crate::ctl) fn counters(pins: &Pins) -> Result<Vec<(Counter, u64)>, Failure> {
-    let root = pins.root().display();
-    let dir = pins.maps().map_err(|e| failure::kernel(&format!("cannot read {root}"), &e))?;
+    let what = || format!("cannot read {}", shown(pins.root()).display());
+    let dir = pins.maps().map_err(|error| failure::kernel(&what(), &error))?;
     let Some(dir) = dir else { return Ok(Vec::new()) };
     let counters = Counters::open(&dir).map_err(|error| failure::open(&error))?;
     let all = Counter::ALL.into_iter();

@@ -92,7 +92,7 @@ fn program(
         });
     }
     let fail = |error: OpenLinkError| {
-        let what = format!("cannot look at the link {}", path.display());
+        let what = format!("cannot look at the link {}", pins::shown(&path).display());
         match error {
             OpenLinkError::Open(LinkError::SyscallError(SyscallError { io_error, .. })) => {
                 failure::kernel(&what, &io_error)
