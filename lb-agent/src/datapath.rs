@@ -8,6 +8,8 @@ mod attach;
 mod effective;
 #[cfg(test)]
 mod locks;
+#[cfg(test)]
+mod stack;
 mod verify;
 
 use std::{

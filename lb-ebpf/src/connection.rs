@@ -12,8 +12,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Addr, Port,
-    abi::{Counter, Peer, TCP, Translation},
+    Addr, Flow, Port,
+    abi::{Backend, Counter, Peer, TCP, Translation},
 };
 
 use crate::maps::count;
@@ -60,8 +60,11 @@ macro_rules! sk_words {
 
 /// Stores what the socket was translated to. Without memory for it the connection still works; only
 /// getpeername() then tells the backend.
-#[inline(always)]
-pub(crate) fn remember(ctx: &SockAddrContext, translation: Translation) {
+///
+/// A function of its own: the stack of connect() is full.
+#[inline(never)]
+pub(crate) fn remember(ctx: &SockAddrContext, flow: &Flow, backend: &Backend) {
+    let translation = Translation::new(flow.peer, backend);
     // SAFETY: a non-null pointer is valid while the program runs; the socket is locked by its connect().
     let Some(last) = (unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }) else {
         // A copy of its own: what a helper has a pointer to, LLVM keeps in memory.

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     ATTEMPTS, Flow, Prior, Set, Verdict,
-    abi::{Counter, TCP, Translation, UDP},
+    abi::{Counter, TCP, UDP},
     bind, choose, flow_bits, select,
 };
 use maps::{Kernel, Random, count};
@@ -108,7 +108,7 @@ fn connect(socket: &impl Socket) -> i32 {
             PROCEED
         }
         Verdict::Forward(backend) => {
-            connection::remember(ctx, Translation::new(flow.peer, &backend));
+            connection::remember(ctx, &flow, &backend);
             connection::remember_for_whole(ctx);
             socket.set_peer(backend.peer);
             PROCEED

@@ -10,8 +10,8 @@ use super::OBJECT;
 
 const LOCK: i32 = 93;
 const UNLOCK: i32 = 94;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
+pub(super) const CALL: u8 = 0x85;
+pub(super) const EXIT: u8 = 0x95;
 const LOAD_64_BITS: u8 = 0x18;
 const JUMP: u8 = 0x05;
 const JUMP_FAR: u8 = 0x06;
@@ -26,7 +26,7 @@ fn locks(code: &[bpf_insn]) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// The instructions that may come next.
-fn next(code: &[bpf_insn], at: usize) -> [Option<usize>; 2] {
+pub(super) fn next(code: &[bpf_insn], at: usize) -> [Option<usize>; 2] {
     let instruction = &code[at];
     let to = |distance: i32| at.checked_add_signed(distance as isize + 1);
     match instruction.code {
