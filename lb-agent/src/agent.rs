@@ -200,7 +200,8 @@ async fn serve(config: &Config) -> Result<()> {
     // What is pinned serves, whether or not the API server answers.
     agent.adopt()?;
     let follow = async {
-        let Followed { task, changes, client } = source::follow(config, in_force).await?;
+        let Followed { task, changes, mut trouble, client } =
+            source::follow(config, in_force).await?;
         let events = client.map_or_else(Events::none, |client| Events::start(client, &node));
         let settings = server::Settings {
             health: config.healthz_bind_address,
@@ -211,6 +212,13 @@ async fn serve(config: &Config) -> Result<()> {
         let served: Vec<_> = served.into_iter().filter(|(_, has)| *has).map(|(f, _)| f).collect();
         let admin = Admin::start(&settings, &served, events)?;
         admin.events().starting();
+        let health = admin.health();
+        tokio::spawn(async move {
+            // Until the source ends.
+            while trouble.changed().await.is_ok() {
+                health.lock().set_source(trouble.borrow_and_update().clone());
+            }
+        });
         if matches!(config.source, Source::Dir(_)) {
             // There is nobody who could say otherwise.
             admin.set_node_eligible(true);

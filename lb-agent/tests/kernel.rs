@@ -33,6 +33,7 @@ mod kernel {
     mod guard;
     mod healing;
     mod home;
+    mod hung_files;
     mod kept;
     mod kube_proxy;
     mod languages;

@@ -27,6 +27,8 @@ pub struct Health {
     families: Vec<(Family, Progress)>,
     node_eligible: bool,
     datapath: Result<(), String>,
+    /// Why the source follows nothing.
+    source: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +61,7 @@ impl Health {
         families.sort_unstable();
         families.dedup();
         let families = families.into_iter().map(|family| (family, Progress::default())).collect();
-        Self { timeout, families, node_eligible: false, datapath: Ok(()) }
+        Self { timeout, families, node_eligible: false, datapath: Ok(()), source: None }
     }
 
     /// A change of this family waits to be written. Only the first after a sync counts.
@@ -84,6 +86,11 @@ impl Health {
     /// What the last look at the datapath said.
     pub fn set_datapath(&mut self, check: Result<(), String>) {
         self.datapath = check;
+    }
+
+    /// Why the source follows nothing; none: it does.
+    pub fn set_source(&mut self, trouble: Option<String>) {
+        self.source = trouble;
     }
 
     /// The fault of the datapath, if it has one.
@@ -122,17 +129,17 @@ impl Health {
     }
 
     /// The answer of `/livez`: would a restart help? Neither the node nor the reasons of our own
-    /// count (K7).
+    /// count (K7), save a source that hangs.
     pub fn livez(&self, now: Moment) -> Verdict {
-        let ok = self.is_prompt(now.monotonic);
-        Verdict { ok, body: self.body(now, ok, ok, None, None) }
+        let ok = self.is_prompt(now.monotonic) && self.source.is_none();
+        Verdict { ok, body: self.body(now, ok, ok, None, self.source.clone()) }
     }
 
     /// Our own reasons to say no.
     fn reasons(&self) -> Vec<&str> {
         let is_synced = self.families.iter().all(|(_, progress)| progress.updated.is_some());
         let unsynced = (!is_synced).then_some("not in sync yet");
-        unsynced.into_iter().chain(self.datapath_fault()).collect()
+        unsynced.into_iter().chain(self.datapath_fault()).chain(self.source.as_deref()).collect()
     }
 
     fn progress(&mut self, family: Family) -> Option<&mut Progress> {

@@ -139,6 +139,11 @@ impl Admin {
         Ok(Self { families, health, metrics, events, node_ports, failing, _servers: servers })
     }
 
+    /// The health, for those who have more to say of it.
+    pub fn health(&self) -> SharedHealth {
+        self.health.clone()
+    }
+
     /// The counters that are the loop's own to count.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics

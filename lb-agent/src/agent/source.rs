@@ -2,7 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use kube::Client;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     config::{Config, Source},
@@ -16,6 +19,8 @@ pub(super) struct Followed {
     pub(super) task: JoinHandle<Result<()>>,
     /// What it says.
     pub(super) changes: mpsc::Receiver<Change>,
+    /// Why nothing is followed at the moment.
+    pub(super) trouble: watch::Receiver<Option<String>>,
     /// The API server, if that is the source.
     pub(super) client: Option<Client>,
 }
@@ -26,10 +31,11 @@ pub(super) async fn follow(config: &Config, in_force: bool) -> Result<Followed> 
     let local = Local::start(&sender).await?;
     tokio::spawn(local.run(sender.clone()));
     let proxy_name = config.service_proxy_name.clone();
+    let (tell, trouble) = watch::channel(None);
     Ok(match &config.source {
         Source::Dir(path) => {
-            let task = tokio::spawn(sources::dir::run(path.clone(), in_force, proxy_name, sender));
-            Followed { task, changes, client: None }
+            let run = sources::dir::run(path.clone(), in_force, proxy_name, sender, tell);
+            Followed { task: tokio::spawn(run), changes, trouble, client: None }
         }
         Source::Kubernetes => {
             let access = sources::kubernetes::Access {
@@ -46,7 +52,7 @@ pub(super) async fn follow(config: &Config, in_force: bool) -> Result<Followed> 
                 Box::pin(sources::kubernetes::run(watched, proxy_name.as_deref(), sender)).await;
                 Ok(())
             });
-            Followed { task, changes, client: Some(client) }
+            Followed { task, changes, trouble, client: Some(client) }
         }
     })
 }

@@ -14,13 +14,16 @@ pub mod local;
 mod problems;
 pub mod translate;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use self::problems::{Problem, Problems};
 use crate::model::Change;
 
 /// Where a source sends what it learns. Bounded: a source that is faster than the maps waits.
 pub type Changes = mpsc::Sender<Change>;
+
+/// Where a source says why it follows nothing at the moment.
+pub type Trouble = watch::Sender<Option<String>>;
 
 /// How many changes may be under way between a source and the pipeline.
 pub const BACKLOG: usize = 1024;

@@ -282,3 +282,24 @@ fn times_are_written_as_go_does() {
     assert_eq!(at(500_000_000), "2026-11-21T15:35:00.5Z");
     assert_eq!(at(1), "2026-11-21T15:35:00.000000001Z");
 }
+
+/// A source that hangs is the one trouble of our own that a restart may end.
+#[test]
+fn a_source_that_hangs_fails_everything() {
+    let now = Moment::now();
+    let mut health = Health::new(TIMEOUT, vec![V4]);
+    health.updated(V4, now);
+    health.set_node_eligible(true);
+    let oks = |health: &Health| {
+        [health.healthz(now).ok, health.readyz(now.monotonic).ok, health.livez(now).ok]
+    };
+    assert_eq!(oks(&health), [true; 3]);
+    health.set_source(Some("a.yaml: \"hangs\"".to_owned()));
+    assert_eq!(oks(&health), [false; 3]);
+    for verdict in [health.healthz(now), health.livez(now)] {
+        assert!(verdict.body.ends_with(r#","reason":"a.yaml: \"hangs\""}"#), "{}", verdict.body);
+    }
+    assert_eq!(health.readyz(now.monotonic).body, "a.yaml: \"hangs\"\n");
+    health.set_source(None);
+    assert_eq!(oks(&health), [true; 3]);
+}

@@ -4,7 +4,7 @@
 //! object only by mistake; the first one by name has it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
 };
 
@@ -81,7 +81,10 @@ impl Files {
                 self.files.insert(name.to_owned(), File { good: Some(documents), error: None });
             }
             Err((field, what)) => {
-                self.fail(name, field, what);
+                let large = content.len() >> 20;
+                let size =
+                    if large > 0 { format!(" (the file has {large} MB)") } else { String::new() };
+                self.fail(name, field, what + &size);
             }
         }
     }
@@ -158,22 +161,23 @@ impl Files {
         listing
     }
 
-    /// Whether a key of [`Listing::problems`] names something that is still there.
-    pub fn has(&self, label: &str) -> bool {
-        self.files.iter().any(|(name, file)| {
-            name == label
-                || file.good.iter().flatten().any(|document| {
-                    let place = Place { file: name, document };
-                    match &document.object {
-                        Object::Service(object, _) => place.label("Service", &object.name) == label,
-                        Object::EndpointSlice(object) => {
-                            place.label("EndpointSlice", &object.name) == label
-                        }
-                        Object::Node(object) => place.label("Node", &object.name) == label,
-                        Object::Other { .. } => false,
+    /// All that can be a key of [`Listing::problems`].
+    pub fn labels(&self) -> HashSet<String> {
+        let mut labels: HashSet<String> = self.files.keys().cloned().collect();
+        for (name, file) in &self.files {
+            for document in file.good.iter().flatten() {
+                let place = Place { file: name, document };
+                labels.extend(match &document.object {
+                    Object::Service(object, _) => Some(place.label("Service", &object.name)),
+                    Object::EndpointSlice(object) => {
+                        Some(place.label("EndpointSlice", &object.name))
                     }
-                })
-        })
+                    Object::Node(object) => Some(place.label("Node", &object.name)),
+                    Object::Other { .. } => None,
+                });
+            }
+        }
+        labels
     }
 }
 
@@ -361,7 +365,7 @@ mod tests {
         files.put("a.yaml", b"\xff");
         assert!(problems(&files)[0].contains("line 1 is no UTF-8"), "{:?}", problems(&files));
         assert!(!files.fail("a.yaml", "content", "line 1 is no UTF-8"), "that is known");
-        assert!(files.has("a.yaml"));
+        assert!(files.labels().contains("a.yaml"));
 
         files.put("a.yaml", b"");
         assert_eq!((addresses(&files).len(), problems(&files).len()), (0, 0));
@@ -392,7 +396,7 @@ mod tests {
                  remove one of them"
             )]
         );
-        assert!(files.has(label));
+        assert!(files.labels().contains(label));
         files.remove("a.yaml");
         assert_eq!(addresses(&files), ["default/a 10.0.0.2"]);
         assert!(problems(&files).is_empty());

@@ -7,23 +7,26 @@
 //! while the directory is away, all holds; and after a restart, nothing is said at all before each
 //! file was read once.
 
+mod bounded;
 mod files;
 mod object;
 mod parse;
 mod reader;
+mod waiting;
 mod watch;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use tokio::{task::spawn_blocking, time::timeout};
 
 pub use self::files::{Files, Listing};
-use self::{reader::Reader, watch::Watch};
-use super::{Changes, Problems};
+use self::{reader::Reader, waiting::Waiting, watch::Watch};
+use super::{Changes, Problems, Trouble};
 use crate::model::Change;
 
 /// From the first sign of a change to the look at the files: a burst of changes is one.
@@ -33,22 +36,26 @@ const SETTLE: Duration = Duration::from_millis(15);
 const RESCAN: Duration = Duration::from_secs(2);
 /// The same while a file is changing.
 const RESCAN_CHANGING: Duration = Duration::from_millis(250);
+/// How long a file system may take to answer before that is a trouble.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Follows the directory until the receiver is gone. Fails only if the directory cannot be read at
 /// the start.
 ///
 /// `in_force`: an earlier agent's maps are at work. Then nothing is said before each file was read
 /// once, since what an unreadable one says may be in them. With `proxy_name`, only Services count that
-/// ask for the proxy of that name.
+/// ask for the proxy of that name. `trouble` is told while a file system does not answer.
 pub async fn run(
     path: PathBuf,
     in_force: bool,
     proxy_name: Option<String>,
     changes: Changes,
+    trouble: Trouble,
 ) -> Result<()> {
-    let start = move || Follower::start(path, in_force, proxy_name);
-    let mut follower =
-        tokio::task::spawn_blocking(start).await.context("reading the directory did not end")??;
+    let waiting = Waiting::default();
+    let waits = waiting.clone();
+    let start = move || Follower::start(path, waits, in_force, proxy_name);
+    let mut follower = watched(&waiting, &trouble, PATIENCE, start).await??;
     let mut send = true;
     loop {
         if send {
@@ -63,12 +70,46 @@ pub async fn run(
             () = follower.watch.changed() => tokio::time::sleep(SETTLE).await,
             () = tokio::time::sleep(follower.pause()) => {}
         }
-        (follower, send) = tokio::task::spawn_blocking(move || {
+        let look = move || {
             let news = follower.look();
             (follower, news)
-        })
-        .await
-        .context("reading the directory did not end")?;
+        };
+        (follower, send) = watched(&waiting, &trouble, PATIENCE, look).await?;
+    }
+}
+
+/// Does work that asks the file system, beside the runtime. While there is no answer, which nobody can
+/// end, it is a trouble.
+async fn watched<T: Send + 'static>(
+    waiting: &Waiting,
+    trouble: &Trouble,
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let mut work = spawn_blocking(work);
+    let mut stuck = None;
+    loop {
+        let end = timeout(patience, &mut work).await.ok();
+        let path = waiting.longer_than(patience).filter(|_| end.is_none());
+        match (&path, &stuck) {
+            (Some(path), _) if Some(path) != stuck.as_ref() => {
+                let (path, seconds) = (path.display(), patience.as_secs());
+                let what = format!("{path}: its file system has not answered for {seconds} s");
+                let remedy = "nothing in the directory is followed until it does: repair the mount, \
+                              or remove the file and restart lb-agent";
+                tracing::error!(remedy, "{what}");
+                trouble.send_replace(Some(what));
+            }
+            (None, Some(path)) => {
+                tracing::info!(path = %path.display(), "its file system answers again");
+                trouble.send_replace(None);
+            }
+            _ => {}
+        }
+        stuck = path;
+        if let Some(end) = end {
+            return end.context("the work on the directory died");
+        }
     }
 }
 
@@ -87,10 +128,15 @@ struct Follower {
 }
 
 impl Follower {
-    fn start(path: PathBuf, in_force: bool, proxy_name: Option<String>) -> Result<Self> {
+    fn start(
+        path: PathBuf,
+        waiting: Waiting,
+        in_force: bool,
+        proxy_name: Option<String>,
+    ) -> Result<Self> {
         let remedy = "give --source dir:PATH a directory that is there and may be read";
         let watch = Watch::new(&path);
-        let mut reader = Reader::new(path.clone());
+        let mut reader = Reader::new(path.clone(), waiting);
         let mut files = Files::new(proxy_name);
         reader
             .read_all(&mut files)
@@ -140,8 +186,10 @@ impl Follower {
         let mut listing = self.files.listing();
         let problems = std::mem::take(&mut listing.problems);
         let told = std::mem::replace(&mut self.told, problems.keys().cloned().collect());
-        for label in told.difference(&self.told) {
-            if self.files.has(label) {
+        let mut over = told.difference(&self.told).peekable();
+        let there = if over.peek().is_some() { self.files.labels() } else { HashSet::new() };
+        for label in over {
+            if there.contains(label) {
                 self.problems.set(label, vec![]);
             } else {
                 self.problems.forget(label);
@@ -169,7 +217,7 @@ mod tests {
     use std::{fs, os::unix::fs::symlink, path::Path};
 
     use tempfile::TempDir;
-    use tokio::{sync::mpsc, time::timeout};
+    use tokio::sync::{mpsc, watch};
 
     use super::*;
     use crate::sources::BACKLOG;
@@ -196,7 +244,9 @@ mod tests {
 
         fn start_with(path: &Path, in_force: bool) -> Self {
             let (sender, receiver) = mpsc::channel(BACKLOG);
-            Self { receiver, task: tokio::spawn(run(path.to_owned(), in_force, None, sender)) }
+            let (trouble, _) = watch::channel(None);
+            let run = run(path.to_owned(), in_force, None, sender, trouble);
+            Self { receiver, task: tokio::spawn(run) }
         }
 
         /// The names of the next list of Services, with the list of slices behind it.
@@ -333,13 +383,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_system_that_does_not_answer_is_told_until_it_does() {
+        let waiting = Waiting::default();
+        let (trouble, mut told) = watch::channel(None);
+        let (answer, answered) = std::sync::mpsc::channel::<()>();
+        let waits = waiting.clone();
+        let work = move || {
+            let _waits = waits.begin(Path::new("/hung/a.yaml"));
+            answered.recv().is_ok()
+        };
+        let look = tokio::spawn(async move {
+            let ended = watched(&waiting, &trouble, Duration::from_millis(20), work).await.unwrap();
+            // Work that takes long, but waits for nobody, is no trouble.
+            let long = || std::thread::sleep(Duration::from_millis(100));
+            watched(&waiting, &trouble, Duration::from_millis(20), long).await.unwrap();
+            ended
+        });
+        let next = timeout(DEADLINE, told.changed()).await.unwrap();
+        next.unwrap();
+        let text = told.borrow_and_update().clone().unwrap();
+        assert!(text.starts_with("/hung/a.yaml: its file system has not answered"), "{text}");
+        answer.send(()).unwrap();
+        timeout(DEADLINE, told.changed()).await.unwrap().unwrap();
+        assert_eq!(*told.borrow_and_update(), None);
+        assert!(timeout(DEADLINE, look).await.unwrap().unwrap());
+        assert!(told.changed().await.is_err(), "nothing more was told");
+    }
+
+    #[tokio::test]
     async fn a_directory_missing_at_the_start_is_an_error() {
         let dir = TempDir::new().unwrap();
         let file = dir.path().join("a.yaml");
         fs::write(&file, service("a")).unwrap();
         for path in [dir.path().join("missing"), file] {
             let (sender, _receiver) = mpsc::channel(1);
-            let error = format!("{:#}", run(path.clone(), true, None, sender).await.unwrap_err());
+            let (trouble, _) = watch::channel(None);
+            let run = run(path.clone(), true, None, sender, trouble);
+            let error = format!("{:#}", run.await.unwrap_err());
             assert!(error.contains(&path.display().to_string()), "{error}");
             assert!(error.contains("give --source dir:PATH"), "{error}");
         }

@@ -8,10 +8,11 @@ use k8s_openapi::api::{
 };
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value};
 
+use super::bounded::{Bounded, Left};
 use crate::{
     model::{Node, ObjectRef, Service, Slice},
     sources::{
@@ -81,11 +82,12 @@ impl<'de> Visitor<'de> for RawVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
         let mut raw = Raw::default();
+        let left = Left::all();
         while let Some(key) = map.next_key::<String>()? {
             if key == "items" {
                 raw.items = map.next_value()?;
             } else {
-                raw.fields.insert(key, map.next_value()?);
+                raw.fields.insert(key, map.next_value_seed(Bounded(&left))?);
             }
         }
         Ok(raw)
@@ -93,7 +95,7 @@ impl<'de> Visitor<'de> for RawVisitor {
 }
 
 /// The items of a list, each translated as soon as it is read: a whole list of raw values would take
-/// ten times the memory of the file.
+/// many times the memory of the file.
 struct Items(Vec<Item>);
 
 enum Item {
@@ -119,7 +121,10 @@ impl<'de> Visitor<'de> for ItemsVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Items, A::Error> {
         let mut items = Vec::new();
-        while let Some(map) = seq.next_element::<Map<String, Value>>()? {
+        while let Some(item) = seq.next_element_seed(Bounded(&Left::all()))? {
+            let Value::Object(map) = item else {
+                return Err(A::Error::custom("an item is no object"));
+            };
             items.push(if map.contains_key("kind") {
                 Item::Read(object(map))
             } else {

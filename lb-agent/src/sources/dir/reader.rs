@@ -3,17 +3,25 @@
 //! A file that is read while it is written says less than it should, and what is missing would be
 //! deleted. So a change counts at once only if the watch saw its writer finish; otherwise when it
 //! has been the same for a while.
+//!
+//! Only regular files are read, and links to them. Nothing else keeps the reader waiting, save a file
+//! system that does not answer: see [`Waiting`].
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File, Metadata},
+    collections::{BTreeMap, HashMap},
+    fs::{self, File, FileType, Metadata},
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use super::{files::Files, parse::Format, watch::Signs};
+use nix::sys::statfs::{
+    CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC,
+    fstatfs,
+};
+
+use super::{files::Files, parse::Format, waiting::Waiting, watch::Signs};
 
 /// How long a change without a sign of its end must have lasted.
 const LASTING: Duration = Duration::from_secs(3);
@@ -21,6 +29,9 @@ const LASTING: Duration = Duration::from_secs(3);
 const LASTING_EMPTY: Duration = Duration::from_secs(60);
 /// The largest file that is read, bytes. The objects of a large cluster have 50 MB.
 const LARGEST: u64 = 256 << 20;
+/// File systems whose files are questions to the kernel. Some give an answer once, some wait for it.
+const VIEWS: [FsType; 5] =
+    [PROC_SUPER_MAGIC, SYSFS_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC, CGROUP2_SUPER_MAGIC];
 
 /// What tells one content from another without reading it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,11 +53,13 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// A file that is there.
+/// A name that is there. An error, if no file that can be read has it.
 struct Found {
-    stamp: Stamp,
+    stamp: io::Result<Stamp>,
     link: bool,
 }
+
+type Listed = BTreeMap<String, Found>;
 
 /// A file that was read, or could not be.
 struct Known {
@@ -63,6 +76,7 @@ struct Pending {
 /// The directory's files, as they were read last.
 pub(super) struct Reader {
     path: PathBuf,
+    waiting: Waiting,
     known: BTreeMap<String, Known>,
     pending: BTreeMap<String, Pending>,
 }
@@ -86,8 +100,9 @@ impl Writers for super::watch::Watch {
 }
 
 impl Reader {
-    pub(super) const fn new(path: PathBuf) -> Self {
-        Self { path, known: BTreeMap::new(), pending: BTreeMap::new() }
+    /// `waiting` is told what the reader waits for.
+    pub(super) const fn new(path: PathBuf, waiting: Waiting) -> Self {
+        Self { path, waiting, known: BTreeMap::new(), pending: BTreeMap::new() }
     }
 
     /// Whether a change waits to be believed.
@@ -97,8 +112,8 @@ impl Reader {
 
     /// Reads all there is, as it is.
     pub(super) fn read_all(&mut self, files: &mut Files) -> io::Result<()> {
-        for (name, found) in list(&self.path)? {
-            if self.read(&name, found, files, || false).is_none() {
+        for (name, Found { stamp, .. }) in self.list()? {
+            if self.read(&name, stamp, files, || false).is_none() {
                 files.fail(&name, "file", "is being written");
             }
         }
@@ -113,18 +128,17 @@ impl Reader {
         now: Instant,
         files: &mut Files,
     ) -> io::Result<bool> {
-        let found = list(&self.path)?;
+        let found = self.list()?;
         let mut changed = self.take_away(&found, signs, now, files);
-        for (name, found) in found {
+        for (name, Found { stamp: found, link }) in found {
             let known = self.known.get(&name);
-            let stamp = found.as_ref().ok().map(|found| found.stamp);
+            let stamp = found.as_ref().ok().copied();
             if known.is_some_and(|known| known.readable && known.stamp == stamp) {
                 self.pending.remove(&name);
                 continue;
             }
             let ended = !writers.is_writing(&name)
-                && (signs.done.contains(&name)
-                    || (signs.linked && found.as_ref().is_ok_and(|found| found.link)));
+                && (signs.done.contains(&name) || (signs.linked && link && found.is_ok()));
             let retry = known.is_some_and(|known| !known.readable && known.stamp == stamp);
             if !(ended || retry || self.lasts(&name, stamp, now)) {
                 continue;
@@ -148,16 +162,21 @@ impl Reader {
         now: Instant,
         files: &mut Files,
     ) -> bool {
+        // The new names of each file, the last one first.
+        let mut heirs: HashMap<(u64, u64), Vec<&String>> = HashMap::new();
+        for (name, found) in found.iter().rev().filter(|(name, _)| !self.known.contains_key(*name))
+        {
+            if let Ok(stamp) = &found.stamp {
+                heirs.entry(stamp.file).or_default().push(name);
+            }
+        }
         let away: Vec<_> =
             self.known.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
         let mut changed = false;
         for name in away {
-            let inode = self.known.get(&name).and_then(|known| known.stamp).map(|s| s.file);
-            let heir = found.iter().find(|(heir, found)| {
-                let here = found.as_ref().ok().map(|found| found.stamp.file);
-                !self.known.contains_key(*heir) && here.is_some() && here == inode
-            });
-            if let Some((heir, _)) = heir
+            let stamp = self.known.get(&name).and_then(|known| known.stamp);
+            let heir = stamp.and_then(|stamp| heirs.get_mut(&stamp.file)?.pop());
+            if let Some(heir) = heir
                 && let Some(known) = self.known.remove(&name)
             {
                 // It may be broken, and its last good content goes with it.
@@ -177,6 +196,35 @@ impl Reader {
         changed
     }
 
+    /// The names that are ours.
+    fn list(&self) -> io::Result<Listed> {
+        let waiting = self.waiting.begin(&self.path);
+        let mut listed = Listed::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let path = entry.path();
+            let name = entry.file_name();
+            if Format::of(&name.to_string_lossy()).is_none() {
+                continue;
+            }
+            let Ok(name) = name.into_string() else {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let stamp = Err(io::Error::other("its name is no UTF-8: rename it"));
+                listed.insert(name, Found { stamp, link: false });
+                continue;
+            };
+            waiting.at(&path);
+            let stamp = fs::metadata(&path).and_then(|file| regular(&file));
+            let gone = stamp.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            let link = entry.file_type()?.is_symlink();
+            // It may be gone by now, unless it is a link that leads nowhere.
+            if link || !gone {
+                listed.insert(name, Found { stamp, link });
+            }
+        }
+        Ok(listed)
+    }
+
     /// Whether a change has lasted long enough to be believed; begins to count, if it is new.
     fn lasts(&mut self, name: &str, stamp: Option<Stamp>, now: Instant) -> bool {
         let long = if stamp.is_some_and(|stamp| stamp.len == 0) { LASTING_EMPTY } else { LASTING };
@@ -193,21 +241,25 @@ impl Reader {
     fn read(
         &mut self,
         name: &str,
-        found: io::Result<Found>,
+        found: io::Result<Stamp>,
         files: &mut Files,
         changing: impl Fn() -> bool,
     ) -> Option<bool> {
-        let stamp = found.as_ref().ok().map(|found| found.stamp);
-        let content = found.and_then(|_| content(&self.path.join(name)));
+        let stamp = found.as_ref().ok().copied();
+        let content = found.and_then(|_| {
+            let path = self.path.join(name);
+            let _waiting = self.waiting.begin(&path);
+            content(&path)
+        });
         if changing() {
             return None;
         }
         let (known, changed) = match content {
-            Ok((content, stamp)) => {
+            Ok(None) => return None,
+            Ok(Some((content, stamp))) => {
                 files.put(name, &content);
                 (Known { stamp: Some(stamp), readable: true }, true)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
             Err(error) => {
                 let changed = files.fail(name, "file", format!("cannot be read: {error}"));
                 (Known { stamp, readable: false }, changed)
@@ -218,53 +270,48 @@ impl Reader {
     }
 }
 
-type Listed = BTreeMap<String, io::Result<Found>>;
-
-fn list(path: &Path) -> io::Result<Listed> {
-    let mut listed = Listed::new();
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        let Some(name) = entry.file_name().to_str().map(ToOwned::to_owned) else { continue };
-        if Format::of(&name).is_none() {
-            continue;
-        }
-        let found = fs::metadata(entry.path());
-        // It may be gone by now, unless it is a link that leads nowhere.
-        let gone = found.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        let link = match fs::symlink_metadata(entry.path()) {
-            Ok(file) => file.is_symlink(),
-            Err(_) if gone => continue,
-            Err(_) => false,
-        };
-        match found {
-            // Directories, pipes, sockets.
-            Ok(file) if !file.is_file() => {}
-            found => {
-                let found = found.map(|file| Found { stamp: Stamp::from(&file), link });
-                listed.insert(name, found);
-            }
-        }
-    }
-    Ok(listed)
+/// What a regular file looks like; any other sort is an error.
+fn regular(metadata: &Metadata) -> io::Result<Stamp> {
+    let kind = metadata.file_type();
+    if kind.is_file() { Ok(metadata.into()) } else { Err(io::Error::other(sort(kind))) }
 }
 
-/// The content of a file, and the stamp it has. `WouldBlock` if the file is changing.
-fn content(path: &Path) -> io::Result<(Vec<u8>, Stamp)> {
-    let mut file = File::open(path)?;
-    let before = file.metadata()?;
-    if before.len() > LARGEST {
+fn sort(kind: FileType) -> String {
+    let sort = match kind {
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_fifo() => "a FIFO",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    format!("it is {sort}; only regular files are read, and links to them")
+}
+
+/// The content of a file, and the stamp it has; none if the file is changing.
+fn content(path: &Path) -> io::Result<Option<(Vec<u8>, Stamp)>> {
+    // What has the name may have changed since it was listed: a FIFO would wait for a writer.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let mut file = File::options().read(true).custom_flags(flags).open(path)?;
+    let before = regular(&file.metadata()?)?;
+    if VIEWS.contains(&fstatfs(&file)?.filesystem_type()) {
+        return Err(io::Error::other("it is a file of the kernel's; only those on disks are read"));
+    }
+    if before.len > LARGEST {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("it has {} MB, at most {} are read", before.len() >> 20, LARGEST >> 20),
+            format!("it has {} MB, at most {} are read", before.len >> 20, LARGEST >> 20),
         ));
     }
-    let mut content = Vec::with_capacity(usize::try_from(before.len()).unwrap_or(0) + 1);
-    file.by_ref().take(LARGEST + 1).read_to_end(&mut content)?;
-    let (before, after) = (Stamp::from(&before), Stamp::from(&file.metadata()?));
+    let mut content = Vec::with_capacity(usize::try_from(before.len).unwrap_or(0) + 1);
+    // One byte more shows that there is more.
+    file.by_ref().take(before.len + 1).read_to_end(&mut content)?;
+    let after = Stamp::from(&file.metadata()?);
     if before != after {
-        return Err(io::ErrorKind::WouldBlock.into());
+        return Ok(None);
     }
-    Ok((content, after))
+    if u64::try_from(content.len()).is_ok_and(|len| len > before.len) {
+        return Err(io::Error::other("it has more bytes than its size says"));
+    }
+    Ok(Some((content, after)))
 }
 
 #[cfg(test)]
@@ -300,7 +347,7 @@ mod tests {
     impl Bench {
         fn new(content: &[(&str, &str)]) -> Self {
             let dir = TempDir::new().unwrap();
-            let reader = Reader::new(dir.path().to_owned());
+            let reader = Reader::new(dir.path().to_owned(), Waiting::default());
             let (files, now) = (Files::default(), Instant::now());
             let mut bench = Self { dir, reader, files, now, writing: Writing::default() };
             for (name, service) in content {
@@ -421,11 +468,126 @@ mod tests {
         bench.write("nowhere", "b");
         assert!(bench.look(&done("a.yaml")));
         assert_eq!(bench.services(), ["b"]);
+    }
 
-        // Not a file at all: not ours.
-        fs::create_dir(bench.path("dir.yaml")).unwrap();
-        nix::unistd::mkfifo(&bench.path("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(!bench.look(&done("pipe.yaml")));
+    fn fifo(path: &Path) {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+
+    /// Each is told once, and what a file said that had the name holds.
+    #[test]
+    fn what_is_no_regular_file_is_told_and_keeps_nobody_waiting() {
+        let mut bench = Bench::new(&[("a.yaml", "a")]);
+        let all = ["a.yaml", "b.yaml", "c.yaml", "d.yaml", "e.yaml", "f.yaml"];
+        fs::remove_file(bench.path("a.yaml")).unwrap();
+        fifo(&bench.path("a.yaml"));
+        fs::create_dir(bench.path("b.yaml")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(bench.path("c.yaml")).unwrap();
+        // The second one is a regular file, of which each read takes a message away, or waits for one.
+        symlink("/dev/zero", bench.path("d.yaml")).unwrap();
+        symlink("/proc/kmsg", bench.path("e.yaml")).unwrap();
+        symlink("f.yaml", bench.path("f.yaml")).unwrap();
+        let signs = Signs { done: all.map(str::to_owned).into(), ..Signs::default() };
+        assert!(bench.look(&signs));
+        assert!(!bench.look(&signs) && !bench.later(LASTING) && !bench.reader.is_waiting());
+        assert_eq!(bench.services(), ["a"]);
+        let problems = bench.files.listing().problems;
+        let what = |name: &str| problems[name][0].to_string();
+        for (name, sort) in [
+            ("a.yaml", "it is a FIFO"),
+            ("b.yaml", "it is a directory"),
+            ("c.yaml", "it is a socket"),
+            ("d.yaml", "it is a device"),
+            ("f.yaml", "Too many levels of symbolic links"),
+        ] {
+            assert!(
+                what(name).starts_with(&format!("file: cannot be read: {sort}")),
+                "{problems:?}"
+            );
+            assert!(what(name).contains("remove"), "{problems:?}");
+        }
+        // Who is not root may not open it.
+        let kernel =
+            ["it is a file of the kernel's", "Permission denied", "Operation not permitted"];
+        assert!(kernel.iter().any(|it| what("e.yaml").contains(it)), "{problems:?}");
+
+        fs::remove_file(bench.path("a.yaml")).unwrap();
+        bench.write("a.yaml", "again");
+        assert!(bench.look(&signs));
+        assert_eq!(bench.services(), ["again"]);
+    }
+
+    /// Between the list and the reading the name may get another owner.
+    #[test]
+    fn what_is_opened_is_looked_at() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.yaml");
+        fifo(&path);
+        assert!(content(&path).unwrap_err().to_string().starts_with("it is a FIFO"));
+        assert!(content(Path::new("/dev/null")).unwrap_err().to_string().contains("a device"));
+        assert!(content(dir.path()).unwrap_err().to_string().contains("a directory"));
+        let of_kernel = content(Path::new("/proc/self/mounts")).unwrap_err().to_string();
+        assert!(of_kernel.contains("of the kernel's"), "{of_kernel}");
+    }
+
+    #[test]
+    fn files_with_one_inode_inherit_one_each() {
+        let mut bench = Bench::new(&[("a.yaml", "a")]);
+        fs::hard_link(bench.path("a.yaml"), bench.path("b.yaml")).unwrap();
+        assert!(bench.look(&done("b.yaml")));
+        fs::write(bench.path("a.yaml"), "kind: [").unwrap();
+        assert!(bench.look(&Signs {
+            done: ["a.yaml", "b.yaml"].map(str::to_owned).into(),
+            ..Signs::default()
+        }));
+        for (from, to) in [("a.yaml", "c.yaml"), ("b.yaml", "d.yaml")] {
+            fs::rename(bench.path(from), bench.path(to)).unwrap();
+        }
+        assert!(bench.look(&Signs {
+            gone: ["a.yaml", "b.yaml"].map(str::to_owned).into(),
+            ..Signs::default()
+        }));
+        assert_eq!((bench.files.len(), bench.services()), (2, vec!["a".to_owned()]));
+        assert_eq!(bench.files.unknown().count(), 0, "each has its last good content");
+    }
+
+    /// Were the time to grow with the square of their number, this would take minutes.
+    #[test]
+    fn ten_thousand_files_come_and_go() {
+        let mut bench = Bench::new(&[]);
+        let name = |i: usize| format!("{i}.yaml");
+        let all: BTreeSet<String> = (0..10_000).map(name).collect();
+        for name in &all {
+            fs::write(bench.path(name), "kind: [").unwrap();
+        }
+        bench.look(&Signs { done: all.clone(), ..Signs::default() });
+        assert_eq!(bench.files.unknown().count(), all.len());
+        for name in &all {
+            fs::rename(bench.path(name), bench.path(&format!("x{name}"))).unwrap();
+        }
+        assert!(bench.look(&Signs { gone: all.clone(), ..Signs::default() }));
+        assert_eq!(bench.files.unknown().count(), all.len());
+        for name in &all {
+            fs::remove_file(bench.path(&format!("x{name}"))).unwrap();
+        }
+        let gone = all.iter().map(|name| format!("x{name}")).collect();
+        assert!(bench.look(&Signs { gone, ..Signs::default() }) && bench.files.is_empty());
+    }
+
+    #[test]
+    fn a_name_that_is_no_utf_8_is_told() {
+        use std::os::unix::ffi::OsStrExt as _;
+
+        let mut bench = Bench::new(&[("a.yaml", "a")]);
+        let name = std::ffi::OsStr::from_bytes(b"b\xff.yaml");
+        fs::write(bench.dir.path().join(name), "").unwrap();
+        assert!(!bench.look(&done("a.yaml")) && bench.later(LASTING) && !bench.later(LASTING));
+        assert_eq!(bench.services(), ["a"]);
+        let [(_, problems)] = &bench.files.listing().problems.into_iter().collect::<Vec<_>>()[..]
+        else {
+            panic!("one problem")
+        };
+        assert!(problems[0].what.contains("no UTF-8"), "{problems:?}");
     }
 
     #[test]
