@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{Addr, Address, ServiceKey};
+use lb_common::abi::{self, Addr, Address, ServiceKey};
 
 use crate::{
     addresses::Addresses,
@@ -45,6 +45,8 @@ pub struct Report {
     pub failed: BTreeMap<ObjectRef, SyncError>,
     /// The protocols of the frontends that changed.
     pub protocols: BTreeSet<Protocol>,
+    /// Whether there is a frontend of TCP that was not there before.
+    pub appeared: bool,
     /// Why what addresses stand for is not in the maps as it should be.
     pub addresses: Option<StoreError>,
     /// Frontends that went to another Service, by the Service that did not get them.
@@ -349,6 +351,7 @@ impl<S: Store> Pipeline<S> {
             if result.is_err() {
                 break;
             }
+            report.appeared |= self.appears(op);
             self.tables.apply(op);
             report.ops += 1;
         }
@@ -363,6 +366,20 @@ impl<S: Store> Pipeline<S> {
     /// Whether the op takes a range of clients from a service port that is still served.
     fn narrows(&self, op: &Op) -> bool {
         matches!(op, Op::DeleteSource { id, .. } if self.tables.keys_of(*id).next().is_some())
+    }
+
+    /// Whether the op makes an address a frontend of TCP that was none.
+    fn appears(&self, op: &Op) -> bool {
+        match op {
+            Op::PutService { key, .. } => {
+                key.protocol == abi::TCP && self.tables.service(key).is_none()
+            }
+            // Its node ports.
+            Op::PutAddress { known, .. } => {
+                known.flags & (Address::OWN_NODE | Address::OTHER_NODE) != 0
+            }
+            _ => false,
+        }
     }
 
     /// Says what addresses stand for, after their ports are there.

@@ -26,6 +26,7 @@ mod kernel {
     mod capacity;
     mod connect;
     mod crowd;
+    mod dialling;
     mod ended;
     mod exclusive;
     mod filter;

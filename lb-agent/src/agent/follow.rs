@@ -27,10 +27,11 @@ use crate::{
     config::{Config, TerminateTcp},
     datapath::Datapath,
     maps::Pinned,
-    model::{Change, NodePortAddresses, Protocol},
+    model::{Change, NodePortAddresses},
     node_cgroup::Cgroup,
     pipeline::{Pipeline, Report, SyncError},
     plan::PlanError,
+    sockets::Kind,
 };
 
 /// Retired blocks are reclaimed when nothing has changed for this long.
@@ -73,9 +74,9 @@ impl Agent {
         pipeline: Pipeline<Pinned>,
         (datapath, cgroup): (Datapath, Cgroup),
     ) -> Self {
-        let protocols = match config.terminate_tcp {
-            TerminateTcp::Never => vec![Protocol::Udp],
-            TerminateTcp::Deleted => vec![Protocol::Udp, Protocol::Tcp],
+        let tcp = match config.terminate_tcp {
+            TerminateTcp::Never => Kind::Dialling,
+            TerminateTcp::Deleted => Kind::Tcp,
         };
         let takeover = Takeover::from(datapath.others_at_work());
         Self {
@@ -83,7 +84,7 @@ impl Agent {
             datapath,
             is_attached: false,
             guard: Guard::new(cgroup),
-            upkeep: Upkeep::new(protocols),
+            upkeep: Upkeep::new(vec![Kind::Udp, tcp]),
             troubles: Troubles::default(),
             pace: Pace::new(),
             nodeport_addresses: config.nodeport_addresses.clone(),
@@ -140,6 +141,7 @@ impl Agent {
                         self.upkeep.attached(self.datapath.pins(), self.guard.cgroup().path());
                     }
                     if repair != Repair::Nothing {
+                        self.upkeep.were_away();
                         self.pace.doubt();
                         self.pace.hurry(Instant::now());
                     }

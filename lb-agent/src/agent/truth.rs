@@ -57,8 +57,11 @@ impl<S: Store + Tables> Truth for InForce<'_, S> {
 
     fn is_frontend(&self, protocol: Protocol, peer: SocketAddr) -> bool {
         let flow = Flow { peer: peer.into(), protocol: protocol.number() };
-        let verdict = select(self.0.store(), &Onlooker::default(), &flow, &Prior::NONE);
-        matches!(verdict, Verdict::Forward(_))
+        match select(self.0.store(), &Onlooker::default(), &flow, &Prior::NONE) {
+            Verdict::Forward(_) => true,
+            Verdict::Refuse(_) | Verdict::Unreachable(_) => protocol == Protocol::Tcp,
+            _ => false,
+        }
     }
 }
 

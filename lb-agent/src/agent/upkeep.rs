@@ -10,10 +10,10 @@ use super::{task::Task, truth::InForce};
 use crate::{
     admin::{Admin, Family},
     maps::{Bonds, Counters, Pinned},
-    model::{Cluster, Protocol},
+    model::Cluster,
     pins::Pins,
     pipeline::{Pipeline, Report},
-    sockets::{self, Found, News, Reason, Sweeper},
+    sockets::{self, Found, Kind, News, Reason, Sweeper},
 };
 
 /// How often bonds that are over are looked for.
@@ -23,8 +23,10 @@ const BONDS: Duration = Duration::from_secs(60);
 const CLIENTS: Duration = Duration::from_secs(15);
 
 pub(super) struct Upkeep {
-    protocols: Vec<Protocol>,
+    kinds: Vec<Kind>,
     sweeper: Option<(Sweeper, mpsc::Receiver<News>)>,
+    /// Whether sockets may have dialled past the programs, and nobody has looked since.
+    were_away: bool,
     clients: Task<io::Result<sockets::Clients>>,
     unknown_clients: u64,
     knows_clients: bool,
@@ -34,11 +36,12 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    pub(super) fn new(protocols: Vec<Protocol>) -> Self {
+    pub(super) fn new(kinds: Vec<Kind>) -> Self {
         let (clients, bonds) = (Task::new(), Task::new());
         Self {
-            protocols,
+            kinds,
             sweeper: None,
+            were_away: true,
             clients,
             unknown_clients: 0,
             knows_clients: false,
@@ -50,7 +53,8 @@ impl Upkeep {
     /// The programs are at work.
     pub(super) fn attached(&mut self, pins: &Pins, cgroup: &Path) {
         let started =
-            sockets::open(pins).and_then(|maps| Ok(Sweeper::start(maps, cgroup, &self.protocols)?));
+            sockets::open(pins).and_then(|maps| Ok(Sweeper::start(maps, cgroup, &self.kinds)?));
+        self.were_away = true;
         match started {
             Ok(started) => self.sweeper = Some(started),
             Err(error) => {
@@ -59,13 +63,24 @@ impl Upkeep {
         }
     }
 
+    /// The programs may not have been at work for a while.
+    pub(super) const fn were_away(&mut self) {
+        self.were_away = true;
+    }
+
     /// The maps were written.
-    pub(super) fn synced(&self, pipeline: &Pipeline<Pinned>, report: &Report) {
-        if let Some((sweeper, _)) = &self.sweeper
-            && pipeline.is_synced()
-            && report.protocols.iter().any(|protocol| self.protocols.contains(protocol))
-        {
+    pub(super) fn synced(&mut self, pipeline: &Pipeline<Pinned>, report: &Report) {
+        let Some((sweeper, _)) = &self.sweeper else { return };
+        if !pipeline.is_synced() {
+            return;
+        }
+        let were_away = std::mem::take(&mut self.were_away);
+        let flows = |kind: &Kind| report.protocols.contains(&kind.protocol());
+        if were_away || self.kinds.iter().filter(|kind| **kind != Kind::Dialling).any(flows) {
             sweeper.look();
+        }
+        if were_away || report.appeared {
+            sweeper.look_for_dialling();
         }
     }
 
@@ -154,7 +169,7 @@ impl Upkeep {
                     admin.metrics().sockets_destroyed(reason, destroyed);
                     let ipv6 = outcome.destroyed_ipv6 as u64;
                     // What kube-proxy counts there are UDP flows.
-                    if reason != Reason::Deleted {
+                    if matches!(reason, Reason::Stale | Reason::BeforeService) {
                         admin.metrics().stale_flows(Family::V6, ipv6);
                         admin.metrics().stale_flows(Family::V4, destroyed - ipv6);
                     }

@@ -1,4 +1,5 @@
-//! When to look for sockets: at once when asked, and again; then now and then. Pure: the time is given.
+//! When to look for sockets: at once when asked, and again; then, of some, now and then. Pure: the time
+//! is given.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,9 @@ const REST: u32 = 10;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
 
 /// When to look.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Agenda {
+    period: Option<Duration>,
     /// Not before the first request.
     next: Option<Instant>,
     /// The second look after a request.
@@ -24,6 +26,16 @@ pub(super) struct Agenda {
 }
 
 impl Agenda {
+    /// From the first request on also by itself.
+    pub(super) const fn periodic() -> Self {
+        Self { period: Some(PERIOD), next: None, second: None, rested: None }
+    }
+
+    /// When it is asked for, and at no other time.
+    pub(super) const fn on_request() -> Self {
+        Self { period: None, ..Self::periodic() }
+    }
+
     pub(super) fn request(&mut self, now: Instant) {
         self.next = Some(now);
         self.second = Some(now + GRACE);
@@ -37,7 +49,7 @@ impl Agenda {
     /// A look that began and ended then.
     pub(super) fn looked(&mut self, began: Instant, ended: Instant) {
         self.second = self.second.filter(|second| *second > began);
-        self.next = Some(ended + PERIOD);
+        self.next = self.period.map(|period| ended + period);
         self.rested = Some(ended + (REST * (ended - began)).clamp(PAUSE.0, PAUSE.1));
     }
 }
@@ -48,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_request_is_two_looks_and_then_the_period() {
-        let mut agenda = Agenda::default();
+        let mut agenda = Agenda::periodic();
         assert_eq!(agenda.due(), None, "not before it is asked");
         let start = Instant::now();
         agenda.request(start);
@@ -62,8 +74,21 @@ mod tests {
     }
 
     #[test]
+    fn some_are_looked_for_only_when_asked() {
+        let mut agenda = Agenda::on_request();
+        let start = Instant::now();
+        for at in [start, start + PERIOD] {
+            agenda.request(at);
+            agenda.looked(at, at);
+            assert_eq!(agenda.due(), Some(at + GRACE));
+            agenda.looked(at + GRACE, at + GRACE);
+            assert_eq!(agenda.due(), None);
+        }
+    }
+
+    #[test]
     fn a_hundred_requests_are_two_looks() {
-        let mut agenda = Agenda::default();
+        let mut agenda = Agenda::periodic();
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         (0..100).for_each(|ms| agenda.request(at(ms)));
@@ -76,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_slow_look_is_followed_by_a_pause_and_loses_no_request() {
-        let mut agenda = Agenda::default();
+        let mut agenda = Agenda::periodic();
         let start = Instant::now();
         agenda.request(start);
         let took = Duration::from_millis(20);

@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
 use lb_common::abi::{Addr, Peer, Port};
 
 use super::{
-    namespaces,
+    Kind, namespaces,
     netlink::{Netlink, attributes},
 };
 use crate::model::Protocol;
@@ -20,13 +20,24 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// The attribute of a message that says the socket's cgroup.
 const CGROUP_ID: u16 = 21;
-/// States that are dumped, as bits: those with a peer. Closed sockets (7) and listening ones
-/// (10) have none, and of others only a stub is left (TIME_WAIT, 6).
-const TCP_STATES: u32 =
-    1 << 1 /* ESTABLISHED */ | 1 << 2 /* SYN_SENT */ | 1 << 4 | 1 << 5 /* FIN_WAIT */
-    | 1 << 8 /* CLOSE_WAIT */ | 1 << 9 /* LAST_ACK */ | 1 << 11 /* CLOSING */;
-/// A connected UDP socket is ESTABLISHED, any other is CLOSED.
-const UDP_STATES: u32 = 1 << 1;
+/// `TCP_SYN_SENT`.
+const SYN_SENT: u8 = 2;
+
+impl Kind {
+    /// The states that are dumped, as bits: those with a peer. Closed sockets (7) and listening ones
+    /// (10) have none, and of others only a stub is left (TIME_WAIT, 6).
+    const fn states(self) -> u32 {
+        match self {
+            // A connected UDP socket is ESTABLISHED, any other is CLOSED.
+            Self::Udp => 1 << 1,
+            Self::Dialling => 1 << SYN_SENT,
+            Self::Tcp => {
+                1 << 1 /* ESTABLISHED */ | 1 << SYN_SENT | 1 << 4 | 1 << 5 /* FIN_WAIT */
+                | 1 << 8 /* CLOSE_WAIT */ | 1 << 9 /* LAST_ACK */ | 1 << 11 /* CLOSING */
+            }
+        }
+    }
+}
 
 /// Which socket: `struct inet_diag_sockid`. Addresses of IPv4 sockets are in the first four bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
@@ -133,6 +144,8 @@ pub(super) struct Connected {
     pub(super) local: Peer,
     pub(super) peer: Peer,
     pub(super) cgroup: u64,
+    /// TCP: it has not been answered yet.
+    pub(super) dialling: bool,
 }
 
 /// sock_diag of the network namespace it is opened in.
@@ -150,9 +163,10 @@ impl Diag {
         namespaces::cookie_of(self.0.fd())
     }
 
-    /// The sockets of a protocol that have a peer.
-    pub(super) fn connected(&mut self, protocol: Protocol) -> io::Result<Vec<Connected>> {
+    /// The sockets of a kind.
+    pub(super) fn connected(&mut self, kind: Kind) -> io::Result<Vec<Connected>> {
         let mut found = Vec::new();
+        let protocol = kind.protocol();
         for family in [Family::V4, Family::V6] {
             // The kernel walks the sockets of all namespaces for each dump.
             if is_unused(family, protocol) {
@@ -161,10 +175,7 @@ impl Diag {
             let request = Request {
                 family: family.number(),
                 protocol: protocol.number(),
-                states: match protocol {
-                    Protocol::Tcp => TCP_STATES,
-                    Protocol::Udp | Protocol::Sctp => UDP_STATES,
-                },
+                states: kind.states(),
                 ..Request::zeroed()
             };
             let start = found.len();
@@ -187,7 +198,11 @@ impl Diag {
             id: name.id,
             ..Request::zeroed()
         };
-        self.0.order(SOCK_DESTROY, bytes_of(&request))
+        self.0.order(SOCK_DESTROY, bytes_of(&request)).map_err(|error| match error.raw_os_error() {
+            // Another socket, by its cookie, with the same addresses.
+            Some(libc::ESTALE) => io::ErrorKind::NotFound.into(),
+            _ => error,
+        })
     }
 
     /// Whether the kernel would show and destroy sockets of this protocol.
@@ -239,6 +254,7 @@ fn parse(message: &[u8]) -> Option<Connected> {
         local: Peer { addr: family.address(id.local), port: id.local_port },
         peer: Peer { addr: family.address(id.peer), port: id.peer_port },
         cgroup: 0,
+        dialling: head.state == SYN_SENT,
     };
     for (kind, content) in attributes(rest) {
         if kind == CGROUP_ID {

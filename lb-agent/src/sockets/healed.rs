@@ -1,4 +1,4 @@
-//! Sockets that were ended because they had been connected before their Service: not again at once.
+//! Sockets that were ended because they had dialled before their Service: not again at once.
 
 use std::{
     collections::BTreeMap,

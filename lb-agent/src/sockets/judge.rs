@@ -18,7 +18,8 @@ pub trait Truth {
     fn serves(&self, protocol: Protocol, translation: &Translation) -> bool;
     /// Whether there is such an endpoint at all, whatever its conditions.
     fn exists(&self, protocol: Protocol, translation: &Translation) -> bool;
-    /// Whether a socket that connects to this address now is translated.
+    /// Whether a socket that connects to this address now is translated; of TCP also whether it is told
+    /// at once that there is nobody.
     fn is_frontend(&self, protocol: Protocol, peer: SocketAddr) -> bool;
 }
 
@@ -30,6 +31,9 @@ pub enum Reason {
     /// UDP: it was connected to a Service's address before the programs knew the Service, so what it
     /// sends reaches nobody.
     BeforeService,
+    /// TCP: it dialled a Service's address before the programs knew the Service, and waits for an
+    /// answer that nobody will give.
+    Dialling,
     /// TCP, where it is asked for: its backend is no endpoint any more.
     Deleted,
 }
@@ -40,6 +44,7 @@ impl Reason {
         match self {
             Self::Stale => "stale",
             Self::BeforeService => "before-service",
+            Self::Dialling => "dialling",
             Self::Deleted => "deleted",
         }
     }
@@ -58,7 +63,12 @@ pub fn judge(found: &Found, truth: &impl Truth) -> Option<Reason> {
         (Protocol::Tcp, Some(translation)) => {
             (!truth.exists(protocol, translation)).then_some(Reason::Deleted)
         }
-        (Protocol::Tcp, None) | (Protocol::Sctp, _) => None,
+        // One that was answered is not ours.
+        (Protocol::Tcp, None) => {
+            (found.dialling && found.inside && truth.is_frontend(protocol, peer.into()))
+                .then_some(Reason::Dialling)
+        }
+        (Protocol::Sctp, _) => None,
     }
 }
 
@@ -162,11 +172,24 @@ mod tests {
         // It was translated once, and is now connected to a Service's address past the programs.
         let socket = found(Protocol::Udp, FRONTEND, Some(BACKEND));
         assert_eq!(judge(&socket, &known()), Some(Reason::BeforeService));
-        assert_eq!(
-            judge(&found(Protocol::Tcp, FRONTEND, None), &known()),
-            None,
-            "TCP fails itself"
-        );
+    }
+
+    #[test]
+    fn tcp_that_dialled_before_its_service_is_healed_inside_only() {
+        let mut socket = found(Protocol::Tcp, FRONTEND, None);
+        assert_eq!(judge(&socket, &known()), None, "it was answered");
+        socket.dialling = true;
+        assert_eq!(judge(&socket, &known()), Some(Reason::Dialling));
+        assert_eq!(judge(&socket, &Known::default()), None, "no Service there");
+        socket.inside = false;
+        assert_eq!(judge(&socket, &known()), None, "another cgroup");
+        // Its backend's address is another Service's.
+        let translated = Found { dialling: true, ..found(Protocol::Tcp, FRONTEND, Some(FRONTEND)) };
+        let truth = Known { listed: [(7, addr(FRONTEND))].into(), ..known() };
+        assert_eq!(judge(&translated, &truth), None);
+        // It dialled again, past the programs.
+        let again = Found { dialling: true, ..found(Protocol::Tcp, FRONTEND, Some(BACKEND)) };
+        assert_eq!(judge(&again, &known()), Some(Reason::Dialling));
     }
 
     /// A Service whose cluster IP and port are also those of a backend.

@@ -16,11 +16,13 @@
 //!   back, one chosen by bind() stays;
 //! * connect() connects it again, through the programs.
 //!
-//! A TCP socket gets ECONNABORTED too, and its peer a reset.
+//! A TCP socket gets ECONNABORTED too, and its peer a reset. One that waits to be connected gets it
+//! from connect(), or as SO_ERROR: it dialled a Service's address before the programs were there, or
+//! knew the Service, and its packets reach nobody, for two minutes. Dialled again, it is translated.
 //!
 //! Never ended: a socket without a peer; one whose peer is not where the programs sent it; one whose
 //! backend still serves, be it terminating; one outside the cgroup that the programs are attached to,
-//! unless they had translated it.
+//! unless they had translated it; a TCP connection that was answered and that they did not translate.
 //!
 //! Needed: `CAP_BPF` and `CAP_PERFMON` to read what is stored, `CAP_NET_ADMIN` to destroy; `CAP_SYS_ADMIN` to enter the
 //! namespaces of others, and to find those that are not mounted in a known place, the machine's
@@ -67,6 +69,28 @@ use stored::Stored;
 use subtree::Subtree;
 pub use sweeper::{News, Sweeper};
 
+/// Which sockets are looked for: of those that have a peer.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// All of UDP.
+    Udp,
+    /// Those of TCP that wait for an answer to their SYN. Few, but the kernel goes through its whole
+    /// table for each network namespace: they are looked for when there is a reason.
+    Dialling,
+    /// All of TCP.
+    Tcp,
+}
+
+impl Kind {
+    /// Its protocol.
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Self::Udp => Protocol::Udp,
+            Self::Dialling | Self::Tcp => Protocol::Tcp,
+        }
+    }
+}
+
 /// A socket that has a peer.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -85,17 +109,31 @@ pub struct Found {
     /// Id of its cgroup.
     pub cgroup: u64,
     /// Whether that cgroup is the one that the programs are attached to, or one below it. Looked at
-    /// only where it matters: for UDP without a translation.
+    /// only where it matters: for UDP, and TCP that waits, without a translation.
     pub inside: bool,
+    /// TCP: nobody has answered yet.
+    pub dialling: bool,
     door: Door,
     name: Name,
 }
 
 impl Found {
     fn new(netns: u64, door: &Door, protocol: Protocol, socket: Connected) -> Self {
-        let Connected { name, cookie, local, peer, cgroup } = socket;
+        let Connected { name, cookie, local, peer, cgroup, dialling } = socket;
         let (inside, translation, door) = (false, None, door.clone());
-        Self { netns, cookie, protocol, local, peer, translation, cgroup, inside, door, name }
+        Self {
+            netns,
+            cookie,
+            protocol,
+            local,
+            peer,
+            translation,
+            cgroup,
+            inside,
+            dialling,
+            door,
+            name,
+        }
     }
 
     /// Takes in one of the translations that are stored for it. The one of its connection counts.
@@ -121,6 +159,7 @@ impl Found {
             translation: None,
             cgroup: 1,
             inside: true,
+            dialling: false,
             door: Door::Own,
             name: Name::sample(),
         }
@@ -156,9 +195,9 @@ impl Scanner {
         Ok(Self { stored: Stored::open(&maps.0)?, subtree: Subtree::new(cgroup) })
     }
 
-    /// Looks into all network namespaces for sockets of these protocols that have a peer and may have
-    /// to go: those that were translated, and UDP sockets inside the subtree that were not.
-    pub fn scan(&mut self, protocols: &[Protocol]) -> Sight {
+    /// Looks into all network namespaces for sockets of these kinds that may have to go: those that were
+    /// translated, and inside the subtree those of UDP, and of TCP that wait, that were not.
+    pub fn scan(&mut self, kinds: &[Kind]) -> Sight {
         let mut sight = Sight::default();
         let Namespaces { doors, hidden } = match Namespaces::find() {
             Ok(namespaces) => namespaces,
@@ -168,9 +207,9 @@ impl Scanner {
         let seen = tour(&doors, |_| {
             let mut diag = Diag::open()?;
             let mut found = Vec::new();
-            for protocol in protocols {
-                let connected = diag.connected(*protocol)?.into_iter();
-                found.extend(connected.map(|socket| (*protocol, socket)));
+            for kind in kinds {
+                let connected = diag.connected(*kind)?.into_iter();
+                found.extend(connected.map(|socket| (kind.protocol(), socket)));
             }
             Ok((diag.cookie()?, found))
         });
@@ -196,7 +235,7 @@ impl Scanner {
             return Sight { refused: doors.len(), error: Some(error), ..sight };
         }
         self.subtree.renew();
-        sockets.retain_mut(|socket| self.is_candidate(socket));
+        sockets.retain_mut(|socket| self.is_candidate(socket, kinds));
         sight.found = sockets;
         sight
     }
@@ -217,12 +256,14 @@ impl Scanner {
     }
 
     /// Whether the socket may have to go.
-    fn is_candidate(&mut self, socket: &mut Found) -> bool {
-        let translated = socket.translated().is_some();
-        if !translated && socket.protocol == Protocol::Udp {
+    fn is_candidate(&mut self, socket: &mut Found, kinds: &[Kind]) -> bool {
+        if socket.translated().is_some() {
+            return socket.protocol == Protocol::Udp || kinds.contains(&Kind::Tcp);
+        }
+        if socket.protocol == Protocol::Udp || socket.dialling {
             socket.inside = self.subtree.contains(socket.cgroup);
         }
-        translated || socket.inside
+        socket.inside
     }
 }
 

@@ -8,7 +8,8 @@
 //!
 //! After a request it looks at once, and again half a second later, since a connect() in flight may
 //! have chosen from the set of before; and every 30 seconds without being asked. Requests that come
-//! together are one.
+//! together are one. TCP sockets that wait to be connected are looked for in the same way, but only
+//! when they are asked for.
 
 use std::{
     collections::BTreeMap,
@@ -22,18 +23,20 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Found, Maps, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag, healed::Healed,
-    said::Said,
+    Found, Kind, Maps, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag,
+    healed::Healed, said::Said,
 };
-use crate::model::Protocol;
 
 /// Nothing happens before the first request; the thread wakes all the same.
 const IDLE: Duration = Duration::from_secs(30);
 /// What it costs when sockets cannot be looked for or ended.
 const COST: &str = "connected sockets stay with backends that are gone";
+const COST_OF_DIALLING: &str =
+    "connections that were begun before there was their Service go on waiting";
 
 enum Order {
     Look,
+    LookForDialling,
     Destroy(Vec<(Found, Reason)>),
 }
 
@@ -55,23 +58,23 @@ pub struct Sweeper {
 
 impl Sweeper {
     /// Starts the thread, in the network namespace of the caller. It looks for sockets of these
-    /// protocols with what `maps` ([`super::open`]) have for them; `cgroup` is where the programs are
+    /// kinds with what `maps` ([`super::open`]) have for them; `cgroup` is where the programs are
     /// attached. It does not look before it is asked, so that nothing is judged on partial knowledge;
     /// from then on also by itself.
     pub fn start(
         maps: Maps,
         cgroup: &Path,
-        protocols: &[Protocol],
+        kinds: &[Kind],
     ) -> io::Result<(Self, mpsc::Receiver<News>)> {
         let (orders, inbox) = channel();
         // What the agent has not read yet keeps the thread from looking again.
         let (outbox, news) = mpsc::channel(1);
-        let (cgroup, protocols) = (cgroup.to_owned(), probed(protocols));
+        let (cgroup, kinds) = (cgroup.to_owned(), probed(kinds));
         thread::Builder::new().name("sweeper".into()).spawn(move || {
             match Scanner::new(&maps, &cgroup) {
-                Ok(scanner) if !protocols.is_empty() => {
+                Ok(scanner) if !kinds.is_empty() => {
                     let (healed, said) = (Healed::default(), Said::default());
-                    let mut sweep = Sweep { scanner, protocols, outbox, healed, said };
+                    let mut sweep = Sweep { scanner, kinds, outbox, healed, said };
                     // It ends with the agent.
                     let _ = sweep.run(&inbox);
                 }
@@ -90,6 +93,11 @@ impl Sweeper {
     /// Asks for a look at once, and for another. Never waits.
     pub fn look(&self) {
         self.order(Order::Look);
+    }
+
+    /// The same for TCP sockets that wait to be connected.
+    pub fn look_for_dialling(&self) {
+        self.order(Order::LookForDialling);
     }
 
     /// Hands over sockets that have to go. Never waits.
@@ -112,7 +120,7 @@ struct Ended;
 
 struct Sweep {
     scanner: Scanner,
-    protocols: Vec<Protocol>,
+    kinds: Vec<Kind>,
     outbox: mpsc::Sender<News>,
     healed: Healed,
     said: Said,
@@ -120,26 +128,27 @@ struct Sweep {
 
 impl Sweep {
     fn run(&mut self, inbox: &Receiver<Order>) -> Result<(), Ended> {
-        let mut agenda = Agenda::default();
+        let mut agendas = Agendas { flows: Agenda::periodic(), dialling: Agenda::on_request() };
         loop {
             let now = Instant::now();
-            let wait = agenda.due().map_or(IDLE, |due| due.saturating_duration_since(now));
+            let wait = agendas.due().map_or(IDLE, |due| due.saturating_duration_since(now));
             match inbox.recv_timeout(wait) {
                 Ok(order) => {
-                    self.obey(order, &mut agenda)?;
+                    self.obey(order, &mut agendas)?;
                     // Requests that came together.
                     while let Ok(order) = inbox.try_recv() {
-                        self.obey(order, &mut agenda)?;
+                        self.obey(order, &mut agendas)?;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(Ended),
             }
             let began = Instant::now();
-            if agenda.due().is_some_and(|due| due <= began) {
-                let sight = self.scanner.scan(&self.protocols);
+            let due = agendas.due_at(began);
+            if due != Due::default() {
+                let sight = self.scanner.scan(&due.kinds(&self.kinds));
                 let ended = Instant::now();
-                agenda.looked(began, ended);
+                agendas.looked(due, began, ended);
                 self.said.sight(&sight);
                 let took = ended - began;
                 let (namespaces, sockets) = (sight.namespaces, sight.found.len());
@@ -152,9 +161,10 @@ impl Sweep {
         }
     }
 
-    fn obey(&mut self, order: Order, agenda: &mut Agenda) -> Result<(), Ended> {
+    fn obey(&mut self, order: Order, agendas: &mut Agendas) -> Result<(), Ended> {
         match order {
-            Order::Look => agenda.request(Instant::now()),
+            Order::Look => agendas.flows.request(Instant::now()),
+            Order::LookForDialling => agendas.dialling.request(Instant::now()),
             Order::Destroy(condemned) => {
                 let done = self.end(condemned);
                 self.report(News::Done(done))?;
@@ -178,7 +188,7 @@ impl Sweep {
         for (reason, sockets) in groups {
             let outcome = destroy(&sockets);
             self.said.outcome(reason, &sockets, &outcome);
-            if reason == Reason::BeforeService {
+            if matches!(reason, Reason::BeforeService | Reason::Dialling) {
                 self.healed.note(&sockets, Instant::now());
             }
             done.insert(reason, outcome);
@@ -187,10 +197,56 @@ impl Sweep {
     }
 }
 
-/// The protocols whose sockets the kernel would end.
-fn probed(protocols: &[Protocol]) -> Vec<Protocol> {
-    let works = |protocol: &Protocol| {
-        let result = Diag::open().and_then(|mut diag| diag.probe(*protocol));
+/// When to look for what.
+struct Agendas {
+    flows: Agenda,
+    dialling: Agenda,
+}
+
+impl Agendas {
+    fn due(&self) -> Option<Instant> {
+        [self.flows.due(), self.dialling.due()].into_iter().flatten().min()
+    }
+
+    fn due_at(&self, now: Instant) -> Due {
+        let [flows, dialling] =
+            [&self.flows, &self.dialling].map(|agenda| agenda.due().is_some_and(|due| due <= now));
+        Due { flows, dialling }
+    }
+
+    fn looked(&mut self, due: Due, began: Instant, ended: Instant) {
+        if due.flows {
+            self.flows.looked(began, ended);
+        }
+        if due.dialling {
+            self.dialling.looked(began, ended);
+        }
+    }
+}
+
+/// What is to be looked for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Due {
+    flows: bool,
+    dialling: bool,
+}
+
+impl Due {
+    fn kinds(self, all: &[Kind]) -> Vec<Kind> {
+        let is_due = |kind: &Kind| match kind {
+            Kind::Udp => self.flows,
+            Kind::Dialling => self.dialling,
+            Kind::Tcp => self.flows || self.dialling,
+        };
+        all.iter().copied().filter(is_due).collect()
+    }
+}
+
+/// The kinds of sockets that the kernel would end.
+fn probed(kinds: &[Kind]) -> Vec<Kind> {
+    let works = |kind: &Kind| {
+        let protocol = kind.protocol();
+        let result = Diag::open().and_then(|mut diag| diag.probe(protocol));
         if let Err(error) = &result {
             let lack = match error.raw_os_error() {
                 Some(libc::EOPNOTSUPP) => "a kernel with CONFIG_INET_DIAG_DESTROY",
@@ -198,9 +254,10 @@ fn probed(protocols: &[Protocol]) -> Vec<Protocol> {
                 Some(libc::ENOENT) => "the kernel module udp_diag (or tcp_diag)",
                 _ => "sock_diag",
             };
-            tracing::warn!(%protocol, %error, "{COST}, for lack of {lack}");
+            let cost = if *kind == Kind::Dialling { COST_OF_DIALLING } else { COST };
+            tracing::warn!(%protocol, %error, "{cost}, for lack of {lack}");
         }
         result.is_ok()
     };
-    protocols.iter().copied().filter(works).collect()
+    kinds.iter().copied().filter(works).collect()
 }

@@ -14,7 +14,7 @@ use std::{
 
 use lb_agent::{
     model::Protocol,
-    sockets::{self, Found, Outcome, Reason, Scanner, Sight, Truth, judge},
+    sockets::{self, Found, Kind, Outcome, Reason, Scanner, Sight, Truth, judge},
 };
 use lb_common::abi::Translation;
 use nix::sched::{CloneFlags, unshare};
@@ -52,13 +52,21 @@ impl Look {
         Self(Scanner::new(&maps, world.cgroup()).unwrap())
     }
 
-    pub(crate) fn scan(&mut self, protocols: &[Protocol]) -> Sight {
-        self.0.scan(protocols)
+    pub(crate) fn scan(&mut self, kinds: &[Kind]) -> Sight {
+        self.0.scan(kinds)
     }
 
     /// Ends those that have to go.
     pub(crate) fn sweep(&mut self, known: &Known) -> (Vec<(Found, Reason)>, Outcome) {
-        let sight = self.scan(&[Protocol::Udp, Protocol::Tcp]);
+        self.sweep_of(&[Kind::Udp, Kind::Tcp], known)
+    }
+
+    pub(crate) fn sweep_of(
+        &mut self,
+        kinds: &[Kind],
+        known: &Known,
+    ) -> (Vec<(Found, Reason)>, Outcome) {
+        let sight = self.scan(kinds);
         assert_eq!(sight.refused, 0, "{sight:?}");
         let judged = |found: Found| judge(&found, known).map(|reason| (found, reason));
         let condemned: Vec<_> = sight.found.into_iter().filter_map(judged).collect();

@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::{
-    model::Protocol,
-    sockets::{self, Reason},
-};
+use lb_agent::sockets::{self, Kind, Reason};
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -238,7 +235,7 @@ fn a_namespace_without_a_process() {
         for (socket, form) in sockets.iter().zip(FORMS) {
             dial(socket, addr(form)).unwrap();
         }
-        let found = look.scan(&[Protocol::Udp]).found;
+        let found = look.scan(&[Kind::Udp]).found;
         assert_eq!(found.len(), sockets.len());
         assert!(Command::new("ip").args(["netns", "delete", "box"]).status().unwrap().success());
         let outcome = sockets::destroy(&found);

@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::{
-    model::Protocol,
-    sockets::{self, News, Reason, Sweeper, judge},
-};
+use lb_agent::sockets::{self, Kind, News, Reason, Sweeper, judge};
 
 use super::{
     connect::{MAPPED, V4, V6, web},
@@ -35,7 +32,7 @@ struct Loop {
 impl Loop {
     fn start(world: &World) -> Self {
         let maps = sockets::open(&world.pins()).unwrap();
-        let (sweeper, mut news) = Sweeper::start(maps, world.cgroup(), &[Protocol::Udp]).unwrap();
+        let (sweeper, mut news) = Sweeper::start(maps, world.cgroup(), &[Kind::Udp]).unwrap();
         let sweeper = Arc::new(sweeper);
         let known = Arc::new(Mutex::new(Known::default()));
         let done = Arc::new(Mutex::new(Vec::new()));

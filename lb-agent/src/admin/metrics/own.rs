@@ -25,7 +25,7 @@ impl Own {
             )?,
             sockets_destroyed: make.counters(
                 "socklb_sockets_destroyed_total",
-                "Stale sockets that were woken with an error",
+                "Sockets that were woken with an error, to connect anew",
                 &["reason"],
             )?,
             map_entries: make.gauges("socklb_map_entries", "Places in use in a map", &["map"])?,
