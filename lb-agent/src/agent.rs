@@ -1,5 +1,6 @@
 //! The agent's life: take over what is there, follow the source, write the maps, leave them working.
 
+mod clients;
 mod follow;
 mod guard;
 mod pace;

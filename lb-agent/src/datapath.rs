@@ -203,7 +203,7 @@ const MAPS: [&str; 9] =
 /// The maps of what is remembered of sockets, which have no size.
 const STORAGE: [&str; 4] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS];
 /// Size of the map of network namespaces: more than a node has.
-const MAX_CLIENTS: u32 = 16_384;
+const MAX_CLIENTS: u32 = 65_536;
 /// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.
 pub const MAX_NODE_ADDRESSES: u32 = 1 << 15;
 

@@ -24,6 +24,7 @@ mod kernel {
     mod affinity_bonds;
     mod affinity_table;
     mod capacity;
+    mod client_changes;
     mod connect;
     mod crowd;
     mod dialling;
@@ -52,6 +53,7 @@ mod kernel {
     mod renamed;
     mod resize;
     mod restart;
+    mod source_addresses;
     mod sources;
     mod spread;
     mod stale;

@@ -21,7 +21,7 @@ pub const ADDRESSES: &str = "addresses";
 pub const FILTER: &str = "filter";
 /// LPM_TRIE: prefix length and [`SourceKey`] to `u32`, always 1: which clients may use a service port.
 pub const SOURCES: &str = "sources";
-/// HASH: cookie of a network namespace (`u64`) to [`ClientEntry`]: the addresses of its sockets.
+/// HASH: [`ClientKey`] to [`ClientEntry`]: from which address a socket connects that has none.
 pub const CLIENTS: &str = "clients";
 /// HASH: [`AffinityKey`] to [`Affinity`].
 pub const AFFINITY: &str = "affinity";
@@ -94,6 +94,13 @@ impl Addr {
     #[must_use]
     pub const fn unspecified(self) -> Self {
         if self.is_v4() { Self::from_v4_word(0) } else { Self::from_words([0; 4]) }
+    }
+
+    /// Whether it is `0.0.0.0` or `::`.
+    #[inline(always)]
+    pub const fn is_unspecified(self) -> bool {
+        let [a, b, c, d] = self.words();
+        a == 0 && b == 0 && d == 0 && (c == 0 || c == u32::from_ne_bytes([0, 0, 0xff, 0xff]))
     }
 
     /// Whether it is an IPv4 address.
@@ -558,42 +565,86 @@ impl SourceKey {
     }
 }
 
-/// The addresses from which a network namespace connects; unspecified: none.
+/// Key of [`CLIENTS`]: a network namespace, and where its socket connects to. 24 bytes.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
+#[repr(C)]
+pub struct ClientKey {
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// The address of a load balancer; the unspecified one of the family: any.
+    pub to: Addr,
+}
+
+impl ClientKey {
+    /// What holds for all addresses of the family of `to` that have no entry of their own.
+    #[inline(always)]
+    pub const fn general(netns: u64, to: Addr) -> Self {
+        Self { netns, to: to.unspecified() }
+    }
+
+    /// The same namespace, when it connects to `to`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn towards(self, to: Addr) -> Self {
+        Self { to, ..self }
+    }
+
+    #[inline(always)]
+    const fn digest(&self) -> u64 {
+        self.netns.wrapping_mul(0x1656_67b1_9e37_79f9).wrapping_add(mixed(self.to.words()))
+    }
+}
+
+/// The source address that routing in a network namespace chooses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Client {
-    /// The IPv4 address.
-    pub v4: Addr,
-    /// The IPv6 address.
-    pub v6: Addr,
+    /// The address.
+    pub addr: Addr,
+    /// Any of the constants.
+    pub flags: u32,
 }
 
-/// Value of [`CLIENTS`]. 40 bytes.
+impl Client {
+    /// Bit of `flags`, in a general entry: there are others, for single addresses of load balancers.
+    pub const OTHERS: u32 = 1;
+    /// Bit of `flags`: also a socket that has a port, and so cannot be bound any more, comes from there:
+    /// there is no other address, or nobody to be afraid of.
+    pub const SURE: u32 = 2;
+
+    /// A client that comes from `addr`.
+    #[inline(always)]
+    pub const fn new(addr: Addr, flags: u32) -> Self {
+        Self { addr, flags }
+    }
+}
+
+/// Value of [`CLIENTS`]. 32 bytes.
+///
+/// The lock is there as in [`ServiceEntry`]: a key is never hidden. The programs take it as well, so
+/// that nobody reads half a value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ClientEntry {
     /// What it says.
     pub client: Client,
-    /// 64 bits of it and of the key: a hash element may be recycled under its reader.
-    seal: u64,
+    /// The kernel's.
+    pub lock: bpf_spin_lock,
+    /// 64 bits of the key: a hash element may be recycled under its reader.
+    pub seal: u64,
 }
 
 impl ClientEntry {
-    /// What stands in the map under `netns`.
+    /// What stands in the map under `key`.
     #[inline(always)]
-    pub const fn new(netns: u64, client: Client) -> Self {
-        Self { client, seal: Self::seal(netns, &client) }
+    pub const fn new(key: &ClientKey, client: Client) -> Self {
+        Self { client, lock: bpf_spin_lock { val: 0 }, seal: Self::seal(key) }
     }
 
-    /// Whether it was made for `netns`, all of it.
+    /// The seal of a value under `key`.
     #[inline(always)]
-    pub const fn is_of(&self, netns: u64) -> bool {
-        self.seal == Self::seal(netns, &self.client)
-    }
-
-    #[inline(always)]
-    const fn seal(netns: u64, client: &Client) -> u64 {
-        netns ^ (client.v4.digest() as u64) << 32 ^ client.v6.digest() as u64
+    pub const fn seal(key: &ClientKey) -> u64 {
+        key.digest()
     }
 }
 
@@ -738,7 +789,9 @@ const _: () = {
     assert!(size_of::<Name>() == 200);
     assert!(size_of::<AddressEntry>() == 24);
     assert!(size_of::<SourceKey>() == 20);
-    assert!(size_of::<ClientEntry>() == 40);
+    assert!(size_of::<ClientKey>() == 24);
+    assert!(size_of::<ClientEntry>() == 32);
+    assert!(offset_of!(ClientEntry, lock) == 20);
     assert!(size_of::<AffinityKey>() == 16);
     assert!(size_of::<Bond>() == 32);
     assert!(size_of::<Affinity>() == 56);
@@ -847,15 +900,17 @@ mod tests {
     }
 
     #[test]
-    fn half_a_client_or_another_one_s_is_not_believed() {
+    fn a_client_of_another_key_has_another_seal() {
         let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
-        let client = Client { v4: addr("10.0.0.1"), v6: addr("fd00::1") };
-        let entry = ClientEntry::new(7, client);
-        assert!(entry.is_of(7) && !entry.is_of(8));
-        let torn = Client { v4: addr("10.0.0.2"), ..client };
-        assert!(!ClientEntry { client: torn, ..entry }.is_of(7));
-        let torn = Client { v6: addr("fd00::2"), ..client };
-        assert!(!ClientEntry { client: torn, ..entry }.is_of(7));
+        let v4 = ClientKey::general(7, addr("203.0.113.5"));
+        let v6 = ClientKey::general(7, addr("2001:db8::5"));
+        assert_eq!(v4, ClientKey::general(7, addr("203.0.113.6")));
+        let other = ClientKey::general(8, addr("203.0.113.5"));
+        let one = v4.towards(addr("203.0.113.5"));
+        let seals = [v4, v6, other, one].map(|key| ClientEntry::seal(&key));
+        for (n, seal) in seals.iter().enumerate() {
+            assert!(!seals[..n].contains(seal), "{seals:x?}");
+        }
     }
 
     #[test]

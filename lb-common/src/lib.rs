@@ -16,6 +16,6 @@ mod lookup;
 
 pub use abi::{Addr, Port};
 pub use lookup::{
-    ATTEMPTS, Caller, Flow, Prior, Range, Set, Tables, Verdict, bind, choose, find, flow_bits,
-    pick, select,
+    ATTEMPTS, Caller, Flow, Origin, Prior, Range, Set, Tables, Verdict, bind, choose, find,
+    flow_bits, pick, select,
 };

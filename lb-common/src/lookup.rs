@@ -1,8 +1,8 @@
 //! Which backend a connection goes to.
 
 use crate::abi::{
-    self, Action, Addr, Address, AffinityKey, Backend, Bond, Client, Peer, Service, ServiceKey,
-    SourceKey,
+    self, Action, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service,
+    ServiceKey, SourceKey,
 };
 
 /// How often [`select`] reads the service anew when the record it names is of another generation.
@@ -33,8 +33,8 @@ pub trait Tables {
     }
     /// What [`ADDRESSES`](abi::ADDRESSES) says of an address.
     fn address(&self, addr: &Addr) -> Option<Address>;
-    /// The addresses of a network namespace, in [`CLIENTS`](abi::CLIENTS).
-    fn client(&self, netns: u64) -> Option<Client>;
+    /// From where a socket of a network namespace connects, in [`CLIENTS`](abi::CLIENTS).
+    fn client(&self, key: &ClientKey) -> Option<Client>;
     /// Whether a range in [`SOURCES`](abi::SOURCES) has the client.
     fn allows(&self, client: &SourceKey) -> bool;
     /// Where the client went before, in [`AFFINITY`](abi::AFFINITY); [`Bond::NONE`] if nowhere.
@@ -47,11 +47,27 @@ pub trait Caller {
     fn random(&self, flow: &Flow) -> u32;
     /// The cookie of its network namespace.
     fn netns(&self) -> u64;
+    /// The address that its packets come from, if that is settled: the socket is bound to it, or the
+    /// message says so. Else the unspecified one.
+    fn source(&self) -> Addr;
+    /// Settles it.
+    fn come_from(&self, addr: Addr) -> Origin;
     /// The time, in nanoseconds of the monotonic clock.
     fn now(&self) -> u64;
     /// Makes `bond` the client's in place of `before`, which was read. False if another program was
     /// faster; `bond` is then what that one made.
     fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool;
+}
+
+/// Whether a socket comes from the address that it is to come from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// It does.
+    Settled,
+    /// Nobody knows: it has a port already, and cannot be bound any more.
+    Open,
+    /// It does not: the address is none of its network namespace.
+    Elsewhere,
 }
 
 /// What an application asked for. Aligned, or else the programs would read a reference byte by byte.
@@ -101,8 +117,8 @@ pub enum Verdict {
     Unreachable(Backend),
     /// The client's address is in none of the Service's source ranges: fail with EACCES (G2).
     Denied(Backend),
-    /// There are source ranges, and nobody knows the client's address: fail with EACCES; the caller
-    /// may retry once the agent has seen it.
+    /// There are source ranges, and nobody knows the client's address, or it cannot come from there:
+    /// fail with EACCES; the caller may retry once the agent has seen it.
     UnknownClient(Backend),
     /// No consistent set after [`ATTEMPTS`] readings: fail with ECONNREFUSED; the caller may retry.
     Unstable,
@@ -228,6 +244,15 @@ fn one_of(
     set: &mut Set,
 ) -> Option<Verdict> {
     if prior.generation != 0 {
+        // Ranges hold for flows that are there already, too: any record of the set knows of them.
+        let first = tables.backend(service.block).filter(|b| b.generation == service.generation)?;
+        if first.flags & Backend::SOURCES != 0 {
+            match admits(tables, caller, flow, first.service, true) {
+                Admission::Granted => {}
+                Admission::Denied => return Some(Verdict::Denied(first)),
+                Admission::Unknown => return Some(Verdict::UnknownClient(first)),
+            }
+        }
         if prior.generation == service.generation {
             return Some(Verdict::Stay);
         }
@@ -239,12 +264,11 @@ fn one_of(
     let index = service.block.wrapping_add(pick(caller.random(flow), service.count));
     let backend = tables.backend(index).filter(|b| b.generation == service.generation)?;
     if backend.flags & Backend::SOURCES != 0 {
-        let Some(client) = tables.client(caller.netns()) else {
-            return Some(Verdict::UnknownClient(backend));
-        };
-        let addr = if flow.peer.addr.is_v4() { client.v4 } else { client.v6 };
-        if !tables.allows(&SourceKey::new(backend.service, addr)) {
-            return Some(Verdict::Denied(backend));
+        let goes = backend.action() == Action::Forward;
+        match admits(tables, caller, flow, backend.service, goes) {
+            Admission::Granted => {}
+            Admission::Denied => return Some(Verdict::Denied(backend)),
+            Admission::Unknown => return Some(Verdict::UnknownClient(backend)),
         }
     }
     match backend.action() {
@@ -256,6 +280,52 @@ fn one_of(
             *set = Set { range: Range { first, count, generation }, service, affinity };
             Some(Verdict::Forward(backend))
         }
+    }
+}
+
+/// What source ranges say of a client.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Admission {
+    Granted,
+    Denied,
+    Unknown,
+}
+
+/// Whether the service port is for the client. Judged by the address that the socket has, or else by
+/// the one that routing in its network namespace gives it, which it then has (`goes`): what the
+/// packets carry is what was judged, as where the packets themselves are (kube-proxy G6).
+///
+/// A function of its own in the programs: their stack has 512 bytes.
+#[inline(never)]
+fn admits(
+    tables: &impl Tables,
+    caller: &impl Caller,
+    flow: &Flow,
+    service: u32,
+    goes: bool,
+) -> Admission {
+    let own = caller.source();
+    if !own.is_unspecified() {
+        let granted = tables.allows(&SourceKey::new(service, own));
+        return if granted { Admission::Granted } else { Admission::Denied };
+    }
+    let to = flow.peer.addr;
+    let mut key = ClientKey::general(caller.netns(), to);
+    let Some(mut client) = tables.client(&key) else { return Admission::Unknown };
+    if client.flags & Client::OTHERS != 0 {
+        key.to = to;
+        client = tables.client(&key).unwrap_or(client);
+    }
+    if !tables.allows(&SourceKey::new(service, client.addr)) {
+        return Admission::Denied;
+    }
+    if !goes {
+        return Admission::Granted;
+    }
+    match caller.come_from(client.addr) {
+        Origin::Settled => Admission::Granted,
+        Origin::Open if client.flags & Client::SURE != 0 => Admission::Granted,
+        Origin::Open | Origin::Elsewhere => Admission::Unknown,
     }
 }
 
@@ -358,10 +428,13 @@ pub const fn pick(random: u32, count: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use core::{
         cell::{Cell, RefCell},
         net::SocketAddr,
     };
+    use std::vec::Vec;
 
     use bytemuck::Zeroable as _;
 
@@ -376,8 +449,11 @@ mod tests {
         service: Service,
         records: [Backend; 8],
         address: Option<(Addr, Address)>,
-        client: Option<Client>,
+        clients: Vec<(ClientKey, Client)>,
         allowed: Option<SourceKey>,
+        /// What the socket is bound to, and what happens when it is to be bound.
+        source: Cell<Addr>,
+        origin: Origin,
         bond: RefCell<Option<(AffinityKey, Bond)>>,
         /// What another program makes of the bond before this one does.
         rival: RefCell<Option<Bond>>,
@@ -388,6 +464,7 @@ mod tests {
     }
 
     const NETNS: u64 = 4711;
+    const NOWHERE: Addr = Addr::from_words([0; 4]);
 
     impl Caller for Fake {
         fn random(&self, _: &Flow) -> u32 {
@@ -396,6 +473,17 @@ mod tests {
 
         fn netns(&self) -> u64 {
             NETNS
+        }
+
+        fn source(&self) -> Addr {
+            self.source.get()
+        }
+
+        fn come_from(&self, addr: Addr) -> Origin {
+            if self.origin == Origin::Settled {
+                self.source.set(addr);
+            }
+            self.origin
         }
 
         fn now(&self) -> u64 {
@@ -425,9 +513,9 @@ mod tests {
             self.address.filter(|(of, _)| of == addr).map(|(_, address)| address)
         }
 
-        fn client(&self, netns: u64) -> Option<Client> {
-            assert_eq!(netns, NETNS);
-            self.client
+        fn client(&self, key: &ClientKey) -> Option<Client> {
+            let found = self.clients.iter().find(|(of, _)| of == key);
+            found.map(|(_, client)| *client)
         }
 
         fn allows(&self, client: &SourceKey) -> bool {
@@ -478,8 +566,10 @@ mod tests {
             service,
             records,
             address: None,
-            client: None,
+            clients: Vec::new(),
             allowed: None,
+            source: Cell::new(NOWHERE),
+            origin: Origin::Settled,
             bond: RefCell::new(None),
             rival: RefCell::new(None),
             random: Cell::new(0),
@@ -628,15 +718,109 @@ mod tests {
         let to = flow("10.96.0.10:80", 6);
         fake.records[2].flags = Backend::SOURCES;
         assert_eq!(select(&fake, &to, 0), Verdict::UnknownClient(fake.records[2]));
-        let client = Client { v4: peer("10.0.0.9:0").addr, v6: peer("[fd00::9]:0").addr };
-        fake.client = Some(client);
+        // What is known of the other family says nothing.
+        fake.knows("[::]:0", "[fd00::9]:0", 0);
+        assert_eq!(select(&fake, &to, 0), Verdict::UnknownClient(fake.records[2]));
+        fake.knows("0.0.0.0:0", "10.0.0.9:0", 0);
         assert_eq!(select(&fake, &to, 0), Verdict::Denied(fake.records[2]));
-        fake.allowed = Some(SourceKey::new(9, client.v6));
+        fake.admits_only("[fd00::9]:0");
         assert_eq!(select(&fake, &to, 0), Verdict::Denied(fake.records[2]));
-        fake.allowed = Some(SourceKey::new(9, client.v4));
+        fake.admits_only("10.0.0.9:0");
         assert_eq!(select(&fake, &to, 0), Verdict::Forward(fake.records[2]));
         fake.records[2].action = Action::Unreachable.code();
         assert_eq!(select(&fake, &to, 0), Verdict::Unreachable(fake.records[2]));
+    }
+
+    impl Fake {
+        fn knows(&mut self, to: &str, addr: &str, flags: u32) {
+            let key = ClientKey { netns: NETNS, to: peer(to).addr };
+            self.clients.push((key, Client::new(peer(addr).addr, flags)));
+        }
+
+        fn admits_only(&mut self, addr: &str) {
+            self.allowed = Some(SourceKey::new(9, peer(addr).addr));
+        }
+    }
+
+    /// The fake service behind source ranges, of which 10.0.0.9 is in one.
+    fn guarded() -> Fake {
+        let mut fake = fake();
+        for record in &mut fake.records {
+            record.flags = Backend::SOURCES;
+        }
+        fake.admits_only("10.0.0.9:0");
+        fake
+    }
+
+    #[test]
+    fn a_client_is_judged_by_the_address_that_its_packets_carry() {
+        let to = flow("10.96.0.10:80", 6);
+        let mut fake = guarded();
+        fake.knows("0.0.0.0:0", "10.0.0.9:0", 0);
+        assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
+        assert_eq!(fake.source.get(), peer("10.0.0.9:0").addr, "it has it from now on");
+        fake.source.set(peer("10.0.0.8:0").addr);
+        assert!(matches!(select(&fake, &to, 0), Verdict::Denied(_)), "it is bound elsewhere");
+        fake.source.set(NOWHERE.unspecified());
+        fake.origin = Origin::Elsewhere;
+        assert!(matches!(select(&fake, &to, 0), Verdict::UnknownClient(_)));
+        // It has a port already: only where all come from one address.
+        fake.origin = Origin::Open;
+        assert!(matches!(select(&fake, &to, 0), Verdict::UnknownClient(_)));
+        fake.clients[0].1.flags = Client::SURE;
+        assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
+        fake.origin = Origin::Elsewhere;
+        assert!(matches!(select(&fake, &to, 0), Verdict::UnknownClient(_)));
+        // Bound inside, and nobody knows of it.
+        let fake = guarded();
+        fake.source.set(peer("10.0.0.9:0").addr);
+        assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
+        fake.source.set(peer("0.0.0.0:0").addr);
+        assert!(matches!(select(&fake, &to, 0), Verdict::UnknownClient(_)), "bound to nothing");
+    }
+
+    #[test]
+    fn who_is_refused_is_not_bound() {
+        let mut fake = guarded();
+        fake.knows("0.0.0.0:0", "10.0.0.9:0", 0);
+        fake.records[2].action = Action::Refuse.code();
+        assert!(matches!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Refuse(_)));
+        assert!(fake.source.get().is_unspecified());
+    }
+
+    #[test]
+    fn what_routing_says_of_one_address_goes_before_what_it_says_of_all() {
+        let to = flow("10.96.0.10:80", 6);
+        let mut fake = guarded();
+        fake.knows("10.96.0.10:0", "10.0.0.9:0", 0);
+        fake.knows("0.0.0.0:0", "10.0.0.8:0", 0);
+        assert!(matches!(select(&fake, &to, 0), Verdict::Denied(_)), "there is no other one");
+        fake.clients.pop();
+        fake.knows("0.0.0.0:0", "10.0.0.8:0", Client::OTHERS);
+        assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
+        fake.clients[0].0.to = peer("10.96.0.11:0").addr;
+        fake.source.set(NOWHERE);
+        assert!(matches!(select(&fake, &to, 0), Verdict::Denied(_)));
+    }
+
+    #[test]
+    fn ranges_hold_for_flows_that_are_there() {
+        let to = flow("10.96.0.10:80", 17);
+        let mut fake = guarded();
+        fake.key = ServiceKey::new(to.peer, to.protocol);
+        fake.knows("0.0.0.0:0", "10.0.0.9:0", 0);
+        for generation in [6, 7] {
+            let prior = Prior { backend: record(3, 7).peer, generation };
+            let goes = |verdict| matches!(verdict, Verdict::Stay | Verdict::Forward(_));
+            fake.admits_only("10.0.0.9:0");
+            fake.source.set(NOWHERE);
+            assert!(goes(super::select(&fake, &fake, &to, &prior)), "{generation}");
+            assert_eq!(fake.source.get(), peer("10.0.0.9:0").addr, "each datagram");
+            fake.admits_only("10.0.0.8:0");
+            fake.source.set(NOWHERE);
+            let verdict = super::select(&fake, &fake, &to, &prior);
+            assert!(matches!(verdict, Verdict::Denied(_)), "{generation}");
+        }
     }
 
     const TIMEOUT: u32 = 10;

@@ -14,11 +14,11 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    ATTEMPTS, Flow, Prior, Set, Verdict,
+    ATTEMPTS, Addr, Flow, Origin, Prior, Set, Verdict,
     abi::{Counter, TCP, UDP},
     bind, choose, flow_bits, select,
 };
-use maps::{Kernel, Random, count};
+use maps::{Hook, Kernel, count};
 use socket::{Socket, V4, V6};
 
 /// Let the system call go on, with whatever address now stands in the context.
@@ -70,24 +70,57 @@ fn recvmsg6(ctx: SockAddrContext) -> i32 {
     recvmsg(&V6(ctx))
 }
 
-/// Other bits for each connection.
-struct Fresh;
+/// A socket that connects.
+struct Connecting<'a, S>(&'a S);
 
-impl Random for Fresh {
+impl<S: Socket> Hook for Connecting<'_, S> {
     #[inline(always)]
-    fn bits(_: &SockAddrContext, _: &Flow) -> u32 {
+    fn context(&self) -> &SockAddrContext {
+        self.0.context()
+    }
+
+    /// Other bits for each connection.
+    #[inline(always)]
+    fn random(&self, _: &Flow) -> u32 {
         // SAFETY: the helper takes no argument.
         unsafe { bpf_get_prandom_u32() }
     }
+
+    #[inline(always)]
+    fn source(&self) -> Addr {
+        self.0.bound()
+    }
+
+    #[inline(always)]
+    fn come_from(&self, addr: Addr) -> Origin {
+        self.0.bind(addr)
+    }
 }
 
-/// The same bits for each datagram of a flow.
-struct OfFlow;
+/// A socket that sends a datagram.
+struct Sending<'a, S>(&'a S);
 
-impl Random for OfFlow {
+impl<S: Socket> Hook for Sending<'_, S> {
     #[inline(always)]
-    fn bits(ctx: &SockAddrContext, flow: &Flow) -> u32 {
-        flow_bits(storage::cookie(ctx), flow)
+    fn context(&self) -> &SockAddrContext {
+        self.0.context()
+    }
+
+    /// The same bits for each datagram of a flow.
+    #[inline(always)]
+    fn random(&self, flow: &Flow) -> u32 {
+        flow_bits(storage::cookie(self.context()), flow)
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Addr {
+        self.0.source()
+    }
+
+    #[inline(always)]
+    fn come_from(&self, addr: Addr) -> Origin {
+        self.0.set_source(addr);
+        Origin::Settled
     }
 }
 
@@ -98,7 +131,8 @@ fn connect(socket: &impl Socket) -> i32 {
         return PROCEED;
     }
     let ctx = socket.context();
-    let kernel = Kernel::<Fresh>::new(ctx);
+    let hook = Connecting(socket);
+    let kernel = Kernel(&hook);
     let verdict = select(&kernel, &kernel, &flow, &Prior::NONE);
     log(ctx, &flow, &verdict);
     match verdict {
@@ -134,7 +168,7 @@ fn sendmsg(socket: &impl Socket) -> i32 {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let mut set = Set::NONE;
-        match forward(ctx, &flow, &mut to, &mut set) {
+        match forward(socket, &flow, &mut to, &mut set) {
             Sent::Nowhere => return FAIL,
             Sent::AsAsked => {
                 // The answer must not be taken for that of a Service whose backend the peer is.
@@ -145,7 +179,8 @@ fn sendmsg(socket: &impl Socket) -> i32 {
                 return PROCEED;
             }
             Sent::ToBackend => {
-                let kernel = Kernel::<OfFlow>::new(ctx);
+                let hook = Sending(socket);
+                let kernel = Kernel(&hook);
                 if set.affinity == 0 || bind(&kernel, &kernel, &set, &mut to) {
                     if !storage::sent(ctx, &flow, &to) {
                         count(Counter::NoSocketMemory);
@@ -171,10 +206,11 @@ enum Sent {
 
 /// Where the datagram goes, in `to`, which says where earlier ones went.
 #[inline(never)]
-fn forward(ctx: &SockAddrContext, flow: &Flow, to: &mut Prior, set: &mut Set) -> Sent {
-    let kernel = Kernel::<OfFlow>::new(ctx);
+fn forward(socket: &impl Socket, flow: &Flow, to: &mut Prior, set: &mut Set) -> Sent {
+    let hook = Sending(socket);
+    let kernel = Kernel(&hook);
     let verdict = choose(&kernel, &kernel, flow, to, set);
-    log(ctx, flow, &verdict);
+    log(socket.context(), flow, &verdict);
     match verdict {
         Verdict::Miss => Sent::AsAsked,
         Verdict::Stay => Sent::ToBackend,

@@ -1,6 +1,6 @@
 //! The maps, private behind total functions. Sizes are the agent's to set; those here are the least.
 
-use core::{marker::PhantomData, ptr};
+use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -11,10 +11,10 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    ATTEMPTS, Addr, Caller, Flow, Range, Tables,
+    ATTEMPTS, Addr, Caller, Flow, Origin, Range, Tables,
     abi::{
-        Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry, Counter,
-        FILTER_WORDS, Name, Peer, Service, ServiceEntry, ServiceKey, SourceKey,
+        Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry,
+        ClientKey, Counter, FILTER_WORDS, Name, Peer, Service, ServiceEntry, ServiceKey, SourceKey,
     },
     find,
 };
@@ -39,7 +39,7 @@ static FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
 static SOURCES: LpmTrie<SourceKey, u32, 1> = LpmTrie::new();
 
 #[btf_map(name = "clients")]
-static CLIENTS: HashMap<u64, ClientEntry, 1, NO_PREALLOC> = HashMap::new();
+static CLIENTS: HashMap<ClientKey, ClientEntry, 1, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "affinity")]
 static AFFINITY: HashMap<AffinityKey, Affinity, 1, NO_PREALLOC> = HashMap::new();
@@ -52,21 +52,18 @@ static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
 static NAMES: HashMap<u32, Name, 1, NO_PREALLOC> = HashMap::new();
 
 /// The lookup's view of the maps, and of the socket that asks.
-pub(crate) struct Kernel<'a, R> {
-    ctx: &'a SockAddrContext,
-    random: PhantomData<R>,
-}
+pub(crate) struct Kernel<'a, H>(pub(crate) &'a H);
 
-/// Where random bits come from.
-pub(crate) trait Random {
-    fn bits(ctx: &SockAddrContext, flow: &Flow) -> u32;
-}
-
-impl<'a, R> Kernel<'a, R> {
-    #[inline(always)]
-    pub(crate) const fn new(ctx: &'a SockAddrContext) -> Self {
-        Self { ctx, random: PhantomData }
-    }
+/// A socket in one of the hooks that choose.
+pub(crate) trait Hook {
+    /// What the helpers take.
+    fn context(&self) -> &SockAddrContext;
+    /// See [`Caller::random`].
+    fn random(&self, flow: &Flow) -> u32;
+    /// See [`Caller::source`].
+    fn source(&self) -> Addr;
+    /// See [`Caller::come_from`].
+    fn come_from(&self, addr: Addr) -> Origin;
 }
 
 /// [`find`] as a function that the verifier looks at by itself: of its arguments it knows nothing but
@@ -76,14 +73,13 @@ impl<'a, R> Kernel<'a, R> {
 extern "C" fn find_backend(place: u64, port_and_generation: u64, high: u64, low: u64) -> i32 {
     let [first, count]: [u32; 2] = bytemuck::must_cast(place);
     let [port, generation]: [u32; 2] = bytemuck::must_cast(port_and_generation);
-    let nobody = SockAddrContext::new(ptr::null_mut());
-    let records = Kernel::<()>::new(&nobody);
+    let records = Kernel(&());
     #[expect(clippy::cast_possible_truncation, reason = "it was made of 16 bits")]
     let order = (high, low, port as u16);
     find(&records, Range { first, count, generation }, order).map_or(-1, i32::from)
 }
 
-impl<R> Tables for Kernel<'_, R> {
+impl<H> Tables for Kernel<'_, H> {
     #[inline(always)]
     fn find(&self, range: Range, backend: &Peer) -> Option<bool> {
         let (high, low, port) = backend.order();
@@ -133,10 +129,25 @@ impl<R> Tables for Kernel<'_, R> {
     }
 
     #[inline(always)]
-    fn client(&self, netns: u64) -> Option<Client> {
-        // SAFETY: as above; here the seal detects it.
-        let entry = CLIENTS.get_ptr(&netns).map(|entry| unsafe { entry.read_volatile() });
-        entry.filter(|entry| entry.is_of(netns)).map(|entry| entry.client)
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        let mut attempt = 0;
+        while attempt < ATTEMPTS {
+            let entry = CLIENTS.get_ptr_mut(key)?;
+            // SAFETY: the pointer is valid while the program runs, and the lock is the element's.
+            let (client, seal) = unsafe {
+                bpf_spin_lock(ptr::addr_of_mut!((*entry).lock).cast());
+                let client = ptr::addr_of!((*entry).client).read_volatile();
+                let seal = ptr::addr_of!((*entry).seal).read_volatile();
+                bpf_spin_unlock(ptr::addr_of_mut!((*entry).lock).cast());
+                (client, seal)
+            };
+            if seal == ClientEntry::seal(key) {
+                return Some(client);
+            }
+            // The element is another key's by now.
+            attempt += 1;
+        }
+        None
     }
 
     #[inline(always)]
@@ -161,16 +172,26 @@ impl<R> Tables for Kernel<'_, R> {
     }
 }
 
-impl<R: Random> Caller for Kernel<'_, R> {
+impl<H: Hook> Caller for Kernel<'_, H> {
     #[inline(always)]
     fn random(&self, flow: &Flow) -> u32 {
-        R::bits(self.ctx, flow)
+        self.0.random(flow)
     }
 
     #[inline(always)]
     fn netns(&self) -> u64 {
         // SAFETY: the context is valid.
-        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+        unsafe { bpf_get_netns_cookie(self.0.context().as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Addr {
+        self.0.source()
+    }
+
+    #[inline(always)]
+    fn come_from(&self, addr: Addr) -> Origin {
+        self.0.come_from(addr)
     }
 
     #[inline(always)]

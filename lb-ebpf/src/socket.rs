@@ -4,8 +4,8 @@
 //! the middle of the context ("dereference of modified ctx ptr"), and LLVM makes one as soon as the
 //! words of `user_ip6` are copied as an array or in a loop.
 
-use aya_ebpf::programs::SockAddrContext;
-use lb_common::{Addr, Flow, Port, abi::Peer};
+use aya_ebpf::{bindings::sockaddr, helpers::bpf_bind, programs::SockAddrContext};
+use lb_common::{Addr, Flow, Origin, Port, abi::Peer};
 
 /// `user_port` is 32 bits wide; the port stands in the lower address, as in a `sockaddr`.
 macro_rules! field {
@@ -32,6 +32,61 @@ pub(crate) trait Socket {
     /// Replaces the destination (`connect`, `sendmsg`), or what the application is told
     /// (`getpeername`, `recvmsg`).
     fn set_peer(&self, peer: Peer);
+    /// The address that the socket is bound to (`connect`); the unspecified one if to none.
+    fn bound(&self) -> Addr;
+    /// Binds it (`connect`), without a port.
+    fn bind(&self, addr: Addr) -> Origin;
+    /// The address that the message comes from (`sendmsg`): the socket's, or what a control message
+    /// has chosen; the unspecified one if neither has any.
+    fn source(&self) -> Addr;
+    /// Replaces it (`sendmsg`). The kernel refuses to send what does not come from here.
+    fn set_source(&self, addr: Addr);
+}
+
+/// Of a socket that has a port already.
+const EINVAL: i64 = -22;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// `struct sockaddr_in`.
+#[repr(C)]
+struct In {
+    family: u16,
+    port: u16,
+    addr: u32,
+    zero: u64,
+}
+
+const _: () = assert!(size_of::<In>() == 16 && size_of::<In6>() == 28);
+
+/// `struct sockaddr_in6`.
+#[repr(C)]
+struct In6 {
+    family: u16,
+    port: u16,
+    flow: u32,
+    addr: [u32; 4],
+    scope: u32,
+}
+
+#[inline(always)]
+fn bind<A>(ctx: &SockAddrContext, mut to: A, size: i32) -> Origin {
+    let address: *mut sockaddr = core::ptr::from_mut(&mut to).cast();
+    // SAFETY: the context is valid, and so is the address, of this size.
+    match unsafe { bpf_bind(ctx.sock_addr, address, size) } {
+        0 => Origin::Settled,
+        EINVAL => Origin::Open,
+        _ => Origin::Elsewhere,
+    }
+}
+
+/// A field of the socket itself; 0 if there is none, which the kernel rules out.
+macro_rules! socket_field {
+    ($ctx:expr, $($field:tt)+) => {{
+        let sk = field!($ctx, __bindgen_anon_1.sk);
+        // SAFETY: a pointer that is not null is valid; a volatile access as for `field!`.
+        if sk.is_null() { 0 } else { unsafe { core::ptr::addr_of!((*sk).$($field)+).read_volatile() } }
+    }};
 }
 
 /// The context of a `*4` hook: a `sockaddr_in`.
@@ -67,6 +122,26 @@ impl Socket for V4 {
         set_field!(self.0, peer.addr.v4_word(), user_ip4);
         set_field!(self.0, u32::from(peer.port.raw()), user_port);
     }
+
+    #[inline(always)]
+    fn bound(&self) -> Addr {
+        Addr::from_v4_word(socket_field!(self.0, src_ip4))
+    }
+
+    #[inline(always)]
+    fn bind(&self, addr: Addr) -> Origin {
+        bind(&self.0, In { family: AF_INET, port: 0, addr: addr.v4_word(), zero: 0 }, 16)
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Addr {
+        Addr::from_v4_word(field!(self.0, msg_src_ip4))
+    }
+
+    #[inline(always)]
+    fn set_source(&self, addr: Addr) {
+        set_field!(self.0, addr.v4_word(), msg_src_ip4);
+    }
 }
 
 impl Socket for V6 {
@@ -94,5 +169,40 @@ impl Socket for V6 {
         set_field!(self.0, c, user_ip6[2]);
         set_field!(self.0, d, user_ip6[3]);
         set_field!(self.0, u32::from(peer.port.raw()), user_port);
+    }
+
+    #[inline(always)]
+    fn bound(&self) -> Addr {
+        Addr::from_words([
+            socket_field!(self.0, src_ip6[0]),
+            socket_field!(self.0, src_ip6[1]),
+            socket_field!(self.0, src_ip6[2]),
+            socket_field!(self.0, src_ip6[3]),
+        ])
+    }
+
+    #[inline(always)]
+    fn bind(&self, addr: Addr) -> Origin {
+        let addr = addr.words();
+        bind(&self.0, In6 { family: AF_INET6, port: 0, flow: 0, addr, scope: 0 }, 28)
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Addr {
+        Addr::from_words([
+            field!(self.0, msg_src_ip6[0]),
+            field!(self.0, msg_src_ip6[1]),
+            field!(self.0, msg_src_ip6[2]),
+            field!(self.0, msg_src_ip6[3]),
+        ])
+    }
+
+    #[inline(always)]
+    fn set_source(&self, addr: Addr) {
+        let [a, b, c, d] = addr.words();
+        set_field!(self.0, a, msg_src_ip6[0]);
+        set_field!(self.0, b, msg_src_ip6[1]);
+        set_field!(self.0, c, msg_src_ip6[2]);
+        set_field!(self.0, d, msg_src_ip6[3]);
     }
 }

@@ -46,9 +46,8 @@ fn who(explain: &Explain, maps: &Pinned) -> Result<Who, Failure> {
     let Some(address) = explain.from.map(|ip| ip.to_canonical()) else { return Ok(Who::default()) };
     // Its affinity is its network namespace's.
     let clients = maps.clients().map_err(|error| failure::map("clients", &error))?;
-    let is_from = |ips: [IpAddr; 2]| ips.contains(&address);
-    let found = clients.into_iter().find(|(_, to)| is_from([to.v4.ip(), to.v6.ip()]));
-    Ok(Who { netns: found.map_or(0, |(netns, _)| netns), address: Some(address) })
+    let found = clients.into_iter().find(|(_, client)| client.addr.ip() == address);
+    Ok(Who { netns: found.map_or(0, |(key, _)| key.netns), address: Some(address) })
 }
 
 fn answer(
@@ -132,11 +131,14 @@ struct Hit<'a> {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Client {
     /// Cookie of its network namespace; null if not known.
     netns: Option<u64>,
-    /// Null if not known.
+    /// By which it is judged, if there are source ranges. Null if not known.
     address: Option<IpAddr>,
+    /// Whether it is the one that routing in the network namespace gives a socket that has none.
+    by_routing: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -180,6 +182,7 @@ impl<'a> Explanation<'a> {
             client: (who != Who::default()).then(|| Client {
                 netns: (who.netns != 0).then_some(who.netns),
                 address: who.address,
+                by_routing: false,
             }),
             bound: None,
         };
@@ -200,6 +203,10 @@ impl<'a> Explanation<'a> {
                     None if matches!(explanation.verdict, FORWARD | DAMAGED) => choices.collect(),
                     None => Vec::new(),
                 };
+                if let (Some(client), Some(from)) = (&mut explanation.client, hit.from) {
+                    client.by_routing = client.address.is_none();
+                    client.address = Some(from.ip());
+                }
                 explanation.bound = hit.bound.map(|bond| Bound {
                     address: bond.backend.to_string(),
                     age_seconds: now.saturating_sub(bond.used) / 1_000_000_000,
@@ -492,7 +499,10 @@ BACKEND        INDEX   PROBABILITY
         let value: Value =
             serde_json::from_str(&explain_rich("10.96.0.21:80 --from 11.0.0.1 -o json").1).unwrap();
         assert_eq!((&value["verdict"], &value["candidates"]), (&json!("denied"), &json!([])));
-        assert_eq!(value["client"], json!({ "netns": null, "address": "11.0.0.1" }));
+        assert_eq!(
+            value["client"],
+            json!({ "netns": null, "address": "11.0.0.1", "byRouting": false })
+        );
         assert_eq!(value["service"]["sourceRanges"], json!(["10.0.0.0/8", "2001:db8::/32"]));
     }
 
@@ -509,8 +519,8 @@ BACKEND        INDEX   PROBABILITY
         fn address(&self, addr: &lb_common::Addr) -> Option<Address> {
             self.0.address(addr)
         }
-        fn client(&self, netns: u64) -> Option<lb_common::abi::Client> {
-            self.0.client(netns)
+        fn client(&self, key: &lb_common::abi::ClientKey) -> Option<lb_common::abi::Client> {
+            self.0.client(key)
         }
         fn allows(&self, client: &lb_common::abi::SourceKey) -> bool {
             self.0.allows(client)

@@ -9,17 +9,19 @@ use std::{
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use bytemuck::{Zeroable as _, must_cast};
 use lb_common::abi::{
-    AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, Client, ClientEntry, SOURCES, SourceKey,
+    AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, Client, ClientEntry, ClientKey, SOURCES,
+    SourceKey,
 };
 
 use super::{
     OpenError,
-    pinned::{BPF_F_LOCK, gone, hash, open},
+    pinned::{BPF_F_LOCK, gone, hash, is_full, open},
     source_key, source_range,
 };
 use crate::policy::Cidr;
 
 const SOURCE: usize = size_of::<SourceKey>();
+const FROM: usize = size_of::<ClientKey>();
 const CLIENT: usize = size_of::<ClientEntry>();
 const BOUND: usize = size_of::<AffinityKey>();
 const BONDS: usize = size_of::<Affinity>();
@@ -28,7 +30,7 @@ const BONDS: usize = size_of::<Affinity>();
 #[derive(Debug)]
 pub(super) struct Clients {
     sources: LpmTrie<MapData, [u8; SOURCE], u32>,
-    addresses: HashMap<MapData, u64, [u8; CLIENT]>,
+    addresses: HashMap<MapData, [u8; FROM], [u8; CLIENT]>,
     affinity: HashMap<MapData, [u8; BOUND], [u8; BONDS]>,
 }
 
@@ -62,31 +64,63 @@ impl Clients {
         self.sources.get(&Key::new(SourceKey::BITS, must_cast(*client)), 0).is_ok()
     }
 
-    pub(super) fn client(&self, netns: u64) -> Option<Client> {
-        let entry: ClientEntry = must_cast(self.addresses.get(&netns, 0).ok()?);
-        entry.is_of(netns).then_some(entry.client)
+    pub(super) fn client(&self, key: &ClientKey) -> Option<Client> {
+        let entry: ClientEntry = must_cast(self.addresses.get(&must_cast(*key), BPF_F_LOCK).ok()?);
+        (entry.seal == ClientEntry::seal(key)).then_some(entry.client)
     }
 
-    /// The addresses of all network namespaces.
-    pub(super) fn clients(&self) -> Result<BTreeMap<u64, Client>, MapError> {
+    /// From where the sockets of all network namespaces connect.
+    pub(super) fn clients(&self) -> Result<BTreeMap<ClientKey, Client>, MapError> {
         let client = |entry| must_cast::<[u8; CLIENT], ClientEntry>(entry).client;
-        self.addresses.iter().map(|entry| entry.map(|(netns, to)| (netns, client(to)))).collect()
+        let all = self.addresses.iter();
+        all.map(|entry| entry.map(|(key, to)| (must_cast(key), client(to)))).collect()
     }
 
-    /// Makes the map say of each network namespace what `wanted` says, and of no other.
-    pub(super) fn set_clients(&mut self, wanted: &BTreeMap<u64, Client>) -> Result<(), MapError> {
-        let known: Result<BTreeMap<u64, [u8; CLIENT]>, MapError> = self.addresses.iter().collect();
-        let known = known?;
-        for netns in known.keys().filter(|netns| !wanted.contains_key(netns)) {
-            gone(self.addresses.remove(netns))?;
-        }
-        for (netns, client) in wanted {
-            let entry = must_cast(ClientEntry::new(*netns, *client));
-            if known.get(netns) != Some(&entry) {
-                self.addresses.insert(netns, &entry, 0)?;
+    /// Makes the map say what `wanted` says, and of no other network namespace. Each key in it that is
+    /// there says something all the time. If not all fits, what there was stays, and what holds for
+    /// all addresses goes before what holds for one: false.
+    pub(super) fn set_clients(
+        &mut self,
+        wanted: &BTreeMap<ClientKey, Client>,
+    ) -> Result<bool, MapError> {
+        let known = self.clients()?;
+        for key in known.keys().filter(|key| !wanted.contains_key(key)) {
+            // What holds for one address is asked for as long as the general entry says so.
+            let general = ClientKey::general(key.netns, key.to);
+            if *key == general || !wanted.contains_key(&general) {
+                gone(self.addresses.remove(&must_cast(*key)))?;
             }
         }
-        Ok(())
+        // First those that are there or are the only ones of their namespace; then single addresses,
+        // before the general entry leads to them.
+        let is_first = |key: &ClientKey, client: &Client| {
+            *key == ClientKey::general(key.netns, key.to)
+                && (client.flags & Client::OTHERS == 0 || !known.contains_key(key))
+        };
+        let (first, rest): (Vec<_>, Vec<_>) =
+            wanted.iter().partition(|(key, client)| is_first(key, client));
+        let (general, single): (Vec<_>, Vec<_>) =
+            rest.into_iter().partition(|(key, _)| **key == ClientKey::general(key.netns, key.to));
+        let mut all_fit = true;
+        for (key, client) in first.into_iter().chain(single).chain(general) {
+            if known.get(key) == Some(client) {
+                continue;
+            }
+            match self.put_client(key, *client) {
+                Err(error) if is_full(&error) => all_fit = false,
+                result => result?,
+            }
+        }
+        for key in known.keys().filter(|key| !wanted.contains_key(key)) {
+            gone(self.addresses.remove(&must_cast(*key)))?;
+        }
+        Ok(all_fit)
+    }
+
+    /// Whoever reads finds what was there before, or this.
+    pub(super) fn put_client(&mut self, key: &ClientKey, client: Client) -> Result<(), MapError> {
+        let entry = ClientEntry::new(key, client);
+        self.addresses.insert(&must_cast(*key), &must_cast(entry), BPF_F_LOCK)
     }
 
     pub(super) fn bond(&self, key: &AffinityKey) -> Bond {

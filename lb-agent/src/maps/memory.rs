@@ -6,8 +6,8 @@ use bytemuck::Zeroable as _;
 use lb_common::{
     Tables,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, Client, NAMES, Name, SERVICES, Service,
-        ServiceKey, SourceKey,
+        Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, NAMES, Name, SERVICES,
+        Service, ServiceKey, SourceKey,
     },
 };
 
@@ -23,7 +23,7 @@ pub struct Memory {
     backends: Vec<Backend>,
     sources: BTreeSet<(u32, Cidr)>,
     addresses: BTreeMap<Addr, Known>,
-    clients: BTreeMap<u64, Client>,
+    clients: BTreeMap<ClientKey, Client>,
 }
 
 impl Memory {
@@ -155,8 +155,8 @@ impl Tables for Memory {
         Some(Address::new(*addr, flags, netns))
     }
 
-    fn client(&self, netns: u64) -> Option<Client> {
-        self.clients.get(&netns).copied()
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        self.clients.get(key).copied()
     }
 
     fn allows(&self, client: &SourceKey) -> bool {

@@ -1,11 +1,11 @@
 //! A look at what the programs would decide.
 
 use lb_common::{
-    Caller, Flow,
+    Addr, Caller, Flow, Origin,
     abi::{AffinityKey, Bond},
 };
 
-/// A socket that asks and leaves no trace. By default it is one of whom nothing is known.
+/// A socket that asks, is bound to no address and leaves no trace. By default it is one of whom nothing is known.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Onlooker {
     /// The random bits it draws.
@@ -23,6 +23,14 @@ impl Caller for Onlooker {
 
     fn netns(&self) -> u64 {
         self.netns
+    }
+
+    fn source(&self) -> Addr {
+        Addr::from_words([0; 4])
+    }
+
+    fn come_from(&self, _: Addr) -> Origin {
+        Origin::Settled
     }
 
     fn now(&self) -> u64 {

@@ -7,8 +7,9 @@ use bytemuck::must_cast;
 use lb_common::{
     ATTEMPTS, Tables,
     abi::{
-        ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, Client, NAMES,
-        Name, SERVICES, SOURCES, Service, ServiceEntry, ServiceKey, SourceKey, bpf_spin_lock,
+        ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, Client, ClientKey,
+        NAMES, Name, SERVICES, SOURCES, Service, ServiceEntry, ServiceKey, SourceKey,
+        bpf_spin_lock,
     },
 };
 
@@ -172,13 +173,22 @@ pub(super) fn hash<K: aya::Pod, V: aya::Pod>(
 
 /// What is not planned, but follows the life of pods and of connections.
 impl Pinned {
-    /// Makes the maps say from which addresses each network namespace connects.
-    pub fn set_clients(&mut self, clients: &BTreeMap<u64, Client>) -> Result<(), StoreError> {
+    /// Makes the maps say from where sockets of each network namespace connect. False if there was no
+    /// room for all of it.
+    pub fn set_clients(
+        &mut self,
+        clients: &BTreeMap<ClientKey, Client>,
+    ) -> Result<bool, StoreError> {
         self.clients.set_clients(clients).map_err(|error| kernel("update", CLIENTS, &error))
     }
 
-    /// From which addresses each network namespace connects.
-    pub fn clients(&self) -> Result<BTreeMap<u64, Client>, MapError> {
+    /// Makes the maps say from where sockets of one network namespace connect.
+    pub fn put_client(&mut self, key: &ClientKey, client: Client) -> Result<(), StoreError> {
+        self.clients.put_client(key, client).map_err(|error| kernel("update", CLIENTS, &error))
+    }
+
+    /// From where sockets of each network namespace connect.
+    pub fn clients(&self) -> Result<BTreeMap<ClientKey, Client>, MapError> {
         self.clients.clients()
     }
 
@@ -260,6 +270,11 @@ pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
+/// A trie without room says ENOSPC, a hash E2BIG.
+pub(super) fn is_full(error: &MapError) -> bool {
+    matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC))
+}
+
 fn errno(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
@@ -268,9 +283,8 @@ fn errno(error: &MapError) -> Option<i32> {
 }
 
 fn kernel(call: &'static str, map: &'static str, error: &MapError) -> StoreError {
-    // A trie without room says ENOSPC, a hash E2BIG.
     // The size of the clients map is no flag's.
-    if map != CLIENTS && matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC)) {
+    if map != CLIENTS && is_full(error) {
         return StoreError::Full { map, flag: "--max-services" };
     }
     let error = match error {
@@ -294,8 +308,8 @@ impl Tables for Pinned {
         self.addresses.get(addr)
     }
 
-    fn client(&self, netns: u64) -> Option<Client> {
-        self.clients.client(netns)
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        self.clients.client(key)
     }
 
     fn allows(&self, client: &SourceKey) -> bool {

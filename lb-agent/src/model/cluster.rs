@@ -284,6 +284,12 @@ impl Cluster {
         !self.with_ranges.is_empty()
     }
 
+    /// The addresses of load balancers that are not for all clients, as far as they have any.
+    pub fn guarded(&self) -> BTreeSet<IpAddr> {
+        let services = self.with_ranges.iter().filter_map(|name| self.service(name));
+        services.flat_map(|service| &service.load_balancer_ips).copied().collect()
+    }
+
     /// The families that are served.
     pub const fn families(&self) -> Families {
         self.settings.families

@@ -155,7 +155,7 @@ pub(super) struct Diag(Netlink);
 impl Diag {
     /// Of the network namespace of this thread.
     pub(super) fn open() -> io::Result<Self> {
-        Ok(Self(Netlink::new()?))
+        Ok(Self(Netlink::diag()?))
     }
 
     /// The namespace's cookie.

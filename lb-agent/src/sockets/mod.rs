@@ -51,17 +51,20 @@ use crate::{
 mod agenda;
 mod clients;
 mod diag;
+mod followed;
 mod healed;
 mod judge;
 mod namespaces;
-mod netlink;
+pub(crate) mod netlink;
+mod routes;
 mod said;
 mod stored;
 mod subtree;
 mod sweeper;
 
-pub use clients::{Client, Clients, clients};
+pub use clients::Question;
 use diag::{Connected, Diag, Name};
+pub use followed::{Clients, Followed};
 pub use judge::{Reason, Truth, judge};
 pub use namespaces::cookie_of_process;
 use namespaces::{Door, Namespaces, tour};
@@ -199,7 +202,7 @@ impl Scanner {
     /// translated, and inside the subtree those of UDP, and of TCP that wait, that were not.
     pub fn scan(&mut self, kinds: &[Kind]) -> Sight {
         let mut sight = Sight::default();
-        let Namespaces { doors, hidden } = match Namespaces::find() {
+        let Namespaces { doors, hidden, .. } = match Namespaces::find() {
             Ok(namespaces) => namespaces,
             Err(error) => return Sight { refused: 1, error: Some(error), ..sight },
         };

@@ -1,7 +1,8 @@
 //! The network namespaces of the machine, and visits to them.
 //!
-//! Promises: no descriptor keeps a namespace alive for longer than a visit to it; a thread that has
-//! entered a namespace ends after the tour; what cannot be entered is counted and left out.
+//! Promises: no descriptor keeps a namespace alive for longer than a visit to it, save what a visitor
+//! leaves there; a thread that has entered a namespace ends after the tour; what cannot be entered is
+//! counted and left out.
 //!
 //! Not found: a namespace that lives on by its sockets alone, without a process or a mount.
 #![expect(unsafe_code, reason = "nix has no SO_NETNS_COOKIE")]
@@ -38,17 +39,29 @@ pub(super) enum Door {
     At(Arc<Path>),
 }
 
+impl Door {
+    /// Whether it still leads there.
+    pub(super) fn leads_to(&self, namespace: Id) -> bool {
+        match self {
+            Self::Own => true,
+            Self::At(path) => id(path).is_ok_and(|id| id == namespace),
+        }
+    }
+}
+
 /// What there is.
 #[derive(Debug)]
 pub(super) struct Namespaces {
     /// One door for each, the own namespace first.
     pub(super) doors: Vec<Door>,
+    /// Behind each of them.
+    pub(super) ids: Vec<Id>,
     /// Processes that do not show theirs, for lack of `CAP_SYS_PTRACE`.
     pub(super) hidden: usize,
 }
 
 /// Device and inode: the same for all files of a namespace.
-type Id = (u64, u64);
+pub(super) type Id = (u64, u64);
 
 fn id(path: &Path) -> io::Result<Id> {
     let metadata = fs::metadata(path).map_err(|error| seen(path, error))?;
@@ -70,25 +83,18 @@ impl Namespaces {
     /// The namespaces of every thread, and those that are mounted somewhere known.
     pub(super) fn find() -> io::Result<Self> {
         let own = id(Path::new("/proc/thread-self/ns/net"))?;
-        let mut doors = BTreeMap::from([(own, Door::Own)]);
+        // First the mounts: they last longer than a process.
+        let mut doors = Self::mounted_beside(own);
         let mut add = |path: PathBuf| match id(&path) {
-            // What lies there without being mounted is an empty file of another file system.
-            Ok(id) if id.0 == own.0 => {
-                doors.entry(id).or_insert_with(|| Door::At(path.into()));
+            Ok(id) => {
+                if id != own {
+                    doors.entry(id).or_insert_with(|| Door::At(path.into()));
+                }
                 true
             }
             // The process has just ended, or is somebody else's.
             Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
-            Ok(_) => true,
         };
-        // First the mounts: they last longer than a process.
-        for root in ROOTS {
-            for directory in MOUNTS {
-                for entry in entries(&Path::new(root).join(directory)) {
-                    add(entry);
-                }
-            }
-        }
         let mut hidden = 0;
         for process in entries(Path::new("/proc")) {
             let name = process.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -106,8 +112,33 @@ impl Namespaces {
             }
         }
         doors.remove(&own);
-        let doors = std::iter::once(Door::Own).chain(doors.into_values()).collect();
-        Ok(Self { doors, hidden })
+        let all = std::iter::once((own, Door::Own)).chain(doors);
+        let (ids, doors) = all.unzip();
+        Ok(Self { doors, ids, hidden })
+    }
+
+    /// Those that are mounted somewhere known; none if the own one cannot be told from them.
+    pub(super) fn mounted() -> BTreeMap<Id, Door> {
+        let own = id(Path::new("/proc/thread-self/ns/net"));
+        own.map_or_else(|_| BTreeMap::new(), Self::mounted_beside)
+    }
+
+    fn mounted_beside(own: Id) -> BTreeMap<Id, Door> {
+        let mut doors = BTreeMap::new();
+        for root in ROOTS {
+            for directory in MOUNTS {
+                for path in entries(&Path::new(root).join(directory)) {
+                    // What lies there without being mounted is an empty file of another file system.
+                    if let Ok(id) = id(&path)
+                        && id.0 == own.0
+                        && id != own
+                    {
+                        doors.entry(id).or_insert_with(|| Door::At(path.into()));
+                    }
+                }
+            }
+        }
+        doors
     }
 }
 

@@ -1,4 +1,4 @@
-//! sock_diag over netlink: requests out, messages in. Of the network namespace in which the
+//! sock_diag and rtnetlink: requests out, messages in. Of the network namespace in which the
 //! [`Netlink`] is made, wherever its thread goes later.
 
 use std::{
@@ -8,12 +8,15 @@ use std::{
 };
 
 use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-        sockopt,
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            send, setsockopt, socket, sockopt,
+        },
+        time::TimeVal,
     },
-    time::TimeVal,
 };
 
 /// The kernel answers at once; this is for the case that it does not.
@@ -37,7 +40,7 @@ struct Header {
 
 const HEADER: usize = size_of::<Header>();
 
-/// A netlink socket to the kernel's sock_diag.
+/// A netlink socket to the kernel.
 #[derive(Debug)]
 pub(super) struct Netlink {
     fd: OwnedFd,
@@ -46,22 +49,31 @@ pub(super) struct Netlink {
 }
 
 impl Netlink {
-    /// In the network namespace of this thread.
-    pub(super) fn new() -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkSockDiag,
-        )?;
+    /// sock_diag, in the network namespace of this thread.
+    pub(super) fn diag() -> io::Result<Self> {
+        Self::new(SockProtocol::NetlinkSockDiag)
+    }
+
+    /// rtnetlink, in the network namespace of this thread.
+    pub(super) fn route() -> io::Result<Self> {
+        Self::new(SockProtocol::NetlinkRoute)
+    }
+
+    fn new(protocol: SockProtocol) -> io::Result<Self> {
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         let seconds = i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX);
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
-        Ok(Self { fd, buffer: vec![0; PART], sequence: 0 })
+        Ok(Self { fd, buffer: Vec::new(), sequence: 0 })
     }
 
     /// The descriptor.
     pub(super) const fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    /// Keeps no memory until it is asked again.
+    pub(super) fn rest(&mut self) {
+        self.buffer = Vec::new();
     }
 
     /// Asks for all there is; `each` gets the body of each message. It is called with `None` before
@@ -85,8 +97,18 @@ impl Netlink {
 
     /// Asks for something to be done. The error is the kernel's.
     pub(super) fn order(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
+        self.ask(kind, body, |_| ())
+    }
+
+    /// Asks for one thing; `each` gets the body of the answer. The error is the kernel's.
+    pub(super) fn ask(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         self.request(kind, flag(libc::NLM_F_REQUEST) | flag(libc::NLM_F_ACK), body)?;
-        self.answers(|_| ()).map(drop)
+        self.answers(each).map(drop)
     }
 
     fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
@@ -102,10 +124,11 @@ impl Netlink {
     /// may have been missed.
     fn answers(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<bool> {
         let mut consistent = true;
+        self.buffer.resize(PART, 0);
         loop {
             // With MSG_TRUNC the length is that of what was sent.
             let len = match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Err(nix::errno::Errno::EINTR) => continue,
+                Err(Errno::EINTR) => continue,
                 len => len?,
             };
             let Some(part) = self.buffer.get(..len) else {
@@ -125,6 +148,29 @@ impl Netlink {
                     _ => each(body),
                 }
             }
+        }
+    }
+}
+
+/// A socket that hears when something changes in the network namespace of this thread: `RTMGRP_*` of
+/// linux/rtnetlink.h.
+pub(crate) fn signs(groups: u32) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let protocol = SockProtocol::NetlinkRoute;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    Ok(fd)
+}
+
+/// Takes in all that was heard until now.
+pub(crate) fn heard(signs: &OwnedFd) {
+    let mut buffer = [0; 4096];
+    loop {
+        match recv(signs.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            // ENOBUFS: so many that some were lost; a sign all the same.
+            Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS) => {}
+            Err(Errno::EAGAIN) => return,
+            Err(error) => return tracing::debug!(%error, "netlink"),
         }
     }
 }
@@ -165,8 +211,7 @@ pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> 
     })
 }
 
-/// An attribute, as the kernel would send it.
-#[cfg(test)]
+/// An attribute, as the kernel sends it and reads it.
 pub(super) fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
     let len = 4 + content.len();
     #[expect(clippy::cast_possible_truncation, reason = "it has a few bytes")]

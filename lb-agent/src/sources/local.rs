@@ -3,25 +3,17 @@
 //! The kernel says when an address comes or goes; then all of them are read. Should it ever forget to
 //! say so, they are read now and then besides.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    net::IpAddr,
-    os::fd::{AsRawFd as _, OwnedFd},
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, io, net::IpAddr, os::fd::OwnedFd, time::Duration};
 
 use anyhow::{Context as _, Result};
-use nix::{
-    ifaddrs::getifaddrs,
-    sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-    },
-};
+use nix::ifaddrs::getifaddrs;
 use tokio::io::unix::AsyncFd;
 
 use super::Changes;
-use crate::model::{Change, Families};
+use crate::{
+    model::{Change, Families},
+    sockets::netlink,
+};
 
 /// How often the addresses are read without any sign.
 const RESCAN: Duration = Duration::from_secs(15);
@@ -92,33 +84,15 @@ pub fn families() -> Families {
 
 /// Where the kernel says that addresses change.
 fn signs() -> io::Result<AsyncFd<OwnedFd>> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        SockProtocol::NetlinkRoute,
-    )?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
     // SAFETY: an OwnedFd is one open file as long as it lives, and nobody takes it out.
-    Ok(unsafe { AsyncFd::register(fd) }?)
+    Ok(unsafe { AsyncFd::register(netlink::signs(GROUPS)?) }?)
 }
 
 /// Waits for a sign; for ever if there is nobody to give one.
 async fn sign(signs: Option<&AsyncFd<OwnedFd>>) {
     let Some(signs) = signs else { return std::future::pending().await };
     let Ok(mut ready) = signs.readable().await else { return std::future::pending().await };
-    let mut buffer = [0; 4096];
-    loop {
-        match recv(signs.get_ref().as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            // ENOBUFS: so many that some were lost; a sign all the same.
-            Ok(_) | Err(nix::Error::EINTR | nix::Error::ENOBUFS) => {}
-            Err(nix::Error::EAGAIN) => break,
-            Err(error) => {
-                tracing::debug!(%error, "netlink");
-                break;
-            }
-        }
-    }
+    netlink::heard(signs.get_ref());
     ready.clear_ready();
 }
 

@@ -12,7 +12,9 @@ use lb_agent::{
 };
 use lb_common::{
     ATTEMPTS, Addr, Flow, Prior, Tables, Verdict,
-    abi::{self, Action, Address, AffinityKey, Backend, Bond, Client, ServiceKey, SourceKey},
+    abi::{
+        self, Action, Address, AffinityKey, Backend, Bond, Client, ClientKey, ServiceKey, SourceKey,
+    },
     pick, select,
 };
 
@@ -357,8 +359,8 @@ impl Tables for Reader<'_> {
         self.maps.address(addr)
     }
 
-    fn client(&self, netns: u64) -> Option<Client> {
-        self.maps.client(netns)
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        self.maps.client(key)
     }
 
     fn allows(&self, client: &SourceKey) -> bool {

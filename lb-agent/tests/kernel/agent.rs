@@ -76,6 +76,10 @@ impl Agent {
         Self { child, log, reader: Some(reader) }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// All that it has logged.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()

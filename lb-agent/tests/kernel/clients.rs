@@ -6,6 +6,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     panic::resume_unwind,
+    process::Command,
     thread,
 };
 
@@ -28,6 +29,21 @@ impl Elsewhere {
             network();
             Self(File::open("/proc/thread-self/ns/net").unwrap())
         })
+    }
+
+    /// The same without an address.
+    pub(crate) fn bare() -> Self {
+        in_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            assert!(up.unwrap().success());
+            Self(File::open("/proc/thread-self/ns/net").unwrap())
+        })
+    }
+
+    /// A file of it.
+    pub(crate) fn file(&self) -> File {
+        self.0.try_clone().unwrap()
     }
 
     /// Does something there. Its sockets are of this process, hence of the world's cgroup.

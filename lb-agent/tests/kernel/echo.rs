@@ -26,7 +26,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let (backend, client) = text.trim().split_once(' ').unwrap();
         Self { backend: backend.parse().unwrap(), client: client.parse().unwrap() }
     }

@@ -11,7 +11,7 @@ use lb_agent::{
     maps::{Access, Known, Op, Pinned, Store as _},
     model::Cidr,
 };
-use lb_common::abi::{Addr, Address, Client, FILTER, FILTER_WORDS};
+use lb_common::abi::{Addr, Address, Client, ClientKey, FILTER, FILTER_WORDS};
 
 use super::{
     control::{Control, SIZES},
@@ -114,14 +114,26 @@ fn clients_are_those_that_were_told_last() {
     World::run(|world| {
         let mut control = Control::start(world);
         let maps = control.pipeline.store_mut();
-        let client = |v4: &str| Client { v4: addr(v4), v6: addr("::") };
+        let client = |netns, from: &str| {
+            (ClientKey::general(netns, addr(from)), Client::new(addr(from), Client::SURE))
+        };
+        let towards = |netns, to: &str, from: &str| {
+            (ClientKey { netns, to: addr(to) }, Client::new(addr(from), 0))
+        };
+        let others = |(key, client)| (key, Client { flags: Client::OTHERS, ..client });
         for wanted in [
-            BTreeMap::from([(7, client("10.2.0.7")), (8, client("10.2.0.8"))]),
-            BTreeMap::from([(8, client("10.2.0.80")), (9, client("10.2.0.9"))]),
-            BTreeMap::from([(8, client("10.2.0.80"))]),
+            BTreeMap::from([client(7, "10.2.0.7"), client(8, "10.2.0.8")]),
+            BTreeMap::from([client(8, "10.2.0.80"), client(8, "fd00::8"), client(9, "10.2.0.9")]),
+            BTreeMap::from([
+                others(client(8, "10.2.0.80")),
+                towards(8, "203.0.113.5", "10.2.0.8"),
+                others(client(9, "10.2.0.9")),
+                towards(9, "203.0.113.5", "10.2.0.8"),
+            ]),
+            BTreeMap::from([client(8, "10.2.0.8"), others(client(9, "10.2.0.9"))]),
             BTreeMap::new(),
         ] {
-            maps.set_clients(&wanted).unwrap();
+            assert!(maps.set_clients(&wanted).unwrap());
             assert_eq!(maps.clients().unwrap(), wanted);
         }
     });

@@ -13,7 +13,7 @@ use lb_agent::{
     datapath::Datapath,
     maps::{Access, Pinned},
 };
-use lb_common::abi::Counter;
+use lb_common::abi::{ClientKey, Counter};
 use nix::errno::Errno;
 
 use super::{
@@ -182,7 +182,8 @@ fn clients_outlive_a_resize() {
         put(world, "web", &ranges("10.2.0.0/16"));
         Agent::start(world).kill();
         let before = clients(world).clients().unwrap();
-        assert_eq!(before[&cookie()].v4, "10.2.0.1".parse::<IpAddr>().unwrap().into());
+        let node = "10.2.0.1".parse::<IpAddr>().unwrap().into();
+        assert_eq!(before[&ClientKey::general(cookie(), node)].addr, node);
         let sizes = lb_agent::datapath::Sizes { services: 100, backends: 100, affinity: 64 };
         let (mut datapath, _maps) = Datapath::load(&world.pins(), sizes).unwrap();
         datapath.attach(world.cgroup()).unwrap();

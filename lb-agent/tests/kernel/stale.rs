@@ -242,20 +242,3 @@ fn a_namespace_without_a_process() {
         assert_eq!((outcome.destroyed, outcome.gone, outcome.failed), (0, 3, 0));
     });
 }
-
-#[test]
-fn clients_by_namespace() {
-    World::run(|_| {
-        let elsewhere = Elsewhere::new();
-        let here = sockets::own_netns().unwrap();
-        let there = elsewhere.run(|| sockets::own_netns().unwrap());
-        assert_ne!(here, there);
-        let clients = sockets::clients().unwrap();
-        for netns in [here, there] {
-            let client = clients.known[&netns];
-            // All addresses are on lo, and the kernel lists the latest IPv6 address first.
-            assert_eq!(client.v4.map(IpAddr::from), Some(backend4(1)));
-            assert!(client.v6.is_some());
-        }
-    });
-}

@@ -3,15 +3,13 @@
 //! Nothing is computed here that `select` decides: the lookup runs over the live maps once for each
 //! candidate, with random bits that lead to it, and what it read on the way is written down.
 
-use std::{
-    cell::Cell,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{cell::Cell, net::IpAddr};
 
 use lb_common::{
     ATTEMPTS, Flow, Prior, Tables, Verdict,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, Client, Peer, Service, ServiceKey, SourceKey,
+        Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
+        SourceKey,
     },
     select,
 };
@@ -57,6 +55,8 @@ pub(super) struct Hit {
     pub(super) record: Option<Backend>,
     /// Where the client stays.
     pub(super) bound: Option<Bond>,
+    /// The address that the client was judged by, if source ranges were asked.
+    pub(super) from: Option<Addr>,
 }
 
 /// One record, and what the lookup says if it picks that one.
@@ -75,6 +75,7 @@ struct Traced<'a, T> {
     service: Cell<Option<Service>>,
     index: Cell<u32>,
     host_only: Cell<bool>,
+    client: Cell<Option<Client>>,
     /// Whether the client stays where it went before.
     bonds: Cell<bool>,
     bond: Cell<Bond>,
@@ -101,14 +102,14 @@ impl<T: Tables> Tables for Traced<'_, T> {
         Some(address)
     }
 
-    fn client(&self, netns: u64) -> Option<Client> {
-        let none = Client { v4: Ipv4Addr::UNSPECIFIED.into(), v6: Addr::from_words([0; 4]) };
-        match self.who.address {
-            Some(ip @ IpAddr::V4(_)) => Some(Client { v4: ip.into(), ..none }),
-            Some(ip @ IpAddr::V6(_)) => Some(Client { v6: ip.into(), ..none }),
-            None if self.who.is_anybody() => Some(none),
-            None => self.tables.client(netns),
-        }
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        let client = match self.who.address {
+            Some(ip) => Some(Client::new(ip.into(), 0)),
+            None if self.who.is_anybody() => Some(Client::new(key.to, 0)),
+            None => self.tables.client(key),
+        };
+        self.client.set(client.or(self.client.get()));
+        client
     }
 
     fn allows(&self, client: &SourceKey) -> bool {
@@ -138,6 +139,7 @@ pub(super) fn outcome(
         service: Cell::new(None),
         index: Cell::new(0),
         host_only: Cell::new(false),
+        client: Cell::new(None),
         bonds: Cell::new(false),
         bond: Cell::new(Bond::NONE),
     };
@@ -176,6 +178,7 @@ pub(super) fn outcome(
             host_only: traced.host_only.get(),
             record: tables.backend(service.block).filter(|r| r.generation == service.generation),
             bound: stays.then_some(bond),
+            from: traced.client.get().map(|client| client.addr),
         });
         if traced.service.get() == Some(service) {
             break;
@@ -246,8 +249,8 @@ mod tests {
         fn address(&self, addr: &Addr) -> Option<Address> {
             self.1.address(addr)
         }
-        fn client(&self, netns: u64) -> Option<Client> {
-            self.1.client(netns)
+        fn client(&self, key: &ClientKey) -> Option<Client> {
+            self.1.client(key)
         }
         fn allows(&self, client: &SourceKey) -> bool {
             self.1.allows(client)

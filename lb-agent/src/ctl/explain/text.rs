@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use super::{
-    Choice, DAMAGED, DENIED, Explanation, FORWARD, Hit, REFUSE, UNKNOWN_CLIENT, UNKNOWN_PORT,
-    UNREACHABLE, full_name,
+    Choice, Client, DAMAGED, DENIED, Explanation, FORWARD, Hit, REFUSE, UNKNOWN_CLIENT,
+    UNKNOWN_PORT, UNREACHABLE, full_name,
 };
 use crate::ctl::table::Table;
 
@@ -103,11 +103,19 @@ impl Explanation<'_> {
     fn write_sources(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
         let Some(ranges) = &hit.source_ranges else { return Ok(()) };
         let ranges = ranges.join(", ");
-        match self.client {
+        match &self.client {
             None => writeln!(
                 out,
                 "only clients in {ranges} may connect, others get EACCES (--from ADDR asks for one)"
             ),
+            Some(Client { address: Some(address), by_routing: true, .. }) => writeln!(
+                out,
+                "only clients in {ranges} may connect; a socket of this network namespace that is not \
+                 bound comes from {address}, by its routes"
+            ),
+            Some(Client { address: Some(address), .. }) => {
+                writeln!(out, "only clients in {ranges} may connect; this one comes from {address}")
+            }
             Some(_) => writeln!(out, "only clients in {ranges} may connect"),
         }
     }

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use lb_common::abi::{Addr, Address, AffinityKey, Bond, Client, Counter};
+use lb_common::abi::{Addr, Address, AffinityKey, Bond, Client, ClientKey, Counter};
 use serde::Serialize;
 
 use super::{names, not_found, once, place, write};
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(in crate::ctl) struct Others {
     bonds: Vec<(AffinityKey, Bond)>,
-    clients: BTreeMap<u64, Client>,
+    clients: BTreeMap<ClientKey, Client>,
     counters: Vec<(Counter, u64)>,
     /// Nanoseconds of the clock of the bonds.
     now: u64,
@@ -105,15 +105,16 @@ impl Others {
             if !get.is_wanted(wanted) || get.namespace.as_ref().is_some_and(|n| n != namespace) {
                 continue;
             }
-            let client = self.clients.get(&key.netns);
-            let address = client.map(|to| if key.family == 4 { to.v4 } else { to.v6 });
+            let any =
+                if key.family == 4 { Addr::from_v4_word(0) } else { Addr::from_words([0; 4]) };
+            let client = self.clients.get(&ClientKey::general(key.netns, any));
             items.push(Bound {
                 namespace,
                 name,
                 port,
                 id: key.service,
                 netns: key.netns,
-                client: address.filter(|addr| !addr.ip().is_unspecified()).map(|a| a.to_string()),
+                client: client.map(|client| client.addr.to_string()),
                 family: key.family,
                 backend: bond.backend.to_string(),
                 age_seconds: self.now.saturating_sub(bond.used) / 1_000_000_000,
@@ -299,13 +300,13 @@ pub(super) fn sample() -> Others {
         let key = AffinityKey { netns, service: 4, family: 4 };
         (key, Bond { used, backend: peer(backend), reserved: [0; 6] })
     };
-    let none = peer("[::]:0").addr;
+    let client = ClientKey::general(4711, peer("0.0.0.0:0").addr);
     Others {
         bonds: vec![
             bond(4712, 10_000_000_000, "10.0.0.9:53"),
             bond(4711, 90_000_000_000, "10.0.0.1:53"),
         ],
-        clients: [(4711, Client { v4: peer("10.2.0.1:0").addr, v6: none })].into(),
+        clients: [(client, Client::new(peer("10.2.0.1:0").addr, Client::SURE))].into(),
         counters: vec![(Counter::Refused, 3), (Counter::Denied, 0)],
         now: 95_000_000_000,
     }
