@@ -5,7 +5,7 @@
 //! complete before that.
 
 mod attach;
-mod effective;
+pub mod effective;
 #[cfg(test)]
 mod locks;
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::{thread, time::Duration};
 
+use aya::util::online_cpus;
+
 /// Longer than a program that cannot sleep ever takes, where the kernel offers nothing better.
 const LONG: Duration = Duration::from_secs(1);
 
@@ -14,8 +16,39 @@ const LONG: Duration = Duration::from_secs(1);
 pub(super) fn wait() {
     // SAFETY: the call has no pointer argument.
     let refused = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    let single = thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
-    if refused != 0 || single {
+    if refused != 0 || is_single() {
         thread::sleep(LONG);
+    }
+}
+
+/// Whether the machine has one CPU at work: what the kernel asks. A limit on this process, or a CPU
+/// that it is bound to, is no matter. What cannot be known counts as one.
+fn is_single() -> bool {
+    online_cpus().map_or(true, |cpus| cpus.len() < 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{
+        sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+        unistd::Pid,
+    };
+
+    use super::*;
+
+    /// Of an agent with a limit on its CPU time, std says the same.
+    #[test]
+    fn a_process_bound_to_one_cpu_of_several() {
+        let all = online_cpus().unwrap().len();
+        let of_a_thread = thread::spawn(|| {
+            let this = Pid::from_raw(0);
+            let allowed = sched_getaffinity(this).unwrap();
+            let mut one = CpuSet::new();
+            let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap());
+            one.set(first.unwrap()).unwrap();
+            sched_setaffinity(this, &one).unwrap();
+            (thread::available_parallelism().unwrap().get(), is_single())
+        });
+        assert_eq!(of_a_thread.join().unwrap(), (1, all == 1));
     }
 }

@@ -1,12 +1,10 @@
 //! Programs of others at the same hooks: of several that change a destination, the last one wins, and
 //! none of them knows.
-#![expect(unsafe_code, reason = "aya does not ask a cgroup for its programs")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
-    os::fd::AsRawFd as _,
     path::Path,
 };
 
@@ -14,7 +12,10 @@ use aya::programs::loaded_programs;
 use serde::Serialize;
 
 use super::programs::Attachment;
-use crate::pins::{ATTACH_TYPES, PROGRAMS};
+use crate::{
+    datapath::effective,
+    pins::{ATTACH_TYPES, PROGRAMS},
+};
 
 /// A program that is not pinned here.
 #[derive(Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -46,7 +47,8 @@ pub(super) fn find(ours: &[Attachment]) -> io::Result<Vec<Other>> {
             cgroup => cgroup?,
         };
         for (hook, attach_type) in ATTACH_TYPES {
-            found.extend(query(&cgroup, attach_type)?.into_iter().map(|id| (hook, id)));
+            let ids = effective::programs(&cgroup, attach_type)?.into_iter();
+            found.extend(ids.map(|id| (hook, id)));
         }
     }
     found.retain(|(_, id)| !own.contains(id));
@@ -68,46 +70,4 @@ pub(super) fn find(ours: &[Attachment]) -> io::Result<Vec<Other>> {
         .collect();
     others.sort();
     Ok(others)
-}
-
-/// Most programs of a hook that the kernel lets be attached to one cgroup, times its depth, about.
-const MOST: usize = 256;
-const BPF_PROG_QUERY: libc::c_int = 16;
-/// Also those of the cgroups above.
-const BPF_F_QUERY_EFFECTIVE: u32 = 1;
-
-/// `union bpf_attr`, as far as `BPF_PROG_QUERY` had it from the first.
-#[repr(C)]
-struct Query {
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-    attach_flags: u32,
-    ids: u64,
-    count: u32,
-    padding: u32,
-}
-
-/// The ids of the programs that run for a socket in the cgroup.
-fn query(cgroup: &File, attach_type: u32) -> io::Result<Vec<u32>> {
-    let mut ids = vec![0u32; MOST];
-    let mut query = Query {
-        target: u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?,
-        attach_type,
-        flags: BPF_F_QUERY_EFFECTIVE,
-        attach_flags: 0,
-        ids: ids.as_mut_ptr().expose_provenance() as u64,
-        count: u32::try_from(ids.len()).map_err(io::Error::other)?,
-        padding: 0,
-    };
-    // SAFETY: `query` is as long as is said, and the kernel writes at most `count` ids to `ids`.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    // With more than fit, the kernel gives the first ones and says ENOSPC.
-    let error = io::Error::last_os_error();
-    if result < 0 && error.raw_os_error() != Some(libc::ENOSPC) {
-        return Err(error);
-    }
-    ids.truncate(usize::try_from(query.count).unwrap_or(MOST));
-    Ok(ids)
 }
