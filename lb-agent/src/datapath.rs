@@ -6,10 +6,12 @@
 
 mod attach;
 pub mod effective;
+mod floor;
 #[cfg(test)]
 mod locks;
 #[cfg(test)]
 mod stack;
+mod trial;
 mod verify;
 
 use std::{
@@ -22,14 +24,18 @@ use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     maps::{MapError, MapInfo},
-    programs::{CgroupSockAddr, ProgramError, links::FdLink},
+    programs::{CgroupSockAddr, links::FdLink},
 };
 use lb_common::abi::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, MORE_FLOWS, NAMES,
     SERVICES, SOCKETS, SOURCES,
 };
 
-pub use self::verify::{Finding, Problem};
+use self::floor::on_this_kernel;
+pub use self::{
+    trial::{Trial, trials},
+    verify::{Finding, Problem},
+};
 use crate::{
     maps::Op,
     maps::{Access, Pinned, Snapshot, Store as _, max_names},
@@ -256,7 +262,9 @@ fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
                 format!("the object has no program {name}: was another one embedded?")
             })?
             .try_into()?;
-        program.load().map_err(|error| refused(name, error))?;
+        program
+            .load()
+            .with_context(|| on_this_kernel(&format!("the kernel refuses the program {name}")))?;
     }
     Ok(programs)
 }
@@ -276,32 +284,7 @@ fn explain(error: EbpfError, dir: &Path) -> anyhow::Error {
                 shown(dir).display()
             )
         }
-        other => anyhow::Error::new(other).context("cannot make the maps"),
-    }
-}
-
-/// The oldest kernel on which socklb is tested.
-const FLOOR: (u32, u32) = (6, 1);
-
-fn refused(name: &str, error: ProgramError) -> anyhow::Error {
-    let release = nix::sys::utsname::uname()
-        .map_or_else(|_| "?".to_owned(), |uts| uts.release().to_string_lossy().into_owned());
-    let text = if is_older(&release) {
-        format!(
-            "the kernel refuses the program {name}: it is {release}, and socklb needs {}.{} or later",
-            FLOOR.0, FLOOR.1
-        )
-    } else {
-        format!("the kernel ({release}) refuses the program {name}")
-    };
-    anyhow::Error::new(error).context(text)
-}
-
-fn is_older(release: &str) -> bool {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < FLOOR,
-        _ => false,
+        other => anyhow::Error::new(other).context(on_this_kernel("cannot make the maps")),
     }
 }
 
@@ -343,23 +326,4 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<PathBuf>> {
     };
     let path = shown(pins.home());
     pins.remove_all().with_context(|| format!("cannot remove everything below {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn releases_are_compared_as_numbers() {
-        for (release, older) in [
-            ("5.15.0-91-generic", true),
-            ("6.0.19", true),
-            ("6.1.0-13-amd64", false),
-            ("6.18.44-fc-v595", false),
-            ("10.0", false),
-            ("custom", false),
-        ] {
-            assert_eq!(is_older(release), older, "{release}");
-        }
-    }
 }

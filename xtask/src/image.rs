@@ -1,11 +1,11 @@
 //! `image`: container images without a container engine.
 
 mod archive;
-mod machine;
+pub(crate) mod machine;
 pub(crate) mod pods;
 mod sbom;
 pub(crate) mod socklb;
-mod tree;
+pub(crate) mod tree;
 
 use std::{
     env::consts::ARCH,

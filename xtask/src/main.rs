@@ -9,6 +9,7 @@ mod demo;
 mod e2e;
 mod exec;
 mod image;
+mod kernels;
 mod kind;
 mod kube;
 mod kube_demo;
@@ -42,6 +43,7 @@ enum Task {
     Image(image::Args),
     Cluster(cluster::Args),
     E2e(e2e::Args),
+    Kernels(kernels::Args),
     Kind(kind::Args),
     Kube(kube::Args),
     KubeDemo(kube_demo::Args),
@@ -67,6 +69,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Image(args) => image::run(args),
         Task::Cluster(args) => cluster::run(args),
         Task::E2e(args) => e2e::run(args),
+        Task::Kernels(args) => kernels::run(args),
         Task::Kind(args) => kind::run(args),
         Task::Kube(args) => kube::run(args),
         Task::KubeDemo(args) => kube_demo::run(args),

@@ -1,13 +1,58 @@
 //! The memory of the backends array, shared with the kernel: a block is written without a system
 //! call per record.
+//!
+//! A block is published by the service value that names it, which the kernel writes on our behalf.
+//! A program that reads the new value must find the new records, whatever the processor:
+//!
+//! - **Writer.** The records are written, then a release fence, then the system call. Without the
+//!   fence nothing orders the two on a processor that is weakly ordered (aarch64): entering the
+//!   kernel is no barrier, and the lock that the kernel takes to change a value where it stands
+//!   (`BPF_F_LOCK`) orders what comes before it only with what comes after its release, while the
+//!   programs read the value without the lock. A new element is published with a release by the
+//!   kernel, but not all values are new elements.
+//! - **Reader.** The address of a record is computed from the `block` and the `count` that were read,
+//!   and such a dependency orders the reads on every processor that Linux runs BPF on. The compiler
+//!   keeps it: the reads are volatile, and the JIT translates instruction by instruction.
+//! - **In between** a value may be read while it is half written. The generation tells: what is
+//!   named by halves of two values is a record of another generation, so the value is read anew.
+//!   That is why the address must never be older than the generation in the same record.
+//! - **Afterwards** records are written again only after a grace period, when no program still has
+//!   the value that named them.
+//!
+//! The tests have the model of this.
 #![expect(unsafe_code, reason = "the kernel's memory is reached through a pointer")]
 
-use std::{io, num::NonZeroUsize, os::fd::BorrowedFd, ptr::NonNull};
+#[cfg(test)]
+mod model;
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    os::fd::BorrowedFd,
+    ptr::NonNull,
+    sync::atomic::{Ordering, fence},
+};
 
 use lb_common::abi::{BACKENDS, Backend};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{Access, StoreError, last_generation};
+
+/// Memory that programs read while it is written.
+trait Records {
+    /// Writes one record, which is in bounds.
+    fn put(&mut self, index: u32, record: &Backend);
+    /// Whoever sees what is written from now on sees all that was written before.
+    fn release(&self);
+}
+
+/// Writes a block, to be published by whatever is written next.
+fn write(memory: &mut impl Records, block: u32, records: &[Backend]) {
+    for (index, record) in (block..).zip(records) {
+        memory.put(index, record);
+    }
+    memory.release();
+}
 
 /// An array of [`Backend`] in memory shared with the kernel, and perhaps with other processes:
 /// every access is a volatile copy, none a reference.
@@ -56,7 +101,7 @@ impl Mapping {
             .collect()
     }
 
-    /// Writes a block that no service names.
+    /// Writes a block that no service names yet. A service value that is written after it may.
     pub(super) fn write(&mut self, block: u32, records: &[Backend]) -> Result<(), StoreError> {
         let len = self.len as usize;
         let start = block as usize;
@@ -64,10 +109,7 @@ impl Mapping {
             let (count, capacity) = (records.len(), self.len);
             return Err(StoreError::OutOfBounds { block, count, capacity });
         }
-        for (i, record) in records.iter().enumerate() {
-            // SAFETY: in bounds, and `Access::Write` was asked for by whoever has `&mut self`.
-            unsafe { self.base.add(start + i).write_volatile(*record) };
-        }
+        write(self, block, records);
         Ok(())
     }
 
@@ -77,6 +119,17 @@ impl Mapping {
             // SAFETY: as in `read`.
             unsafe { self.base.add(index as usize).read_volatile() }.generation
         }))
+    }
+}
+
+impl Records for Mapping {
+    fn put(&mut self, index: u32, record: &Backend) {
+        // SAFETY: in bounds, and `Access::Write` was asked for by whoever has `&mut self`.
+        unsafe { self.base.add(index as usize).write_volatile(*record) };
+    }
+
+    fn release(&self) {
+        fence(Ordering::Release);
     }
 }
 

@@ -11,7 +11,7 @@ use super::tree::Tree;
 use crate::exec::ask;
 
 /// What `program` loads when it starts: nothing, if it is static.
-pub(super) fn libraries(program: &Path) -> Vec<PathBuf> {
+pub(crate) fn libraries(program: &Path) -> Vec<PathBuf> {
     // Fails for a static program.
     let answer = ask(Command::new("ldd").arg(program)).unwrap_or_default();
     answer.lines().filter_map(library).collect()

@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cache::Scratch,
     cargo::{cargo, executables, workspace},
-    exec::{ask, exec},
+    exec::ask,
     pins,
     setup::{self, Scope},
 };
@@ -86,7 +86,7 @@ pub(crate) fn load(arch: &str, output: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// What the programs are built for.
-struct Target {
+pub(crate) struct Target {
     arch: String,
     /// As rustc calls it.
     triple: String,
@@ -94,18 +94,18 @@ struct Target {
 }
 
 impl Target {
-    fn new(arch: &str) -> Result<Self> {
+    pub(crate) fn new(arch: &str) -> Result<Self> {
         setup::ensure(&[Scope::Agent, Scope::Programs, Scope::Image])?;
-        let triple = format!("{arch}-unknown-linux-musl");
         if arch != ARCH {
-            cross(&triple)?;
+            setup::ensure(&[Scope::Cross])?;
         }
+        let triple = format!("{arch}-unknown-linux-musl");
         let metadata = sbom::metadata(&triple)?;
         Ok(Self { arch: arch.to_owned(), triple, metadata })
     }
 
     /// Names and files of programs of lb-agent.
-    fn build(&self, what: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    pub(crate) fn build(&self, what: &[&str]) -> Result<Vec<(String, PathBuf)>> {
         let mut build = cargo();
         build.args(["build", "--release", "--locked", "--package", "lb-agent"]).args(what);
         build.args(["--target", &self.triple]);
@@ -120,7 +120,7 @@ impl Target {
         if self.arch != ARCH {
             let underscored = self.triple.replace('-', "_");
             let linker = format!("CARGO_TARGET_{}_LINKER", underscored.to_ascii_uppercase());
-            // rustc brings musl for the target; clang needs no headers of it for what is built.
+            // rustc brings musl for the target.
             build.env(format!("CC_{underscored}"), "clang").env(linker, "rust-lld");
         }
         let programs = executables(&mut build)?;
@@ -170,19 +170,6 @@ impl Target {
         scratch.deliver(file, directory)?;
         Ok(output)
     }
-}
-
-/// What is needed for another architecture than that of this machine.
-fn cross(triple: &str) -> Result<()> {
-    if ask(Command::new("clang").arg("--version")).is_none() {
-        bail!("clang is missing, which compiles the C parts of crates for {triple}: install clang");
-    }
-    let mut list = Command::new("rustup");
-    list.args(["target", "list", "--installed", "--toolchain", pins::STABLE]);
-    if ask(&mut list).is_some_and(|list| list.lines().any(|line| line == triple)) {
-        return Ok(());
-    }
-    exec(Command::new("rustup").args(["target", "add", "--toolchain", pins::STABLE, triple]))
 }
 
 /// Who has written what of Rust's library.

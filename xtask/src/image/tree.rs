@@ -1,4 +1,4 @@
-//! The files of an image, and the layer that holds them.
+//! The files of an image, and the layer that holds them; of a guest's memory too.
 //!
 //! The same files are the same bytes, whoever made them, wherever and whenever: names are sorted,
 //! everything belongs to root and dates from 1970.
@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
 };
 
@@ -17,7 +18,8 @@ use tar::{Builder, EntryType, Header};
 #[derive(Default)]
 pub(crate) struct Tree(BTreeMap<String, Entry>);
 
-enum Entry {
+/// What stands at a path.
+pub(crate) enum Entry {
     Directory { mode: u32 },
     File { mode: u32, content: Vec<u8> },
     Link { to: String },
@@ -36,6 +38,11 @@ impl Tree {
         self.add(path, Entry::File { mode: 0o444, content: content.into() });
     }
 
+    /// A program that is text.
+    pub(crate) fn script(&mut self, path: &str, content: &str) {
+        self.add(path, Entry::File { mode: 0o555, content: content.into() });
+    }
+
     /// A symbolic link.
     pub(crate) fn link(&mut self, path: &str, to: &str) {
         self.add(path, Entry::Link { to: to.to_owned() });
@@ -44,6 +51,46 @@ impl Tree {
     /// A directory that nothing is in yet.
     pub(crate) fn directory(&mut self, path: &str, mode: u32) {
         self.add(path, Entry::Directory { mode });
+    }
+
+    /// All that is below a directory, links as links; not what `leave` names, by its path below.
+    pub(crate) fn copy(
+        &mut self,
+        path: &str,
+        from: &Path,
+        leave: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
+        let cannot = || format!("cannot read {}", from.display());
+        for entry in fs::read_dir(from).with_context(cannot)? {
+            let entry = entry.with_context(cannot)?;
+            let name = entry.file_name();
+            let name = name.to_str().with_context(|| format!("not UTF-8: {name:?}"))?;
+            let below = format!("{path}/{name}");
+            if leave(&below) {
+                continue;
+            }
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                self.directory(&below, 0o755);
+                self.copy(&below, &entry.path(), leave)?;
+            } else if kind.is_symlink() {
+                let to = fs::read_link(entry.path())?;
+                self.link(
+                    &below,
+                    to.to_str().with_context(|| format!("not UTF-8: {}", to.display()))?,
+                );
+            } else if entry.metadata()?.permissions().mode() & 0o111 != 0 {
+                self.program(&below, &entry.path())?;
+            } else if kind.is_file() {
+                self.file(&below, fs::read(entry.path()).with_context(cannot)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands where, directories before what is in them.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.0.iter().map(|(path, entry)| (path.as_str(), entry))
     }
 
     /// Is there something at this path?

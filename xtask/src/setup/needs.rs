@@ -27,6 +27,10 @@ pub(crate) enum Scope {
     Cluster,
     /// Static programs, for images.
     Image,
+    /// The same for the other architecture.
+    Cross,
+    /// Other kernels, and machines for them.
+    Kernels,
     /// What pods of a cluster on this machine run.
     Pods,
 }
@@ -41,6 +45,8 @@ impl Scope {
         Self::Clients,
         Self::Cluster,
         Self::Image,
+        Self::Cross,
+        Self::Kernels,
         Self::Pods,
     ];
 }
@@ -89,11 +95,11 @@ const LLVM_ELSEWHERE: &str = "LLVM 22 with libLLVM.so (Fedora: dnf install llvm-
     llvm-22-dev from apt.llvm.org), and LLVM_PREFIX=DIR, the directory above its lib64 or lib. Or \
     none of it: SOCKLB_BPF_OBJECT=FILE embeds a prebuilt object";
 
-/// What static programs are built for.
-const MUSL: &str = if cfg!(target_arch = "aarch64") {
-    "aarch64-unknown-linux-musl"
+/// What static programs are built for: this machine, and the other architecture.
+const MUSL: [&str; 2] = if cfg!(target_arch = "aarch64") {
+    ["aarch64-unknown-linux-musl", "x86_64-unknown-linux-musl"]
 } else {
-    "x86_64-unknown-linux-musl"
+    ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"]
 };
 
 fn table() -> Vec<Need> {
@@ -142,6 +148,9 @@ fn table() -> Vec<Need> {
         },
         leftovers(),
         openssl(),
+        clang(),
+        machines(),
+        modules(),
         packet_filters(),
         processes(),
         pods(),
@@ -160,7 +169,8 @@ fn table() -> Vec<Need> {
             probe: || toolchain(pins::STABLE, STABLE_COMPONENTS),
             source: Source::Command(|| rustup(pins::STABLE, STABLE_COMPONENTS)),
         },
-        target(),
+        own_target(),
+        other_target(),
         Need {
             what: format!("Rust {} with {}", pins::NIGHTLY, NIGHTLY_COMPONENTS.join(", ")),
             why: "builds the BPF programs",
@@ -191,23 +201,51 @@ fn table() -> Vec<Need> {
 }
 
 /// The library for static programs.
-fn target() -> Need {
+fn own_target() -> Need {
     Need {
-        what: format!("Rust {} for {MUSL}", pins::STABLE),
+        what: format!("Rust {} for {}", pins::STABLE, MUSL[0]),
         why: "builds static programs",
         scope: Scope::Image,
-        probe: || {
-            let mut list = Command::new("rustup");
-            list.args(["target", "list", "--installed", "--toolchain", pins::STABLE]);
-            let list = ask(list.env("RUSTUP_AUTO_INSTALL", "0")).unwrap_or_default();
-            let has = list.lines().any(|line| line == MUSL);
-            if has { Ok(()) } else { Err("not installed".to_owned()) }
+        probe: || has_target(MUSL[0]),
+        source: Source::Command(|| add_target(MUSL[0])),
+    }
+}
+
+fn other_target() -> Need {
+    Need {
+        what: format!("Rust {} for {}", pins::STABLE, MUSL[1]),
+        why: "builds static programs for the other architecture",
+        scope: Scope::Cross,
+        probe: || has_target(MUSL[1]),
+        source: Source::Command(|| add_target(MUSL[1])),
+    }
+}
+
+fn has_target(triple: &str) -> Result<(), String> {
+    let mut list = Command::new("rustup");
+    list.args(["target", "list", "--installed", "--toolchain", pins::STABLE]);
+    let list = ask(list.env("RUSTUP_AUTO_INSTALL", "0")).unwrap_or_default();
+    let has = list.lines().any(|line| line == triple);
+    if has { Ok(()) } else { Err("not installed".to_owned()) }
+}
+
+fn add_target(triple: &str) -> Command {
+    let mut rustup = Command::new("rustup");
+    rustup.args(["target", "add", "--toolchain", pins::STABLE, triple]);
+    rustup
+}
+
+/// A C compiler that needs no headers of the other architecture for what is built.
+fn clang() -> Need {
+    Need {
+        what: "clang".to_owned(),
+        why: "builds C parts of crates for the other architecture",
+        scope: Scope::Cross,
+        probe: || starts("clang", "--version"),
+        source: Source::Packages {
+            debian: &["clang"],
+            elsewhere: "`clang` (Fedora: dnf install clang; Arch: pacman -S clang)",
         },
-        source: Source::Command(|| {
-            let mut rustup = Command::new("rustup");
-            rustup.args(["target", "add", "--toolchain", pins::STABLE, MUSL]);
-            rustup
-        }),
     }
 }
 
@@ -258,6 +296,37 @@ fn packet_filters() -> Need {
             debian: &["nftables", "iptables"],
             elsewhere: "`nft` and `iptables` (Fedora: dnf install nftables iptables-nft; Arch: \
                 pacman -S nftables iptables)",
+        },
+    }
+}
+
+fn machines() -> Need {
+    Need {
+        what: "qemu-system-x86_64, qemu-system-aarch64".to_owned(),
+        why: "boot other kernels",
+        scope: Scope::Kernels,
+        probe: || {
+            let machines = ["qemu-system-x86_64", "qemu-system-aarch64"];
+            machines.iter().try_for_each(|machine| starts(machine, "--version"))
+        },
+        source: Source::Packages {
+            debian: &["qemu-system-x86", "qemu-system-arm"],
+            elsewhere: "`qemu-system-x86_64` and `qemu-system-aarch64` (Fedora: dnf install \
+                qemu-system-x86-core qemu-system-aarch64-core; Arch: pacman -S qemu-system-x86 \
+                qemu-system-aarch64)",
+        },
+    }
+}
+
+fn modules() -> Need {
+    Need {
+        what: "depmod".to_owned(),
+        why: "finds out which modules of another kernel need which",
+        scope: Scope::Kernels,
+        probe: || starts("depmod", "--version"),
+        source: Source::Packages {
+            debian: &["kmod"],
+            elsewhere: "`depmod` (Fedora: dnf install kmod; Arch: pacman -S kmod)",
         },
     }
 }

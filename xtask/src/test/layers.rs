@@ -7,7 +7,9 @@ use anyhow::Result;
 use super::lint::{self, Check};
 use crate::{
     kube, oracle,
-    setup::Scope::{self, Agent, Clients, Cluster, Dns, Image, Lint, Network, Pods, Programs},
+    setup::Scope::{
+        self, Agent, Clients, Cluster, Dns, Image, Kernels, Lint, Network, Pods, Programs,
+    },
 };
 
 pub(super) struct Layer {
@@ -31,8 +33,8 @@ pub(super) enum Work {
     Root { target: &'static str, with: Option<Made> },
     /// `cargo xtask TASK` as one test. It gets root by itself.
     Task(&'static str),
-    /// `cargo xtask WORDS`, which gets root by itself and ends with a sum.
-    Sum(&'static [&'static str]),
+    /// `cargo xtask WORDS`, which ends with a sum. If it needs root, it gets it by itself.
+    Sum { words: &'static [&'static str], root: bool },
 }
 
 /// What a test finds in its environment: the variable that names a file or a directory, and what
@@ -65,6 +67,12 @@ pub(super) const LAYERS: &[Layer] = &[
         work: Work::Root { target: "kernel", with: Some(("SOCKLB_GO_CLIENT", kube::go_client)) },
     },
     Layer {
+        name: "kernels",
+        purpose: "the same programs in older kernels, booted in an emulated machine",
+        needs: &[Agent, Programs, Image, Kernels],
+        work: Work::Sum { words: &["kernels", "--kernel=6.1", "--kernel=6.12"], root: false },
+    },
+    Layer {
         name: "apiserver",
         purpose: "the agent against a real kube-apiserver, and beside a real kube-proxy",
         needs: &[Agent, Programs, Network, Clients],
@@ -86,7 +94,10 @@ pub(super) const LAYERS: &[Layer] = &[
         name: "cluster",
         purpose: "stories, and Kubernetes' own tests, in a cluster of this machine",
         needs: &[Agent, Programs, Network, Cluster, Image, Pods],
-        work: Work::Sum(&["cluster", "test", "--all", "--api-away-seconds=60"]),
+        work: Work::Sum {
+            words: &["cluster", "test", "--all", "--api-away-seconds=60"],
+            root: true,
+        },
     },
 ];
 
@@ -94,7 +105,7 @@ pub(super) const LAYERS: &[Layer] = &[
 pub(super) fn is_claimed(test: &str) -> bool {
     LAYERS.iter().any(|layer| match layer.work {
         Work::User { target, .. } | Work::Root { target, .. } => target == test,
-        Work::Checks(_) | Work::Unclaimed | Work::Task(_) | Work::Sum(_) => false,
+        Work::Checks(_) | Work::Unclaimed | Work::Task(_) | Work::Sum { .. } => false,
     })
 }
 
@@ -109,7 +120,7 @@ pub(super) fn help() -> String {
 
 impl Work {
     pub(super) fn needs_root(&self) -> bool {
-        matches!(self, Self::Root { .. } | Self::Task(_) | Self::Sum(_))
+        matches!(self, Self::Root { .. } | Self::Task(_) | Self::Sum { root: true, .. })
     }
 }
 
