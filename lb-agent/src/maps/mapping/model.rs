@@ -13,8 +13,11 @@
 //! do, nor the grace period, before which records are not written again: the model ends there.
 
 use lb_common::{
-    Caller, Flow, Prior, Tables, Verdict,
-    abi::{Addr, Address, AffinityKey, Backend, Bond, Client, Service, ServiceKey, SourceKey, TCP},
+    Caller, Flow, Origin, Prior, Tables, Verdict,
+    abi::{
+        Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
+        SourceKey, TCP,
+    },
     select,
 };
 use loom::{
@@ -132,7 +135,7 @@ impl Tables for Reader {
         None
     }
 
-    fn client(&self, _: u64) -> Option<Client> {
+    fn client(&self, _: &ClientKey) -> Option<Client> {
         None
     }
 
@@ -152,6 +155,14 @@ impl Caller for Reader {
 
     fn netns(&self) -> u64 {
         1
+    }
+
+    fn source(&self) -> Addr {
+        std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED).into()
+    }
+
+    fn come_from(&self, _: Addr) -> Origin {
+        Origin::Settled
     }
 
     fn now(&self) -> u64 {
