@@ -49,7 +49,7 @@ impl Addresses {
 
     /// Whether the maps, which say `there`, refuse everything at the reserved addresses.
     pub fn refuse_reserved(&self, there: &BTreeMap<Addr, Known>) -> bool {
-        let is_refused = |known: &Known| known.flags & Address::CLUSTER_IP != 0;
+        let is_refused = |known: &Known| known.flags & Address::RESERVED != 0;
         self.reserved.iter().all(|addr| there.get(addr).is_some_and(is_refused))
     }
 
@@ -114,17 +114,19 @@ impl Addresses {
 
     fn wanted(&self, addr: &Addr) -> Option<Known> {
         let node = self.nodes.get(addr).copied();
-        let services = self.services.get(addr);
-        let cluster_ip = services.is_some_and(|services| services.iter().all(|(_, all)| *all))
-            || self.reserved.contains(addr);
+        let mut refused = 0;
+        if self.services.get(addr).is_some_and(|services| services.iter().all(|(_, all)| *all)) {
+            refused |= Address::CLUSTER_IP;
+        }
+        if self.reserved.contains(addr) {
+            refused |= Address::RESERVED;
+        }
         match node {
             // A cluster IP that is this node's address must not close the node's own ports.
             Some(known) if known.flags & Address::OWN_NODE != 0 => Some(known),
-            Some(Known { flags, netns }) if cluster_ip && netns == 0 => {
-                Some(Known { flags: flags | Address::CLUSTER_IP, netns })
-            }
+            Some(Known { flags, netns: 0 }) => Some(Known { flags: flags | refused, netns: 0 }),
             Some(known) => Some(known),
-            None => cluster_ip.then_some(Known { flags: Address::CLUSTER_IP, netns: 0 }),
+            None => (refused != 0).then_some(Known { flags: refused, netns: 0 }),
         }
     }
 }
@@ -191,7 +193,7 @@ mod tests {
         let mut addresses = Addresses::default();
         let ip: IpAddr = "127.115.108.98".parse().unwrap();
         addresses.reserve(&[ip]);
-        let known = Known { flags: Address::CLUSTER_IP, netns: 0 };
+        let known = Known { flags: Address::RESERVED, netns: 0 };
         let put = Op::PutAddress { addr: ip.into(), known };
         assert_eq!(addresses.plan(&[].into()), [put]);
         addresses.done();

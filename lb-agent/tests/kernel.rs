@@ -65,6 +65,7 @@ mod kernel {
     mod udp_flips;
     mod udp_labels;
     mod udp_many;
+    mod udp_probes;
     mod udp_refusal;
     mod udp_sticky;
     mod unknown_ports;

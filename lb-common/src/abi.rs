@@ -496,6 +496,9 @@ impl Address {
     pub const OTHER_NODE: u32 = 2;
     /// Bit of `flags`: a cluster IP; a port that no Service has is refused (kube-proxy E12).
     pub const CLUSTER_IP: u32 = 4;
+    /// Bit of `flags`: every port is refused, also to a connect() of UDP. So the programs' being in
+    /// force can be seen without a datagram.
+    pub const RESERVED: u32 = 8;
 
     /// An address as it stands in the map under `key`.
     #[inline(always)]
@@ -732,11 +735,13 @@ pub enum Counter {
     NoSocketMemory = 6,
     /// A flow of a UDP socket that was forgotten in favour of another flow of the same socket.
     FlowForgotten = 7,
+    /// A connect() of UDP that was left untouched, where a datagram would have been refused.
+    UdpConnectUntouched = 8,
 }
 
 impl Counter {
     /// All of them, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Refused,
         Self::Unreachable,
         Self::Denied,
@@ -745,6 +750,7 @@ impl Counter {
         Self::AffinityFull,
         Self::NoSocketMemory,
         Self::FlowForgotten,
+        Self::UdpConnectUntouched,
     ];
 
     /// As a label.
@@ -758,6 +764,7 @@ impl Counter {
             Self::AffinityFull => "affinity-full",
             Self::NoSocketMemory => "no-socket-memory",
             Self::FlowForgotten => "flow-forgotten",
+            Self::UdpConnectUntouched => "udp-connect-untouched",
         }
     }
 }

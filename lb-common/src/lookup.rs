@@ -2,7 +2,7 @@
 
 use crate::abi::{
     self, Action, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service,
-    ServiceKey, SourceKey,
+    ServiceKey, SourceKey, UDP,
 };
 
 /// How often [`select`] reads the service anew when the record it names is of another generation.
@@ -113,6 +113,8 @@ pub enum Verdict {
     Refuse(Backend),
     /// The cluster IP has no such port: fail with ECONNREFUSED (kube-proxy E12).
     UnknownPort,
+    /// Nobody is ever to reach the address: fail with ECONNREFUSED.
+    Reserved,
     /// The Service has endpoints, but none for clients here: fail with EHOSTUNREACH (F2).
     Unreachable(Backend),
     /// The client's address is in none of the Service's source ranges: fail with EACCES (G2).
@@ -122,6 +124,20 @@ pub enum Verdict {
     UnknownClient(Backend),
     /// No consistent set after [`ATTEMPTS`] readings: fail with ECONNREFUSED; the caller may retry.
     Unstable,
+}
+
+impl Verdict {
+    /// Whether a connect() leaves the destination alone, where a datagram would be refused.
+    ///
+    /// A connect() of UDP sends nothing. Programs use it to ask which source address a destination
+    /// would have: getaddrinfo() does so for every address that it has found, at whatever port, and
+    /// sorts by it (RFC 6724, rule 1). An error would say that there is no route. Who is not allowed to
+    /// connect is refused all the same: what a connected socket sends is not asked about again.
+    #[inline(always)]
+    pub const fn lets_connect(&self, protocol: u8) -> bool {
+        protocol == UDP
+            && matches!(self, Self::Refuse(_) | Self::UnknownPort | Self::Unreachable(_))
+    }
 }
 
 /// The set that a backend was chosen from.
@@ -176,6 +192,7 @@ pub fn choose(
         match by_address(tables, caller, flow, &mut key) {
             Meaning::Nothing => return Verdict::Miss,
             Meaning::ClusterIp => return Verdict::UnknownPort,
+            Meaning::Reserved => return Verdict::Reserved,
             Meaning::Key => service = tables.service(&key),
         }
     }
@@ -196,6 +213,8 @@ enum Meaning {
     Nothing,
     /// A cluster IP, which lacks the port.
     ClusterIp,
+    /// One at which everything is refused.
+    Reserved,
     /// What is now in the key: a NodePort.
     Key,
 }
@@ -230,7 +249,13 @@ fn by_address(
             return Meaning::Key;
         }
     }
-    if address.flags & Address::CLUSTER_IP != 0 { Meaning::ClusterIp } else { Meaning::Nothing }
+    if address.flags & Address::RESERVED != 0 {
+        Meaning::Reserved
+    } else if address.flags & Address::CLUSTER_IP != 0 {
+        Meaning::ClusterIp
+    } else {
+        Meaning::Nothing
+    }
 }
 
 /// A backend of the set, or what happens without one; none if the block is of another generation.
@@ -710,6 +735,30 @@ mod tests {
         fake.address = Some((addr, Address::new(addr, Address::CLUSTER_IP, 0)));
         assert_eq!(select(&fake, &flow("10.96.0.10:81", 6), 0), Verdict::UnknownPort);
         assert!(matches!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Forward(_)));
+    }
+
+    #[test]
+    fn a_reserved_address_refuses_everything() {
+        let mut fake = fake();
+        let addr = peer("127.115.108.98:0").addr;
+        let flags = Address::RESERVED | Address::CLUSTER_IP;
+        fake.address = Some((addr, Address::new(addr, flags, 0)));
+        for protocol in [6, 17] {
+            let verdict = select(&fake, &flow("127.115.108.98:9", protocol), 0);
+            assert_eq!(verdict, Verdict::Reserved);
+            assert!(!verdict.lets_connect(protocol));
+        }
+    }
+
+    #[test]
+    fn a_udp_connect_fails_only_where_somebody_is_not_allowed_to() {
+        let [none, ..] = fake().records;
+        for verdict in [Verdict::Refuse(none), Verdict::UnknownPort, Verdict::Unreachable(none)] {
+            assert!(verdict.lets_connect(17) && !verdict.lets_connect(6), "{verdict:?}");
+        }
+        for verdict in [Verdict::Denied(none), Verdict::UnknownClient(none), Verdict::Unstable] {
+            assert!(!verdict.lets_connect(17), "{verdict:?}");
+        }
     }
 
     #[test]

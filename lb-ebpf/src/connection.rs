@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Addr, Flow, Port,
+    Addr, Port, Prior,
     abi::{Backend, Counter, Peer, TCP, Translation},
 };
 
@@ -61,10 +61,11 @@ macro_rules! sk_words {
 /// Stores what the socket was translated to. Without memory for it the connection still works; only
 /// getpeername() then tells the backend.
 ///
-/// A function of its own: the stack of connect() is full.
+/// A function of its own: the stack has 512 bytes, and most of it is connect()'s.
 #[inline(never)]
-pub(crate) fn remember(ctx: &SockAddrContext, flow: &Flow, backend: &Backend) {
-    let translation = Translation::new(flow.peer, backend);
+pub(crate) fn remember(ctx: &SockAddrContext, frontend: &Peer, to: &Prior, service: u32) {
+    let backend = Backend::forward(to.backend).stamped(to.generation, service);
+    let translation = Translation::new(*frontend, &backend);
     // SAFETY: a non-null pointer is valid while the program runs; the socket is locked by its connect().
     let Some(last) = (unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }) else {
         // A copy of its own: what a helper has a pointer to, LLVM keeps in memory.

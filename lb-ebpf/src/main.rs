@@ -16,7 +16,7 @@ use aya_ebpf::{
 use lb_common::{
     ATTEMPTS, Addr, Flow, Origin, Prior, Set, Verdict,
     abi::{Counter, TCP, UDP},
-    bind, choose, flow_bits, select,
+    bind, choose, flow_bits,
 };
 use maps::{Hook, Kernel, count};
 use socket::{Socket, V4, V6};
@@ -74,6 +74,8 @@ fn recvmsg6(ctx: SockAddrContext) -> i32 {
 struct Connecting<'a, S>(&'a S);
 
 impl<S: Socket> Hook for Connecting<'_, S> {
+    const CONNECTS: bool = true;
+
     #[inline(always)]
     fn context(&self) -> &SockAddrContext {
         self.0.context()
@@ -101,6 +103,8 @@ impl<S: Socket> Hook for Connecting<'_, S> {
 struct Sending<'a, S>(&'a S);
 
 impl<S: Socket> Hook for Sending<'_, S> {
+    const CONNECTS: bool = false;
+
     #[inline(always)]
     fn context(&self) -> &SockAddrContext {
         self.0.context()
@@ -131,24 +135,18 @@ fn connect(socket: &impl Socket) -> i32 {
         return PROCEED;
     }
     let ctx = socket.context();
-    let hook = Connecting(socket);
-    let kernel = Kernel(&hook);
-    let verdict = select(&kernel, &kernel, &flow, &Prior::NONE);
-    log(ctx, &flow, &verdict);
-    match verdict {
-        // `Stay` is an answer to a question that is not asked here.
-        Verdict::Miss | Verdict::Stay => {
-            connection::forget(ctx, &flow.peer);
-            PROCEED
-        }
-        Verdict::Forward(backend) => {
-            connection::remember(ctx, &flow, &backend);
+    let mut to = Prior { backend: flow.peer, generation: 0 };
+    let mut set = Set::NONE;
+    match decide(&Connecting(socket), &flow, &mut to, &mut set) {
+        Fate::Nowhere => return FAIL,
+        Fate::AsAsked => connection::forget(ctx, &flow.peer),
+        Fate::ToBackend => {
+            connection::remember(ctx, &flow.peer, &to, set.service);
             connection::remember_for_whole(ctx);
-            socket.set_peer(backend.peer);
-            PROCEED
+            socket.set_peer(to.backend);
         }
-        refusal => fail(refusal),
     }
+    PROCEED
 }
 
 /// A datagram with an address of its own, from a socket that may be connected elsewhere or not at all.
@@ -164,63 +162,77 @@ fn sendmsg(socket: &impl Socket) -> i32 {
     if storage::prior(ctx, &flow, &mut to) {
         return PROCEED;
     }
-    // `select` in two steps, since the stack has 512 bytes.
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        let mut set = Set::NONE;
-        match forward(socket, &flow, &mut to, &mut set) {
-            Sent::Nowhere => return FAIL,
-            Sent::AsAsked => {
-                // The answer must not be taken for that of a Service whose backend the peer is.
-                to = Prior { backend: flow.peer, generation: 0 };
-                if storage::leads_to(ctx, &flow) && !storage::sent(ctx, &flow, &to) {
-                    count(Counter::NoSocketMemory);
-                }
-                return PROCEED;
-            }
-            Sent::ToBackend => {
-                let hook = Sending(socket);
-                let kernel = Kernel(&hook);
-                if set.affinity == 0 || bind(&kernel, &kernel, &set, &mut to) {
-                    if !storage::sent(ctx, &flow, &to) {
-                        count(Counter::NoSocketMemory);
-                    }
-                    socket.set_peer(to.backend);
-                    return PROCEED;
-                }
-                // The set is no longer in force: what was chosen from it does not count.
-                to = Prior { backend: flow.peer, generation: 0 };
+    let mut set = Set::NONE;
+    match decide(&Sending(socket), &flow, &mut to, &mut set) {
+        Fate::Nowhere => return FAIL,
+        Fate::AsAsked => {
+            // The answer must not be taken for that of a Service whose backend the peer is.
+            to = Prior { backend: flow.peer, generation: 0 };
+            if storage::leads_to(ctx, &flow) && !storage::sent(ctx, &flow, &to) {
+                count(Counter::NoSocketMemory);
             }
         }
-        attempt += 1;
+        Fate::ToBackend => {
+            if !storage::sent(ctx, &flow, &to) {
+                count(Counter::NoSocketMemory);
+            }
+            socket.set_peer(to.backend);
+        }
     }
-    fail(Verdict::Unstable)
+    PROCEED
 }
 
-/// What becomes of a datagram.
-enum Sent {
+/// What becomes of a connection, or of a datagram.
+enum Fate {
     Nowhere,
     AsAsked,
     ToBackend,
 }
 
-/// Where the datagram goes, in `to`, which says where earlier ones went.
+/// Where it goes, in `to`, which says where earlier datagrams went: `select` in two steps, since the
+/// stack has 512 bytes.
+#[inline(always)]
+fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        match forward(hook, flow, to, set) {
+            Fate::ToBackend if set.affinity != 0 => {
+                let kernel = Kernel(hook);
+                if bind(&kernel, &kernel, set, to) {
+                    return Fate::ToBackend;
+                }
+                // The set is no longer in force: what was chosen from it does not count.
+                *to = Prior { backend: flow.peer, generation: 0 };
+                *set = Set::NONE;
+            }
+            fate => return fate,
+        }
+        attempt += 1;
+    }
+    fail(Verdict::Unstable);
+    Fate::Nowhere
+}
+
+/// The first step: whatever the client is bound to.
 #[inline(never)]
-fn forward(socket: &impl Socket, flow: &Flow, to: &mut Prior, set: &mut Set) -> Sent {
-    let hook = Sending(socket);
-    let kernel = Kernel(&hook);
+fn forward<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate {
+    let kernel = Kernel(hook);
     let verdict = choose(&kernel, &kernel, flow, to, set);
-    log(socket.context(), flow, &verdict);
+    log(hook.context(), flow, &verdict);
     match verdict {
-        Verdict::Miss => Sent::AsAsked,
-        Verdict::Stay => Sent::ToBackend,
+        Verdict::Miss => Fate::AsAsked,
+        Verdict::Stay => Fate::ToBackend,
         Verdict::Forward(backend) => {
             *to = Prior { backend: backend.peer, generation: backend.generation };
-            Sent::ToBackend
+            Fate::ToBackend
+        }
+        refusal if H::CONNECTS && refusal.lets_connect(flow.protocol) => {
+            count(Counter::UdpConnectUntouched);
+            Fate::AsAsked
         }
         refusal => {
             fail(refusal);
-            Sent::Nowhere
+            Fate::Nowhere
         }
     }
 }
@@ -245,6 +257,7 @@ fn fail(verdict: Verdict) -> i32 {
         Verdict::Unstable => (ECONNREFUSED, Counter::Unstable),
         Verdict::Refuse(_)
         | Verdict::UnknownPort
+        | Verdict::Reserved
         | Verdict::Miss
         | Verdict::Stay
         | Verdict::Forward(_) => (ECONNREFUSED, Counter::Refused),
@@ -273,6 +286,7 @@ fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
         }
         Verdict::Refuse(_) => info!(ctx, "{:i}:{} has no endpoints", addr, port),
         Verdict::UnknownPort => info!(ctx, "{:i} has no port {}", addr, port),
+        Verdict::Reserved => info!(ctx, "{:i} is nobody's", addr),
         Verdict::Unreachable(_) => info!(ctx, "{:i}:{} has no endpoints here", addr, port),
         Verdict::Denied(_) => info!(ctx, "{:i}:{} is not for this client", addr, port),
         Verdict::UnknownClient(_) => info!(ctx, "{:i}:{} is not for everybody", addr, port),

@@ -56,6 +56,8 @@ pub(crate) struct Kernel<'a, H>(pub(crate) &'a H);
 
 /// A socket in one of the hooks that choose.
 pub(crate) trait Hook {
+    /// Whether it is a connect(), and no datagram.
+    const CONNECTS: bool;
     /// What the helpers take.
     fn context(&self) -> &SockAddrContext;
     /// See [`Caller::random`].

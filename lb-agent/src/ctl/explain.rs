@@ -80,6 +80,8 @@ const DENIED: &str = "denied";
 const UNKNOWN_CLIENT: &str = "unknownClient";
 /// It fails with ECONNREFUSED: the cluster IP has no such port.
 const UNKNOWN_PORT: &str = "unknownPort";
+/// It fails with ECONNREFUSED: the address is one that the agent's probes try.
+const RESERVED: &str = "reserved";
 /// It goes where it was meant to go: no Service.
 const MISS: &str = "miss";
 /// It fails with ECONNREFUSED: the entry and its records do not belong together.
@@ -95,6 +97,8 @@ struct Explanation<'a> {
     protocol: Cow<'static, str>,
     /// One of the constants above.
     verdict: &'static str,
+    /// UDP: a datagram with an address is refused, while connect() leaves the destination alone.
+    connect_untouched: bool,
     /// The entry that was hit; null on a miss.
     service: Option<Hit<'a>>,
     /// What a connection may get; empty unless the verdict is `forward` or `damaged`.
@@ -176,6 +180,7 @@ impl<'a> Explanation<'a> {
             destination: flow.peer.to_string(),
             protocol: dump::protocol(flow.protocol),
             verdict: MISS,
+            connect_untouched: false,
             service: None,
             candidates: Vec::new(),
             nearby: Vec::new(),
@@ -190,10 +195,14 @@ impl<'a> Explanation<'a> {
             Outcome::Miss => explanation.nearby = nearby(&flow.peer, snapshot),
             Outcome::UnknownPort => {
                 explanation.verdict = UNKNOWN_PORT;
+                explanation.connect_untouched = Verdict::UnknownPort.lets_connect(flow.protocol);
                 explanation.nearby = nearby(&flow.peer, snapshot);
             }
+            Outcome::Reserved => explanation.verdict = RESERVED,
             Outcome::Hit(hit) => {
                 explanation.verdict = verdict(&hit.candidates);
+                explanation.connect_untouched =
+                    hit.candidates.iter().all(|c| c.verdict.lets_connect(flow.protocol));
                 let is_bound = |candidate: &&Candidate| {
                     hit.bound.is_some_and(|bond| peer_of(candidate.verdict) == Some(bond.backend))
                 };
@@ -357,7 +366,7 @@ BACKEND          INDEX   PROBABILITY
         assert_eq!(
             out,
             "10.96.0.2:53/udp is kube-system/kube-dns:dns (id 3, block 9, generation 109)\n\
-             it has no endpoints: connect() fails with ECONNREFUSED\n"
+             it has no endpoints: sendto() fails with ECONNREFUSED, connect() goes there untouched\n"
         );
         assert_eq!(answer, Answer::No);
     }
@@ -400,7 +409,7 @@ BACKEND          INDEX   PROBABILITY
                     "affinitySeconds": 0, "sourceRanges": null, "kept": [],
                 },
                 "candidates": [{ "address": "10.0.0.1:5432", "index": 6, "probability": 1.0 }],
-                "nearby": [], "client": null, "bound": null,
+                "connectUntouched": false, "nearby": [], "client": null, "bound": null,
             })
         );
         assert_eq!(
@@ -408,7 +417,7 @@ BACKEND          INDEX   PROBABILITY
             json!({
                 "apiVersion": "socklb/v1", "kind": "Explanation",
                 "destination": "10.96.0.9:5433", "protocol": "TCP", "verdict": "miss",
-                "service": null, "candidates": [],
+                "service": null, "candidates": [], "connectUntouched": false,
                 "nearby": [{
                     "relation": "frontend", "namespace": "default", "name": "db", "port": "",
                     "frontend": "10.96.0.9:5432/tcp",

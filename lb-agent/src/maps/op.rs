@@ -88,6 +88,7 @@ impl fmt::Display for Known {
             (Address::OWN_NODE, " own-node"),
             (Address::OTHER_NODE, " other-node"),
             (Address::CLUSTER_IP, " cluster-ip"),
+            (Address::RESERVED, " reserved"),
         ] {
             if flags & flag != 0 {
                 f.write_str(text)?;

@@ -23,9 +23,14 @@ impl Healed {
         self.0.extend(sockets.iter().map(|found| ((found.cookie, found.peer), now)));
     }
 
-    /// Whether it is worth judging. Sockets that were translated always are.
-    pub(super) fn is_fresh(&self, found: &Found) -> bool {
-        found.translated().is_some() || !self.0.contains_key(&(found.cookie, found.peer))
+    /// Whether it is worth judging. Sockets that were translated always are; and that the application
+    /// gets past the programs again is then not to be expected.
+    pub(super) fn is_fresh(&mut self, found: &Found) -> bool {
+        if found.translated().is_some() {
+            self.0.retain(|(cookie, _), _| *cookie != found.cookie);
+            return true;
+        }
+        !self.0.contains_key(&(found.cookie, found.peer))
     }
 
     /// Forgets what was long ago.
@@ -60,6 +65,9 @@ mod tests {
         let translation = Translation { backend: found.peer, ..Translation::zeroed() };
         let translated = Found { translation: Some(translation), ..found.clone() };
         assert!(healed.is_fresh(&translated));
+        // It went through its Service since, and then found that without endpoints.
+        assert!(healed.is_fresh(&found));
+        healed.note(std::slice::from_ref(&found), start);
 
         healed.expire(start + PATIENCE / 2);
         assert!(!healed.is_fresh(&found));

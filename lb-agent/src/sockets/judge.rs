@@ -28,8 +28,8 @@ pub trait Truth {
 pub enum Reason {
     /// UDP: its backend does not serve at the Service's address any more, or the Service is gone.
     Stale,
-    /// UDP: it was connected to a Service's address before the programs knew the Service, so what it
-    /// sends reaches nobody.
+    /// UDP: it was connected to a Service's address before the programs knew the Service, or before that
+    /// had endpoints, so what it sends reaches nobody.
     BeforeService,
     /// TCP: it dialled a Service's address before the programs knew the Service, and waits for an
     /// answer that nobody will give.

@@ -16,7 +16,7 @@ use super::{
     control::{Control, SIZES, at_node_port, ips, local, node, ready, serve, service},
     echo::Backends,
     flips::udp_backend,
-    raw::{errno, udp},
+    raw::{errno, udp_fails, udp_socket},
     world::{World, backend4, backend6},
 };
 
@@ -58,7 +58,9 @@ pub(super) fn expected(to: &str) -> BTreeSet<IpAddr> {
 pub(super) fn fails(to: &str, error: Errno) {
     let addr: SocketAddr = to.parse().unwrap();
     assert_eq!(errno(TcpStream::connect(addr)), error, "TCP {to}");
-    assert_eq!(errno(udp(addr)), error, "UDP {to}");
+    let [connected, unconnected] = [(); 2].map(|()| udp_socket(addr.is_ipv4()));
+    assert_eq!(errno(unconnected.send_to(b"x", addr)), error, "sendto {to}");
+    udp_fails(&connected, addr, error);
 }
 
 /// The programs leave it alone: no address of the tests has a route.

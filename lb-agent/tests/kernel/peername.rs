@@ -116,14 +116,15 @@ fn of_a_socket_that_was_disconnected_between() {
     });
 }
 
-/// A connect() that is refused leaves a UDP socket as it was.
+/// A connect() to a Service without endpoints goes on, and fails as there is no route: the UDP socket is
+/// as it was.
 #[test]
-fn after_a_refused_connect() {
+fn after_a_connect_to_a_service_without_endpoints() {
     World::run(|world| {
         let _services = services(world);
         for Family { first, empty, backend, .. } in families() {
             let socket = udp(first).unwrap();
-            assert_eq!(dial(&socket, empty), Err(Errno::ECONNREFUSED));
+            assert_eq!(dial(&socket, empty), Err(Errno::ENETUNREACH));
             assert_eq!(peer(&socket), Ok(first));
             assert_eq!(ask_udp(&socket).backend.ip(), backend.ip().to_canonical());
         }

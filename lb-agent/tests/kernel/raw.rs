@@ -92,8 +92,25 @@ pub(crate) fn at_once(to: &str, expected: Errno) {
     for socket in [&connected, &unconnected] {
         socket.set_nonblocking(true).unwrap();
     }
-    assert_eq!(dial(&connected, to), Err(expected), "UDP {to}");
+    udp_fails(&connected, to, expected);
     assert_eq!(errno(unconnected.send_to(b"x", to)), expected, "sendto {to}");
+}
+
+/// connect() of a UDP socket says this, where datagrams are refused so: it sends nothing, and goes on as if
+/// there were no programs for lack of a port or of endpoints. Then it says that there is no route, as
+/// here to all Services, or that the address is an own one.
+pub(crate) fn udp_fails(socket: &UdpSocket, to: SocketAddr, refusal: Errno) {
+    let result = dial(socket, to);
+    match (refusal, result) {
+        (Errno::ECONNREFUSED | Errno::EHOSTUNREACH, Ok(())) => {
+            let name = socket.local_addr().map(|name| name.ip());
+            assert_eq!((peer(socket), name.ok()), (Ok(to), Some(to.ip())), "UDP {to}");
+        }
+        (Errno::ECONNREFUSED | Errno::EHOSTUNREACH, _) => {
+            assert_eq!(result, Err(Errno::ENETUNREACH), "UDP {to}");
+        }
+        _ => assert_eq!(result, Err(refusal), "UDP {to}"),
+    }
 }
 
 /// Waits until a socket that is being connected is, or fails to be.

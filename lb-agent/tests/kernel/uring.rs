@@ -152,6 +152,13 @@ fn by_io_uring() {
             let refused = connect(&nonblocking_tcp(true), "10.96.0.11:80".parse().unwrap(), flags);
             let error = refused.unwrap().unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+            // UDP's sends nothing, and goes on as if there were no programs.
+            for to in ["10.96.0.11:80", "10.96.0.10:81", "[::ffff:10.96.0.11]:80"] {
+                let to: SocketAddr = to.parse().unwrap();
+                let socket = super::raw::udp_socket(to.is_ipv4()).into();
+                let error = connect(&socket, to, flags).unwrap().unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH), "{to}");
+            }
         }
     });
 }

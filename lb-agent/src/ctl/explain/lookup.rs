@@ -38,6 +38,8 @@ pub(super) enum Outcome {
     Miss,
     /// A port that a cluster IP lacks.
     UnknownPort,
+    /// An address at which everything is refused.
+    Reserved,
     /// An entry.
     Hit(Hit),
 }
@@ -153,6 +155,7 @@ pub(super) fn outcome(
         match ask(0) {
             Verdict::Miss => return Outcome::Miss,
             Verdict::UnknownPort => return Outcome::UnknownPort,
+            Verdict::Reserved => return Outcome::Reserved,
             _ => {}
         }
         let (Some(key), Some(service)) = (traced.key.get(), traced.service.get()) else {

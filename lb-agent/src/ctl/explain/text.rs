@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::{
-    Choice, Client, DAMAGED, DENIED, Explanation, FORWARD, Hit, REFUSE, UNKNOWN_CLIENT,
+    Choice, Client, DAMAGED, DENIED, Explanation, FORWARD, Hit, REFUSE, RESERVED, UNKNOWN_CLIENT,
     UNKNOWN_PORT, UNREACHABLE, full_name,
 };
 use crate::ctl::table::Table;
@@ -12,14 +12,19 @@ impl Explanation<'_> {
     pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let asked = format!("{}/{}", self.destination, self.protocol.to_ascii_lowercase());
         let Some(hit) = &self.service else {
-            if self.verdict == UNKNOWN_PORT {
-                writeln!(
+            match self.verdict {
+                UNKNOWN_PORT => writeln!(
                     out,
-                    "{asked} is a port that this cluster IP does not have: connect() fails with \
-                     ECONNREFUSED"
-                )?;
-            } else {
-                writeln!(out, "{asked} is no Service's: connect() goes there untouched")?;
+                    "{asked} is a port that this cluster IP does not have: {}",
+                    self.failure("ECONNREFUSED")
+                )?,
+                RESERVED => writeln!(
+                    out,
+                    "{asked} is at an address by which lb-agent sees that its programs are in \
+                     force: {}",
+                    self.failure("ECONNREFUSED")
+                )?,
+                _ => writeln!(out, "{asked} is no Service's: connect() goes there untouched")?,
             }
             return self.write_nearby(out);
         };
@@ -51,16 +56,25 @@ impl Explanation<'_> {
         table.write(out, true)
     }
 
+    /// Which call fails so.
+    fn failure(&self, error: &str) -> String {
+        if self.connect_untouched {
+            format!("sendto() fails with {error}, connect() goes there untouched")
+        } else {
+            format!("connect() fails with {error}")
+        }
+    }
+
     fn write_verdict(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
         match (self.verdict, self.candidates.len()) {
             (REFUSE, _) => {
-                return writeln!(out, "it has no endpoints: connect() fails with ECONNREFUSED");
+                return writeln!(out, "it has no endpoints: {}", self.failure("ECONNREFUSED"));
             }
             (UNREACHABLE, _) => {
                 return writeln!(
                     out,
-                    "it has endpoints, but its traffic policy allows none of them from here: \
-                     connect() fails with EHOSTUNREACH"
+                    "it has endpoints, but its traffic policy allows none of them from here: {}",
+                    self.failure("EHOSTUNREACH")
                 );
             }
             (DENIED, _) => return writeln!(out, "this client is not one of them: EACCES"),

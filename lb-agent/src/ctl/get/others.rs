@@ -143,7 +143,7 @@ pub(in crate::ctl) fn counters(pins: &Pins) -> Result<Vec<(Counter, u64)>, Failu
 #[serde(rename_all = "camelCase")]
 struct AddressItem {
     address: String,
-    /// `own-node`, `other-node`, `cluster-ip`.
+    /// `own-node`, `other-node`, `cluster-ip`, `reserved`.
     roles: Vec<&'static str>,
     /// The cookie of the only network namespace where it is that; null: everywhere.
     netns: Option<u64>,
@@ -213,6 +213,7 @@ fn roles(flags: u32) -> Vec<&'static str> {
         (Address::OWN_NODE, "own-node"),
         (Address::OTHER_NODE, "other-node"),
         (Address::CLUSTER_IP, "cluster-ip"),
+        (Address::RESERVED, "reserved"),
     ]
     .into_iter()
     .filter_map(|(flag, name)| (flags & flag != 0).then_some(name))
