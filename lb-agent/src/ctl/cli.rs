@@ -89,6 +89,10 @@ pub enum What {
     Addresses,
     /// The clients that stay with their backends.
     Affinity,
+    /// From which addresses sockets of each network namespace connect: what `loadBalancerSourceRanges`
+    /// are asked about. Empty while no Service has any.
+    #[value(alias = "client")]
+    Clients,
     /// How often connections failed, and why, since the maps were made.
     #[value(alias = "counter")]
     Counters,

@@ -1,5 +1,6 @@
 //! `lbctl get`: the frontends or the backends, all or those asked for.
 
+mod clients;
 mod near;
 mod others;
 
@@ -41,6 +42,10 @@ impl Get {
         }
         let alone = match self.what {
             What::Services | What::Backends | What::Affinity => None,
+            What::Clients => self
+                .namespace
+                .is_some()
+                .then_some("clients are network namespaces, in no namespace"),
             What::Addresses => self.namespace.is_some().then_some("addresses are in no namespace"),
             What::Counters => (self.namespace.is_some() || !self.targets.is_empty())
                 .then_some("counters are of the whole node"),
@@ -77,7 +82,7 @@ pub(super) fn run(
             backends(get, &list, out)?;
             list.items.is_empty()
         }
-        What::Addresses | What::Affinity | What::Counters => {
+        What::Addresses | What::Affinity | What::Clients | What::Counters => {
             return others.run(get, snapshot, out, notes);
         }
     };

@@ -346,7 +346,7 @@ mod tests {
 healthy
 
 agent:   running (pid 42)
-pins:    /bpf/socklb/v1 (layout 2, maps-1)
+pins:    /bpf/socklb/v1 (layout 3, maps-1)
 cgroup:  / (the node's root: all its sockets)
 
 PROGRAM    STATE      CGROUP
@@ -401,7 +401,7 @@ names      3      32     9.4%
             serde_json::to_value(&status).unwrap(),
             json!({
                 "apiVersion": "socklb/v1", "kind": "Status", "healthy": true, "problems": [],
-                "layout": 2, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
+                "layout": 3, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
                 "agent": { "running": true, "pid": 42 },
                 "cgroup": { "path": "/", "isNode": true },
                 "programs": [{

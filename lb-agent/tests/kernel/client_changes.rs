@@ -2,8 +2,9 @@
 //! go in network namespaces, and so do these.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     process::Command,
     sync::mpsc::{Sender, channel},
     thread::{self, JoinHandle},
@@ -11,8 +12,14 @@ use std::{
 };
 
 use lb_agent::maps::{Access, Pinned};
-use lb_common::abi::Counter;
-use nix::errno::Errno;
+use lb_common::{
+    Addr,
+    abi::{Client, ClientKey, Counter},
+};
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+};
 
 use super::{
     agent::Agent,
@@ -30,6 +37,8 @@ const V6: &str = "[2001:db8:5::5]:80";
 /// A network namespace that lives on by a thread, as that of a pod does by its processes.
 struct Pod {
     there: Elsewhere,
+    /// Of the thread.
+    tid: i32,
     stay: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -43,11 +52,11 @@ impl Pod {
         let file = there.file();
         let thread = thread::spawn(move || {
             nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            entered.send(()).unwrap();
+            entered.send(nix::unistd::gettid().as_raw()).unwrap();
             let _ = left.recv();
         });
-        waits.recv().unwrap();
-        Self { there, stay: Some(stay), thread: Some(thread) }
+        let tid = waits.recv().unwrap();
+        Self { there, tid, stay: Some(stay), thread: Some(thread) }
     }
 
     /// `ip` there.
@@ -113,6 +122,12 @@ impl Drop for Pod {
 
 const fn nodad(ipv6: bool) -> &'static str {
     if ipv6 { " nodad" } else { "" }
+}
+
+/// What the maps say.
+fn clients(world: &World) -> BTreeMap<ClientKey, Client> {
+    let dir = world.pins().maps().unwrap().unwrap();
+    Pinned::open(&dir, Access::Read).unwrap().clients().unwrap()
 }
 
 /// A load balancer for 10.2.0.0/16 and fd00:2::/32, and an agent that knows of it.
@@ -206,6 +221,68 @@ fn an_address_that_is_allowed_helps_only_whoever_comes_from_it() {
     });
 }
 
+/// As a container runtime makes them: mounted, without a process, and then with addresses. Nobody has
+/// to connect before such a namespace is known.
+#[test]
+fn a_namespace_that_is_mounted_is_followed_before_anybody_connects() {
+    World::run(|world| {
+        // Only this world sees it.
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let agent = start(world);
+        let known = |from: &str| {
+            let clients = clients(world);
+            clients
+                .values()
+                .any(|client| client.addr == Addr::from(from.parse::<IpAddr>().unwrap()))
+        };
+        for n in 1..=3 {
+            let (name, from) = (format!("cni-{n}"), format!("10.2.7.{n}"));
+            let ip = |words: &str| {
+                let status = Command::new("ip").args(words.split(' ')).status();
+                assert!(status.unwrap().success(), "ip {words}");
+            };
+            ip(&format!("netns add {name}"));
+            ip(&format!("-n {name} link set lo up"));
+            ip(&format!("-n {name} address add {from}/32 dev lo"));
+            let start = Instant::now();
+            assert!(soon(|| known(&from)), "{}", agent.log());
+            println!("known after {:?}", start.elapsed());
+            ip(&format!("netns delete {name}"));
+            assert!(soon(|| !known(&from)), "{}", agent.log());
+        }
+        assert_eq!(counted(world, Counter::UnknownClient), 0);
+    });
+}
+
+/// `lbctl` says by which address a process is judged, and why.
+#[test]
+fn who_a_process_is_taken_for_is_explained() {
+    World::run(|world| {
+        let _agent = start(world);
+        let pod = Pod::new();
+        pod.ip("address add 10.9.0.7/32 dev lo");
+        pod.ip("address add 10.2.0.7/32 dev lo");
+        let lbctl = |words: &str| {
+            let mut lbctl = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+            let output = lbctl.arg("--bpffs").arg(world.bpffs()).args(words.split(' ')).output();
+            String::from_utf8(output.unwrap().stdout).unwrap()
+        };
+        let explain = || lbctl(&format!("explain {V4} --pid {}", pod.tid));
+        let is_said = |words: &str| {
+            assert!(soon(|| explain().contains(words)), "not {words:?}:\n{}", explain());
+        };
+        is_said("this client's address is not known: EACCES");
+        let _ = pod.connect(V4);
+        is_said("a socket of this network namespace that is not bound comes from 10.9.0.7");
+        assert!(explain().contains("this client is not one of them: EACCES"), "{}", explain());
+        pod.ip("route add 203.0.113.5/32 dev lo src 10.2.0.7");
+        is_said("that is not bound comes from 10.2.0.7, by its routes");
+        assert!(explain().contains("its only backend"), "{}", explain());
+        let netns = pod.there.within(cookie);
+        assert!(lbctl("get clients 10.2.0.7").contains(&format!("netns {netns}")));
+    });
+}
+
 /// The thread that listens keeps no namespace alive, and is not there when nobody asks.
 #[test]
 fn nobody_is_followed_in_vain() {
@@ -213,13 +290,9 @@ fn nobody_is_followed_in_vain() {
         let agent = start(world);
         let pod = Pod::new();
         let _ = pod.connect(V4);
-        let dir = world.pins().maps().unwrap().unwrap();
         let netns = pod.there.within(cookie);
         let backends = pod.serve();
-        let known = || {
-            let maps = Pinned::open(&dir, Access::Read).unwrap();
-            maps.clients().unwrap().keys().any(|key| key.netns == netns)
-        };
+        let known = || clients(world).keys().any(|key| key.netns == netns);
         assert!(soon(known), "{}", agent.log());
         drop(backends);
         drop(pod);

@@ -8,7 +8,10 @@ use std::{
 use lb_common::abi::{Addr, Address, AffinityKey, Bond, Client, ClientKey, Counter};
 use serde::Serialize;
 
-use super::{names, not_found, once, place, write};
+use super::{
+    clients::{clients, write_clients},
+    names, not_found, once, place, write,
+};
 use crate::{
     ctl::{
         cli::{Get, GetOutput, What},
@@ -41,6 +44,7 @@ impl Others {
                 others.clients = maps.clients().map_err(fail)?;
                 others.bonds = maps.bonds().collect::<Result<_, _>>().map_err(fail)?;
             }
+            What::Clients => others.clients = maps.clients().map_err(fail)?,
             What::Counters => others.counters = counters(pins)?,
             What::Services | What::Backends | What::Addresses => {}
         }
@@ -66,6 +70,11 @@ impl Others {
                 write_affinity(get, &list, out)?;
                 list.items.is_empty()
             }
+            What::Clients => {
+                let list = clients(get, &self.clients);
+                write_clients(get, &list, out)?;
+                list.items.is_empty()
+            }
             _ => {
                 write_counters(get, &counter_list(&self.counters), out)?;
                 false
@@ -79,7 +88,11 @@ impl Others {
             writeln!(notes, "error: {}", not_found(get, &entries, target))?;
         }
         if is_empty && answer == Answer::Yes {
-            let what = if get.what == What::Affinity { "bound clients" } else { "addresses" };
+            let what = match get.what {
+                What::Affinity => "bound clients",
+                What::Clients => "clients of source ranges",
+                _ => "addresses",
+            };
             writeln!(notes, "No {what} found{}.", place(get))?;
         }
         Ok(answer)
@@ -90,6 +103,7 @@ impl Others {
         entries.iter().any(|entry| target.is_frontend(entry))
             || snapshot.addresses.keys().any(|addr| is_host(*addr))
             || self.bonds.iter().any(|(_, bond)| is_host(bond.backend.addr))
+            || self.clients.iter().any(|(key, to)| is_host(key.to) || is_host(to.addr))
     }
 
     fn affinity<'a>(&self, get: &Get, entries: &[Entry<'a>]) -> List<Bound<'a>> {
@@ -302,12 +316,15 @@ pub(super) fn sample() -> Others {
         (key, Bond { used, backend: peer(backend), reserved: [0; 6] })
     };
     let client = ClientKey::general(4711, peer("0.0.0.0:0").addr);
+    let one = client.towards(peer("203.0.113.5:0").addr);
+    let addr = |from| Client::new(peer(from).addr, 0);
+    let general = Client { flags: Client::SURE | Client::OTHERS, ..addr("10.2.0.1:0") };
     Others {
         bonds: vec![
             bond(4712, 10_000_000_000, "10.0.0.9:53"),
             bond(4711, 90_000_000_000, "10.0.0.1:53"),
         ],
-        clients: [(client, Client::new(peer("10.2.0.1:0").addr, Client::SURE))].into(),
+        clients: [(client, general), (one, addr("10.2.0.2:0"))].into(),
         counters: vec![(Counter::Refused, 3), (Counter::Denied, 0)],
         now: 95_000_000_000,
     }
@@ -381,6 +398,26 @@ default     game   <none>   netns 4712   10.0.0.9:53   85s   over   4    <none>
                 "client": "10.2.0.1", "family": 4, "backend": "10.0.0.1:53", "ageSeconds": 5,
                 "timeoutSeconds": 30,
             })
+        );
+    }
+
+    #[test]
+    fn from_where_clients_come() {
+        assert_eq!(
+            get("clients").1,
+            "\
+CLIENT       FAMILY   TO            FROM
+netns 4711   IPv4     any           10.2.0.1
+netns 4711   IPv4     203.0.113.5   10.2.0.2
+"
+        );
+        let one = "netns 4711   IPv4   203.0.113.5   10.2.0.2   no\n";
+        assert_eq!(get("clients 203.0.113.5 --no-headers -o wide").1, one);
+        assert_eq!(get("client 10.2.0.2 -o name").1, "10.2.0.2\n");
+        assert_eq!(get("clients 10.9.9.9").0, Answer::No);
+        assert_eq!(
+            item("clients -o json", 0),
+            json!({ "netns": 4711, "family": 4, "to": null, "from": "10.2.0.1", "withPort": true })
         );
     }
 
