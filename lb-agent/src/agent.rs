@@ -27,6 +27,7 @@ use crate::{
     model::Families,
     pins::{self, Pins, shown},
     pipeline::{Pipeline, View},
+    printable::Output,
     sockets,
     sources::local,
     sysctls,
@@ -44,7 +45,7 @@ pub async fn run(config: &Config) -> Result<()> {
         }
         Ok(())
     } else if config.cleanup_kube_proxy {
-        kube_proxy::cleanup(&mut std::io::stdout().lock())
+        kube_proxy::cleanup(&mut Output::text(std::io::stdout().lock()))
     } else if config.dry_run {
         dry_run(config).await
     } else {
@@ -55,7 +56,7 @@ pub async fn run(config: &Config) -> Result<()> {
 fn cleanup(config: &Config) -> Result<()> {
     host::check_capabilities()?;
     let removed = datapath::cleanup(&host::bpffs(config)?)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = Output::text(std::io::stdout().lock());
     for path in &removed {
         writeln!(out, "removed {}", path.display())?;
     }
@@ -97,7 +98,7 @@ async fn dry_run(config: &Config) -> Result<()> {
         .await
         .with_context(|| format!("no complete lists after {} s", DRY_RUN.as_secs()))??;
 
-    let mut out = std::io::stdout().lock();
+    let mut out = Output::text(std::io::stdout().lock());
     let mut written = Ok(());
     let report = pipeline.sync_with(&mut |op| {
         if written.is_ok() {

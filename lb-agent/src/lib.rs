@@ -33,4 +33,5 @@ pub mod host;
 pub mod kube_proxy;
 pub mod mounts;
 pub mod node_cgroup;
+pub mod printable;
 pub mod sysctls;

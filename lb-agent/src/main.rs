@@ -10,6 +10,7 @@ use clap::Parser as _;
 use lb_agent::{
     agent,
     config::{Config, LogFormat},
+    printable::{Fields, Output},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -19,13 +20,13 @@ const USAGE: u8 = 64;
 fn main() -> ExitCode {
     let config = Config::parse();
     if let Err(error) = config.check() {
-        let _ = writeln!(std::io::stderr(), "error: {error}");
+        let _ = writeln!(Output::text(std::io::stderr()), "error: {error}");
         return USAGE.into();
     }
     match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(Output::text(std::io::stderr()), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -38,11 +39,15 @@ fn run(config: &Config) -> Result<()> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // A log that nobody can write is no reason to stop; telling so on stderr would panic.
-        .log_internal_errors(false)
-        .with_writer(std::io::stderr);
+        .log_internal_errors(false);
     match config.log_format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log
+            .fmt_fields(Fields::default())
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .init(),
+        LogFormat::Json => log.json().with_writer(|| Output::json(std::io::stderr())).init(),
     }
     // One thread: the work is short and waits for one thing at a time.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -11,7 +11,7 @@ use kube::{
 };
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::model::ObjectRef;
+use crate::{model::ObjectRef, printable::Printable};
 
 /// How Events call us.
 const CONTROLLER: &str = "socklb";
@@ -111,6 +111,7 @@ impl Events {
         mut note: String,
     ) {
         let Some(queue) = &self.queue else { return };
+        note = Printable(note).to_string();
         note.truncate(note.floor_char_boundary(MAX_NOTE));
         let event = Event {
             type_,

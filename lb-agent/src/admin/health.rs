@@ -13,6 +13,7 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 
 use super::{Family, Moment};
+use crate::printable::Printable;
 
 /// A change must be in force after this time: two of kube-proxy's sync periods (K5).
 pub const TIMEOUT: Duration = Duration::from_secs(60);
@@ -85,12 +86,12 @@ impl Health {
 
     /// What the last look at the datapath said.
     pub fn set_datapath(&mut self, check: Result<(), String>) {
-        self.datapath = check;
+        self.datapath = check.map_err(|fault| Printable(fault).to_string());
     }
 
     /// Why the source follows nothing; none: it does.
     pub fn set_source(&mut self, trouble: Option<String>) {
-        self.source = trouble;
+        self.source = trouble.map(|trouble| Printable(trouble).to_string());
     }
 
     /// The fault of the datapath, if it has one.

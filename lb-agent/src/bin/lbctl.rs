@@ -6,18 +6,23 @@ use std::{
 };
 
 use clap::Parser as _;
-use lb_agent::ctl::{self, Cli};
+use lb_agent::{
+    ctl::{self, Cli},
+    printable::Output,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let result = ctl::run(&cli, &mut out, &mut io::stderr())
+    let mut out = Output::text(io::BufWriter::new(io::stdout().lock()));
+    let mut notes = Output::text(io::stderr());
+    let result = ctl::run(&cli, &mut out, &mut notes)
         .and_then(|answer| out.flush().map(|()| answer).map_err(Into::into));
     match result {
         Ok(answer) => answer.code().into(),
         Err(failure) if failure.is_reader_gone() => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            // Who reads no errors gets the code.
+            let _ = writeln!(notes, "error: {failure}");
             failure.code().into()
         }
     }

@@ -14,6 +14,8 @@ mod target;
 
 use std::io::{self, Write};
 
+use crate::printable;
+
 pub use self::{
     cli::{Cli, Command},
     failure::{Answer, Failure},
@@ -45,6 +47,6 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Answ
 
 /// One JSON document, indented.
 fn json(out: &mut dyn Write, value: &impl serde::Serialize) -> io::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    writeln!(out)
+    let text = serde_json::to_string_pretty(value)?;
+    writeln!(out, "{}", printable::json(&text))
 }

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use crate::printable::Printable;
+
 /// What stands in a cell that has nothing to say.
 pub(super) const NONE: &str = "<none>";
 
@@ -22,7 +24,7 @@ impl Table {
 
     pub(super) fn push(&mut self, row: Vec<String>) {
         debug_assert_eq!(row.len(), self.titles.len());
-        self.rows.push(row);
+        self.rows.push(row.into_iter().map(|cell| Printable(cell).to_string()).collect());
     }
 
     /// Writes the rows, each column as wide as its widest cell; the last one is not padded.

@@ -3,7 +3,10 @@
 use lb_common::abi::Name;
 
 use super::StoreError;
-use crate::model::{ObjectRef, PortRef, Protocol};
+use crate::{
+    model::{ObjectRef, PortRef, Protocol},
+    printable::Printable,
+};
 
 /// A Kubernetes name has at most 63 characters; the field's last byte is always 0.
 fn field(text: &str) -> Result<[u8; 64], StoreError> {
@@ -15,9 +18,10 @@ fn field(text: &str) -> Result<[u8; 64], StoreError> {
     Ok(bytes)
 }
 
+/// Who wrote the maps may have written anything: what is no name differs from all that are wanted.
 fn text(bytes: &[u8; 64]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+    Printable(String::from_utf8_lossy(&bytes[..end])).to_string()
 }
 
 impl TryFrom<&PortRef> for Name {
@@ -47,6 +51,19 @@ impl From<&Name> for PortRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_stands_there_can_be_printed() {
+        let mut name = Name::try_from(&PortRef {
+            service: ObjectRef::new("a\u{1b}[2J", "b\nc"),
+            port: "\u{202e}".into(),
+            protocol: Protocol::Udp,
+        })
+        .unwrap();
+        assert_eq!(PortRef::from(&name).to_string(), "a\\u{1b}[2J/b\\nc:\\u{202e}");
+        name.namespace = [0xff; 64];
+        assert_eq!(*PortRef::from(&name).service.namespace, "\u{fffd}".repeat(64));
+    }
 
     #[test]
     fn a_name_round_trips_up_to_63_bytes() {

@@ -3,6 +3,7 @@
 //! What cannot be used becomes a [`Problem`] and is left out; the rest of the object counts.
 
 mod external;
+mod names;
 mod node;
 
 use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
@@ -19,6 +20,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
+use self::names::Sort;
 pub use self::node::node;
 use super::Problem;
 use crate::{
@@ -37,10 +39,6 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// When the pod or Service changed that made the slice change.
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
-/// Most bytes of a name: what the API allows, and what the names map holds.
-const LONGEST_NAME: usize = 63;
-/// The same for a slice: the API allows more, and no map holds it.
-const LONGEST_SLICE_NAME: usize = 253;
 
 /// A translation and what was wrong with the object.
 pub type Translated<T> = (Option<T>, Vec<Problem>);
@@ -51,21 +49,10 @@ pub fn object_ref(meta: &ObjectMeta) -> ObjectRef {
     ObjectRef::new(namespace, meta.name.as_deref().unwrap_or_default())
 }
 
-fn check_name(name: &ObjectRef, longest: usize) -> Result<(), Problem> {
-    for (field, value, longest) in [
-        ("metadata.name", &name.name, longest),
-        ("metadata.namespace", &name.namespace, LONGEST_NAME),
-    ] {
-        if value.is_empty() {
-            return Err(Problem::new(field, "is empty", "the object is ignored: name it"));
-        }
-        if value.len() > longest {
-            let what = format!("has {} characters", value.len());
-            let remedy = format!("the object is ignored: use at most {longest}");
-            return Err(Problem::new(field, what, remedy));
-        }
-    }
-    Ok(())
+fn check_name(name: &ObjectRef, sort: Sort) -> Result<(), Problem> {
+    let follows = "the object is ignored";
+    sort.check("metadata.name", &name.name, follows)?;
+    Sort::Label.check("metadata.namespace", &name.namespace, follows)
 }
 
 fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
@@ -81,7 +68,7 @@ pub fn proxy_name(object: &KubeService) -> Option<&str> {
 /// ExternalName (A4).
 pub fn service(object: &KubeService) -> Translated<Service> {
     let name = object_ref(&object.metadata);
-    if let Err(problem) = check_name(&name, LONGEST_NAME) {
+    if let Err(problem) = check_name(&name, Sort::Label) {
         return (None, vec![problem]);
     }
     let Some(spec) = &object.spec else { return (None, vec![]) };
@@ -174,7 +161,7 @@ fn service_ports(spec: &ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Service
 }
 
 fn service_port(port: &KubePort) -> Result<ServicePort, Problem> {
-    let name = port.name.as_deref().unwrap_or_default();
+    let name = port_name(port.name.as_deref(), "the port is not served")?;
     let protocol = protocol(port.protocol.as_deref())?;
     let number = number(port.port).map_err(|what| {
         Problem::new("port", what, "the port is not served: use a number from 1 to 65535")
@@ -186,14 +173,14 @@ fn service_port(port: &KubePort) -> Result<ServicePort, Problem> {
             Problem::new("nodePort", what, "the port is not served: use a number from 1 to 65535")
         })
     });
-    Ok(ServicePort { name: short(name)?, protocol, number, node_port: node_port.transpose()? })
+    Ok(ServicePort { name, protocol, number, node_port: node_port.transpose()? })
 }
 
-fn short(name: &str) -> Result<Arc<str>, Problem> {
-    if name.len() > LONGEST_NAME {
-        let what = format!("has {} characters", name.len());
-        let remedy = format!("the port is not served: use at most {LONGEST_NAME}");
-        return Err(Problem::new("name", what, remedy));
+/// The name of a port, which may be empty.
+fn port_name(name: Option<&str>, follows: &str) -> Result<Arc<str>, Problem> {
+    let name = name.unwrap_or_default();
+    if !name.is_empty() {
+        Sort::Value.check("name", name, follows)?;
     }
     Ok(name.into())
 }
@@ -232,7 +219,7 @@ pub fn address(text: &str) -> Result<IpAddr, String> {
 /// An EndpointSlice; none if it serves no Service (A2, B1, B2).
 pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
     let name = object_ref(&object.metadata);
-    if let Err(problem) = check_name(&name, LONGEST_SLICE_NAME) {
+    if let Err(problem) = check_name(&name, Sort::Subdomain) {
         return (None, vec![problem]);
     }
     if label(&object.metadata, HEADLESS).is_some() {
@@ -244,6 +231,10 @@ pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
         let remedy = "the slice is ignored: label it with the name of its Service";
         return (None, vec![Problem::new(field, "is missing", remedy)]);
     };
+    let field = format!("metadata.labels[{SERVICE_NAME}]");
+    if let Err(problem) = Sort::Label.check(&field, service, "the slice is ignored") {
+        return (None, vec![problem]);
+    }
     let ipv4 = match object.address_type.as_str() {
         "IPv4" => true,
         "IPv6" => false,
@@ -270,11 +261,10 @@ pub fn slice(object: &EndpointSlice) -> Translated<Slice> {
     for (i, endpoint) in object.endpoints.iter().flatten().enumerate() {
         match self::endpoint(endpoint, ipv4, &mut known) {
             Ok(endpoint) => endpoints.extend(endpoint),
-            Err(what) => problems.push(Problem::new(
-                format!("endpoints[{i}].addresses[0]"),
-                what,
-                "the endpoint is ignored: correct the address, or put it into a slice of its type",
-            )),
+            Err(problem) => {
+                let field = format!("endpoints[{i}].{}", problem.field);
+                problems.push(Problem { field, ..problem });
+            }
         }
     }
     let service = ObjectRef { namespace: name.namespace, name: service.into() };
@@ -289,7 +279,7 @@ fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
 }
 
 fn slice_port(port: &EndpointPort) -> Result<SlicePort, Problem> {
-    let name = port.name.as_deref().unwrap_or_default();
+    let name = port_name(port.name.as_deref(), "the port is ignored")?;
     let protocol = protocol(port.protocol.as_deref())?;
     // "All ports", says the API of a port that is nil; no proxy implements it (B4).
     let Some(port) = port.port else {
@@ -299,7 +289,7 @@ fn slice_port(port: &EndpointPort) -> Result<SlicePort, Problem> {
     let number = number(port).map_err(|what| {
         Problem::new("port", what, "the port is ignored: use a number from 1 to 65535")
     })?;
-    Ok(SlicePort { name: short(name)?, protocol, number })
+    Ok(SlicePort { name, protocol, number })
 }
 
 /// An endpoint: its first address, as the API says of all of them that they are the same pod (B3).
@@ -308,12 +298,17 @@ fn endpoint(
     endpoint: &KubeEndpoint,
     ipv4: bool,
     known: &mut Vec<Arc<Hints>>,
-) -> Result<Option<Endpoint>, String> {
+) -> Result<Option<Endpoint>, Problem> {
     let Some(text) = endpoint.addresses.first() else { return Ok(None) };
-    let addr = address(text)?;
+    let wrong = |what| {
+        let remedy =
+            "the endpoint is ignored: correct the address, or put it into a slice of its type";
+        Problem::new("addresses[0]", what, remedy)
+    };
+    let addr = address(text).map_err(wrong)?;
     if addr.is_ipv4() != ipv4 {
         let family = if ipv4 { "IPv4" } else { "IPv6" };
-        return Err(format!("{addr} is no {family} address, as addressType says"));
+        return Err(wrong(format!("{addr} is no {family} address, as addressType says")));
     }
     let EndpointConditions { ready, serving, terminating } =
         endpoint.conditions.clone().unwrap_or_default();
@@ -322,28 +317,41 @@ fn endpoint(
         serving: serving.unwrap_or(true),
         terminating: terminating.unwrap_or(false),
     };
-    let node = endpoint.node_name.as_deref().filter(|name| !name.is_empty()).map(shared);
-    let hints = endpoint.hints.as_ref().and_then(|hints| self::hints(hints, known));
-    Ok(Some(Endpoint { addr, conditions, node, hints }))
+    let follows = "the endpoint is ignored";
+    let node = endpoint.node_name.as_deref().filter(|name| !name.is_empty());
+    node.map_or(Ok(()), |node| Sort::NodeRef.check("nodeName", node, follows))?;
+    let hints = endpoint.hints.as_ref().map(|hints| self::hints(hints, known, follows));
+    let hints = hints.transpose()?.flatten();
+    Ok(Some(Endpoint { addr, conditions, node: node.map(shared), hints }))
 }
 
 /// Hints for zones and nodes (B12).
-fn hints(hints: &EndpointHints, known: &mut Vec<Arc<Hints>>) -> Option<Arc<Hints>> {
-    let zones = hints.for_zones.iter().flatten().map(|zone| shared(&zone.name)).collect();
-    let nodes = hints.for_nodes.iter().flatten().map(|node| shared(&node.name)).collect();
-    let hints = Hints { zones, nodes };
+fn hints(
+    hints: &EndpointHints,
+    known: &mut Vec<Arc<Hints>>,
+    follows: &str,
+) -> Result<Option<Arc<Hints>>, Problem> {
+    let (zones, nodes) = (hints.for_zones.iter().flatten(), hints.for_nodes.iter().flatten());
+    for (i, zone) in zones.clone().enumerate() {
+        Sort::Value.check(&format!("hints.forZones[{i}].name"), &zone.name, follows)?;
+    }
+    for (i, node) in nodes.clone().enumerate() {
+        Sort::NodeRef.check(&format!("hints.forNodes[{i}].name"), &node.name, follows)?;
+    }
+    let zones = zones.map(|zone| shared(&zone.name)).collect();
+    let hints = Hints { zones, nodes: nodes.map(|node| shared(&node.name)).collect() };
     if hints == Hints::default() {
-        return None;
+        return Ok(None);
     }
     if let Some(same) = known.iter().find(|known| ***known == hints) {
-        return Some(same.clone());
+        return Ok(Some(same.clone()));
     }
     let hints = Arc::new(hints);
     // Hints for nodes differ from endpoint to endpoint: no use looking for the same ones for long.
     if known.len() < 16 {
         known.push(hints.clone());
     }
-    Some(hints)
+    Ok(Some(hints))
 }
 
 #[cfg(test)]

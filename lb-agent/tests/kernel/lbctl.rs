@@ -9,6 +9,7 @@ use std::{
     process::{self, Command},
 };
 
+use aya::maps::{Map, MapData};
 use lb_agent::{datapath::Datapath, pins::Pins};
 use nix::mount::MsFlags;
 use serde_json::{Value, json};
@@ -203,5 +204,64 @@ fn counters_and_clients() {
         let (code, out, _) = ask(world, &format!("explain 10.96.0.10:81 --pid {pid}"));
         assert!(code == 1 && out.contains("does not have"), "{out}");
         assert_eq!(ask(world, "get addresses -o name").1, "10.96.0.10\n");
+    });
+}
+
+const WORDS: [&str; 12] = [
+    "get services",
+    "get services -o wide",
+    "get services -o name",
+    "get services -o json",
+    "get backends -o wide",
+    "get backends -o json",
+    "get addresses -o wide",
+    "get services 10.96.0.10:81",
+    "explain 10.96.0.10:80/udp",
+    "explain 10.96.0.10:80/udp -o json",
+    "explain 10.96.0.10:99",
+    "status",
+];
+
+/// Who wrote the maps may have written anything.
+#[test]
+fn names_that_are_none_are_printed_all_the_same() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        control.put("web", &["10.96.0.10"], 80, &[backend4(1)]);
+        let lines = |words| {
+            let (_, out, notes) = ask(world, words);
+            (out + &notes).lines().count()
+        };
+        let before = WORDS.map(lines);
+        let maps = world.pins().maps().unwrap().expect("maps");
+        let data = MapData::from_pin(maps.join("names")).unwrap();
+        let map = Map::HashMap(data);
+        let mut names: aya::maps::HashMap<_, u32, [u8; 200]> = map.try_into().unwrap();
+        // Namespace, name and port.
+        let texts: [&[u8]; 3] = [
+            b"a\x1b[2J\x1b]0;x\x07",
+            b"b\n\r\t\x7f\xff\xc2\x9b",
+            "\u{202e}c\u{2066}\u{2028}".as_bytes(),
+        ];
+        let all: Vec<_> = names.iter().map(Result::unwrap).collect();
+        for (id, mut name) in all {
+            for (field, text) in name.as_chunks_mut::<64>().0.iter_mut().zip(texts) {
+                field.fill(0);
+                field[..text.len()].copy_from_slice(text);
+            }
+            names.insert(&id, &name, 0).unwrap();
+        }
+        let harmful = |c: char| {
+            (c.is_control() && c != '\n')
+                || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        for (words, lines) in WORDS.into_iter().zip(before) {
+            let (_, out, notes) = ask(world, words);
+            let all = out + &notes;
+            assert!(!all.contains(harmful), "{words}: {all:?}");
+            assert!(all.lines().count() == lines, "{words}, {lines} lines: {all}");
+            let names = ["status", "get addresses -o wide"].contains(&words);
+            assert!(names || all.contains("[2J"), "{words}: {all}");
+        }
     });
 }

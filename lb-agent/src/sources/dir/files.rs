@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     model::{Change, Node, ObjectRef, Service, Slice},
+    printable::Printable,
     sources::Problem,
 };
 
@@ -214,11 +215,13 @@ impl fmt::Display for Place<'_> {
 
 impl Place<'_> {
     fn label(self, kind: &str, name: &ObjectRef) -> String {
-        match kind {
+        let label = match kind {
             // It is in no namespace.
             "Node" => format!("{kind} {} ({self})", name.name),
             _ => format!("{kind} {name} ({self})"),
-        }
+        };
+        // Nobody has looked at the names yet.
+        Printable(label).to_string()
     }
 }
 

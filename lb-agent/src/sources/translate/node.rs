@@ -2,23 +2,19 @@
 
 use k8s_openapi::api::core::v1::Node as KubeNode;
 
-use super::{Problem, Translated, label, object_ref};
+use super::{Problem, Translated, label, names::Sort, object_ref};
 use crate::model::{Node, parse_ip, shared};
 
 /// The zone that the node is in (D11).
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// The autoscaler is about to remove the node (K6).
 const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
-/// Most bytes of a node's name.
-const LARGEST_NODE_NAME: usize = 253;
 
 /// A Node. One without addresses counts too.
 pub fn node(object: &KubeNode) -> Translated<Node> {
     let name = object_ref(&object.metadata).name;
-    if name.is_empty() || name.len() > LARGEST_NODE_NAME {
-        let what = format!("has {} characters", name.len());
-        let remedy = format!("the object is ignored: use 1 to {LARGEST_NODE_NAME}");
-        return (None, vec![Problem::new("metadata.name", what, remedy)]);
+    if let Err(problem) = Sort::Subdomain.check("metadata.name", &name, "the object is ignored") {
+        return (None, vec![problem]);
     }
     let mut problems = Vec::new();
     let mut addresses = Vec::new();
@@ -40,11 +36,15 @@ pub fn node(object: &KubeNode) -> Translated<Node> {
             }
         }
     }
-    let zone = label(&object.metadata, ZONE).filter(|zone| !zone.is_empty()).map(shared);
+    let zone = label(&object.metadata, ZONE).filter(|zone| !zone.is_empty()).filter(|zone| {
+        let field = format!("metadata.labels[{ZONE}]");
+        let checked = Sort::Value.check(&field, zone, "the node is in no zone");
+        checked.map_err(|problem| problems.push(problem)).is_ok()
+    });
     let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let leaving = object.metadata.deletion_timestamp.is_some()
         || taints.iter().any(|taint| taint.key == LEAVING);
-    (Some(Node { zone, addresses, leaving }), problems)
+    (Some(Node { zone: zone.map(shared), addresses, leaving }), problems)
 }
 
 #[cfg(test)]
