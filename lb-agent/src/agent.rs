@@ -163,6 +163,7 @@ fn conntrack() {
 
 async fn serve(config: &Config) -> Result<()> {
     host::check_capabilities()?;
+    host::raise_open_files()?;
     let bpffs = host::bpffs(config)?;
     let cgroup = host::cgroup(config)?;
     let node = host::node_name(config)?;

@@ -38,7 +38,7 @@ pub use self::{
 };
 use crate::{
     maps::Op,
-    maps::{Access, Pinned, Snapshot, Store as _, max_names},
+    maps::{Access, Pinned, Snapshot, Store as _, max_names, probe},
     pins::{self, HomeError, PROGRAMS, Pins, shown},
 };
 
@@ -98,12 +98,20 @@ impl Datapath {
             throw_away(pins, &unfinished)?;
         }
         let current = match current {
-            // Damage. Programs that use these maps go on with them until the new ones are filled.
-            Some((_, dir)) if !is_complete(&dir) => {
-                throw_away(pins, &dir)?;
-                None
-            }
-            current => current,
+            Some((number, dir)) => match damage(&dir)? {
+                None => Some((number, dir)),
+                Some(what) => {
+                    let path = shown(&dir);
+                    tracing::warn!(
+                        "{what}: the maps in {} are not used any more. Programs at work go on with them \
+                         until new ones are filled",
+                        path.display()
+                    );
+                    throw_away(pins, &dir)?;
+                    None
+                }
+            },
+            None => None,
         };
         let (set, replaced) = match &current {
             Some((number, dir)) if fit(dir, sizes)? => (*number, None),
@@ -213,9 +221,12 @@ const MAX_CLIENTS: u32 = 65_536;
 /// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.
 pub const MAX_NODE_ADDRESSES: u32 = 1 << 15;
 
-/// Whether the directory holds every map.
-fn is_complete(dir: &Path) -> bool {
-    MAPS.iter().all(|name| dir.join(name).exists())
+/// What makes it impossible to go on from these maps; another shape is told where they are opened.
+fn damage(dir: &Path) -> Result<Option<String>> {
+    match MAPS.iter().find(|name| !dir.join(name).exists()) {
+        Some(missing) => Ok(Some(format!("the map {missing} has lost its pin"))),
+        None => Ok(probe(dir)?),
+    }
 }
 
 /// Whether the maps are of these sizes.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{config::Config, mounts, node_cgroup::Cgroup, pins};
 
@@ -44,6 +45,27 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .into_iter()
         .filter_map(|(capability, name)| (!has(capability)).then_some(name))
         .collect()
+}
+
+/// The least number of files that an agent must be able to have open: programs, maps and links are some
+/// 70, and each request to its servers is one more.
+const OPEN_FILES: u64 = 128;
+
+/// Lets this process have as many files open as it may; fails if that is too few, which would be found
+/// out here and there, and half-way.
+pub fn raise_open_files() -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limits")?;
+    if hard < OPEN_FILES {
+        bail!(
+            "this process may have {hard} files open, and lb-agent needs {OPEN_FILES}: raise the hard \
+             limit (`ulimit -Hn`, LimitNOFILE of systemd)"
+        );
+    }
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+            .context("cannot raise the limit of open files")?;
+    }
+    Ok(())
 }
 
 /// The bpffs to pin to: mounted, and writable.

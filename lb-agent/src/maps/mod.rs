@@ -11,6 +11,7 @@ mod names;
 mod onlooker;
 mod op;
 mod pinned;
+mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +24,7 @@ pub use self::{
     onlooker::Onlooker,
     op::{KeyText, Known, Op},
     pinned::{Access, OpenError, Pinned},
+    probe::probe,
 };
 use crate::{model::PortRef, policy::Cidr};
 

@@ -275,7 +275,7 @@ pub(super) fn is_full(error: &MapError) -> bool {
     matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC))
 }
 
-fn errno(error: &MapError) -> Option<i32> {
+pub(super) fn errno(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
         _ => None,
