@@ -4,6 +4,7 @@ mod clients;
 mod follow;
 mod guard;
 mod pace;
+mod refusals;
 mod source;
 mod stop;
 mod takeover;

@@ -34,6 +34,15 @@ pub enum SyncError {
     Store(#[from] StoreError),
 }
 
+/// What became of the writes to one map.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Writes {
+    /// How many the kernel took.
+    pub taken: usize,
+    /// What it said when it took one not, last. That the map is full is not meant.
+    pub refused: Option<String>,
+}
+
 /// What a sync did.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -41,6 +50,8 @@ pub struct Report {
     pub looked_at: BTreeSet<ObjectRef>,
     /// Ops carried out.
     pub ops: usize,
+    /// What became of them, by the map.
+    pub writes: BTreeMap<&'static str, Writes>,
     /// Services that failed; they are tried again with the next sync.
     pub failed: BTreeMap<ObjectRef, SyncError>,
     /// The protocols of the frontends that changed.
@@ -348,8 +359,17 @@ impl<S: Store> Pipeline<S> {
                 _ => None,
             });
             result = self.store.apply(op);
-            if result.is_err() {
-                break;
+            match &result {
+                Ok(()) => {
+                    if let Some(map) = op.map() {
+                        report.writes.entry(map).or_default().taken += 1;
+                    }
+                }
+                Err(StoreError::Kernel { map, error, .. }) => {
+                    report.writes.entry(map).or_default().refused = Some(error.clone());
+                    break;
+                }
+                Err(_) => break,
             }
             report.appeared |= self.appears(op);
             self.tables.apply(op);

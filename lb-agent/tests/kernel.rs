@@ -71,6 +71,7 @@ mod kernel {
     mod udp_sticky;
     mod unknown_ports;
     mod untouched;
+    mod unwritable;
     mod uring;
     mod verify;
 }

@@ -30,6 +30,7 @@ pub struct Health {
     datapath: Result<(), String>,
     /// Why the source follows nothing.
     source: Option<String>,
+    maps: Result<(), String>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,7 +63,14 @@ impl Health {
         families.sort_unstable();
         families.dedup();
         let families = families.into_iter().map(|family| (family, Progress::default())).collect();
-        Self { timeout, families, node_eligible: false, datapath: Ok(()), source: None }
+        Self {
+            timeout,
+            families,
+            node_eligible: false,
+            datapath: Ok(()),
+            source: None,
+            maps: Ok(()),
+        }
     }
 
     /// A change of this family waits to be written. Only the first after a sync counts.
@@ -76,6 +84,14 @@ impl Health {
     pub fn updated(&mut self, family: Family, now: Moment) {
         if let Some(progress) = self.progress(family) {
             *progress = Progress { queued: None, updated: Some(now) };
+        }
+    }
+
+    /// All that was known of this family was to be written, and the kernel did not take it. That is no
+    /// success, and nobody who hangs: see [`Health::set_maps`].
+    pub fn tried(&mut self, family: Family) {
+        if let Some(progress) = self.progress(family) {
+            progress.queued = None;
         }
     }
 
@@ -94,20 +110,31 @@ impl Health {
         self.source = trouble.map(|trouble| Printable(trouble).to_string());
     }
 
+    /// Whether the kernel takes what is written to the maps.
+    pub fn set_maps(&mut self, result: Result<(), String>) {
+        self.maps = result;
+    }
+
+    /// Why it does not, if so.
+    pub fn maps_fault(&self) -> Option<&str> {
+        self.maps.as_ref().err().map(String::as_str)
+    }
+
     /// The fault of the datapath, if it has one.
     pub fn datapath_fault(&self) -> Option<&str> {
         self.datapath.as_ref().err().map(String::as_str)
     }
 
-    /// What `healthCheckNodePort` servers call a healthy proxy (K2): nothing is late, and the
-    /// datapath does its work.
+    /// What `healthCheckNodePort` servers call a healthy proxy (K2): nothing is late, the kernel takes
+    /// what is written, and the datapath does its work.
     pub fn is_serving(&self, now: Instant) -> bool {
-        self.is_prompt(now) && self.datapath.is_ok()
+        self.is_prompt(now) && self.datapath.is_ok() && self.maps.is_ok()
     }
 
     /// The answer of `/healthz`: may load balancers send connections to this node?
     ///
-    /// Two reasons of our own say no: before the first sync, and when the datapath has a fault. The
+    /// Reasons of our own say no: before the first sync, when the datapath has a fault, when the source
+    /// follows nothing, and when the kernel takes nothing for a map. The
     /// body then has a last field `reason`, which kube-proxy's has not.
     pub fn healthz(&self, now: Moment) -> Verdict {
         let reasons = self.reasons();
@@ -130,7 +157,8 @@ impl Health {
     }
 
     /// The answer of `/livez`: would a restart help? Neither the node nor the reasons of our own
-    /// count (K7), save a source that hangs.
+    /// count (K7), save a source that hangs. Of maps that take nothing they do not: who starts anew
+    /// makes more of the calls that fail.
     pub fn livez(&self, now: Moment) -> Verdict {
         let ok = self.is_prompt(now.monotonic) && self.source.is_none();
         Verdict { ok, body: self.body(now, ok, ok, None, self.source.clone()) }
@@ -140,7 +168,12 @@ impl Health {
     fn reasons(&self) -> Vec<&str> {
         let is_synced = self.families.iter().all(|(_, progress)| progress.updated.is_some());
         let unsynced = (!is_synced).then_some("not in sync yet");
-        unsynced.into_iter().chain(self.datapath_fault()).chain(self.source.as_deref()).collect()
+        unsynced
+            .into_iter()
+            .chain(self.datapath_fault())
+            .chain(self.source.as_deref())
+            .chain(self.maps_fault())
+            .collect()
     }
 
     fn progress(&mut self, family: Family) -> Option<&mut Progress> {

@@ -103,6 +103,9 @@ pub enum Outcome {
     /// All but single Services, whose trouble a restart would not end: a failure to count, but the
     /// proxy is healthy.
     Partial,
+    /// The kernel takes nothing for some map. The loop goes on trying: a restart, which makes maps and
+    /// loads programs, would need more of what is lacking.
+    Refused,
     /// Nothing can be said to be in force.
     Failed,
 }
@@ -172,12 +175,29 @@ impl Admin {
         } else {
             self.metrics.sync_failed(kind, took, &self.families);
         }
-        if outcome != Outcome::Failed {
-            let mut health = self.health.lock();
-            for family in &self.families {
-                health.updated(*family, now);
+        let mut health = self.health.lock();
+        for family in &self.families {
+            match outcome {
+                Outcome::Complete | Outcome::Partial => health.updated(*family, now),
+                Outcome::Refused => health.tried(*family),
+                Outcome::Failed => {}
             }
         }
+    }
+
+    /// Whether the kernel takes what is written to the maps. Told in the log when it is news.
+    pub fn maps_written(&self, result: Result<(), String>) {
+        let mut health = self.health.lock();
+        let before = health.maps_fault();
+        if result.as_ref().err().map(String::as_str) == before {
+            return;
+        }
+        if let Err(error) = &result {
+            tracing::error!("not ready, what changes is not in force: {error}");
+        } else {
+            tracing::info!("the kernel takes what is written again");
+        }
+        health.set_maps(result);
     }
 
     /// A search for sockets with backends that are gone ended.

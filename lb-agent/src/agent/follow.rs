@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
+use aya::maps::MapError;
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
@@ -15,6 +16,7 @@ use tokio::{
 use super::{
     guard::{Guard, Repair},
     pace::Pace,
+    refusals::Refusals,
     takeover::{OTHERS, Takeover},
     troubles::Troubles,
     upkeep::Upkeep,
@@ -51,6 +53,7 @@ pub(super) struct Agent {
     upkeep: Upkeep,
     troubles: Troubles,
     pace: Pace,
+    refusals: Refusals,
     nodeport_addresses: NodePortAddresses,
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
@@ -87,6 +90,7 @@ impl Agent {
             upkeep: Upkeep::new(vec![Kind::Udp, tcp]),
             troubles: Troubles::default(),
             pace: Pace::new(),
+            refusals: Refusals::default(),
             nodeport_addresses: config.nodeport_addresses.clone(),
             waiting_for_nodes: None,
             takeover,
@@ -169,7 +173,7 @@ impl Agent {
             tell_taken(&admin, &mut taken);
             let now = Instant::now();
             if self.pace.reads(now) {
-                self.read_maps();
+                self.read_maps(&admin);
             }
             if self.pipeline.is_dirty() && self.pace.writes(news, now) {
                 admin.queued();
@@ -207,15 +211,20 @@ impl Agent {
     }
 
     /// Goes on from what the maps really say.
-    fn read_maps(&mut self) {
+    fn read_maps(&mut self, admin: &Admin) {
         match self.pipeline.store().snapshot() {
             Ok(snapshot) => {
                 self.pipeline.readopt(&snapshot);
                 self.pace.has_read();
                 self.compared = Instant::now();
+                self.refusals.read(Ok(()));
             }
-            Err(error) => tracing::warn!(%error, "cannot read the pinned maps"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the pinned maps");
+                self.refusals.read(Err(explained(&error)));
+            }
         }
+        admin.maps_written(self.refusals.verdict());
     }
 
     /// Writes what has changed. True if something is to be tried again.
@@ -259,15 +268,19 @@ impl Agent {
     }
 
     /// In the order of kube-proxy (M4).
-    fn tell(&self, admin: &mut Admin, report: &Report, full: bool, took: Duration) {
+    fn tell(&mut self, admin: &mut Admin, report: &Report, full: bool, took: Duration) {
         let kind = if full { SyncKind::Full } else { SyncKind::Partial };
-        let outcome =
-            match (self.is_attached, report.failed.is_empty() && report.addresses.is_none()) {
-                (false, _) => Outcome::Failed,
-                (true, true) => Outcome::Complete,
-                (true, false) => Outcome::Partial,
-            };
-        if outcome != Outcome::Failed {
+        let complete = report.failed.is_empty() && report.addresses.is_none();
+        self.refusals.wrote(&report.writes, complete && !self.pipeline.is_dirty());
+        let refusals = self.refusals.verdict();
+        let outcome = match (self.is_attached, complete, &refusals) {
+            (false, ..) => Outcome::Failed,
+            (true, _, Err(_)) => Outcome::Refused,
+            (true, true, _) => Outcome::Complete,
+            (true, false, _) => Outcome::Partial,
+        };
+        admin.maps_written(refusals);
+        if matches!(outcome, Outcome::Complete | Outcome::Partial) {
             let now = SystemTime::now();
             for trigger in &report.triggers {
                 let family = if trigger.ipv6 { Family::V6 } else { Family::V4 };
@@ -323,6 +336,14 @@ impl Agent {
             self.upkeep.attached(self.datapath.pins(), cgroup.path());
         }
         Ok(())
+    }
+}
+
+/// What the kernel said, without the name of the call.
+fn explained(error: &MapError) -> String {
+    match error {
+        MapError::SyscallError(error) => error.io_error.to_string(),
+        other => other.to_string(),
     }
 }
 

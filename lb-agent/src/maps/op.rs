@@ -3,7 +3,9 @@
 
 use std::fmt;
 
-use lb_common::abi::{Action, Addr, Address, Backend, Service, ServiceKey};
+use lb_common::abi::{
+    ADDRESSES, Action, Addr, Address, Backend, NAMES, SERVICES, SOURCES, Service, ServiceKey,
+};
 
 use crate::{
     model::{Frontend, PortRef},
@@ -70,6 +72,19 @@ pub enum Op {
         /// The address.
         addr: Addr,
     },
+}
+
+impl Op {
+    /// The map that the kernel is asked to change; none where only shared memory is written.
+    pub const fn map(&self) -> Option<&'static str> {
+        match self {
+            Self::PutName { .. } | Self::DeleteName { .. } => Some(NAMES),
+            Self::WriteBlock { .. } => None,
+            Self::PutService { .. } | Self::DeleteService { .. } => Some(SERVICES),
+            Self::PutSource { .. } | Self::DeleteSource { .. } => Some(SOURCES),
+            Self::PutAddress { .. } | Self::DeleteAddress { .. } => Some(ADDRESSES),
+        }
+    }
 }
 
 /// What an address stands for, whatever the port.

@@ -303,3 +303,34 @@ fn a_source_that_hangs_fails_everything() {
     health.set_source(None);
     assert_eq!(oks(&health), [true; 3]);
 }
+
+/// Alive, and tries again; but what changes is not in force.
+#[test]
+fn maps_that_take_nothing() {
+    let mut bench = Bench::new();
+    bench.update(V4);
+    bench.update(V6);
+    bench.clock.step(5);
+    bench.queue(V4);
+    bench.queue(V6);
+    for family in [V4, V6] {
+        bench.health.tried(family);
+    }
+    bench.health.set_maps(Err("the kernel takes nothing".into()));
+    bench.clock.step(60);
+    let now = bench.clock.0;
+    let Verdict { ok, body } = bench.health.healthz(now);
+    assert!(!ok && body.contains(r#""reason":"the kernel takes nothing""#), "{body}");
+    let newest = text(bench.updated[0]);
+    assert!(body.starts_with(&format!(r#"{{"lastUpdated":"{newest}""#)), "{body}");
+    let ready = bench.health.readyz(now.monotonic);
+    assert_eq!(ready, Verdict { ok: false, body: "the kernel takes nothing\n".into() });
+    assert!(bench.health.livez(now).ok, "a restart would not help");
+    assert!(!bench.health.is_serving(now.monotonic));
+    bench.health.set_maps(Ok(()));
+    assert!(bench.health.healthz(now).ok && bench.health.is_serving(now.monotonic));
+    // Who hangs in it is not alive.
+    bench.queue(V4);
+    bench.clock.step(60);
+    assert!(!bench.health.livez(bench.clock.0).ok);
+}
