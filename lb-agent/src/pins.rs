@@ -4,8 +4,8 @@
 //! <bpffs>/socklb/                     locked by the agent that runs
 //! <bpffs>/socklb/v3/                  one directory for each layout of the maps
 //! <bpffs>/socklb/v3/maps-1/           services, backends, names, ...
-//! <bpffs>/socklb/v3/sockets           the state of live sockets; has no size, so is never replaced;
-//!                                     so have former, flows and more_flows
+//! <bpffs>/socklb/v3/sockets           the state of live sockets, which is never replaced; so are
+//!                                     former, flows, more_flows and heard
 //! <bpffs>/socklb/v3/links/connect4    ... one for each program
 //! ```
 //!

@@ -24,6 +24,7 @@ mod kernel {
     mod affinity;
     mod affinity_bonds;
     mod affinity_table;
+    mod answers;
     mod capacity;
     mod client_changes;
     mod connect;

@@ -17,7 +17,8 @@ pub const SERVICES: &str = "services";
 pub const BACKENDS: &str = "backends";
 /// HASH: [`Addr`] to [`AddressEntry`]: what is known of an address, whatever the port.
 pub const ADDRESSES: &str = "addresses";
-/// ARRAY of [`FILTER_WORDS`] `u64`: bit [`Addr::filter_bit`] is set for each key of [`ADDRESSES`].
+/// ARRAY of [`FILTER_WORDS`] `u64`: bit [`Addr::filter_bit`] is set for each key of [`ADDRESSES`], and
+/// for each address that clients dial of a key of [`SERVICES`].
 pub const FILTER: &str = "filter";
 /// LPM_TRIE: prefix length and [`SourceKey`] to `u32`, always 1: which clients may use a service port.
 pub const SOURCES: &str = "sources";
@@ -38,6 +39,10 @@ pub const FORMER: &str = "former";
 pub const FLOWS: &str = "flows";
 /// SK_STORAGE: the same of a socket that talks to more Services than fit there.
 pub const MORE_FLOWS: &str = "more_flows";
+
+/// HASH: [`Slot`](crate::heard::Slot) to [`Heard`](crate::heard::Heard): from whom UDP sockets have
+/// just heard, of peers that have a Service's address.
+pub const HEARD: &str = "heard";
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -337,6 +342,10 @@ pub struct ServiceEntry {
 #[repr(C)]
 pub struct bpf_spin_lock {
     val: u32,
+}
+
+impl bpf_spin_lock {
+    pub(crate) const UNLOCKED: Self = Self { val: 0 };
 }
 
 /// Element of [`BACKENDS`]: one endpoint of one backend set. 32 bytes, so none straddles a cache line.
@@ -710,7 +719,7 @@ impl Affinity {
     pub const NOBODYS: Self = Self {
         bond: Bond::NONE,
         key: AffinityKey { netns: 0, service: 0, family: 0 },
-        lock: bpf_spin_lock { val: 0 },
+        lock: bpf_spin_lock::UNLOCKED,
         reserved: 0,
     };
 }
@@ -737,11 +746,14 @@ pub enum Counter {
     FlowForgotten = 7,
     /// A connect() of UDP that was left untouched, where a datagram would have been refused.
     UdpConnectUntouched = 8,
+    /// A datagram from a Service's address, the answer to which goes to a backend: the map of those
+    /// that were just heard from had no room.
+    HeardFull = 9,
 }
 
 impl Counter {
     /// All of them, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Refused,
         Self::Unreachable,
         Self::Denied,
@@ -751,6 +763,7 @@ impl Counter {
         Self::NoSocketMemory,
         Self::FlowForgotten,
         Self::UdpConnectUntouched,
+        Self::HeardFull,
     ];
 
     /// As a label.
@@ -765,6 +778,7 @@ impl Counter {
             Self::NoSocketMemory => "no-socket-memory",
             Self::FlowForgotten => "flow-forgotten",
             Self::UdpConnectUntouched => "udp-connect-untouched",
+            Self::HeardFull => "heard-full",
         }
     }
 }

@@ -12,10 +12,11 @@
 
 pub mod abi;
 pub mod flows;
+pub mod heard;
 mod lookup;
 
 pub use abi::{Addr, Port};
 pub use lookup::{
     ATTEMPTS, Caller, Flow, Origin, Prior, Range, Set, Tables, Verdict, bind, choose, find,
-    flow_bits, pick, select,
+    flow_bits, is_known, pick, select,
 };

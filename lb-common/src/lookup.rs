@@ -39,6 +39,11 @@ pub trait Tables {
     fn allows(&self, client: &SourceKey) -> bool;
     /// Where the client went before, in [`AFFINITY`](abi::AFFINITY); [`Bond::NONE`] if nowhere.
     fn bond(&self, key: &AffinityKey) -> Bond;
+    /// Whether an address may be one that the maps know, by [`FILTER`](abi::FILTER).
+    #[inline(always)]
+    fn may_know(&self, _: &Addr) -> bool {
+        true
+    }
 }
 
 /// The socket that asks. Each is asked only where it matters, since each is a call into the kernel.
@@ -57,6 +62,12 @@ pub trait Caller {
     /// Makes `bond` the client's in place of `before`, which was read. False if another program was
     /// faster; `bond` is then what that one made.
     fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool;
+    /// Whether the flow's peer was heard before it was asked: then this is an answer, and no question
+    /// to a Service.
+    #[inline(always)]
+    fn answers(&self, _: &Flow) -> bool {
+        false
+    }
 }
 
 /// Whether a socket comes from the address that it is to come from.
@@ -191,10 +202,14 @@ pub fn choose(
     if service.is_none() {
         match by_address(tables, caller, flow, &mut key) {
             Meaning::Nothing => return Verdict::Miss,
+            Meaning::ClusterIp if caller.answers(flow) => return Verdict::Miss,
             Meaning::ClusterIp => return Verdict::UnknownPort,
             Meaning::Reserved => return Verdict::Reserved,
             Meaning::Key => service = tables.service(&key),
         }
+    }
+    if prior.generation == 0 && caller.answers(flow) {
+        return Verdict::Miss;
     }
     let mut attempt = 0;
     while attempt < ATTEMPTS {
@@ -206,6 +221,17 @@ pub fn choose(
         attempt += 1;
     }
     Verdict::Unstable
+}
+
+/// Whether what is sent to the flow's peer is not simply sent there: it is forwarded, or refused.
+#[inline(always)]
+pub fn is_known(tables: &impl Tables, caller: &impl Caller, flow: &Flow) -> bool {
+    if !tables.may_know(&flow.peer.addr) {
+        return false;
+    }
+    let mut key = ServiceKey::new(flow.peer, flow.protocol);
+    tables.service(&key).is_some()
+        || !matches!(by_address(tables, caller, flow, &mut key), Meaning::Nothing)
 }
 
 /// What an address means that is no frontend by itself.

@@ -37,6 +37,7 @@ macro_rules! sk {
         }
     };
 }
+pub(crate) use sk;
 /// A field of it: each is read by itself, in its own size.
 macro_rules! sk_field {
     ($sk:expr, $($field:tt)+) => {
@@ -44,6 +45,7 @@ macro_rules! sk_field {
         unsafe { core::ptr::addr_of!($sk.$($field)+).read_volatile() }
     };
 }
+pub(crate) use sk_field;
 
 /// An IPv6 address of it. To be read whether it is needed or not: of two addresses that are read in two
 /// branches, LLVM reads the last word behind a pointer that it computes, which the verifier refuses.
@@ -57,6 +59,7 @@ macro_rules! sk_words {
         ])
     };
 }
+pub(crate) use sk_words;
 
 /// Stores what the socket was translated to. Without memory for it the connection still works; only
 /// getpeername() then tells the backend.
@@ -124,7 +127,9 @@ fn of_whole(ctx: &SockAddrContext, flags: u64) -> *mut Translation {
 
 /// The socket is about to be connected to `peer` itself: what had led there leads there no more.
 /// Whatever led elsewhere stays, and is true again if the kernel refuses.
-#[inline(always)]
+///
+/// A function of its own: the stack of connect() is full.
+#[inline(never)]
 pub(crate) fn forget(ctx: &SockAddrContext, peer: &Peer) {
     // SAFETY: a non-null pointer is valid while the program runs; the socket is locked by its connect().
     let Some(last) = (unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }) else { return };
@@ -179,6 +184,12 @@ fn known(
 #[inline(always)]
 fn is_there(ctx: &SockAddrContext, translation: &Translation) -> bool {
     peer(ctx, translation.port()).is_some_and(|peer| translation.is_to(&peer))
+}
+
+/// Whether it is the socket's peer.
+#[inline(always)]
+pub(crate) fn is_peer(ctx: &SockAddrContext, other: &Peer) -> bool {
+    peer(ctx, other.port).is_some_and(|peer| peer == *other)
 }
 
 /// The socket's peer, if it is at this port.

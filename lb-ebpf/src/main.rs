@@ -4,6 +4,7 @@
 #![no_main]
 
 mod connection;
+mod heard;
 mod maps;
 mod socket;
 mod storage;
@@ -217,7 +218,15 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
 #[inline(never)]
 fn forward<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate {
     let kernel = Kernel(hook);
-    let verdict = choose(&kernel, &kernel, flow, to, set);
+    let mut verdict = choose(&kernel, &kernel, flow, to, set);
+    // What goes to the socket's own peer goes where connect() has left it. Of an IPv4 connection of an
+    // IPv6 socket, the kernel shows also what is sent without an address.
+    if !H::CONNECTS
+        && !matches!(verdict, Verdict::Miss)
+        && connection::is_peer(hook.context(), &flow.peer)
+    {
+        verdict = Verdict::Miss;
+    }
     log(hook.context(), flow, &verdict);
     match verdict {
         Verdict::Miss => Fate::AsAsked,
@@ -240,9 +249,15 @@ fn forward<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fat
 /// What comes from a backend seems to come from the address that the application has sent to.
 #[inline(always)]
 fn recvmsg(socket: &impl Socket) -> i32 {
+    let ctx = socket.context();
     let mut answer = socket.flow();
-    if answer.protocol == UDP && storage::answered(socket.context(), &mut answer) {
+    if answer.protocol != UDP {
+        return PROCEED;
+    }
+    if storage::answered(ctx, &mut answer) {
         socket.set_peer(answer.peer);
+    } else if !heard::hear(ctx, &answer) {
+        count(Counter::HeardFull);
     }
     PROCEED
 }

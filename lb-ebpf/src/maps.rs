@@ -19,6 +19,8 @@ use lb_common::{
     find,
 };
 
+use crate::heard;
+
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
@@ -111,10 +113,14 @@ impl<H> Tables for Kernel<'_, H> {
     }
 
     #[inline(always)]
-    fn address(&self, addr: &Addr) -> Option<Address> {
+    fn may_know(&self, addr: &Addr) -> bool {
         let bit = addr.filter_bit();
-        let word = *FILTER.get(bit / u64::BITS)?;
-        if word >> (bit % u64::BITS) & 1 == 0 {
+        FILTER.get(bit / u64::BITS).is_some_and(|word| word >> (bit % u64::BITS) & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        if !self.may_know(addr) {
             return None;
         }
         let mut attempt = 0;
@@ -175,6 +181,11 @@ impl<H> Tables for Kernel<'_, H> {
 }
 
 impl<H: Hook> Caller for Kernel<'_, H> {
+    #[inline(always)]
+    fn answers(&self, flow: &Flow) -> bool {
+        heard::answers(self.0.context(), flow)
+    }
+
     #[inline(always)]
     fn random(&self, flow: &Flow) -> u32 {
         self.0.random(flow)

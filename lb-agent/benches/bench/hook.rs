@@ -8,6 +8,7 @@
 //! `SOCKLB_BENCH_AGAINST=FILE:FILE...` measures the programs of other object files too, on the same
 //! maps.
 
+mod datagrams;
 mod floor;
 mod stage;
 mod targets;
@@ -82,7 +83,9 @@ pub(crate) fn run() -> Result<()> {
             }
         }
     }
-    report(&stages, &rows, &bare, others)
+    report(&stages, &rows, &bare, others)?;
+    eprintln!("datagrams, {ROUNDS} rounds");
+    datagrams::run(&stages)
 }
 
 /// What an attached program costs that does nothing: loads with nothing attached on the machine,

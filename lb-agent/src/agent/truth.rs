@@ -5,24 +5,24 @@
 //! a frontend passes from one Service to another; a flow to an endpoint that serves there now is not
 //! concerned (kube-proxy L2).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     Flow, Prior, Tables, Verdict,
-    abi::{Peer, SCOPE_OTHER_NODES, SCOPE_OWN_NODE, ServiceKey, Translation},
+    abi::{Address, Peer, SCOPE_OTHER_NODES, SCOPE_OWN_NODE, ServiceKey, Translation},
     select,
 };
 
 use crate::{
-    maps::{Onlooker, Store},
+    maps::{Exchanges, Onlooker, Store},
     model::{PortRef, Protocol},
     pipeline::Pipeline,
     policy,
-    sockets::Truth,
+    sockets::{Found, Truth},
 };
 
-/// What stands in the maps of a pipeline.
-pub(super) struct InForce<'a, S>(pub(super) &'a Pipeline<S>);
+/// What stands in the maps of a pipeline, and from whom UDP sockets have heard, if that can be read.
+pub(super) struct InForce<'a, S>(pub(super) &'a Pipeline<S>, pub(super) Option<&'a Exchanges>);
 
 impl<S: Store> InForce<'_, S> {
     /// The service port at the address that was dialled. If there is none any more, the one that it
@@ -63,12 +63,22 @@ impl<S: Store + Tables> Truth for InForce<'_, S> {
             _ => false,
         }
     }
+
+    fn is_virtual(&self, ip: IpAddr) -> bool {
+        let nodes = Address::OWN_NODE | Address::OTHER_NODE;
+        let address = self.0.store().address(&ip.into());
+        address.is_some_and(|Address { flags, .. }| {
+            flags & Address::CLUSTER_IP != 0 && flags & nodes == 0
+        })
+    }
+
+    fn answers(&self, found: &Found) -> bool {
+        self.1.is_some_and(|heard| heard.is_answer(found.netns, found.local, found.peer))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use bytemuck::Zeroable as _;
 
     use super::*;
@@ -124,7 +134,7 @@ mod tests {
 
         /// Whether its endpoint serves, and whether it is there; the same in both protocols.
         fn judge(&self, connections: &[Translation; 2]) -> (bool, bool) {
-            let truth = InForce(&self.pipeline);
+            let truth = InForce(&self.pipeline, None);
             let [udp, tcp] = [0, 1].map(|of| {
                 let (protocol, translation) = (BOTH[of], &connections[of]);
                 (truth.serves(protocol, translation), truth.exists(protocol, translation))

@@ -1,5 +1,6 @@
 //! What has to be done now and then, and must not keep the loop waiting: stale sockets are ended, clients
-//! of source ranges are followed, old bonds of session affinity are forgotten.
+//! of source ranges are followed, old bonds of session affinity are forgotten, and so is from whom UDP
+//! sockets have heard.
 
 use std::{path::Path, time::Duration};
 
@@ -9,13 +10,13 @@ use tokio::sync::mpsc;
 use super::{clients::Clients, task::Task, truth::InForce};
 use crate::{
     admin::{Admin, Family},
-    maps::{Bonds, Counters, Pinned},
+    maps::{Bonds, Counters, Exchanges, Pinned},
     pins::Pins,
     pipeline::{Pipeline, Report},
     sockets::{self, Found, Kind, News, Reason, Sweeper},
 };
 
-/// How often bonds that are over are looked for.
+/// How often bonds that are over, and what was heard long ago, are looked for.
 const BONDS: Duration = Duration::from_secs(60);
 
 pub(super) struct Upkeep {
@@ -25,12 +26,13 @@ pub(super) struct Upkeep {
     were_away: bool,
     clients: Clients,
     bonds: Task<()>,
+    heard: Option<Exchanges>,
 }
 
 impl Upkeep {
     pub(super) fn new(kinds: Vec<Kind>) -> Self {
         let (clients, bonds) = (Clients::default(), Task::new());
-        Self { kinds, sweeper: None, were_away: true, clients, bonds }
+        Self { kinds, sweeper: None, were_away: true, clients, bonds, heard: None }
     }
 
     /// The programs are at work.
@@ -39,7 +41,14 @@ impl Upkeep {
             sockets::open(pins).and_then(|maps| Ok(Sweeper::start(maps, cgroup, &self.kinds)?));
         self.were_away = true;
         match started {
-            Ok(started) => self.sweeper = Some(started),
+            Ok(started) => {
+                self.sweeper = Some(started);
+                let heard = Exchanges::open(pins);
+                if let Err(error) = &heard {
+                    tracing::warn!("sockets that answer may be ended: {error:#}");
+                }
+                self.heard = heard.ok();
+            }
             Err(error) => {
                 tracing::warn!("connected sockets stay with backends that are gone: {error:#}");
             }
@@ -83,8 +92,14 @@ impl Upkeep {
             let timeouts = pipeline.affinity_timeouts();
             let pins = pins.clone();
             self.bonds.begin(move || {
-                // The path is theirs.
-                let _pins = pins;
+                let swept = Exchanges::open(&pins).map_err(anyhow::Error::from);
+                match swept.and_then(|mut heard| Ok(heard.sweep()?)) {
+                    Ok((0, _)) => {}
+                    Ok((before, left)) => tracing::debug!(before, left, "heard from"),
+                    Err(error) => {
+                        tracing::warn!("cannot forget from whom UDP sockets have heard: {error:#}");
+                    }
+                }
                 let swept = Bonds::open(&maps).map_err(anyhow::Error::from);
                 match swept.and_then(|mut bonds| Ok(bonds.sweep(&timeouts)?)) {
                     Ok((0, _)) => {}
@@ -124,7 +139,7 @@ impl Upkeep {
         match news {
             News::Seen(found, took) => {
                 admin.looked_for_stale_flows(took);
-                let truth = InForce(pipeline);
+                let truth = InForce(pipeline, self.heard.as_ref());
                 let judged = |found: Found| Some((found.clone(), sockets::judge(&found, &truth)?));
                 sweeper.destroy(found.into_iter().filter_map(judged).collect());
             }

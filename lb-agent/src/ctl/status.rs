@@ -13,7 +13,7 @@ use std::{
 
 use aya::maps::{MapError, MapInfo};
 use lb_common::abi::{
-    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, LAYOUT, NAMES, SERVICES, SOCKETS, SOURCES,
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, HEARD, LAYOUT, NAMES, SERVICES, SOCKETS, SOURCES,
 };
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     dump::API_VERSION,
-    maps::{Pinned, Snapshot, max_names},
+    maps::{Exchanges, Pinned, Snapshot, max_names},
     pins::{Pins, shown},
 };
 
@@ -106,6 +106,8 @@ pub(super) fn run(
     if let Some(dir) = &live_maps {
         fills.extend(more_fills(dir, maps, snapshot).map_err(|e| failure::unreadable(pins, &e))?);
     }
+    let (used, size) = Exchanges::open(pins).map_err(|error| failure::open(&error))?.fill();
+    fills.push(Fill { name: HEARD, used, size });
     let mut found = Status {
         others: others::find(&programs)
             .map_err(|error| failure::kernel("cannot ask the cgroup for its programs", &error))?,
@@ -164,7 +166,7 @@ fn flag(map: &str) -> Option<&'static str> {
     match map {
         BACKENDS => Some("--max-backends"),
         AFFINITY => Some("--max-affinity"),
-        CLIENTS => None,
+        CLIENTS | HEARD => None,
         _ => Some("--max-services"),
     }
 }

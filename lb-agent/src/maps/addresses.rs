@@ -14,12 +14,12 @@ use super::{
 const ADDR: usize = size_of::<Addr>();
 const ADDRESS: usize = size_of::<AddressEntry>();
 
-/// The two maps. A bit of the filter is set before the first address that it speaks for is there, and
-/// is cleared when the last one has gone.
+/// The two maps. A bit of the filter is set before the first address that it speaks for is there, be it
+/// in this map or that of a frontend, and is cleared when the last one has gone.
 pub(super) struct Addresses {
     map: HashMap<MapData, [u8; ADDR], [u8; ADDRESS]>,
     filter: Array<MapData, u64>,
-    /// How many addresses each bit speaks for.
+    /// How many addresses, and frontends, each bit speaks for.
     behind: Vec<u32>,
 }
 
@@ -30,7 +30,12 @@ impl fmt::Debug for Addresses {
 }
 
 impl Addresses {
-    pub(super) fn open(dir: &Path, access: Access) -> Result<Self, OpenError> {
+    /// With the addresses of the `frontends` that are there, each as often as it has one.
+    pub(super) fn open(
+        dir: &Path,
+        access: Access,
+        frontends: impl IntoIterator<Item = Addr>,
+    ) -> Result<Self, OpenError> {
         let fail = |name: &str| {
             let path = dir.join(name).display().to_string();
             move |error| OpenError::Open { path, error }
@@ -43,7 +48,8 @@ impl Addresses {
         })?;
         let behind = vec![0; FILTER_WORDS as usize * u64::BITS as usize];
         let mut this = Self { map, filter, behind };
-        for addr in this.all().map_err(fail(ADDRESSES))?.into_keys() {
+        let addresses = this.all().map_err(fail(ADDRESSES))?.into_keys();
+        for addr in addresses.chain(frontends) {
             this.behind[addr.filter_bit() as usize] += 1;
         }
         if access == Access::Write {
@@ -72,30 +78,41 @@ impl Addresses {
     }
 
     pub(super) fn put(&mut self, addr: Addr, known: Known) -> Result<(), MapError> {
-        let bit = addr.filter_bit();
         let is_new = self.map.get(&must_cast(addr), 0).is_err();
         if is_new {
-            self.behind[bit as usize] += 1;
+            self.enter(addr)?;
         }
-        let written = self.write_word(bit / u64::BITS).and_then(|()| {
-            let address = Address::new(addr, known.flags, known.netns);
-            let entry = AddressEntry { address, lock: bpf_spin_lock::default(), reserved: 0 };
-            self.map.insert(&must_cast(addr), &must_cast(entry), BPF_F_LOCK)
-        });
+        let address = Address::new(addr, known.flags, known.netns);
+        let entry = AddressEntry { address, lock: bpf_spin_lock::default(), reserved: 0 };
+        let written = self.map.insert(&must_cast(addr), &must_cast(entry), BPF_F_LOCK);
         if written.is_err() && is_new {
+            self.leave(addr)?;
+        }
+        written
+    }
+
+    /// One more is about to be there.
+    pub(super) fn enter(&mut self, addr: Addr) -> Result<(), MapError> {
+        let bit = addr.filter_bit();
+        self.behind[bit as usize] += 1;
+        let written = self.write_word(bit / u64::BITS);
+        if written.is_err() {
             self.behind[bit as usize] -= 1;
         }
         written
     }
 
-    pub(super) fn delete(&mut self, addr: Addr) -> Result<(), MapError> {
+    /// One has gone.
+    pub(super) fn leave(&mut self, addr: Addr) -> Result<(), MapError> {
         let bit = addr.filter_bit();
+        self.behind[bit as usize] = self.behind[bit as usize].saturating_sub(1);
+        self.write_word(bit / u64::BITS)
+    }
+
+    pub(super) fn delete(&mut self, addr: Addr) -> Result<(), MapError> {
         let was_there = self.map.get(&must_cast(addr), 0).is_ok();
         gone(self.map.remove(&must_cast(addr)))?;
-        if was_there {
-            self.behind[bit as usize] = self.behind[bit as usize].saturating_sub(1);
-        }
-        self.write_word(bit / u64::BITS)
+        if was_there { self.leave(addr) } else { Ok(()) }
     }
 
     fn write_word(&mut self, index: u32) -> Result<(), MapError> {

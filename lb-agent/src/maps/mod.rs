@@ -5,6 +5,7 @@ mod bonds;
 mod clients;
 mod counters;
 mod grace;
+mod heard;
 mod mapping;
 mod memory;
 mod names;
@@ -20,6 +21,7 @@ use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
 pub use self::{
     bonds::{Bonds, now},
     counters::Counters,
+    heard::Exchanges,
     memory::Memory,
     onlooker::Onlooker,
     op::{KeyText, Known, Op},

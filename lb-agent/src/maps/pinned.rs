@@ -8,8 +8,8 @@ use lb_common::{
     ATTEMPTS, Tables,
     abi::{
         ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, Client, ClientKey,
-        NAMES, Name, SERVICES, SOURCES, Service, ServiceEntry, ServiceKey, SourceKey,
-        bpf_spin_lock,
+        FILTER, NAMES, Name, SCOPE_ANY, SERVICES, SOURCES, Service, ServiceEntry, ServiceKey,
+        SourceKey, bpf_spin_lock,
     },
 };
 
@@ -102,7 +102,17 @@ impl Pinned {
         }
         let backends = Mapping::new(data.fd().as_fd(), max_backends, access)
             .map_err(|error| OpenError::Memory { path, error })?;
-        let addresses = Addresses::open(dir, access)?;
+        let mut frontends = Vec::new();
+        if access == Access::Write {
+            for key in services.keys() {
+                let key: [u8; KEY] = key.map_err(|error| OpenError::Open {
+                    path: dir.join(SERVICES).display().to_string(),
+                    error,
+                })?;
+                frontends.extend(dialled(&must_cast(key)));
+            }
+        }
+        let addresses = Addresses::open(dir, access, frontends)?;
         let clients = Clients::open(dir)?;
         Ok(Self { services, names, backends, addresses, clients, max_services })
     }
@@ -171,6 +181,11 @@ pub(super) fn hash<K: aya::Pod, V: aya::Pod>(
     Ok((map, max_entries))
 }
 
+/// The address that clients dial, if the key says it: a NodePort is at whatever a node's address is.
+fn dialled(key: &ServiceKey) -> Option<Addr> {
+    (key.scope == SCOPE_ANY).then_some(key.peer.addr)
+}
+
 /// What is not planned, but follows the life of pods and of connections.
 impl Pinned {
     /// Makes the maps say from where sockets of each network namespace connect. False if there was no
@@ -224,12 +239,23 @@ impl Store for Pinned {
             Op::PutService { key, service } => {
                 let lock = bpf_spin_lock::default();
                 let entry = ServiceEntry { service: service.sealed(key), lock };
-                self.services
-                    .insert(&must_cast(*key), &must_cast(entry), BPF_F_LOCK)
-                    .map_err(|error| kernel("update", SERVICES, &error))
+                let new = dialled(key).filter(|_| self.services.get(&must_cast(*key), 0).is_err());
+                if let Some(addr) = new {
+                    self.addresses.enter(addr).map_err(|e| kernel("update", FILTER, &e))?;
+                }
+                let written = self.services.insert(&must_cast(*key), &must_cast(entry), BPF_F_LOCK);
+                if let (Err(_), Some(addr)) = (&written, new) {
+                    self.addresses.leave(addr).map_err(|e| kernel("update", FILTER, &e))?;
+                }
+                written.map_err(|error| kernel("update", SERVICES, &error))
             }
-            Op::DeleteService { key } => gone(self.services.remove(&must_cast(*key)))
-                .map_err(|e| kernel("delete from", SERVICES, &e)),
+            Op::DeleteService { key } => {
+                let there = dialled(key).filter(|_| self.services.get(&must_cast(*key), 0).is_ok());
+                gone(self.services.remove(&must_cast(*key)))
+                    .map_err(|e| kernel("delete from", SERVICES, &e))?;
+                let left = there.map_or(Ok(()), |addr| self.addresses.leave(addr));
+                left.map_err(|e| kernel("update", FILTER, &e))
+            }
             Op::DeleteName { id } => {
                 gone(self.names.remove(id)).map_err(|e| kernel("delete from", NAMES, &e))
             }

@@ -3,7 +3,7 @@
 //! A pure function of what was found and of what the agent knows. When in doubt a socket lives: the
 //! next look will find it again.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Peer, Translation};
 
@@ -21,6 +21,10 @@ pub trait Truth {
     /// Whether a socket that connects to this address now is translated; of TCP also whether it is told
     /// at once that there is nobody.
     fn is_frontend(&self, protocol: Protocol, peer: SocketAddr) -> bool;
+    /// Whether it is no machine's address, but a cluster IP: from there, nobody asks.
+    fn is_virtual(&self, ip: IpAddr) -> bool;
+    /// Whether what a socket sends to its peer answers what came from there.
+    fn answers(&self, found: &Found) -> bool;
 }
 
 /// Why a socket has to go.
@@ -31,6 +35,9 @@ pub enum Reason {
     /// UDP: it was connected to a Service's address before the programs knew the Service, or before that
     /// had endpoints, so what it sends reaches nobody.
     BeforeService,
+    /// The same, but a machine may have the address too, and a client there may be its peer. Of these
+    /// the sockets of servers are left out, see [`without_servers`](super::without_servers).
+    BeforeServiceOnMachine,
     /// TCP: it dialled a Service's address before the programs knew the Service, and waits for an
     /// answer that nobody will give.
     Dialling,
@@ -43,7 +50,7 @@ impl Reason {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Stale => "stale",
-            Self::BeforeService => "before-service",
+            Self::BeforeService | Self::BeforeServiceOnMachine => "before-service",
             Self::Dialling => "dialling",
             Self::Deleted => "deleted",
         }
@@ -58,8 +65,18 @@ pub fn judge(found: &Found, truth: &impl Truth) -> Option<Reason> {
         (Protocol::Udp, Some(translation)) => {
             (!truth.serves(protocol, translation)).then_some(Reason::Stale)
         }
-        (Protocol::Udp, None) => (found.inside && truth.is_frontend(protocol, peer.into()))
-            .then_some(Reason::BeforeService),
+        (Protocol::Udp, None) => {
+            let peer = SocketAddr::from(peer);
+            let is_past =
+                found.inside && truth.is_frontend(protocol, peer) && !truth.answers(found);
+            is_past.then(|| {
+                if truth.is_virtual(peer.ip()) {
+                    Reason::BeforeService
+                } else {
+                    Reason::BeforeServiceOnMachine
+                }
+            })
+        }
         (Protocol::Tcp, Some(translation)) => {
             (!truth.exists(protocol, translation)).then_some(Reason::Deleted)
         }
@@ -91,6 +108,8 @@ mod tests {
         serving: BTreeSet<(u32, SocketAddr)>,
         listed: BTreeSet<(u32, SocketAddr)>,
         frontends: BTreeSet<SocketAddr>,
+        nodes: BTreeSet<IpAddr>,
+        heard: BTreeSet<SocketAddr>,
     }
 
     impl Truth for Known {
@@ -104,6 +123,14 @@ mod tests {
 
         fn is_frontend(&self, _: Protocol, peer: SocketAddr) -> bool {
             self.frontends.contains(&peer)
+        }
+
+        fn is_virtual(&self, ip: IpAddr) -> bool {
+            !self.nodes.contains(&ip)
+        }
+
+        fn answers(&self, found: &Found) -> bool {
+            self.heard.contains(&found.peer.into())
         }
     }
 
@@ -190,6 +217,16 @@ mod tests {
         // It dialled again, past the programs.
         let again = Found { dialling: true, ..found(Protocol::Tcp, FRONTEND, Some(BACKEND)) };
         assert_eq!(judge(&again, &known()), Some(Reason::Dialling));
+    }
+
+    #[test]
+    fn a_socket_that_answers_lives_and_one_of_a_server_may() {
+        let socket = found(Protocol::Udp, FRONTEND, None);
+        let heard = Known { heard: [addr(FRONTEND)].into(), ..known() };
+        assert_eq!(judge(&socket, &heard), None);
+        let on_node = Known { nodes: [addr(FRONTEND).ip()].into(), ..known() };
+        assert_eq!(judge(&socket, &on_node), Some(Reason::BeforeServiceOnMachine));
+        assert_eq!(Reason::BeforeServiceOnMachine.name(), Reason::BeforeService.name());
     }
 
     /// A Service whose cluster IP and port are also those of a backend.

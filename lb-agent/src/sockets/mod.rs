@@ -22,7 +22,9 @@
 //!
 //! Never ended: a socket without a peer; one whose peer is not where the programs sent it; one whose
 //! backend still serves, be it terminating; one outside the cgroup that the programs are attached to,
-//! unless they had translated it; a TCP connection that was answered and that they did not translate.
+//! unless they had translated it; a TCP connection that was answered and that they did not translate;
+//! a UDP socket that answers its peer; one that was connected to a machine's address from a port that
+//! the application has chosen, before there was a Service: a server's, who has connected it to a client.
 //!
 //! Needed: `CAP_BPF` and `CAP_PERFMON` to read what is stored, `CAP_NET_ADMIN` to destroy; `CAP_SYS_ADMIN` to enter the
 //! namespaces of others, and to find those that are not mounted in a known place, the machine's
@@ -53,11 +55,13 @@ mod clients;
 mod diag;
 mod followed;
 mod healed;
+mod iterator;
 mod judge;
 mod namespaces;
 pub(crate) mod netlink;
 mod routes;
 mod said;
+mod servers;
 mod stored;
 mod subtree;
 mod sweeper;
@@ -68,6 +72,7 @@ pub use followed::{Clients, Followed};
 pub use judge::{Reason, Truth, judge};
 pub use namespaces::cookie_of_process;
 use namespaces::{Door, Namespaces, tour};
+pub use servers::without_servers;
 use stored::Stored;
 use subtree::Subtree;
 pub use sweeper::{News, Sweeper};

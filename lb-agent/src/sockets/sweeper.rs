@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Found, Kind, Maps, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag,
-    healed::Healed, said::Said,
+    healed::Healed, said::Said, without_servers,
 };
 
 /// Nothing happens before the first request; the thread wakes all the same.
@@ -185,12 +185,15 @@ impl Sweep {
             groups.entry(reason).or_default().push(found);
         }
         let mut done = BTreeMap::new();
-        for (reason, sockets) in groups {
-            let outcome = destroy(&sockets);
-            self.said.outcome(reason, &sockets, &outcome);
-            if matches!(reason, Reason::BeforeService | Reason::Dialling) {
+        for (reason, mut sockets) in groups {
+            if !matches!(reason, Reason::Stale | Reason::Deleted) {
                 self.healed.note(&sockets, Instant::now());
             }
+            if reason == Reason::BeforeServiceOnMachine {
+                sockets = without_servers(sockets);
+            }
+            let outcome = destroy(&sockets);
+            self.said.outcome(reason, &sockets, &outcome);
             done.insert(reason, outcome);
         }
         done

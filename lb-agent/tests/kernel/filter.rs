@@ -9,13 +9,13 @@ use aya::maps::{Array, Map, MapData};
 use lb_agent::{
     datapath::MAX_NODE_ADDRESSES,
     maps::{Access, Known, Op, Pinned, Store as _},
-    model::Cidr,
+    model::{Cidr, Service},
 };
 use lb_common::abi::{Addr, Address, Client, ClientKey, FILTER, FILTER_WORDS};
 
 use super::{
-    control::{Control, SIZES},
-    world::World,
+    control::{Control, SIZES, ips, ready, serve, service},
+    world::{World, backend4},
 };
 
 fn addr(text: &str) -> Addr {
@@ -61,6 +61,35 @@ fn a_bit_lasts_as_long_as_an_address_behind_it() {
         assert_eq!(bits(world), of(&[neighbour, far]));
         maps.apply(&Op::DeleteAddress { addr: addr(neighbour) }).unwrap();
         assert_eq!(bits(world), of(&[far]));
+    });
+}
+
+/// Also one that nothing is known of but that a frontend is there.
+#[test]
+fn a_bit_lasts_as_long_as_a_frontend_at_its_address() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let (cluster, external) = ("10.96.0.1", ["203.0.113.1", "2001:db8:1::1"]);
+        let one = Service {
+            external_ips: ips(&external).collect(),
+            ..service(&[cluster, "fd00:96::1"], 80)
+        };
+        let other =
+            Service { external_ips: ips(&external[..1]).collect(), ..service(&[cluster], 81) };
+        control.apply(serve("one", &one, vec![]));
+        let all = of(&[cluster, "fd00:96::1", external[0], external[1]]);
+        assert_eq!(bits(world), all);
+        control.apply(serve("other", &other, vec![ready(backend4(1))]));
+        // A value that changes is not another frontend.
+        control.apply(serve("other", &other, vec![ready(backend4(2))]));
+        assert_eq!(bits(world), all);
+        control.delete("one");
+        assert_eq!(bits(world), of(&[cluster, external[0]]));
+        let dir = world.pins().maps().unwrap().unwrap();
+        drop(Pinned::open(&dir, Access::Write).unwrap());
+        assert_eq!(bits(world), of(&[cluster, external[0]]));
+        control.delete("other");
+        assert_eq!(bits(world), of(&[]));
     });
 }
 

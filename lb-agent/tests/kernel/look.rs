@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     process::Command,
     sync::mpsc::{Sender, channel},
     thread::{self, JoinHandle},
@@ -27,6 +27,8 @@ pub(crate) struct Known {
     pub(crate) serving: BTreeSet<SocketAddr>,
     pub(crate) listed: BTreeSet<SocketAddr>,
     pub(crate) frontends: BTreeSet<SocketAddr>,
+    /// Addresses of machines; of others nobody asks.
+    pub(crate) machines: BTreeSet<IpAddr>,
 }
 
 impl Truth for Known {
@@ -40,6 +42,14 @@ impl Truth for Known {
 
     fn is_frontend(&self, _: Protocol, peer: SocketAddr) -> bool {
         self.frontends.contains(&peer)
+    }
+
+    fn is_virtual(&self, ip: IpAddr) -> bool {
+        !self.machines.contains(&ip)
+    }
+
+    fn answers(&self, _: &Found) -> bool {
+        false
     }
 }
 
@@ -70,7 +80,13 @@ impl Look {
         assert_eq!(sight.refused, 0, "{sight:?}");
         let judged = |found: Found| judge(&found, known).map(|reason| (found, reason));
         let condemned: Vec<_> = sight.found.into_iter().filter_map(judged).collect();
-        let sockets: Vec<_> = condemned.iter().map(|(found, _)| found.clone()).collect();
+        let (maybe, sure): (Vec<_>, Vec<_>) = condemned
+            .iter()
+            .cloned()
+            .partition(|(_, reason)| *reason == Reason::BeforeServiceOnMachine);
+        let [maybe, mut sockets]: [Vec<Found>; 2] =
+            [maybe, sure].map(|all| all.into_iter().map(|(found, _)| found).collect());
+        sockets.extend(sockets::without_servers(maybe));
         (condemned, sockets::destroy(&sockets))
     }
 }

@@ -211,6 +211,60 @@ fn connected_before_the_service() {
     });
 }
 
+/// A machine's address and port become those of a Service, by which a server's socket is connected to
+/// its client there. Told by who has chosen the port. At a cluster IP there is no client.
+#[test]
+fn connected_to_a_client_before_the_service() {
+    World::run(|world| {
+        let _control = Control::start(world);
+        route_services();
+        let mut look = Look::new(world);
+        let elsewhere = Elsewhere::new();
+        let machines = ["10.2.0.1:30053", "[fd00:2::1]:30053", "[::ffff:10.2.0.1]:30053"];
+        let bound = |n: u16, to: &str| {
+            let to = addr(to);
+            let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+            let socket = UdpSocket::bind((any, n)).unwrap();
+            dial(&socket, to).unwrap();
+            socket
+        };
+        let all = |n: u16| -> Vec<UdpSocket> {
+            (n..).zip(machines).map(|(n, to)| bound(n, to)).collect()
+        };
+        // Some of them are in the range from which the kernel chooses.
+        let mut servers = all(9000);
+        servers.extend(all(40_000));
+        servers.extend(elsewhere.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:9000").unwrap();
+            socket.connect(machines[0]).unwrap();
+            [socket]
+        }));
+        let mut clients: Vec<_> = machines.map(|to| udp(addr(to)).unwrap()).into();
+        clients.push(elsewhere.run(move || udp(addr(machines[0])).unwrap()));
+        // Bound to an address; the port is the kernel's choice.
+        let at_address = UdpSocket::bind("10.2.0.1:0").unwrap();
+        at_address.connect(machines[0]).unwrap();
+        clients.push(at_address);
+        clients.push(bound(9010, FORMS[0]));
+        let known = Known {
+            frontends: machines.map(canonical).into_iter().chain(FORMS.map(canonical)).collect(),
+            machines: machines.map(|to| canonical(to).ip()).into(),
+            ..Known::default()
+        };
+        assert!(look.sweep(&Known::default()).0.is_empty());
+        let before: Vec<_> = servers.iter().map(|socket| (name(socket), peer(socket))).collect();
+        let (_, outcome) = look.sweep(&known);
+        assert_eq!((outcome.destroyed, outcome.failed), (clients.len(), 0));
+        for (server, before) in servers.iter().zip(before) {
+            assert_eq!((name(server), peer(server)), before);
+            assert_eq!(server.send(b"!").unwrap(), 1);
+        }
+        for client in &clients {
+            assert_eq!(aborted(client), Ok(()));
+        }
+    });
+}
+
 /// Nobody is in it; it is mounted.
 #[test]
 fn a_namespace_without_a_process() {
