@@ -7,7 +7,7 @@ use std::{borrow::Cow, io::Write, net::IpAddr};
 
 use lb_common::{
     Flow, Tables, Verdict,
-    abi::{Backend, Peer},
+    abi::{self, Backend, Peer},
 };
 use serde::Serialize;
 
@@ -143,6 +143,8 @@ struct Client {
     address: Option<IpAddr>,
     /// Whether it is the one that routing in the network namespace gives a socket that has none.
     by_routing: bool,
+    /// Whether that goes for a socket that has a port already, too.
+    with_port: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -188,6 +190,7 @@ impl<'a> Explanation<'a> {
                 netns: (who.netns != 0).then_some(who.netns),
                 address: who.address,
                 by_routing: false,
+                with_port: false,
             }),
             bound: None,
         };
@@ -214,7 +217,8 @@ impl<'a> Explanation<'a> {
                 };
                 if let (Some(client), Some(from)) = (&mut explanation.client, hit.from) {
                     client.by_routing = client.address.is_none();
-                    client.address = Some(from.ip());
+                    client.address = Some(from.addr.ip());
+                    client.with_port = from.flags & abi::Client::SURE != 0;
                 }
                 explanation.bound = hit.bound.map(|bond| Bound {
                     address: bond.backend.to_string(),
@@ -510,7 +514,7 @@ BACKEND        INDEX   PROBABILITY
         assert_eq!((&value["verdict"], &value["candidates"]), (&json!("denied"), &json!([])));
         assert_eq!(
             value["client"],
-            json!({ "netns": null, "address": "11.0.0.1", "byRouting": false })
+            json!({ "netns": null, "address": "11.0.0.1", "byRouting": false, "withPort": true })
         );
         assert_eq!(value["service"]["sourceRanges"], json!(["10.0.0.0/8", "2001:db8::/32"]));
     }
@@ -528,10 +532,10 @@ BACKEND        INDEX   PROBABILITY
         fn address(&self, addr: &lb_common::Addr) -> Option<Address> {
             self.0.address(addr)
         }
-        fn client(&self, key: &lb_common::abi::ClientKey) -> Option<lb_common::abi::Client> {
+        fn client(&self, key: &abi::ClientKey) -> Option<abi::Client> {
             self.0.client(key)
         }
-        fn allows(&self, client: &lb_common::abi::SourceKey) -> bool {
+        fn allows(&self, client: &abi::SourceKey) -> bool {
             self.0.allows(client)
         }
         fn bond(&self, key: &AffinityKey) -> Bond {

@@ -43,6 +43,8 @@ const THERE: Duration = Duration::from_secs(1);
 /// A namespace is left alone for so many times as long as it took to ask it: nobody's changes keep the
 /// thread busy.
 const REST: u32 = 10;
+/// And no longer than this.
+const MOST: Duration = Duration::from_millis(500);
 /// A mount follows the file that it stands on; several mounts make one container.
 const SETTLE: Duration = Duration::from_millis(5);
 /// A list of mounts: poll() says when it has changed.
@@ -315,7 +317,7 @@ impl Thread {
             netlink::heard(signs);
             it.home = match ask(netlink, it.cookie, it.door == Door::Own, &self.question) {
                 Ok(home) => {
-                    it.rests_until = begun + begun.elapsed() * REST;
+                    it.rests_until = begun + (begun.elapsed() * REST).min(MOST);
                     home
                 }
                 // What cannot be asked is not known.

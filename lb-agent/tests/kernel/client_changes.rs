@@ -277,7 +277,9 @@ fn who_a_process_is_taken_for_is_explained() {
         assert!(explain().contains("this client is not one of them: EACCES"), "{}", explain());
         pod.ip("route add 203.0.113.5/32 dev lo src 10.2.0.7");
         is_said("that is not bound comes from 10.2.0.7, by its routes");
-        assert!(explain().contains("its only backend"), "{}", explain());
+        let explained = explain();
+        assert!(explained.contains("its only backend"), "{explained}");
+        assert!(explained.contains("a port, but to no address, gets EACCES"), "{explained}");
         let netns = pod.there.within(cookie);
         assert!(lbctl("get clients 10.2.0.7").contains(&format!("netns {netns}")));
     });

@@ -57,8 +57,8 @@ pub(super) struct Hit {
     pub(super) record: Option<Backend>,
     /// Where the client stays.
     pub(super) bound: Option<Bond>,
-    /// The address that the client was judged by, if source ranges were asked.
-    pub(super) from: Option<Addr>,
+    /// Who the client was taken for, if source ranges were asked.
+    pub(super) from: Option<Client>,
 }
 
 /// One record, and what the lookup says if it picks that one.
@@ -106,7 +106,7 @@ impl<T: Tables> Tables for Traced<'_, T> {
 
     fn client(&self, key: &ClientKey) -> Option<Client> {
         let client = match self.who.address {
-            Some(ip) => Some(Client::new(ip.into(), 0)),
+            Some(ip) => Some(Client::new(ip.into(), Client::SURE)),
             None if self.who.is_anybody() => Some(Client::new(key.to, 0)),
             None => self.tables.client(key),
         };
@@ -181,7 +181,7 @@ pub(super) fn outcome(
             host_only: traced.host_only.get(),
             record: tables.backend(service.block).filter(|r| r.generation == service.generation),
             bound: stays.then_some(bond),
-            from: traced.client.get().map(|client| client.addr),
+            from: traced.client.get(),
         });
         if traced.service.get() == Some(service) {
             break;

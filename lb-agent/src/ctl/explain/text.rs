@@ -122,11 +122,21 @@ impl Explanation<'_> {
                 out,
                 "only clients in {ranges} may connect, others get EACCES (--from ADDR asks for one)"
             ),
-            Some(Client { address: Some(address), by_routing: true, .. }) => writeln!(
-                out,
-                "only clients in {ranges} may connect; a socket of this network namespace that is not \
-                 bound comes from {address}, by its routes"
-            ),
+            Some(Client { address: Some(address), by_routing: true, with_port, .. }) => {
+                writeln!(
+                    out,
+                    "only clients in {ranges} may connect; a socket of this network namespace that \
+                     is not bound comes from {address}, by its routes"
+                )?;
+                if !with_port && self.verdict == FORWARD {
+                    writeln!(
+                        out,
+                        "a socket that is bound to a port, but to no address, gets EACCES from \
+                         connect(): there are several addresses, and it cannot be given one any more"
+                    )?;
+                }
+                Ok(())
+            }
             Some(Client { address: Some(address), .. }) => {
                 writeln!(out, "only clients in {ranges} may connect; this one comes from {address}")
             }
