@@ -36,6 +36,7 @@ mod kernel {
     mod flips;
     mod guard;
     mod healing;
+    mod health_ports;
     mod home;
     mod hung_files;
     mod kept;

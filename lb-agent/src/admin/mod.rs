@@ -120,6 +120,8 @@ pub struct Admin {
     node_ports: NodePorts,
     /// The ports that could not be opened at the last sync: each is told once.
     failing: BTreeMap<(ObjectRef, u16), String>,
+    /// Whether there was no address to open them on.
+    deaf: bool,
     // Last: the servers end after what runs on their thread.
     _servers: Servers,
 }
@@ -139,7 +141,16 @@ impl Admin {
             })?;
         let node_ports = NodePorts::new(servers.runtime().clone(), health.clone());
         let (families, failing) = (families.to_vec(), BTreeMap::new());
-        Ok(Self { families, health, metrics, events, node_ports, failing, _servers: servers })
+        Ok(Self {
+            families,
+            health,
+            metrics,
+            events,
+            node_ports,
+            failing,
+            deaf: false,
+            _servers: servers,
+        })
     }
 
     /// The health, for those who have more to say of it.
@@ -223,6 +234,13 @@ impl Admin {
         wanted: &BTreeMap<ObjectRef, HealthCheck>,
         addresses: &BTreeSet<IpAddr>,
     ) {
+        let deaf = !wanted.is_empty() && addresses.is_empty();
+        if deaf && !self.deaf {
+            let remedy = "load balancers take the node for unhealthy: let --nodeport-addresses name \
+                          an address of an interface";
+            tracing::warn!(remedy, "no address of this node is one for health check node ports");
+        }
+        self.deaf = deaf;
         let failures: BTreeMap<_, _> = self
             .node_ports
             .sync(wanted, addresses)

@@ -1,10 +1,6 @@
 //! The loop: what the source says is written, and what was written is told and looked after.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use aya::maps::MapError;
@@ -29,7 +25,7 @@ use crate::{
     config::{Config, TerminateTcp},
     datapath::Datapath,
     maps::Pinned,
-    model::{Change, NodePortAddresses},
+    model::Change,
     node_cgroup::Cgroup,
     pipeline::{Pipeline, Report, SyncError},
     plan::PlanError,
@@ -54,7 +50,6 @@ pub(super) struct Agent {
     troubles: Troubles,
     pace: Pace,
     refusals: Refusals,
-    nodeport_addresses: NodePortAddresses,
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
     takeover: Takeover,
@@ -91,7 +86,6 @@ impl Agent {
             troubles: Troubles::default(),
             pace: Pace::new(),
             refusals: Refusals::default(),
-            nodeport_addresses: config.nodeport_addresses.clone(),
             waiting_for_nodes: None,
             takeover,
             changed: Instant::now(),
@@ -292,7 +286,10 @@ impl Agent {
             }
         }
         admin.synced(kind, took, outcome);
-        admin.serve_health_checks(self.pipeline.health_checks(), &self.health_addresses());
+        admin.serve_health_checks(
+            self.pipeline.health_checks(),
+            &self.pipeline.cluster().health_addresses(),
+        );
 
         let metrics = admin.metrics();
         let tables = self.pipeline.tables();
@@ -312,18 +309,6 @@ impl Agent {
             let (internal, external) = (TrafficPolicy::Internal, TrafficPolicy::External);
             metrics.no_local(internal, family, all().map(|of| of.internal).sum());
             metrics.no_local(external, family, all().map(|of| of.external).sum());
-        }
-    }
-
-    /// Where health check node ports listen (K1): everywhere, or where NodePorts are served.
-    fn health_addresses(&self) -> BTreeSet<IpAddr> {
-        let cluster = self.pipeline.cluster();
-        match self.nodeport_addresses {
-            NodePortAddresses::All => {
-                let all = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
-                all.into_iter().filter(|ip| cluster.families().have(*ip)).collect()
-            }
-            _ => cluster.own_addresses(),
         }
     }
 

@@ -295,10 +295,19 @@ impl Cluster {
         self.settings.families
     }
 
-    /// The addresses of this node at which NodePorts are served.
-    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        let all = self.node_addresses().into_iter();
-        all.filter(|(_, node)| *node != NodeAddr::Other).map(|(ip, _)| ip).collect()
+    /// Where health check node ports listen (K1): on all addresses of a family, or on those of this
+    /// machine's that `--nodeport-addresses` names, be they loopback ones.
+    pub fn health_addresses(&self) -> BTreeSet<IpAddr> {
+        let Settings { nodeport_addresses: list, families, .. } = &self.settings;
+        let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+        // Nobody can listen on an address of all links without saying on which.
+        let is_of_link = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        let named = self.local.iter().copied().filter(|ip| {
+            let is_named = list.include(*ip, self.own_primary(ip.is_ipv4()));
+            is_named && !list.are_all(ip.is_ipv4()) && !is_of_link(*ip)
+        });
+        let all = any.into_iter().filter(|ip| list.are_all(ip.is_ipv4()));
+        all.chain(named).filter(|ip| families.have(*ip)).collect()
     }
 
     /// This node's zone (D11).

@@ -95,6 +95,19 @@ pub enum NodePortAddresses {
 }
 
 impl NodePortAddresses {
+    /// Whether they are all addresses of a family (I2).
+    pub fn are_all(&self, ipv4: bool) -> bool {
+        match self {
+            Self::All => true,
+            Self::Primary => false,
+            Self::In(ranges) => {
+                let mut family = ranges.iter().filter(|range| range.addr.is_ipv4() == ipv4);
+                let mut all = family.clone().map(|range| range.prefix);
+                family.next().is_none() || all.any(|prefix| prefix == 0)
+            }
+        }
+    }
+
     /// Whether NodePorts are served at the address `ip` of a node whose primary one is `primary`.
     pub fn include(&self, ip: IpAddr, primary: Option<IpAddr>) -> bool {
         match self {

@@ -1,6 +1,6 @@
 //! util/nodeport_addresses_test.go and node_test.go: a node's addresses.
 
-use lb_agent::model::{Change, Cluster, NodeAddr, NodePortAddresses, Settings};
+use lb_agent::model::{Change, Cluster, Node, NodeAddr, NodePortAddresses, Settings};
 
 use super::lab::{Lab, node};
 
@@ -126,6 +126,39 @@ fn primary() {
                 lab.cluster.node_addresses().keys().map(ToString::to_string).collect();
             assert_eq!(kept, all, "{gone}");
         }
+    }
+}
+
+/// NewServiceHealthServer: the wildcard, if the list has all of a family; else what it names, loopback
+/// addresses too. An address of all links is none that anybody could listen on.
+#[test]
+fn health_check_addresses() {
+    let interfaces = "10.20.30.51 100.200.201.1 127.0.0.1 2001:db8::1 fd00::1 ::1 fe80::1 fe80::2";
+    for (list, wanted) in [
+        ("", "0.0.0.0 ::"),
+        ("0.0.0.0/0,::/0", "0.0.0.0 ::"),
+        ("10.20.30.0/24,0.0.0.0/0", "0.0.0.0 ::"),
+        ("::/0", "0.0.0.0 ::"),
+        ("10.20.30.0/24", "10.20.30.51 ::"),
+        ("2001:db8::/64", "0.0.0.0 2001:db8::1"),
+        ("10.20.30.0/24,127.0.0.0/8,fd00::/8,fe80::/10", "10.20.30.51 127.0.0.1 fd00::1"),
+        ("192.0.2.0/24,fe80::/10", ""),
+        ("128.0.0.0/1,8000::/1", "fd00::1"),
+        ("primary", "100.200.201.1"),
+    ] {
+        let settings = Settings {
+            node_name: "a".into(),
+            nodeport_addresses: list.parse().unwrap(),
+            ..Settings::default()
+        };
+        let mut cluster = Cluster::new(settings);
+        let local = interfaces.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
+        cluster.apply(Change::LocalAddresses(local));
+        // The second one is on no interface, and the Node lacks a family.
+        let addresses = ["100.200.201.1", "198.51.100.1"].map(|ip| ip.parse().unwrap()).to_vec();
+        cluster.apply(Change::Node("a".into(), Some(Node { addresses, ..Node::default() })));
+        let all: Vec<_> = cluster.health_addresses().iter().map(ToString::to_string).collect();
+        assert_eq!(all.join(" "), wanted, "{list}");
     }
 }
 
