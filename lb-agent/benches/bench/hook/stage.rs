@@ -13,12 +13,12 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSockAddr, ProgramInfo, loaded_programs},
 };
 use lb_agent::{
-    datapath::{Datapath, Sizes},
-    maps::Pinned,
+    datapath::{Datapath, MAX_NODE_ADDRESSES, Sizes},
+    maps::{Pinned, max_names},
     pins::{PROGRAMS, Pins},
     pipeline::Pipeline,
 };
-use lb_common::abi::{BACKENDS, NAMES, SERVICES};
+use lb_common::abi::{ADDRESSES, BACKENDS, FILTER, NAMES, SERVICES};
 
 use super::{floor, targets::Dial};
 use crate::{cluster::Shape, lab::Lab};
@@ -127,8 +127,11 @@ fn other(lab: &Lab, object: &Path, services: u32) -> Result<Stage> {
     let maps = Pins::new(&lab.dir().join("bpf/many")).maps()?.context("`many` has maps")?;
     let mut programs = EbpfLoader::new()
         .map_max_entries(SERVICES, SIZES.services)
-        .map_max_entries(NAMES, SIZES.services)
+        .map_max_entries(NAMES, max_names(SIZES.services))
         .map_max_entries(BACKENDS, SIZES.backends)
+        .map_max_entries(ADDRESSES, SIZES.services + MAX_NODE_ADDRESSES)
+        .map_pin_path(ADDRESSES, maps.join(ADDRESSES))
+        .map_pin_path(FILTER, maps.join(FILTER))
         .map_pin_path(SERVICES, maps.join(SERVICES))
         .map_pin_path(NAMES, maps.join(NAMES))
         .map_pin_path(BACKENDS, maps.join(BACKENDS))
