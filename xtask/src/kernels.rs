@@ -53,7 +53,7 @@ pub(crate) struct Args {
     all: bool,
     /// Try the programs of a plain build, with this machine's libraries, and not static ones: quicker
     /// to build, slower to run.
-    #[arg(long, conflicts_with = "record")]
+    #[arg(long)]
     quick: bool,
     /// Keep what comes of it below docs/kernels.
     #[arg(long, conflicts_with = "tests")]
@@ -163,8 +163,13 @@ fn try_one(
         let count = heard.tests.len();
         let arch = kernel.arch.name;
         let about = format!(
-            "{date}, Linux {release} of Debian on {arch}, emulated by QEMU, socklb at {commit}: \
-             {count} tests in {took} s"
+            "{date}, Linux {release} of Debian on {arch}, emulated by QEMU, socklb at {commit}, \
+             {}: {count} tests in {took} s",
+            if subject.libraries.is_empty() {
+                "static programs"
+            } else {
+                "programs of a plain build"
+            }
         );
         report::record(&format!("{arch}-{}", choice::series(release)), &about, &heard)?;
     }

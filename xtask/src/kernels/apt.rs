@@ -16,10 +16,21 @@ use super::arch::Arch;
 use crate::{
     cache::Scratch,
     exec::{answer, exec},
+    turn::Turn,
 };
 
 /// After this time the lists are fetched anew.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long another run that fetches is waited for.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The right to change what is kept of packages: another run may be about to bring the same.
+pub(super) fn turn() -> Result<Turn> {
+    let turn = Turn::wait("socklb-kernels", PATIENCE)?;
+    turn.with_context(|| {
+        format!("another run has been fetching packages for {} s", PATIENCE.as_secs())
+    })
+}
 
 pub(super) struct Apt {
     arch: &'static Arch,
@@ -35,6 +46,7 @@ impl Apt {
         // As if nothing were installed, so that all dependencies are fetched.
         fs::write(state.join("status"), "")?;
         let apt = Self { arch, state };
+        let _turn = turn()?;
         if !apt.is_fresh() {
             // One unreachable archive among several makes an error; what is needed may be in another.
             if let Err(error) = apt.update() {

@@ -11,7 +11,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
-use super::{apt::Apt, arch::Arch, choice};
+use super::{
+    apt::{self, Apt},
+    arch::Arch,
+    choice,
+};
 use crate::{
     cache::{Scratch, cache},
     exec::exec,
@@ -107,6 +111,7 @@ impl Supply {
 
     fn make(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let whole = self.directory.join(name);
+        let _turn = apt::turn()?;
         if !whole.exists() {
             eprintln!("Fetching {name} for {} into the cache, once.", self.arch.name);
             let scratch = Scratch::new(&self.directory)?;
