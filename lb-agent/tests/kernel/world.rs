@@ -204,8 +204,12 @@ pub(crate) fn some_day(what: impl FnMut() -> bool) -> bool {
     within(Duration::from_secs(100), what)
 }
 
+/// In an emulated machine everything takes longer: so many times as long is waited.
+const PATIENCE: &str = "SOCKLB_TEST_PATIENCE";
+
 fn within(limit: Duration, mut what: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
+    let times = env::var(PATIENCE).ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    let deadline = Instant::now() + limit * times;
     while !what() {
         if Instant::now() > deadline {
             return false;
