@@ -27,8 +27,8 @@ use aya::{
     programs::{CgroupSockAddr, links::FdLink},
 };
 use lb_common::abi::{
-    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, HEARD, MORE_FLOWS,
-    NAMES, SERVICES, SOCKETS, SOURCES,
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, GENERATIONS, HEARD,
+    MORE_FLOWS, NAMES, SERVICES, SOCKETS, SOURCES,
 };
 
 use self::floor::on_this_kernel;
@@ -214,8 +214,9 @@ fn discard(dir: &Path) -> Result<()> {
 /// The maps that are replaced together when their sizes change.
 const MAPS: [&str; 9] =
     [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
-/// The maps of what is remembered of sockets: of no size, or of one that no flag changes.
-const STORAGE: [&str; 5] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS, HEARD];
+/// The maps of what is remembered of sockets, and of the generations that they may remember: of no size,
+/// or of one that no flag changes.
+const STORAGE: [&str; 6] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS, HEARD, GENERATIONS];
 /// Size of the map of network namespaces: more than a node has.
 const MAX_CLIENTS: u32 = 65_536;
 /// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.

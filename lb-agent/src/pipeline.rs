@@ -358,7 +358,12 @@ impl<S: Store> Pipeline<S> {
                 }
                 _ => None,
             });
-            result = self.store.apply(op);
+            let given = match op {
+                Op::WriteBlock { records, .. } => records.first(),
+                _ => None,
+            };
+            let reserved = given.map_or(Ok(()), |record| self.store.reserve(record.generation));
+            result = reserved.and_then(|()| self.store.apply(op));
             match &result {
                 Ok(()) => {
                     if let Some(map) = op.map() {

@@ -83,7 +83,7 @@ impl Tables {
         let stray = snapshot.sources.iter().filter(ownerless);
         repairs.extend(stray.map(|(id, range)| Op::DeleteSource { id: *id, range: *range }));
         tables.addresses.clone_from(&snapshot.addresses);
-        if snapshot.last_generation > 0 {
+        if snapshot.written {
             // A reader of a block that the agent before us gave up may still be in it.
             tables.blocks.retire_free();
         }

@@ -169,6 +169,10 @@ impl Store for Faulty {
         self.memory.apply(op)
     }
 
+    fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
+        self.memory.reserve(generation)
+    }
+
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {
         self.memory.records(block, count)
     }
@@ -621,6 +625,10 @@ struct Patient(Memory, usize);
 impl Store for Patient {
     fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
         self.0.apply(op)
+    }
+
+    fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
+        self.0.reserve(generation)
     }
 
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {

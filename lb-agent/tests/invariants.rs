@@ -3,7 +3,7 @@
 //!
 //! | who checks | what |
 //! |---|---|
-//! | [`Watched::before`] | nothing is written before both lists are whole; no block is overwritten that a reader may hold, also one that began before a restart; no generation is given twice; an id stands for one port, and for as long as it is in use; no op is for nothing; no id goes before its source ranges; an address is said to be what it is with the frontends that are there by then |
+//! | [`Watched::before`] | nothing is written before both lists are whole; no block is overwritten that a reader may hold, also one that began before a restart; no generation is given twice, also in maps that are made anew after others were thrown away; an id stands for one port, and for as long as it is in use; no op is for nothing; no id goes before its source ranges; an address is said to be what it is with the frontends that are there by then |
 //! | [`Watched::check_sets`] | make before break: each entry names a complete set, the old or the new one; what was there and is wanted does not disappear; a set with source ranges has them while it is named, the old ones or the new ones |
 //! | [`Watched::check_readers`] | a reader with a value of any age gets a record of a set that the frontend had, or reads again; within a grace period the very record that the value named, and a flow stays with a backend that is kept |
 //! | [`Watched::check_torn`] | so does one that got words of two values, or the value of another key |

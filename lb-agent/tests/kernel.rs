@@ -34,6 +34,7 @@ mod kernel {
     mod exclusive;
     mod filter;
     mod flips;
+    mod generations;
     mod guard;
     mod healing;
     mod health_ports;

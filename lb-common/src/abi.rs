@@ -39,6 +39,9 @@ pub const FORMER: &str = "former";
 pub const FLOWS: &str = "flows";
 /// SK_STORAGE: the same of a socket that talks to more Services than fit there.
 pub const MORE_FLOWS: &str = "more_flows";
+/// ARRAY of one `u32`: the last generation that may have been given; 0: not known. As long as a flow may
+/// remember one, it is not given again. Never read by the datapath.
+pub const GENERATIONS: &str = "generations";
 
 /// HASH: [`Slot`](crate::heard::Slot) to [`Heard`](crate::heard::Heard): from whom UDP sockets have
 /// just heard, of peers that have a Service's address.

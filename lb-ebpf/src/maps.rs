@@ -53,6 +53,10 @@ static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
 #[btf_map(name = "names")]
 static NAMES: HashMap<u32, Name, 1, NO_PREALLOC> = HashMap::new();
 
+/// The same.
+#[btf_map(name = "generations")]
+static GENERATIONS: Array<u32, 1> = Array::new();
+
 /// The lookup's view of the maps, and of the socket that asks.
 pub(crate) struct Kernel<'a, H>(pub(crate) &'a H);
 

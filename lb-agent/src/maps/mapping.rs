@@ -115,10 +115,19 @@ impl Mapping {
 
     /// The generation given last, see [`last_generation`].
     pub(super) fn last_generation(&self) -> u32 {
-        last_generation((0..self.len).map(|index| {
+        last_generation(self.generations())
+    }
+
+    /// Whether a record was ever written.
+    pub(super) fn is_written(&self) -> bool {
+        self.generations().any(|generation| generation != 0)
+    }
+
+    fn generations(&self) -> impl Iterator<Item = u32> {
+        (0..self.len).map(|index| {
             // SAFETY: as in `read`.
             unsafe { self.base.add(index as usize).read_volatile() }.generation
-        }))
+        })
     }
 }
 

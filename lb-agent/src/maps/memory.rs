@@ -18,6 +18,8 @@ use crate::{model::PortRef, policy::Cidr};
 #[derive(Clone, Debug)]
 pub struct Memory {
     max_services: u32,
+    /// The generation given last; 0: the last one that the records show.
+    last_generation: u32,
     services: BTreeMap<ServiceKey, Service>,
     names: BTreeMap<u32, PortRef>,
     backends: Vec<Backend>,
@@ -32,6 +34,7 @@ impl Memory {
         let backends = vec![Backend::zeroed(); max_backends.try_into().unwrap_or(usize::MAX)];
         Self {
             max_services,
+            last_generation: 0,
             services: BTreeMap::new(),
             names: BTreeMap::new(),
             backends,
@@ -46,7 +49,11 @@ impl Memory {
         Snapshot {
             max_services: self.max_services,
             max_backends: self.backends.len().try_into().unwrap_or(u32::MAX),
-            last_generation: last_generation(self.backends.iter().map(|r| r.generation)),
+            last_generation: match self.last_generation {
+                0 => last_generation(self.backends.iter().map(|r| r.generation)),
+                last => last,
+            },
+            written: self.backends.iter().any(|record| record.generation != 0),
             services: self.services.clone(),
             names: self.names.clone(),
             sources: self.sources.clone(),
@@ -57,6 +64,14 @@ impl Memory {
                 .map(|service| (service.block, self.records(service.block, service.records())))
                 .collect(),
         }
+    }
+
+    /// The maps that an agent makes after these were thrown away: what is kept of generations stays.
+    #[must_use]
+    pub fn made_anew(&self) -> Self {
+        let max_backends = self.backends.len().try_into().unwrap_or(u32::MAX);
+        let last_generation = self.snapshot().last_generation;
+        Self { last_generation, ..Self::new(self.max_services, max_backends) }
     }
 
     fn range(&self, block: u32, count: usize) -> Result<std::ops::Range<usize>, StoreError> {
@@ -73,6 +88,7 @@ impl Memory {
 impl From<&Snapshot> for Memory {
     fn from(snapshot: &Snapshot) -> Self {
         let mut memory = Self::new(snapshot.max_services, snapshot.max_backends);
+        memory.last_generation = snapshot.last_generation;
         memory.services.clone_from(&snapshot.services);
         memory.names.clone_from(&snapshot.names);
         memory.sources.clone_from(&snapshot.sources);
@@ -128,6 +144,11 @@ impl Store for Memory {
                 self.addresses.remove(addr);
             }
         }
+        Ok(())
+    }
+
+    fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
+        self.last_generation = generation;
         Ok(())
     }
 

@@ -4,6 +4,7 @@ mod addresses;
 mod bonds;
 mod clients;
 mod counters;
+mod generations;
 mod grace;
 mod heard;
 mod mapping;
@@ -34,6 +35,9 @@ use crate::{model::PortRef, policy::Cidr};
 pub trait Store {
     /// Carries out one op; on error the maps are as they were.
     fn apply(&mut self, op: &Op) -> Result<(), StoreError>;
+    /// Has it kept, for as long as a flow may remember it, that this generation is given. Before it is
+    /// used.
+    fn reserve(&mut self, generation: u32) -> Result<(), StoreError>;
     /// A copy of the records of a block.
     fn records(&self, block: u32, count: u32) -> Vec<Backend>;
     /// Returns when every program run that began before the call has ended.
@@ -88,8 +92,11 @@ pub struct Snapshot {
     pub max_services: u32,
     /// Size of the backends map.
     pub max_backends: u32,
-    /// The generation given last, as far as the records show, in use or not. 0: none was.
+    /// The last generation that may have been given, or, for those who only look, as far as the records
+    /// show, in use or not. 0: none was.
     pub last_generation: u32,
+    /// Whether there are records, in use or not.
+    pub written: bool,
     /// The frontends.
     pub services: BTreeMap<ServiceKey, Service>,
     /// The service ports behind the ids.

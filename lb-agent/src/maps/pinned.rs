@@ -8,14 +8,14 @@ use lb_common::{
     ATTEMPTS, Tables,
     abi::{
         ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, Client, ClientKey,
-        FILTER, NAMES, Name, SCOPE_ANY, SERVICES, SOURCES, Service, ServiceEntry, ServiceKey,
-        SourceKey, bpf_spin_lock,
+        FILTER, GENERATIONS, NAMES, Name, SCOPE_ANY, SERVICES, SOURCES, Service, ServiceEntry,
+        ServiceKey, SourceKey, bpf_spin_lock,
     },
 };
 
 use super::{
-    Op, Snapshot, Store, StoreError, addresses::Addresses, clients::Clients, grace,
-    mapping::Mapping,
+    Op, Snapshot, Store, StoreError, addresses::Addresses, clients::Clients,
+    generations::Generations, grace, mapping::Mapping,
 };
 use crate::{model::PortRef, pins::shown};
 
@@ -85,6 +85,8 @@ pub struct Pinned {
     backends: Mapping,
     addresses: Addresses,
     clients: Clients,
+    /// Not of those who only look.
+    generations: Option<Generations>,
     max_services: u32,
 }
 
@@ -114,7 +116,12 @@ impl Pinned {
         }
         let addresses = Addresses::open(dir, access, frontends)?;
         let clients = Clients::open(dir)?;
-        Ok(Self { services, names, backends, addresses, clients, max_services })
+        let generations = match access {
+            Access::Read => None,
+            // It outlives sets of maps, and is beside them.
+            Access::Write => Some(Generations::open(dir.parent().unwrap_or(dir))?),
+        };
+        Ok(Self { services, names, backends, addresses, clients, generations, max_services })
     }
 
     /// All that the maps say. Another process may change them meanwhile: an entry is then either
@@ -151,7 +158,11 @@ impl Pinned {
         Ok(Snapshot {
             max_services: self.max_services,
             max_backends: self.backends.len(),
-            last_generation: self.backends.last_generation(),
+            last_generation: match &self.generations {
+                Some(generations) => generations.last(),
+                None => self.backends.last_generation(),
+            },
+            written: self.backends.is_written(),
             services,
             names,
             sources: self.clients.sources()?,
@@ -276,6 +287,11 @@ impl Store for Pinned {
                 result.map_err(|e| kernel("delete from", ADDRESSES, &e))
             }
         }
+    }
+
+    fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
+        let Some(generations) = &mut self.generations else { return Ok(()) };
+        generations.reserve(generation).map_err(|e| kernel("update", GENERATIONS, &e))
     }
 
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {

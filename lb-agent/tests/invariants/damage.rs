@@ -61,6 +61,7 @@ prop_compose! {
             max_services,
             max_backends,
             last_generation: 0,
+            written: true,
             services: services.take(max_services as usize).collect(),
             names: names.collect(),
             sources: sources.into_iter().collect(),

@@ -34,6 +34,8 @@ pub(super) enum Step {
     },
     /// What is said of one thing before the lists, and which of them comes first.
     Restart(Option<Edit>, bool),
+    /// The maps are thrown away, and made anew by another agent.
+    MadeAnew(bool),
 }
 
 #[derive(Clone, Debug)]
@@ -250,5 +252,6 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => prop::bool::weighted(0.2).prop_map(|fails| Step::Reclaim { fails }),
         1 => (prop::option::of(edit()), any::<bool>())
             .prop_map(|(early, order)| Step::Restart(early, order)),
+        1 => any::<bool>().prop_map(Step::MadeAnew),
     ]
 }

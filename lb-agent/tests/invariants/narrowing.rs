@@ -24,6 +24,10 @@ impl Store for Logged {
         self.0.apply(op)
     }
 
+    fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
+        self.0.reserve(generation)
+    }
+
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {
         self.0.records(block, count)
     }

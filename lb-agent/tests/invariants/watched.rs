@@ -82,6 +82,14 @@ impl Watched {
         Self { memory, blind: true, ..Self::new(0, 0) }
     }
 
+    /// The maps that an agent makes after these were thrown away. Nobody reads them yet, but flows
+    /// remember generations of these.
+    pub(super) fn made_anew(&self) -> Self {
+        let memory = self.memory.made_anew();
+        let (generations, told) = (self.generations.clone(), self.told.clone());
+        Self { memory, generations, told, ..Self::new(0, 0) }
+    }
+
     /// From now on all is checked.
     pub(super) fn watch(&mut self) {
         let Snapshot { services, names, sources, addresses, .. } = self.memory.snapshot();
@@ -392,6 +400,10 @@ impl Store for Watched {
         self.check_sets();
         self.check_readers();
         Ok(())
+    }
+
+    fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
+        self.memory.reserve(generation)
     }
 
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {

@@ -64,6 +64,7 @@ impl World {
                 assert!(fails || self.pipeline.retired() == 0);
             }
             Step::Restart(early, order) => self.restart(early, order),
+            Step::MadeAnew(order) => self.make_anew(order),
         }
     }
 
@@ -196,6 +197,15 @@ impl World {
             let report = self.sync(0, true);
             assert_eq!((report.ops, &self.pipeline.store().names), (0, &names), "after a restart");
         }
+    }
+
+    /// The maps are thrown away, and another agent makes new ones.
+    fn make_anew(&mut self, order: bool) {
+        let store = self.pipeline.store().made_anew();
+        let snapshot = store.memory.snapshot();
+        self.pipeline = pipeline(store, &snapshot);
+        self.told.forget();
+        self.list(None, order);
     }
 
     /// A sync, and all that must be true after it.
