@@ -28,7 +28,7 @@ use aya::{
 };
 use lb_common::abi::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, GENERATIONS, HEARD,
-    MORE_FLOWS, NAMES, SERVICES, SOCKETS, SOURCES,
+    HELD, MORE_FLOWS, NAMES, SERVICES, SOCKETS, SOURCES,
 };
 
 use self::floor::on_this_kernel;
@@ -216,7 +216,7 @@ const MAPS: [&str; 9] =
     [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
 /// The maps of what is remembered of sockets, and of the generations that they may remember: of no size,
 /// or of one that no flag changes.
-const STORAGE: [&str; 6] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS, HEARD, GENERATIONS];
+const STORAGE: [&str; 7] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS, HEARD, HELD, GENERATIONS];
 /// Size of the map of network namespaces: more than a node has.
 const MAX_CLIENTS: u32 = 65_536;
 /// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.

@@ -5,7 +5,7 @@
 //! <bpffs>/socklb/v3/                  one directory for each layout of the maps
 //! <bpffs>/socklb/v3/maps-1/           services, backends, names, ...
 //! <bpffs>/socklb/v3/sockets           the state of live sockets, which is never replaced; so are
-//!                                     former, flows, more_flows, heard and generations
+//!                                     former, flows, more_flows, heard, held and generations
 //! <bpffs>/socklb/v3/links/connect4    ... one for each program
 //! ```
 //!

@@ -65,6 +65,7 @@ mod kernel {
     mod sweeper;
     mod takeover;
     mod udp;
+    mod udp_bounded;
     mod udp_connected;
     mod udp_flips;
     mod udp_labels;

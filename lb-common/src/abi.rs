@@ -42,6 +42,8 @@ pub const MORE_FLOWS: &str = "more_flows";
 /// ARRAY of one `u32`: the last generation that may have been given; 0: not known. As long as a flow may
 /// remember one, it is not given again. Never read by the datapath.
 pub const GENERATIONS: &str = "generations";
+/// HASH: id of a cgroup (`u64`) to [`Held`].
+pub const HELD: &str = "held";
 
 /// HASH: [`Slot`](crate::heard::Slot) to [`Heard`](crate::heard::Heard): from whom UDP sockets have
 /// just heard, of peers that have a Service's address.
@@ -727,6 +729,26 @@ impl Affinity {
     };
 }
 
+/// Value of [`HELD`]: what was made in the name of a cgroup and counts as the agent's memory. The
+/// programs count up, and the agent puts it right now and then: nothing is done when a socket is closed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Held {
+    /// Values of [`MORE_FLOWS`].
+    pub more_flows: u32,
+    /// Two programs may count at one time.
+    pub lock: bpf_spin_lock,
+}
+
+impl Held {
+    /// Nothing yet.
+    pub const NOTHING: Self = Self { more_flows: 0, lock: bpf_spin_lock { val: 0 } };
+    /// The most values of [`MORE_FLOWS`] that the tasks of one cgroup may have: 8 MB.
+    pub const MAX_MORE_FLOWS: u32 = 1024;
+    /// The most cgroups at one time: more than a node has.
+    pub const MAX_CGROUPS: u32 = 16_384;
+}
+
 /// Key of [`COUNTERS`]: what is counted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
@@ -752,11 +774,13 @@ pub enum Counter {
     /// A datagram from a Service's address, the answer to which goes to a backend: the map of those
     /// that were just heard from had no room.
     HeardFull = 9,
+    /// A socket that did without further flows, since its cgroup holds as many as it may.
+    FlowsBounded = 10,
 }
 
 impl Counter {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Refused,
         Self::Unreachable,
         Self::Denied,
@@ -767,6 +791,7 @@ impl Counter {
         Self::FlowForgotten,
         Self::UdpConnectUntouched,
         Self::HeardFull,
+        Self::FlowsBounded,
     ];
 
     /// As a label.
@@ -782,6 +807,7 @@ impl Counter {
             Self::FlowForgotten => "flow-forgotten",
             Self::UdpConnectUntouched => "udp-connect-untouched",
             Self::HeardFull => "heard-full",
+            Self::FlowsBounded => "flows-bounded",
         }
     }
 }

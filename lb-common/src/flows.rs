@@ -9,7 +9,7 @@
 //! that had no answer for a second is no longer waited for, so that one lost datagram does not shift
 //! all labels behind it.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::{Pod, Zeroable, must_cast};
 
 use crate::{
     abi::{Addr, Peer, Port, bpf_spin_lock, mixed},
@@ -18,71 +18,87 @@ use crate::{
 
 /// What nearly every socket gets along with: one set of four flows.
 pub type Few = Flows<4, 1>;
-/// What the others have besides.
-pub type Many = Flows<8, 16>;
+/// What the others have besides. With what the kernel puts before it, 8 KB: one allocation of a socket.
+pub type Many = Flows<7, 16>;
+/// What the kernel puts before a value that is stored for a socket, in bytes.
+pub const BEFORE: usize = 72;
+
 /// For how long an answer is waited for, in nanoseconds.
 const PATIENCE: u64 = 1_000_000_000;
 
 /// A [`Peer`] in words: as what it is compared with, it is read from memory once per word.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Words {
-    addr: [u32; 4],
-    port: u32,
+    addr: [u64; 2],
+    port: u16,
 }
 
 impl Words {
     #[inline(always)]
     fn new(peer: Peer) -> Self {
-        Self { addr: peer.addr.words(), port: u32::from(peer.port.raw()) }
+        let [a, b, c, d] = peer.addr.words();
+        Self { addr: [must_cast([a, b]), must_cast([c, d])], port: peer.port.raw() }
     }
 
+    /// Whether it is the same, in one step: with more for each of many flows, the kernel's verifier has
+    /// no patience.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "it was made of 16 bits")]
-    const fn peer(self) -> Peer {
-        Peer { addr: Addr::from_words(self.addr), port: Port::from_raw(self.port as u16) }
+    const fn is(&self, addr: &[u64; 2], port: u16) -> bool {
+        (self.addr[0] ^ addr[0]) | (self.addr[1] ^ addr[1]) | (self.port ^ port) as u64 == 0
     }
 
-    /// 64 bits of it: equal for two different ones once in 2^64 times, and compared in one step. Five
-    /// steps for each of many flows are more than the kernel's verifier has patience for.
+    /// 64 bits of it.
     #[inline(always)]
-    const fn tag(self) -> u64 {
-        let sum = mixed(self.addr).wrapping_add(self.port as u64);
+    const fn tag(&self) -> u64 {
+        let [[a, b], [c, d]]: [[u32; 2]; 2] = must_cast(self.addr);
+        let sum = mixed([a, b, c, d]).wrapping_add(self.port as u64);
         (sum ^ (sum >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (sum >> 32)
     }
+
+    /// 32 bits of it, of which one is set.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "these are the bits")]
+    const fn short_tag(&self) -> u32 {
+        self.tag() as u32 | 1
+    }
+}
+
+#[inline(always)]
+const fn peer(addr: [u64; 2], port: u16) -> Peer {
+    Peer { addr: Addr::from_words(must_cast(addr)), port: Port::from_raw(port) }
 }
 
 /// Of how many questions that wait for an answer the order is known, for each flow.
 const ORDERED: usize = 8;
 
-/// The datagrams to one address. 96 bytes.
+/// The datagrams to one address. 72 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Sent {
-    /// Tag of the frontend.
-    to: u64,
-    /// Tag of the backend.
-    via: u64,
     /// The address that the application gave.
-    frontend: Words,
+    frontend: [u64; 2],
     /// Where they went: the same address, if it was no Service's.
-    backend: Words,
+    backend: [u64; 2],
+    /// The port that the application gave.
+    frontend_port: u16,
+    /// The port where they went.
+    backend_port: u16,
     /// Generation of the block that the backend was last found in.
     generation: u32,
+    /// When the last one was sent, in nanoseconds of the monotonic clock; 0: the place is free.
+    last: u64,
+    /// Short tag of the backend before this one, which may have an answer under way; 0: none.
+    former: u32,
     /// How many of the last ones were not answered.
     waiting: u16,
     /// How many there were.
     asked: u16,
     /// The turns of the last ones: which of all the socket's datagrams they were.
     turns: [u16; ORDERED],
-    /// Tag of the backend before this one: it may have an answer under way.
-    former: u64,
-    /// When the last one was sent, in nanoseconds of the monotonic clock; 0: the place is free.
-    last: u64,
 }
 
-/// The flows of a socket, `N` in each of `SETS`; the flow's frontend says in which one. 16 bytes,
-/// and 96 for each.
+/// The flows of a socket, `N` in each of `SETS`; the flow's frontend says in which one. 24 bytes,
+/// and 72 for each.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Flows<const N: usize, const SETS: usize> {
@@ -95,6 +111,8 @@ pub struct Flows<const N: usize, const SETS: usize> {
     /// [`backend_bit`] of each backend there was, in the first flows for all of them: most sockets
     /// that send to addresses of Services and to others do not send to these Services' backends.
     pub backends: u64,
+    /// The cgroup in whose name further flows were made, see [`HELD`](crate::abi::HELD).
+    pub cgroup: u64,
     /// The flows.
     pub sets: [[Sent; N]; SETS],
 }
@@ -153,12 +171,15 @@ pub enum Recorded {
 /// Puts into `place` where datagrams to `frontend` went before; false if there were none.
 #[inline(always)]
 pub fn prior(flows: &[Sent], frontend: Peer, place: &mut Prior) -> bool {
-    let to = Words::new(frontend).tag();
+    let frontend = Words::new(frontend);
     let mut index = 0;
     while index < flows.len() {
         let flow = &flows[index];
-        if flow.to == to && flow.last != 0 {
-            *place = Prior { backend: flow.backend.peer(), generation: flow.generation };
+        if flow.is_to(&frontend) {
+            *place = Prior {
+                backend: peer(flow.backend, flow.backend_port),
+                generation: flow.generation,
+            };
             return true;
         }
         index += 1;
@@ -173,15 +194,27 @@ pub fn backend_bit(backend: Peer) -> u64 {
 }
 
 impl Sent {
+    /// Whether they are datagrams to this address. A free place is all zero, which is nobody's address.
+    #[inline(always)]
+    const fn is_to(&self, frontend: &Words) -> bool {
+        frontend.is(&self.frontend, self.frontend_port)
+    }
+
+    /// Whether they go to this backend.
+    #[inline(always)]
+    const fn is_via(&self, backend: &Words) -> bool {
+        backend.is(&self.backend, self.backend_port)
+    }
+
     /// A new flow takes the place. Field by field, and without those that say nothing of a flow that
     /// has asked nothing yet: LLVM zeroes more than a word by a call, and Linux before 6.9 allows none
     /// while the flows are locked.
     #[inline(always)]
-    fn begin(&mut self, frontend: Words, backend: Words, generation: u32) {
-        self.to = frontend.tag();
-        self.via = backend.tag();
-        self.frontend = frontend;
-        self.backend = backend;
+    const fn begin(&mut self, frontend: &Words, backend: &Words, generation: u32) {
+        self.frontend = frontend.addr;
+        self.frontend_port = frontend.port;
+        self.backend = backend.addr;
+        self.backend_port = backend.port;
         self.generation = generation;
         self.waiting = 0;
         self.asked = 0;
@@ -227,22 +260,22 @@ pub fn record(
 ) -> Recorded {
     let Moment { now, turn } = moment;
     let Prior { backend, generation } = to;
-    let (frontend, backend) = (Words::new(frontend), Words::new(backend));
-    let (to, via) = (frontend.tag(), backend.tag());
+    let (frontend, backend) = (&Words::new(frontend), &Words::new(backend));
     let (mut place, mut oldest) = (0, u64::MAX);
     let mut index = 0;
     while index < flows.len() {
         let flow = &mut flows[index];
-        if flow.to == to && flow.last != 0 {
-            if flow.via != via {
-                flow.former = flow.via;
+        if flow.is_to(frontend) {
+            if !backend.is(&flow.backend, flow.backend_port) {
+                let before = Words { addr: flow.backend, port: flow.backend_port };
+                flow.former = before.short_tag();
                 flow.waiting = 0;
             }
             if now.wrapping_sub(flow.last) > PATIENCE {
                 flow.waiting = 0;
             }
-            flow.backend = backend;
-            flow.via = via;
+            flow.backend = backend.addr;
+            flow.backend_port = backend.port;
             flow.generation = generation;
             flow.ask(turn, now);
             return Recorded::Known;
@@ -266,16 +299,18 @@ pub fn record(
 #[inline(always)]
 pub fn answered(flows: &[Sent], backend: Peer, moment: Moment, best: &mut Answered) {
     let Moment { now, turn } = moment;
-    let via = Words::new(backend).tag();
+    let backend = Words::new(backend);
     let mut index = 0;
     while index < flows.len() {
         let flow = &flows[index];
-        if flow.via == via && flow.last != 0 {
-            let waits = flow.waiting != 0 && now.wrapping_sub(flow.last) <= PATIENCE;
+        if flow.is_via(&backend) {
+            // Without a branch in between, for the verifier's sake.
+            let age = u64::from(flow.age(turn));
+            let waits = (flow.waiting != 0) & (now.wrapping_sub(flow.last) <= PATIENCE);
             // The clock has run for less than 292 years.
-            let rank = if waits { WAITS | u64::from(flow.age(turn)) } else { flow.last };
+            let rank = if waits { WAITS | age } else { flow.last };
             if rank > best.rank {
-                *best = Answered { frontend: flow.frontend.peer(), rank };
+                *best = Answered { frontend: peer(flow.frontend, flow.frontend_port), rank };
             }
         }
         index += 1;
@@ -285,12 +320,12 @@ pub fn answered(flows: &[Sent], backend: Peer, moment: Moment, best: &mut Answer
 /// The same for a datagram that no flow is known to wait for: a flow that went to `backend` before.
 #[inline(always)]
 pub fn answered_late(flows: &[Sent], backend: Peer, best: &mut Answered) {
-    let via = Words::new(backend).tag();
+    let via = Words::new(backend).short_tag();
     let mut index = 0;
     while index < flows.len() {
         let flow = &flows[index];
-        if flow.former == via && flow.last != 0 {
-            *best = Answered { frontend: flow.frontend.peer(), rank: LATE };
+        if flow.former == via {
+            *best = Answered { frontend: peer(flow.frontend, flow.frontend_port), rank: LATE };
             return;
         }
         index += 1;
@@ -300,10 +335,10 @@ pub fn answered_late(flows: &[Sent], backend: Peer, best: &mut Answered) {
 /// Whether one of the flows goes to `backend`.
 #[inline(always)]
 pub fn leads_to(flows: &[Sent], backend: Peer) -> bool {
-    let via = Words::new(backend).tag();
+    let backend = Words::new(backend);
     let mut index = 0;
     while index < flows.len() {
-        if flows[index].via == via && flows[index].last != 0 {
+        if flows[index].is_via(&backend) {
             return true;
         }
         index += 1;
@@ -314,11 +349,11 @@ pub fn leads_to(flows: &[Sent], backend: Peer) -> bool {
 /// Takes in that a question to `frontend` was answered.
 #[inline(always)]
 pub fn settle(flows: &mut [Sent], frontend: Peer) {
-    let to = Words::new(frontend).tag();
+    let frontend = Words::new(frontend);
     let mut index = 0;
     while index < flows.len() {
         let flow = &mut flows[index];
-        if flow.to == to && flow.last != 0 {
+        if flow.is_to(&frontend) {
             flow.waiting = flow.waiting.saturating_sub(1);
             return;
         }
@@ -326,8 +361,9 @@ pub fn settle(flows: &mut [Sent], frontend: Peer) {
     }
 }
 
-const _: () = assert!(size_of::<Sent>() == 96);
-const _: () = assert!(size_of::<Many>() == 16 + 128 * 96);
+const _: () = assert!(size_of::<Sent>() == 72);
+const _: () = assert!(size_of::<Few>() + BEFORE <= 512);
+const _: () = assert!(size_of::<Many>() + BEFORE <= 8192);
 
 #[cfg(test)]
 mod tests {
@@ -435,7 +471,7 @@ mod tests {
 
     #[test]
     fn forty_services_of_one_socket_all_have_their_place() {
-        let mut sets = [[Sent::zeroed(); 8]; 16];
+        let mut sets = [[Sent::zeroed(); 7]; 16];
         let frontends = || (1..=40u8).map(|n| SocketAddr::from(([10, 96, n / 7, n], 53)).into());
         for (frontend, now) in frontends().zip(1..) {
             let recorded = record(&mut sets[set(frontend)], frontend, to(POD, 1), at(now), true);

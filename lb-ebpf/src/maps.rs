@@ -14,7 +14,8 @@ use lb_common::{
     ATTEMPTS, Addr, Caller, Flow, Origin, Range, Tables,
     abi::{
         Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry,
-        ClientKey, Counter, FILTER_WORDS, Name, Peer, Service, ServiceEntry, ServiceKey, SourceKey,
+        ClientKey, Counter, FILTER_WORDS, Held, Name, Peer, Service, ServiceEntry, ServiceKey,
+        SourceKey,
     },
     find,
 };
@@ -56,6 +57,10 @@ static NAMES: HashMap<u32, Name, 1, NO_PREALLOC> = HashMap::new();
 /// The same.
 #[btf_map(name = "generations")]
 static GENERATIONS: Array<u32, 1> = Array::new();
+
+/// What was made in the name of each cgroup.
+#[btf_map(name = "held")]
+static HELD: HashMap<u64, Held, { Held::MAX_CGROUPS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// The lookup's view of the maps, and of the socket that asks.
 pub(crate) struct Kernel<'a, H>(pub(crate) &'a H);
@@ -248,6 +253,25 @@ impl<H: Hook> Caller for Kernel<'_, H> {
     }
 }
 
+/// One more socket of the cgroup has further flows, if it may. The agent counts them anew now and then.
+#[inline(never)]
+pub(crate) fn takes_more_flows(cgroup: u64) -> bool {
+    let held = HELD.get_ptr_mut(&cgroup).or_else(|| {
+        let _ = HELD.insert(&cgroup, &NOTHING, BPF_NOEXIST.into());
+        HELD.get_ptr_mut(&cgroup)
+    });
+    let Some(held) = held else { return false };
+    // SAFETY: the pointer is valid while the program runs, and the lock is the element's.
+    unsafe {
+        bpf_spin_lock(ptr::addr_of_mut!((*held).lock).cast());
+        let may = (*held).more_flows < Held::MAX_MORE_FLOWS;
+        (*held).more_flows += u32::from(may);
+        bpf_spin_unlock(ptr::addr_of_mut!((*held).lock).cast());
+        may
+    }
+}
+
+static NOTHING: Held = Held::NOTHING;
 const EEXIST: i32 = -17;
 static NOBODYS: Affinity = Affinity::NOBODYS;
 

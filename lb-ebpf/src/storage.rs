@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     btf_maps::SkStorage,
-    helpers::{bpf_get_socket_cookie, bpf_spin_lock, bpf_spin_unlock},
+    helpers::{bpf_get_current_cgroup_id, bpf_get_socket_cookie, bpf_spin_lock, bpf_spin_unlock},
     macros::btf_map,
     programs::SockAddrContext,
 };
@@ -15,7 +15,7 @@ use lb_common::{
 
 use crate::{
     connection,
-    maps::{count, now},
+    maps::{count, now, takes_more_flows},
 };
 
 /// What a UDP socket sends without being connected.
@@ -118,19 +118,42 @@ pub(crate) fn sent(ctx: &SockAddrContext, flow: &Flow, to: &Prior) -> bool {
     if recorded != Recorded::Full {
         return true;
     }
-    let many = MORE_FLOWS.get_or_insert_ptr_mut(ctx, None);
-    if many.is_null() {
-        return false;
-    }
-    // SAFETY: not null, hence valid.
-    unsafe { (*few).more = 1 };
-    let set = flows::set(frontend);
-    let recorded =
-        locked!(many, |flows| flows::record(&mut flows.sets[set], frontend, to, moment, true));
+    let recorded = if let Some(many) = further(ctx) {
+        // SAFETY: not null, hence valid.
+        unsafe { (*few).more = 1 };
+        let set = flows::set(frontend);
+        locked!(many, |flows| flows::record(&mut flows.sets[set], frontend, to, moment, true))
+    } else {
+        // The answer to the last question is worth more than those to questions before.
+        locked!(few, |few| flows::record(&mut few.sets[0], frontend, to, moment, true))
+    };
     if recorded == Recorded::InPlaceOfAnother {
         count(Counter::FlowForgotten);
     }
     true
+}
+
+/// The further flows, which are made if the socket's cgroup may have more of them.
+#[inline(always)]
+fn further(ctx: &SockAddrContext) -> Option<*mut Many> {
+    let many = MORE_FLOWS.get_ptr_mut(ctx);
+    if !many.is_null() {
+        return Some(many);
+    }
+    // SAFETY: the helper takes no argument.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    if !takes_more_flows(cgroup) {
+        count(Counter::FlowsBounded);
+        return None;
+    }
+    let many = MORE_FLOWS.get_or_insert_ptr_mut(ctx, None);
+    if many.is_null() {
+        count(Counter::NoSocketMemory);
+        return None;
+    }
+    // SAFETY: not null, hence valid.
+    unsafe { (*many).cgroup = cgroup };
+    Some(many)
 }
 
 /// Whether what the flow's peer answers may be taken for an answer of a Service.

@@ -189,6 +189,11 @@ impl Metrics {
         self.own.map_full.with_label_values(&[map.name()]).inc();
     }
 
+    /// So many bytes of kernel memory are what one of the maps of sockets has stored.
+    pub fn socket_storage(&self, map: &str, bytes: usize) {
+        self.own.socket_storage.with_label_values(&[map]).set(whole(bytes));
+    }
+
     /// What the last check of the datapath said.
     pub fn datapath(&self, healthy: bool) {
         self.own.datapath_healthy.set(healthy.into());

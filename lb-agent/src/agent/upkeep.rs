@@ -1,10 +1,10 @@
 //! What has to be done now and then, and must not keep the loop waiting: stale sockets are ended, clients
 //! of source ranges are followed, old bonds of session affinity are forgotten, and so is from whom UDP
-//! sockets have heard.
+//! sockets have heard; what is stored for sockets is counted.
 
 use std::{path::Path, time::Duration};
 
-use lb_common::abi::Counter;
+use lb_common::abi::{Counter, Held};
 use tokio::sync::mpsc;
 
 use super::{clients::Clients, task::Task, truth::InForce};
@@ -13,11 +13,15 @@ use crate::{
     maps::{Bonds, Counters, Exchanges, Pinned},
     pins::Pins,
     pipeline::{Pipeline, Report},
-    sockets::{self, Found, Kind, News, Reason, Sweeper},
+    sockets::{self, Counted, Found, Kind, News, Reason, Storage, Sweeper},
 };
 
 /// How often bonds that are over, and what was heard long ago, are looked for.
 const BONDS: Duration = Duration::from_secs(60);
+/// How often the sockets with further flows are counted; all that is stored, each sixth time.
+const STORAGE: Duration = Duration::from_secs(10);
+/// The same while a cgroup has half of what it may have.
+const STORAGE_IN_HASTE: Duration = Duration::from_secs(1);
 
 pub(super) struct Upkeep {
     kinds: Vec<Kind>,
@@ -27,12 +31,28 @@ pub(super) struct Upkeep {
     clients: Clients,
     bonds: Task<()>,
     heard: Option<Exchanges>,
+    /// None while it is at work.
+    storage: Option<Storage>,
+    counting: Task<(Storage, anyhow::Result<Counted>)>,
+    counts: u32,
+    in_haste: bool,
 }
 
 impl Upkeep {
     pub(super) fn new(kinds: Vec<Kind>) -> Self {
         let (clients, bonds) = (Clients::default(), Task::new());
-        Self { kinds, sweeper: None, were_away: true, clients, bonds, heard: None }
+        Self {
+            kinds,
+            sweeper: None,
+            were_away: true,
+            clients,
+            bonds,
+            heard: None,
+            storage: None,
+            counting: Task::new(),
+            counts: 0,
+            in_haste: false,
+        }
     }
 
     /// The programs are at work.
@@ -53,6 +73,15 @@ impl Upkeep {
                 tracing::warn!("connected sockets stay with backends that are gone: {error:#}");
             }
         }
+        self.storage = Storage::open(pins)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "what is stored for sockets is not counted, and a cgroup that has had {} sockets \
+                     with many UDP flows gets no more of them: {error:#}",
+                    Held::MAX_MORE_FLOWS
+                );
+            })
+            .ok();
     }
 
     /// The programs may not have been at work for a while.
@@ -87,6 +116,17 @@ impl Upkeep {
             }
             let unknown = counters.get(Counter::UnknownClient).unwrap_or_default();
             self.clients.tick(pipeline, unknown);
+        }
+        let due = if self.in_haste { STORAGE_IN_HASTE } else { STORAGE };
+        if self.counting.is_due(due)
+            && let Some(mut storage) = self.storage.take()
+        {
+            let all = self.counts.is_multiple_of(6);
+            self.counts = self.counts.wrapping_add(1);
+            self.counting.begin(move || {
+                let counted = storage.count(all);
+                (storage, counted)
+            });
         }
         if pipeline.is_synced() && self.bonds.is_due(BONDS) {
             let timeouts = pipeline.affinity_timeouts();
@@ -126,6 +166,23 @@ impl Upkeep {
             },
             () = self.clients.heard() => self.clients.know(pipeline),
             Some(()) = self.bonds.result() => {}
+            Some((storage, counted)) = self.counting.result() => {
+                self.storage = Some(storage);
+                self.counted(counted, admin);
+            }
+        }
+    }
+
+    fn counted(&mut self, counted: anyhow::Result<Counted>, admin: &Admin) {
+        match counted {
+            Ok(counted) => {
+                let most = counted.more_flows.values().max();
+                self.in_haste = most.is_some_and(|most| *most > Held::MAX_MORE_FLOWS / 2);
+                for (map, bytes) in counted.bytes {
+                    admin.metrics().socket_storage(map, bytes);
+                }
+            }
+            Err(error) => tracing::warn!("cannot count what is stored for sockets: {error:#}"),
         }
     }
 

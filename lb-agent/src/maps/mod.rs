@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
 
+pub(crate) use self::pinned::{BPF_F_LOCK, gone};
 pub use self::{
     bonds::{Bonds, now},
     counters::Counters,

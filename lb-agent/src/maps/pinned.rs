@@ -71,7 +71,7 @@ fn name(path: &str) -> String {
 type Bytes<K, V> = HashMap<MapData, K, V>;
 
 /// Change a value where it stands, see [`ServiceEntry`]; insert it if there is none.
-pub(super) const BPF_F_LOCK: u64 = 4;
+pub(crate) const BPF_F_LOCK: u64 = 4;
 
 const KEY: usize = size_of::<ServiceKey>();
 const SERVICE: usize = size_of::<ServiceEntry>();
@@ -305,7 +305,7 @@ impl Store for Pinned {
 }
 
 /// What is to be removed and is not there is removed.
-pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(crate) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
         other => other,

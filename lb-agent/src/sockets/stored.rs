@@ -19,34 +19,37 @@ use super::iterator::{
     store,
 };
 
+/// The iterator's function.
+pub(super) const FUNCTION: &str = "bpf_iter_bpf_sk_storage_map";
 /// What the program prints of a socket: its cookie and what is stored.
 const ENTRY: usize = 8 + size_of::<Translation>();
 
-/// The context has four pointers: to `struct bpf_iter_meta`, which begins with one to the output; the
+/// Prints the first `bytes` of each value, behind the socket's cookie. The context has four pointers: to `struct bpf_iter_meta`, which begins with one to the output; the
 /// map; the socket; the value. The last two are null at the end.
-#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "it is small")]
-const PROGRAM: [Op; 20] = [
-    copy(6, 1),
-    load(1, 6, 16),
-    if_zero(1, 15),
-    load(7, 6, 24),
-    if_zero(7, 13),
-    call(GET_SOCKET_COOKIE),
-    store(10, -8, 0),
-    load(8, 6, 0),
-    load(8, 8, 0),
-    copy(1, 8),
-    copy(2, 10),
-    add(2, -8),
-    set(3, 8),
-    call(SEQ_WRITE),
-    copy(1, 8),
-    copy(2, 7),
-    set(3, size_of::<Translation>() as i32),
-    call(SEQ_WRITE),
-    set(0, 0),
-    EXIT,
-];
+pub(super) const fn program(bytes: i32) -> [Op; 20] {
+    [
+        copy(6, 1),
+        load(1, 6, 16),
+        if_zero(1, 15),
+        load(7, 6, 24),
+        if_zero(7, 13),
+        call(GET_SOCKET_COOKIE),
+        store(10, -8, 0),
+        load(8, 6, 0),
+        load(8, 8, 0),
+        copy(1, 8),
+        copy(2, 10),
+        add(2, -8),
+        set(3, 8),
+        call(SEQ_WRITE),
+        copy(1, 8),
+        copy(2, 7),
+        set(3, bytes),
+        call(SEQ_WRITE),
+        set(0, 0),
+        EXIT,
+    ]
+}
 
 /// The maps of live sockets, to be read as a whole.
 #[derive(Debug)]
@@ -55,7 +58,8 @@ pub(super) struct Stored([Iterator; 2]);
 impl Stored {
     /// Of two SK_STORAGE maps of [`Translation`]s. Takes as long as [`Program::load`].
     pub(super) fn open([last, former]: &[OwnedFd; 2]) -> io::Result<Self> {
-        let program = Program::load("stored", "bpf_iter_bpf_sk_storage_map", &PROGRAM)?;
+        let bytes = i32::try_from(size_of::<Translation>()).map_err(io::Error::other)?;
+        let program = Program::load("stored", FUNCTION, &program(bytes))?;
         Ok(Self([program.over(Some(last.as_fd()))?, program.over(Some(former.as_fd()))?]))
     }
 

@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Services with one backend each, so many that a socket's first place for them is too small.
-fn services(control: &mut Control) -> Vec<SocketAddr> {
+pub(super) fn services(control: &mut Control) -> Vec<SocketAddr> {
     let all: Vec<SocketAddr> = (1..=6).map(|n| ([10, 96, 1, n], 80).into()).collect();
     for (to, n) in all.iter().zip(1..) {
         control.put(&to.ip().to_string(), &[&to.ip().to_string()], 80, &[backend4(n)]);
@@ -68,7 +68,7 @@ fn is_stored(world: &World, map: &str, size: usize, socket: &UdpSocket) -> bool 
     result == 0
 }
 
-fn is_remembered(world: &World, socket: &UdpSocket) -> [bool; 2] {
+pub(super) fn is_remembered(world: &World, socket: &UdpSocket) -> [bool; 2] {
     [
         is_stored(world, FLOWS, size_of::<Few>(), socket),
         is_stored(world, MORE_FLOWS, size_of::<Many>(), socket),

@@ -11,6 +11,7 @@ pub(super) struct Own {
     pub(super) map_entries: IntGaugeVec,
     pub(super) map_capacity: IntGaugeVec,
     pub(super) map_full: IntCounterVec,
+    pub(super) socket_storage: IntGaugeVec,
     pub(super) datapath_healthy: IntGauge,
     pub(super) processes_outside: IntGauge,
     pub(super) datapath_events: IntCounterVec,
@@ -33,6 +34,11 @@ impl Own {
             map_full: make.counters(
                 "socklb_map_full_total",
                 "Services not written because a map had no place left",
+                &["map"],
+            )?,
+            socket_storage: make.gauges(
+                "socklb_socket_storage_bytes",
+                "Kernel memory of what is remembered of live sockets; it counts as the agent's",
                 &["map"],
             )?,
             datapath_healthy: make.gauge(

@@ -58,6 +58,7 @@ fn values() {
     metrics.map_use(Map::Services, 10, 65_536);
     metrics.map_use(Map::Backends, 0, 262_144);
     metrics.map_full(Map::Backends);
+    metrics.socket_storage("more_flows", 8192);
     metrics.datapath(true);
     let text = metrics.text().unwrap();
     for line in [
@@ -79,6 +80,7 @@ fn values() {
         "socklb_map_entries{map=\"services\"} 10",
         "socklb_map_capacity{map=\"backends\"} 262144",
         "socklb_map_full_total{map=\"backends\"} 1",
+        "socklb_socket_storage_bytes{map=\"more_flows\"} 8192",
         "socklb_datapath_healthy 1",
     ] {
         has(&text, line);
