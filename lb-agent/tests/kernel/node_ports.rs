@@ -94,8 +94,11 @@ fn at_own_addresses() {
         control.apply([local(&["192.0.2.1"]), node("a", &["192.0.2.9"])]);
         assert_eq!(reached(udp_backend, "192.0.2.9:30080"), expected("192.0.2.9:30080"));
         is_untouched("[2001:db8::1]:30080");
-        control.apply([local(&[]), Change::Node("a".into(), None)]);
+        control.apply([local(&[]), node("a", &["192.0.2.8"])]);
         OWN_FORMS.into_iter().chain(["192.0.2.9:30080"]).for_each(is_untouched);
+        // What it said last outlives it (J2).
+        control.apply([Change::Node("a".into(), None)]);
+        assert_eq!(reached(udp_backend, "192.0.2.8:30080"), expected("192.0.2.8:30080"));
         control.apply([local(&OWN)]);
         assert_eq!(reached(udp_backend, OWN_FORMS[0]), expected(OWN_FORMS[0]));
         control.apply([Change::Service(super::control::object("web"), None)]);

@@ -27,7 +27,7 @@ done
 
 . /where
 # Waiting that is bounded to see a fault early is bounded later here.
-export SOCKLB_TEST_PATIENCE=6
+export SOCKLB_TEST_PATIENCE=6 RUST_BACKTRACE=1
 cd "$CARGO_MANIFEST_DIR" || tell "lost $CARGO_MANIFEST_DIR"
 [ -e /tests ] || "$TEST" --list --format terse | sed -n 's/: test$//p' | grep -v -f /left-out >/tests
 [ -e /left-out ] && while read -r name; do tell "found $name"; done </tests
