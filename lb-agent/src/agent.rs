@@ -122,7 +122,7 @@ async fn dry_run(config: &Config) -> Result<()> {
 fn view(config: &Config, node: &str, families: Families) -> View {
     let host_netns = sockets::own_netns().unwrap_or_else(|error| {
         if config.localhost_nodeports {
-            tracing::warn!(%error, "no NodePorts at 127.0.0.1 and ::1: this namespace has no cookie");
+            tracing::warn!(%error, "no NodePorts at loopback addresses: this namespace has no cookie");
         }
         0
     });

@@ -48,7 +48,8 @@ pub struct Config {
         value_name = "LIST|primary"
     )]
     pub nodeport_addresses: NodePortAddresses,
-    /// Serve NodePorts at 127.0.0.1 and ::1 too, for sockets of the host's network namespace.
+    /// Serve NodePorts at loopback addresses (127.0.0.0/8 and ::1) too, for sockets of the host's network
+    /// namespace.
     #[arg(long, env = "SOCKLB_LOCALHOST_NODEPORTS")]
     pub localhost_nodeports: bool,
     /// Sockets of this cgroup and all below it are served [default: the node's].

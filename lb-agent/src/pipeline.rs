@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{self, Addr, Address, ServiceKey};
+use lb_common::abi::{self, Addr, Address, LOOPBACK_NET, ServiceKey};
 
 use crate::{
     addresses::Addresses,
@@ -412,8 +412,11 @@ impl<S: Store> Pipeline<S> {
         let revision = self.cluster.addresses_revision();
         if self.nodes_revision != Some(revision) {
             let nodes = self.cluster.node_addresses().into_iter();
-            let known = |(ip, node)| Some((Addr::from(ip), known(node, self.host_netns)?));
-            self.addresses.set_nodes(nodes.filter_map(known).collect());
+            let net = self.cluster.serves_loopback_net();
+            let net = net.then_some((LOOPBACK_NET, NodeAddr::OwnLoopback));
+            let all = nodes.map(|(ip, node)| (Addr::from(ip), node)).chain(net);
+            let known = |(addr, node)| Some((addr, known(node, self.host_netns)?));
+            self.addresses.set_nodes(all.filter_map(known).collect());
             self.nodes_revision = Some(revision);
         }
         let ops = self.addresses.plan(self.tables.addresses());

@@ -49,6 +49,7 @@ mod kernel {
     mod node_port_claims;
     mod node_ports;
     mod node_ports_elsewhere;
+    mod node_ports_loopback;
     mod peername;
     mod policies;
     mod programs;

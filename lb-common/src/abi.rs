@@ -106,6 +106,13 @@ impl Addr {
         if self.is_v4() { Self::from_v4_word(0) } else { Self::from_words([0; 4]) }
     }
 
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        let [a, b, c, _] = self.words();
+        a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    }
+
     /// Whether it is `0.0.0.0` or `::`.
     #[inline(always)]
     pub const fn is_unspecified(self) -> bool {
@@ -113,11 +120,32 @@ impl Addr {
         a == 0 && b == 0 && d == 0 && (c == 0 || c == u32::from_ne_bytes([0, 0, 0xff, 0xff]))
     }
 
-    /// Whether it is an IPv4 address.
+    /// Whether it is `::1` or one of `127.0.0.0/8`.
     #[inline(always)]
-    pub const fn is_v4(self) -> bool {
-        let [a, b, c, _] = self.words();
-        a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    pub const fn is_loopback(self) -> bool {
+        let [a, b, c, d] = self.words();
+        if self.is_v4() {
+            d & u32::from_ne_bytes([0xff, 0, 0, 0]) == u32::from_ne_bytes([127, 0, 0, 0])
+        } else {
+            a == 0 && b == 0 && c == 0 && d == u32::from_ne_bytes([0, 0, 0, 1])
+        }
+    }
+
+    /// Where a socket that is bound to `source` gets that dials this address, the unspecified one: to
+    /// itself in IPv4, or else to the loopback address. Linux does so after the programs have run
+    /// (`ip_route_output_key_hash_rcu`, `tcp_v6_connect`, `__ip6_datagram_connect`, `udpv6_sendmsg`).
+    #[inline(always)]
+    #[must_use]
+    pub const fn meant(self, source: Self) -> Self {
+        let localhost = Self::from_v4_word(u32::from_ne_bytes([127, 0, 0, 1]));
+        if self.is_v4() {
+            if source.is_v4() && !source.is_unspecified() { source } else { localhost }
+        } else if source.is_v4() {
+            // A socket of both families, bound in IPv4.
+            localhost
+        } else {
+            Self::from_words([0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])])
+        }
     }
 
     /// The bit of [`FILTER`] that speaks for the address and its 255 neighbours.
@@ -545,6 +573,10 @@ pub struct AddressEntry {
     pub reserved: u32,
 }
 
+/// Key of [`ADDRESSES`] that speaks for all of `127.0.0.0/8` that has no entry of its own, as far as it
+/// is this node's.
+pub const LOOPBACK_NET: Addr = Addr::from_v4_word(u32::from_ne_bytes([127, 0, 0, 0]));
+
 /// Bits of an index of a bit in [`FILTER`].
 const FILTER_BITS: u32 = 12;
 /// Elements of [`FILTER`].
@@ -776,11 +808,14 @@ pub enum Counter {
     HeardFull = 9,
     /// A socket that did without further flows, since its cgroup holds as many as it may.
     FlowsBounded = 10,
+    /// Refused since the socket is bound to a loopback address, and the NodePort's backend is not on
+    /// this node.
+    LoopbackBound = 11,
 }
 
 impl Counter {
     /// All of them, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Refused,
         Self::Unreachable,
         Self::Denied,
@@ -792,6 +827,7 @@ impl Counter {
         Self::UdpConnectUntouched,
         Self::HeardFull,
         Self::FlowsBounded,
+        Self::LoopbackBound,
     ];
 
     /// As a label.
@@ -808,6 +844,7 @@ impl Counter {
             Self::UdpConnectUntouched => "udp-connect-untouched",
             Self::HeardFull => "heard-full",
             Self::FlowsBounded => "flows-bounded",
+            Self::LoopbackBound => "loopback-bound",
         }
     }
 }
@@ -947,6 +984,34 @@ mod tests {
         assert!(a.is_v4() && a.unspecified() == Addr::from(Ipv4Addr::UNSPECIFIED));
         let v6 = Addr::from("fd00::1".parse::<IpAddr>().unwrap());
         assert!(!v6.is_v4() && v6.unspecified() == Addr::from(IpAddr::from(Ipv6Addr::UNSPECIFIED)));
+    }
+
+    #[test]
+    fn the_unspecified_address_means_what_it_means_to_the_kernel() {
+        let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        // The mapped form of 0.0.0.0 is the same.
+        let [none4, none6] = ["0.0.0.0", "::"].map(addr);
+        for (dialled, source, meant) in [
+            (none4, none4, "127.0.0.1"),
+            (none4, addr("127.0.0.9"), "127.0.0.9"),
+            (none4, addr("192.0.2.1"), "192.0.2.1"),
+            (none4, none6, "127.0.0.1"),
+            (none4, addr("2001:db8::1"), "127.0.0.1"),
+            (none6, none6, "::1"),
+            (none6, addr("2001:db8::1"), "::1"),
+            (none6, addr("192.0.2.1"), "127.0.0.1"),
+            (none6, none4, "127.0.0.1"),
+        ] {
+            assert!(dialled.is_unspecified());
+            assert_eq!(dialled.meant(source), addr(meant), "{dialled} from {source}");
+        }
+        for text in ["127.0.0.1", "127.255.0.9", "127.0.0.0", "::1"] {
+            assert!(addr(text).is_loopback() && !addr(text).is_unspecified(), "{text}");
+        }
+        for text in ["128.0.0.1", "1.0.0.127", "126.255.255.255", "::7f00:1", "::2", "fe80::1"] {
+            assert!(!addr(text).is_loopback() && !addr(text).is_unspecified(), "{text}");
+        }
+        assert_eq!(LOOPBACK_NET, addr("127.0.0.0"));
     }
 
     #[test]

@@ -18,5 +18,5 @@ mod lookup;
 pub use abi::{Addr, Port};
 pub use lookup::{
     ATTEMPTS, Caller, Flow, Origin, Prior, Range, Set, Tables, Verdict, bind, choose, find,
-    flow_bits, is_known, pick, select,
+    flow_bits, is_confined, is_known, pick, select,
 };

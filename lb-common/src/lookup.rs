@@ -133,6 +133,9 @@ pub enum Verdict {
     /// There are source ranges, and nobody knows the client's address, or it cannot come from there:
     /// fail with EACCES; the caller may retry once the agent has seen it.
     UnknownClient(Backend),
+    /// The socket is bound to a loopback address and dials one, and the backend is not on this node: fail
+    /// with ECONNREFUSED. No packet may leave with such a source, and no hook can bind the socket anew.
+    Confined,
     /// No consistent set after [`ATTEMPTS`] readings: fail with ECONNREFUSED; the caller may retry.
     Unstable,
 }
@@ -255,7 +258,14 @@ fn by_address(
     key: &mut ServiceKey,
 ) -> Meaning {
     let addr = flow.peer.addr;
-    let Some(address) = tables.address(&addr) else { return Meaning::Nothing };
+    let address = match tables.address(&addr) {
+        None if addr.is_v4() && addr.is_loopback() => {
+            let net = tables.address(&abi::LOOPBACK_NET);
+            net.filter(|net| net.flags & Address::OWN_NODE != 0)
+        }
+        address => address,
+    };
+    let Some(address) = address else { return Meaning::Nothing };
     if address.netns != 0 && address.netns != caller.netns() {
         return Meaning::Nothing;
     }
@@ -282,6 +292,17 @@ fn by_address(
     } else {
         Meaning::Nothing
     }
+}
+
+/// Whether a socket that comes from `source` (the unspecified address: from anywhere) cannot get to the
+/// backend that it was given: [`Verdict::Confined`].
+#[inline(always)]
+pub fn is_confined(tables: &impl Tables, flow: &Flow, source: Addr, backend: &Peer) -> bool {
+    let is_own = |address: Address| address.flags & Address::OWN_NODE != 0;
+    flow.peer.addr.is_loopback()
+        && source.is_loopback()
+        && !backend.addr.is_loopback()
+        && !tables.address(&backend.addr).is_some_and(is_own)
 }
 
 /// A backend of the set, or what happens without one; none if the block is of another generation.
@@ -752,6 +773,49 @@ mod tests {
         assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
         let fake = fake_at(key, "127.0.0.1:0", Address::OWN_NODE, NETNS + 1);
         assert_eq!(select(&fake, &to, 0), Verdict::Miss);
+    }
+
+    #[test]
+    fn one_entry_speaks_for_all_loopback_addresses_that_have_none() {
+        let key = ServiceKey::new(peer("0.0.0.0:30080"), 6)
+            .scoped(peer("0.0.0.0:0").addr, abi::SCOPE_OWN_NODE);
+        let fake = fake_at(key, "127.0.0.0:0", Address::OWN_NODE, NETNS);
+        for to in ["127.0.0.1:30080", "127.1.2.3:30080", "[::ffff:127.255.255.255]:30080"] {
+            assert!(matches!(select(&fake, &flow(to, 6), 0), Verdict::Forward(_)), "{to}");
+        }
+        for to in ["127.0.0.1:30081", "128.0.0.0:30080", "126.0.0.1:30080", "[::1]:30080"] {
+            assert_eq!(select(&fake, &flow(to, 6), 0), Verdict::Miss, "{to}");
+        }
+        let fake = fake_at(key, "127.0.0.0:0", Address::OWN_NODE, NETNS + 1);
+        assert_eq!(select(&fake, &flow("127.0.0.2:30080", 6), 0), Verdict::Miss);
+        // What it says of others than this node is of itself only.
+        let fake = fake_at(key, "127.0.0.0:0", Address::CLUSTER_IP, 0);
+        assert_eq!(select(&fake, &flow("127.0.0.2:30080", 6), 0), Verdict::Miss);
+    }
+
+    #[test]
+    fn from_a_loopback_address_only_this_node_is_reached() {
+        let key = ServiceKey::new(peer("10.96.0.10:80"), 6);
+        let fake = fake_at(key, "10.0.0.2:0", Address::OWN_NODE, 0);
+        let confined = |to: &str, source: &str, backend: &str| {
+            let source = source.parse::<core::net::IpAddr>().unwrap().into();
+            is_confined(&fake, &flow(to, 6), source, &peer(backend))
+        };
+        for (to, source) in [
+            ("127.0.0.1:80", "127.0.0.1"),
+            ("127.0.0.9:80", "127.1.1.1"),
+            ("[::ffff:127.0.0.9]:80", "::ffff:127.0.0.1"),
+            ("[::1]:80", "::1"),
+        ] {
+            assert!(confined(to, source, "10.0.0.3:80"), "{to} {source}");
+            assert!(!confined(to, source, "10.0.0.2:80"), "{to} {source}: this node's");
+            assert!(!confined(to, source, "127.0.0.1:80"), "{to} {source}");
+        }
+        for (to, source) in
+            [("10.96.0.10:80", "127.0.0.1"), ("127.0.0.1:80", "0.0.0.0"), ("[::1]:80", "fd00::1")]
+        {
+            assert!(!confined(to, source, "10.0.0.3:80"), "{to} {source}");
+        }
     }
 
     #[test]

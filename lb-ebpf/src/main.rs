@@ -16,8 +16,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     ATTEMPTS, Addr, Flow, Origin, Prior, Set, Verdict,
-    abi::{Counter, TCP, UDP},
-    bind, choose, flow_bits,
+    abi::{Counter, Peer, TCP, UDP},
+    bind, choose, flow_bits, is_confined,
 };
 use maps::{Hook, Kernel, count};
 use socket::{Socket, V4, V6};
@@ -131,9 +131,12 @@ impl<S: Socket> Hook for Sending<'_, S> {
 
 #[inline(always)]
 fn connect(socket: &impl Socket) -> i32 {
-    let flow = socket.flow();
+    let mut flow = socket.flow();
     if flow.protocol != TCP && flow.protocol != UDP {
         return PROCEED;
+    }
+    if flow.peer.addr.is_unspecified() {
+        flow.peer.addr = flow.peer.addr.meant(socket.bound());
     }
     let ctx = socket.context();
     let mut to = Prior { backend: flow.peer, generation: 0 };
@@ -154,9 +157,12 @@ fn connect(socket: &impl Socket) -> i32 {
 /// UDP-Lite runs this hook too, since it shares UDP's code; no other protocol does.
 #[inline(always)]
 fn sendmsg(socket: &impl Socket) -> i32 {
-    let flow = socket.flow();
+    let mut flow = socket.flow();
     if flow.protocol != UDP {
         return PROCEED;
+    }
+    if flow.peer.addr.is_unspecified() {
+        flow.peer.addr = flow.peer.addr.meant(socket.source());
     }
     let ctx = socket.context();
     let mut to = Prior { backend: flow.peer, generation: 0 };
@@ -197,9 +203,13 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         match forward(hook, flow, to, set) {
-            Fate::ToBackend if set.affinity != 0 => {
+            Fate::ToBackend => {
                 let kernel = Kernel(hook);
-                if bind(&kernel, &kernel, set, to) {
+                if set.affinity == 0 || bind(&kernel, &kernel, set, to) {
+                    if flow.peer.addr.is_loopback() && confined(hook, flow, &to.backend) {
+                        fail(Verdict::Confined);
+                        return Fate::Nowhere;
+                    }
                     return Fate::ToBackend;
                 }
                 // The set is no longer in force: what was chosen from it does not count.
@@ -212,6 +222,12 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
     }
     fail(Verdict::Unstable);
     Fate::Nowhere
+}
+
+/// A function of its own, for what is rare.
+#[inline(never)]
+fn confined<H: Hook>(hook: &H, flow: &Flow, backend: &Peer) -> bool {
+    is_confined(&Kernel(hook), flow, hook.source(), backend)
 }
 
 /// The first step: whatever the client is bound to.
@@ -270,6 +286,7 @@ fn fail(verdict: Verdict) -> i32 {
         Verdict::Denied(_) => (EACCES, Counter::Denied),
         Verdict::UnknownClient(_) => (EACCES, Counter::UnknownClient),
         Verdict::Unstable => (ECONNREFUSED, Counter::Unstable),
+        Verdict::Confined => (ECONNREFUSED, Counter::LoopbackBound),
         Verdict::Refuse(_)
         | Verdict::UnknownPort
         | Verdict::Reserved
@@ -305,6 +322,7 @@ fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
         Verdict::Unreachable(_) => info!(ctx, "{:i}:{} has no endpoints here", addr, port),
         Verdict::Denied(_) => info!(ctx, "{:i}:{} is not for this client", addr, port),
         Verdict::UnknownClient(_) => info!(ctx, "{:i}:{} is not for everybody", addr, port),
+        Verdict::Confined => info!(ctx, "{:i}:{} is too far from a loopback address", addr, port),
         Verdict::Unstable => info!(ctx, "{:i}:{} changes too fast", addr, port),
     }
 }

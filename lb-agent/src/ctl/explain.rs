@@ -82,6 +82,8 @@ const UNKNOWN_CLIENT: &str = "unknownClient";
 const UNKNOWN_PORT: &str = "unknownPort";
 /// It fails with ECONNREFUSED: the address is one that the agent's probes try.
 const RESERVED: &str = "reserved";
+/// It fails with ECONNREFUSED: the client comes from a loopback address, and a backend is elsewhere.
+const CONFINED: &str = "confined";
 /// It goes where it was meant to go: no Service.
 const MISS: &str = "miss";
 /// It fails with ECONNREFUSED: the entry and its records do not belong together.
@@ -233,7 +235,9 @@ impl<'a> Explanation<'a> {
 
 fn verdict(candidates: &[Candidate]) -> &'static str {
     let any = |wanted: fn(&Verdict) -> bool| candidates.iter().any(|c| wanted(&c.verdict));
-    if any(|verdict| matches!(verdict, Verdict::Forward(_))) {
+    if any(|verdict| *verdict == Verdict::Confined) {
+        CONFINED
+    } else if any(|verdict| matches!(verdict, Verdict::Forward(_))) {
         FORWARD
     } else if any(|verdict| *verdict == Verdict::Unstable) {
         DAMAGED
@@ -429,6 +433,30 @@ BACKEND          INDEX   PROBABILITY
                 "client": null, "bound": null,
             })
         );
+    }
+
+    #[test]
+    fn loopback_addresses_are_what_they_are_to_connect() {
+        let mut memory = sample::rich();
+        let addr = lb_common::abi::LOOPBACK_NET;
+        let known = crate::maps::Known { flags: Address::OWN_NODE, netns: 77 };
+        memory.apply(&Op::PutAddress { addr, known }).unwrap();
+        for to in ["127.9.9.9:30080", "0.0.0.0:30080", "[::ffff:0.0.0.0]:30080"] {
+            let (answer, out) = explain_in(&memory, to);
+            assert_eq!(answer, Answer::Yes, "{out}");
+            assert!(out.contains("is shop/cart (id 5"), "{out}");
+            assert!(out.contains("only processes of the host's network namespace"), "{out}");
+            let (answer, out) = explain_in(&memory, &format!("{to} --from 127.0.0.1"));
+            assert_eq!(answer, Answer::No, "{out}");
+            assert!(out.contains("connect() fails with ECONNREFUSED where the backend"), "{out}");
+        }
+        let (_, out) = explain_in(&memory, "[::]:30080");
+        assert!(out.contains("is no Service's"), "{out}");
+        // The backend is at this node.
+        let known = crate::maps::Known { flags: Address::OWN_NODE, netns: 0 };
+        memory.apply(&Op::PutAddress { addr: sample::peer("10.0.1.1:80").addr, known }).unwrap();
+        let (answer, out) = explain_in(&memory, "127.0.0.1:30080 --from 127.0.0.1");
+        assert_eq!(answer, Answer::Yes, "{out}");
     }
 
     #[test]

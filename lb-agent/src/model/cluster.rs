@@ -338,6 +338,12 @@ impl Cluster {
         all
     }
 
+    /// Whether NodePorts are served at all of `127.0.0.0/8`, and not only at 127.0.0.1 (I4).
+    pub fn serves_loopback_net(&self) -> bool {
+        let Settings { nodeport_addresses, localhost_nodeports, families, .. } = &self.settings;
+        *localhost_nodeports && families.ipv4 && nodeport_addresses.include_loopback_net()
+    }
+
     /// Another number whenever [`Cluster::node_addresses`] may be different.
     pub const fn addresses_revision(&self) -> u64 {
         self.addresses_revision

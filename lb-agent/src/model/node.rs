@@ -1,6 +1,11 @@
 //! Nodes, and what this one is told about itself.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    str::FromStr,
+    sync::Arc,
+};
 
 use super::Cidr;
 
@@ -42,7 +47,7 @@ pub struct Settings {
     pub external_ips: bool,
     /// The node addresses at which NodePorts are served.
     pub nodeport_addresses: NodePortAddresses,
-    /// Whether they are served at 127.0.0.1 and ::1 too.
+    /// Whether they are served at loopback addresses too.
     pub localhost_nodeports: bool,
     /// The families that are served.
     pub families: Families,
@@ -117,6 +122,21 @@ impl NodePortAddresses {
                 let mut family =
                     ranges.iter().filter(|range| range.addr.is_ipv4() == ip.is_ipv4()).peekable();
                 family.peek().is_none() || family.any(|range| range.contains(ip))
+            }
+        }
+    }
+}
+
+impl NodePortAddresses {
+    /// Whether all of `127.0.0.0/8` is among them: none of it is excluded.
+    pub fn include_loopback_net(&self) -> bool {
+        let ends = [Ipv4Addr::new(127, 0, 0, 0), Ipv4Addr::new(127, 255, 255, 255)].map(IpAddr::V4);
+        match self {
+            Self::All | Self::Primary => true,
+            Self::In(ranges) => {
+                let mut ipv4 = ranges.iter().filter(|range| range.addr.is_ipv4()).peekable();
+                let all = |range: &Cidr| ends.iter().all(|end| range.contains(*end));
+                ipv4.peek().is_none() || ipv4.any(all)
             }
         }
     }

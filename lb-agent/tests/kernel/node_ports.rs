@@ -23,7 +23,8 @@ use super::{
 /// None of them can be reached without the programs.
 pub(super) const OWN: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 const OWN_FORMS: [&str; 3] = ["192.0.2.1:30080", "[2001:db8::1]:30080", "[::ffff:192.0.2.1]:30080"];
-const LOOPBACK_FORMS: [&str; 3] = ["127.0.0.1:30080", "[::1]:30080", "[::ffff:127.0.0.1]:30080"];
+pub(super) const LOOPBACK_FORMS: [&str; 3] =
+    ["127.0.0.1:30080", "[::1]:30080", "[::ffff:127.0.0.1]:30080"];
 
 pub(super) fn four() -> [IpAddr; 4] {
     [backend4(1), backend4(2), backend6(1), backend6(2)]
@@ -121,7 +122,7 @@ fn nothing_else_is_one() {
             "10.96.0.11:30080",
         ];
         others.into_iter().for_each(is_untouched);
-        assert!(udp_backend("127.0.0.2:30080").unwrap().ip().is_loopback());
+        assert!(udp_backend("127.0.0.2:30081").unwrap().ip().is_loopback());
         // A cluster IP has no node ports.
         fails("10.96.0.10:30080", Errno::ECONNREFUSED);
         // A real listener at the node's address, beside the node port.

@@ -3,7 +3,10 @@
 //! Nothing is computed here that `select` decides: the lookup runs over the live maps once for each
 //! candidate, with random bits that lead to it, and what it read on the way is written down.
 
-use std::{cell::Cell, net::IpAddr};
+use std::{
+    cell::Cell,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use lb_common::{
     ATTEMPTS, Flow, Prior, Tables, Verdict,
@@ -11,7 +14,7 @@ use lb_common::{
         Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
         SourceKey,
     },
-    select,
+    is_confined, select,
 };
 
 use crate::maps::Onlooker;
@@ -97,7 +100,9 @@ impl<T: Tables> Tables for Traced<'_, T> {
 
     fn address(&self, addr: &Addr) -> Option<Address> {
         let address = self.tables.address(addr)?;
-        if self.who.is_anybody() {
+        // Nobody but the host's own sockets comes from a loopback address to a Service.
+        let is_host = self.who.netns == 0 && self.who.address.is_some_and(|ip| ip.is_loopback());
+        if self.who.is_anybody() || is_host {
             self.host_only.set(address.netns != 0);
             return Some(Address { netns: 0, ..address });
         }
@@ -145,9 +150,22 @@ pub(super) fn outcome(
         bonds: Cell::new(false),
         bond: Cell::new(Bond::NONE),
     };
+    // What connect() makes of the unspecified address; nobody knows what the socket is bound to.
+    let mut flow = *flow;
+    if flow.peer.addr.is_unspecified() {
+        flow.peer.addr =
+            flow.peer.addr.meant(who.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()).into());
+    }
     let ask = |random| {
         let asking = Onlooker { random, netns: who.netns, now };
-        select(&traced, &asking, flow, &Prior::NONE)
+        match (select(&traced, &asking, &flow, &Prior::NONE), who.address) {
+            (Verdict::Forward(backend), Some(from))
+                if is_confined(tables, &flow, from.into(), &backend.peer) =>
+            {
+                Verdict::Confined
+            }
+            (verdict, _) => verdict,
+        }
     };
     let mut last = Outcome::Miss;
     // Again if the set was replaced between two candidates.

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use super::{
-    Choice, Client, DAMAGED, DENIED, Explanation, FORWARD, Hit, REFUSE, RESERVED, UNKNOWN_CLIENT,
-    UNKNOWN_PORT, UNREACHABLE, full_name,
+    CONFINED, Choice, Client, DAMAGED, DENIED, Explanation, FORWARD, Hit, REFUSE, RESERVED,
+    UNKNOWN_CLIENT, UNKNOWN_PORT, UNREACHABLE, full_name,
 };
 use crate::ctl::table::Table;
 
@@ -75,6 +75,14 @@ impl Explanation<'_> {
                     out,
                     "it has endpoints, but its traffic policy allows none of them from here: {}",
                     self.failure("EHOSTUNREACH")
+                );
+            }
+            (CONFINED, _) => {
+                return writeln!(
+                    out,
+                    "no packet may leave this node from a loopback address: {} where the backend is \
+                     not at one of this node's NodePort addresses",
+                    self.failure("ECONNREFUSED")
                 );
             }
             (DENIED, _) => return writeln!(out, "this client is not one of them: EACCES"),
@@ -169,7 +177,8 @@ impl Hit<'_> {
             "ownNode" if *host_only => writeln!(
                 out,
                 "it is the NodePort {frontend}, at an address that only processes of the host's \
-                 network namespace have"
+                 network namespace have; a socket that is bound to such an address itself reaches \
+                 backends on this node only, else ECONNREFUSED (--from 127.0.0.1 asks for one)"
             ),
             "ownNode" => writeln!(out, "it is the NodePort {frontend}, on this node"),
             "otherNodes" => writeln!(out, "it is the NodePort {frontend}, on another node"),
