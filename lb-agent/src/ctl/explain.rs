@@ -438,8 +438,8 @@ BACKEND          INDEX   PROBABILITY
     #[test]
     fn loopback_addresses_are_what_they_are_to_connect() {
         let mut memory = sample::rich();
-        let addr = lb_common::abi::LOOPBACK_NET;
-        let known = crate::maps::Known { flags: Address::OWN_NODE, netns: 77 };
+        let addr = abi::LOOPBACK_NET;
+        let known = maps::Known { flags: Address::OWN_NODE, netns: 77 };
         memory.apply(&Op::PutAddress { addr, known }).unwrap();
         for to in ["127.9.9.9:30080", "0.0.0.0:30080", "[::ffff:0.0.0.0]:30080"] {
             let (answer, out) = explain_in(&memory, to);
@@ -453,7 +453,7 @@ BACKEND          INDEX   PROBABILITY
         let (_, out) = explain_in(&memory, "[::]:30080");
         assert!(out.contains("is no Service's"), "{out}");
         // The backend is at this node.
-        let known = crate::maps::Known { flags: Address::OWN_NODE, netns: 0 };
+        let known = maps::Known { flags: Address::OWN_NODE, netns: 0 };
         memory.apply(&Op::PutAddress { addr: sample::peer("10.0.1.1:80").addr, known }).unwrap();
         let (answer, out) = explain_in(&memory, "127.0.0.1:30080 --from 127.0.0.1");
         assert_eq!(answer, Answer::Yes, "{out}");
