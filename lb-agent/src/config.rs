@@ -77,8 +77,8 @@ pub struct Config {
     /// packets leave as they are.
     #[arg(long, env = "SOCKLB_UNKNOWN_PORT", default_value = "refuse", value_name = "WHAT")]
     pub unknown_port: UnknownPorts,
-    /// Which TCP connections are ended: `never`, or `deleted`: those to endpoints that are in no
-    /// EndpointSlice any more.
+    /// Which established TCP connections are ended: `never`, or `deleted`: those to endpoints that are
+    /// in no EndpointSlice any more.
     #[arg(long, env = "SOCKLB_TERMINATE_TCP", default_value = "never", value_name = "WHICH")]
     pub terminate_tcp: TerminateTcp,
     /// Where `/healthz`, `/readyz` and `/livez` are served; empty: nowhere.

@@ -38,7 +38,7 @@ pub use self::{
 };
 use crate::{
     maps::Op,
-    maps::{Access, Pinned, Snapshot, Store as _, max_names, probe},
+    maps::{Access, Pinned, Snapshot, Store as _, max_names, probe, probe_beside_storage},
     pins::{self, HomeError, PROGRAMS, Pins, shown},
 };
 
@@ -113,6 +113,12 @@ impl Datapath {
             },
             None => None,
         };
+        for (name, what) in probe_beside_storage(pins.root())? {
+            tracing::warn!("{what}: it is made anew");
+            let pin = pins.storage(name);
+            fs::remove_file(&pin)
+                .with_context(|| format!("cannot remove {}", shown(&pin).display()))?;
+        }
         let (set, replaced) = match &current {
             Some((number, dir)) if fit(dir, sizes)? => (*number, None),
             // There is one, see `Pins::map_sets`.
@@ -216,7 +222,7 @@ const MAPS: [&str; 9] =
     [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
 /// The maps of what is remembered of sockets, and of the generations that they may remember: of no size,
 /// or of one that no flag changes.
-const STORAGE: [&str; 7] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS, HEARD, HELD, GENERATIONS];
+pub const STORAGE: [&str; 7] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS, HEARD, HELD, GENERATIONS];
 /// Size of the map of network namespaces: more than a node has.
 const MAX_CLIENTS: u32 = 65_536;
 /// Room for the addresses of nodes: Kubernetes goes up to 5,000 of them, each with a few.

@@ -366,7 +366,12 @@ impl<S: Store> Pipeline<S> {
             result = reserved.and_then(|()| self.store.apply(op));
             match &result {
                 Ok(()) => {
-                    if let Some(map) = op.map() {
+                    let beside = match op {
+                        Op::WriteBlock { .. } => Some(abi::GENERATIONS),
+                        Op::PutService { .. } | Op::DeleteService { .. } => Some(abi::FILTER),
+                        _ => None,
+                    };
+                    for map in op.map().into_iter().chain(beside) {
                         report.writes.entry(map).or_default().taken += 1;
                     }
                 }

@@ -808,8 +808,8 @@ pub enum Counter {
     HeardFull = 9,
     /// A socket that did without further flows, since its cgroup holds as many as it may.
     FlowsBounded = 10,
-    /// Refused since the socket is bound to a loopback address, and the NodePort's backend is not on
-    /// this node.
+    /// Refused since the socket is bound to a loopback address, and the NodePort's backend is at none
+    /// of this node's own addresses.
     LoopbackBound = 11,
 }
 

@@ -3,11 +3,12 @@
 //! address and the number of some NodePort, or from an address that a load balancer has too.
 //!
 //! The key is that of connection tracking: own address and port, the peer's address and port. It is
-//! kept as long as connection tracking keeps it: 30 s, or 180 s once it was answered; each datagram
-//! begins them anew.
+//! kept as long as connection tracking keeps it: 30 s, or 180 s once it was answered, each datagram that
+//! is heard beginning them anew. What is sent does not: a client of kube-proxy hears from a Service's
+//! address too, and would be taken for a server for as long as it asks, also when kube-proxy is gone.
 //!
-//! Each network namespace has room of its own, for [`SLOTS`] × [`WAYS`] exchanges, and nobody takes it
-//! away from another one: where it is short, the exchange gives way that was silent longest among the
+//! Each network namespace has room of its own, for [`SLOTS`] × [`WAYS`] exchanges, as long as there are no
+//! more than [`MAX_SLOTS`] in all: where it is short, the exchange gives way that was silent longest among the
 //! [`WAYS`] that share its slot. Only peers that a Service's address is true of are here at all.
 //!
 //! A place says whose it is by 64 bits of the key, the network namespace included. So nobody is misled
@@ -77,7 +78,7 @@ pub struct Place {
     tag: u64,
     /// Tag of the own address; 0: the socket is bound to none, and any will do.
     own: u64,
-    /// When the last datagram came or went, in nanoseconds of the monotonic clock, save the lowest
+    /// When the last datagram came, in nanoseconds of the monotonic clock, save the lowest
     /// bit, which is [`WAS_ANSWERED`]; 0: the place is free.
     last: u64,
 }
@@ -161,7 +162,7 @@ pub fn answer(places: &mut [Place; WAYS], exchange: &Exchange, now: u64) -> bool
     while index < WAYS {
         let place = &mut places[index];
         if exchange.may_be(place) && place.is_fresh(now) {
-            place.last = now | WAS_ANSWERED;
+            place.last |= WAS_ANSWERED;
             return true;
         }
         index += 1;
@@ -247,14 +248,14 @@ mod tests {
         assert!(is_answer(&places, &ends, NOW + 30 * SECOND - 2));
         assert!(!is_answer(&places, &ends, NOW + 30 * SECOND));
         assert!(is_answer(&places, &ends, NOW - SECOND), "a clock that is behind");
-        // Heard again, answered, heard again: each begins anew.
+        // Heard again, answered, heard again: what is sent does not begin it anew.
         hear(&mut places, &ends, NOW + 20 * SECOND);
         assert!(is_answer(&places, &ends, NOW + 49 * SECOND));
         assert!(answer(&mut places, &ends, NOW + 40 * SECOND));
-        assert!(is_answer(&places, &ends, NOW + 219 * SECOND));
-        assert!(!is_answer(&places, &ends, NOW + 221 * SECOND));
-        hear(&mut places, &ends, NOW + 200 * SECOND);
-        assert!(is_answer(&places, &ends, NOW + 379 * SECOND), "it was answered");
+        assert!(answer(&mut places, &ends, NOW + 199 * SECOND));
+        assert!(!is_answer(&places, &ends, NOW + 201 * SECOND));
+        hear(&mut places, &ends, NOW + 199 * SECOND);
+        assert!(is_answer(&places, &ends, NOW + 378 * SECOND), "it was answered");
         hear(&mut places, &ends, NOW + 400 * SECOND);
         assert!(!is_answer(&places, &ends, NOW + 431 * SECOND), "it is another exchange");
         assert!(Heard { places, ..Heard::NOBODY }.is_over(NOW + 431 * SECOND));
@@ -270,6 +271,7 @@ mod tests {
         }
         // The first one lasts longer.
         assert!(answer(&mut places, &own(1), NOW + 5 * SECOND));
+        hear(&mut places, &own(1), NOW + 5 * SECOND);
         hear(&mut places, &own(5), NOW + 6 * SECOND);
         let known = |places: &[Place; WAYS], now| {
             (1..=6).filter(|n| is_answer(places, &own(*n), now)).collect::<std::vec::Vec<_>>()

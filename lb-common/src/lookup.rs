@@ -133,8 +133,8 @@ pub enum Verdict {
     /// There are source ranges, and nobody knows the client's address, or it cannot come from there:
     /// fail with EACCES; the caller may retry once the agent has seen it.
     UnknownClient(Backend),
-    /// The socket is bound to a loopback address and dials one, and the backend is not on this node: fail
-    /// with ECONNREFUSED. No packet may leave with such a source, and no hook can bind the socket anew.
+    /// The socket is bound to a loopback address and dials one, and the backend is at none of this node's
+    /// own addresses: fail with ECONNREFUSED. No packet may leave with such a source, and no hook can bind the socket anew.
     Confined,
     /// No consistent set after [`ATTEMPTS`] readings: fail with ECONNREFUSED; the caller may retry.
     Unstable,

@@ -84,10 +84,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut sum = Tally::default();
     for arch in archs.iter().filter_map(|name| Arch::named(name)) {
         let supply = Supply::new(arch)?;
-        let releases = supply.releases(&kernels)?;
         let subject = if args.quick { plain(arch)? } else { fixed(arch)? };
-        for release in releases {
-            sum += try_one(&supply, &release, &subject, &tests, args.record)?;
+        let mut tried = BTreeSet::new();
+        for wanted in &kernels {
+            let mut one = || {
+                let release = supply.release(wanted)?;
+                if !tried.insert(release.clone()) {
+                    return Ok(Tally::default());
+                }
+                try_one(&supply, &release, &subject, &tests, args.record)
+            };
+            sum += one().unwrap_or_else(|error: anyhow::Error| {
+                say!("test {wanted} is tried ... FAILED: {error:#}");
+                Tally::FAIL
+            });
         }
     }
     say!("\n{sum}");

@@ -5,7 +5,7 @@
 //! a frontend passes from one Service to another; a flow to an endpoint that serves there now is not
 //! concerned (kube-proxy L2).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use lb_common::{
     Flow, Prior, Tables, Verdict,
@@ -55,9 +55,15 @@ impl<S: Store + Tables> Truth for InForce<'_, S> {
             .is_some_and(|port| policy::knows(self.0.cluster(), port, translation.backend.into()))
     }
 
-    fn is_frontend(&self, protocol: Protocol, peer: SocketAddr) -> bool {
-        let flow = Flow { peer: peer.into(), protocol: protocol.number() };
-        match select(self.0.store(), &Onlooker::default(), &flow, &Prior::NONE) {
+    fn is_frontend(&self, found: &Found) -> bool {
+        let Found { protocol, peer, local, netns, .. } = *found;
+        let flow = Flow { peer, protocol: protocol.number() };
+        // The address of a socket that has a peer is settled. A loopback one is what routing gave it: it
+        // dials again from nowhere.
+        let source =
+            if local.addr.ip().is_loopback() { local.addr.unspecified() } else { local.addr };
+        let dialling = Onlooker { netns, source, ..Onlooker::default() };
+        match select(self.0.store(), &dialling, &flow, &Prior::NONE) {
             Verdict::Forward(_) => true,
             Verdict::Refuse(_) | Verdict::Unreachable(_) => protocol == Protocol::Tcp,
             _ => false,
@@ -79,6 +85,8 @@ impl<S: Store + Tables> Truth for InForce<'_, S> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use bytemuck::Zeroable as _;
 
     use super::*;

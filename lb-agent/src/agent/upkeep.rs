@@ -206,7 +206,10 @@ impl Upkeep {
                     admin.metrics().sockets_destroyed(reason, destroyed);
                     let ipv6 = outcome.destroyed_ipv6 as u64;
                     // What kube-proxy counts there are UDP flows.
-                    if matches!(reason, Reason::Stale | Reason::BeforeService) {
+                    if matches!(
+                        reason,
+                        Reason::Stale | Reason::BeforeService | Reason::BeforeServiceOnMachine
+                    ) {
                         admin.metrics().stale_flows(Family::V6, ipv6);
                         admin.metrics().stale_flows(Family::V4, destroyed - ipv6);
                     }

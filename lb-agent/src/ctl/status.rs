@@ -13,7 +13,7 @@ use std::{
 
 use aya::maps::{MapError, MapInfo};
 use lb_common::abi::{
-    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, HEARD, LAYOUT, NAMES, SERVICES, SOCKETS, SOURCES,
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, HEARD, LAYOUT, NAMES, SERVICES, SOURCES,
 };
 use serde::Serialize;
 
@@ -31,6 +31,7 @@ use super::{
     table::{NONE, Table, or_none},
 };
 use crate::{
+    datapath::STORAGE,
     dump::API_VERSION,
     maps::{Exchanges, Pinned, Snapshot, max_names},
     pins::{Pins, shown},
@@ -106,8 +107,12 @@ pub(super) fn run(
     if let Some(dir) = &live_maps {
         fills.extend(more_fills(dir, maps, snapshot).map_err(|e| failure::unreadable(pins, &e))?);
     }
-    let (used, size) = Exchanges::open(pins).map_err(|error| failure::open(&error))?.fill();
-    fills.push(Fill { name: HEARD, used, size });
+    let unpinned: Vec<_> =
+        STORAGE.into_iter().filter(|name| !pins.storage(name).exists()).collect();
+    if !unpinned.contains(&HEARD) {
+        let (used, size) = Exchanges::open(pins).map_err(|error| failure::open(&error))?.fill();
+        fills.push(Fill { name: HEARD, used, size });
+    }
     let mut found = Status {
         others: others::find(&programs)
             .map_err(|error| failure::kernel("cannot ask the cgroup for its programs", &error))?,
@@ -125,7 +130,7 @@ pub(super) fn run(
         programs,
         maps: fills,
     };
-    found.problems = found.problems(pins.sockets().exists());
+    found.problems = found.problems(&unpinned);
     found.healthy = found.problems.is_empty();
     match status.output {
         Some(Output::Json) => json(out, &found)?,
@@ -172,7 +177,7 @@ fn flag(map: &str) -> Option<&'static str> {
 }
 
 impl Status {
-    fn problems(&self, sockets: bool) -> Vec<String> {
+    fn problems(&self, unpinned: &[&str]) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.agent.running {
             problems.push(
@@ -201,9 +206,8 @@ impl Status {
             problems
                 .push("the programs are attached to different cgroups: restart lb-agent".into());
         }
-        if !sockets {
-            let text = format!("the map {SOCKETS} is not pinned: restart lb-agent");
-            problems.push(text);
+        for name in unpinned {
+            problems.push(format!("the map {name} is not pinned: restart lb-agent"));
         }
         for fill in self.maps.iter().filter(|fill| fill.ratio() > FULL) {
             let remedy = flag(fill.name).map_or_else(String::new, |flag| {
@@ -326,7 +330,7 @@ mod tests {
             interrupted: Vec::new(),
             counters: BTreeMap::new(),
         };
-        status.problems = status.problems(true);
+        status.problems = status.problems(&[]);
         status.healthy = status.problems.is_empty();
         status
     }
@@ -374,7 +378,7 @@ names      3      32     9.4%
         status.others = vec![other("connect4"), other("cil_sock4_conne")];
         status.interrupted = vec!["connect4_new".into()];
         status.counters.insert("denied", 2);
-        let problems = status.problems(false);
+        let problems = status.problems(&["sockets"]);
         for (problem, word) in problems.iter().zip([
             "no agent is running",
             "not attached: getpeername6;",

@@ -28,7 +28,7 @@ pub use self::{
     onlooker::Onlooker,
     op::{KeyText, Known, Op},
     pinned::{Access, OpenError, Pinned},
-    probe::probe,
+    probe::{probe, probe_beside_storage},
 };
 use crate::{model::PortRef, policy::Cidr};
 

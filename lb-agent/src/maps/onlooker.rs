@@ -5,15 +5,23 @@ use lb_common::{
     abi::{AffinityKey, Bond},
 };
 
-/// A socket that asks, is bound to no address and leaves no trace. By default it is one of whom nothing is known.
-#[derive(Clone, Copy, Debug, Default)]
+/// A socket that asks and leaves no trace. By default it is one of whom nothing is known.
+#[derive(Clone, Copy, Debug)]
 pub struct Onlooker {
     /// The random bits it draws.
     pub random: u32,
     /// The cookie of its network namespace.
     pub netns: u64,
+    /// The address that its packets come from; the unspecified one: it is bound to none.
+    pub source: Addr,
     /// Its time, in nanoseconds of the monotonic clock.
     pub now: u64,
+}
+
+impl Default for Onlooker {
+    fn default() -> Self {
+        Self { random: 0, netns: 0, source: Addr::from_words([0; 4]), now: 0 }
+    }
 }
 
 impl Caller for Onlooker {
@@ -26,7 +34,7 @@ impl Caller for Onlooker {
     }
 
     fn source(&self) -> Addr {
-        Addr::from_words([0; 4])
+        self.source
     }
 
     fn come_from(&self, _: Addr) -> Origin {

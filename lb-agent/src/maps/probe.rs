@@ -5,9 +5,13 @@
 
 use std::{io, mem::offset_of, path::Path};
 
-use lb_common::abi::{
-    ADDRESSES, AFFINITY, Addr, AddressEntry, Affinity, AffinityKey, CLIENTS, ClientEntry, NAMES,
-    Name, SERVICES, ServiceEntry, ServiceKey, bpf_spin_lock,
+use lb_common::{
+    abi::{
+        ADDRESSES, AFFINITY, Addr, AddressEntry, Affinity, AffinityKey, CLIENTS, ClientEntry,
+        ClientKey, HEARD, HELD, Held, NAMES, Name, SERVICES, ServiceEntry, ServiceKey,
+        bpf_spin_lock,
+    },
+    heard::{Heard, Slot},
 };
 
 use super::{
@@ -22,17 +26,36 @@ pub fn probe(dir: &Path) -> Result<Option<String>, OpenError> {
     const SERVICE: usize = size_of::<ServiceEntry>();
     const ADDR: usize = size_of::<Addr>();
     const ADDRESS: usize = size_of::<AddressEntry>();
+    const CLIENT_KEY: usize = size_of::<ClientKey>();
     const CLIENT: usize = size_of::<ClientEntry>();
     const BOUND: usize = size_of::<AffinityKey>();
     const BOND: usize = size_of::<Affinity>();
     let found = [
         try_out::<KEY, SERVICE>(dir, SERVICES, Some(offset_of!(ServiceEntry, lock)))?,
         try_out::<ADDR, ADDRESS>(dir, ADDRESSES, Some(offset_of!(AddressEntry, lock)))?,
-        try_out::<8, CLIENT>(dir, CLIENTS, None)?,
+        try_out::<CLIENT_KEY, CLIENT>(dir, CLIENTS, Some(offset_of!(ClientEntry, lock)))?,
         try_out::<BOUND, BOND>(dir, AFFINITY, Some(offset_of!(Affinity, lock)))?,
         try_out::<4, { size_of::<Name>() }>(dir, NAMES, None)?,
     ];
     Ok(found.into_iter().flatten().next())
+}
+
+/// The same of those beside the storage of sockets, which can be made anew without loss; each with its
+/// name. Those that have no pin are left out.
+pub fn probe_beside_storage(root: &Path) -> Result<Vec<(&'static str, String)>, OpenError> {
+    const SLOT: usize = size_of::<Slot>();
+    const HEARD_SIZE: usize = size_of::<Heard>();
+    const HELD_SIZE: usize = size_of::<Held>();
+    let mut found = Vec::new();
+    if root.join(HEARD).exists() {
+        let what = try_out::<SLOT, HEARD_SIZE>(root, HEARD, Some(offset_of!(Heard, lock)))?;
+        found.extend(what.map(|what| (HEARD, what)));
+    }
+    if root.join(HELD).exists() {
+        let what = try_out::<8, HELD_SIZE>(root, HELD, Some(offset_of!(Held, lock)))?;
+        found.extend(what.map(|what| (HELD, what)));
+    }
+    Ok(found)
 }
 
 fn try_out<const KEY: usize, const VALUE: usize>(

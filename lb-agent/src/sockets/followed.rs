@@ -315,18 +315,17 @@ impl Thread {
             let Some(Line { netlink, signs }) = &mut it.line else { continue };
             // What is said from now on is asked about again.
             netlink::heard(signs);
-            it.home = match ask(netlink, it.cookie, it.door == Door::Own, &self.question) {
+            match ask(netlink, it.cookie, it.door == Door::Own, &self.question) {
                 Ok(home) => {
+                    it.home = home;
                     it.rests_until = begun + (begun.elapsed() * REST).min(MOST);
-                    home
                 }
-                // What cannot be asked is not known.
+                // What was known holds until it can be asked again.
                 Err(error) => {
                     tracing::debug!(%error, "a network namespace cannot be asked");
                     (it.is_stale, it.rests_until) = (true, begun + THERE);
-                    BTreeMap::new()
                 }
-            };
+            }
         }
     }
 

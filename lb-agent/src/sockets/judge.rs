@@ -20,7 +20,7 @@ pub trait Truth {
     fn exists(&self, protocol: Protocol, translation: &Translation) -> bool;
     /// Whether a socket that connects to this address now is translated; of TCP also whether it is told
     /// at once that there is nobody.
-    fn is_frontend(&self, protocol: Protocol, peer: SocketAddr) -> bool;
+    fn is_frontend(&self, found: &Found) -> bool;
     /// Whether it is no machine's address, but a cluster IP: from there, nobody asks.
     fn is_virtual(&self, ip: IpAddr) -> bool;
     /// Whether what a socket sends to its peer answers what came from there.
@@ -67,8 +67,7 @@ pub fn judge(found: &Found, truth: &impl Truth) -> Option<Reason> {
         }
         (Protocol::Udp, None) => {
             let peer = SocketAddr::from(peer);
-            let is_past =
-                found.inside && truth.is_frontend(protocol, peer) && !truth.answers(found);
+            let is_past = found.inside && truth.is_frontend(found) && !truth.answers(found);
             is_past.then(|| {
                 if truth.is_virtual(peer.ip()) {
                     Reason::BeforeService
@@ -82,8 +81,7 @@ pub fn judge(found: &Found, truth: &impl Truth) -> Option<Reason> {
         }
         // One that was answered is not ours.
         (Protocol::Tcp, None) => {
-            (found.dialling && found.inside && truth.is_frontend(protocol, peer.into()))
-                .then_some(Reason::Dialling)
+            (found.dialling && found.inside && truth.is_frontend(found)).then_some(Reason::Dialling)
         }
         (Protocol::Sctp, _) => None,
     }
@@ -121,7 +119,8 @@ mod tests {
             self.listed.contains(&(translation.service, translation.backend.into()))
         }
 
-        fn is_frontend(&self, _: Protocol, peer: SocketAddr) -> bool {
+        fn is_frontend(&self, found: &Found) -> bool {
+            let peer = SocketAddr::from(found.peer);
             self.frontends.contains(&peer)
         }
 

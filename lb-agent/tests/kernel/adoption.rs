@@ -85,7 +85,7 @@ fn works(world: &World, agent: &Agent) {
 
 #[test]
 fn a_map_without_its_lock() {
-    for name in ["services", "addresses", "affinity"] {
+    for name in ["services", "addresses", "affinity", "clients"] {
         World::run(|world| {
             yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
             Agent::start(world).kill();
@@ -101,6 +101,28 @@ fn a_map_without_its_lock() {
             assert_eq!(world.pins().map_sets().unwrap().len(), 1);
         });
     }
+}
+
+/// What lies beside the storage of sockets is made anew by itself; the set of maps stays.
+#[test]
+fn a_map_beside_the_storage_without_its_lock() {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        Agent::start(world).kill();
+        for name in ["heard", "held"] {
+            replace_by_plain(&world.pins().storage(name));
+        }
+        under_load(|load| {
+            a_while(load);
+            let agent = Agent::start(world);
+            for name in ["heard", "held"] {
+                agent.wait_for(&format!("WARN the map {name} takes no write"));
+            }
+            assert!(!agent.log().contains("starting with empty maps"), "{}", agent.log());
+            a_while(load);
+            works(world, &agent);
+        });
+    });
 }
 
 #[test]

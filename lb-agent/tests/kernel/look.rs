@@ -40,7 +40,8 @@ impl Truth for Known {
         self.listed.contains(&translation.backend.into())
     }
 
-    fn is_frontend(&self, _: Protocol, peer: SocketAddr) -> bool {
+    fn is_frontend(&self, found: &Found) -> bool {
+        let peer = SocketAddr::from(found.peer);
         self.frontends.contains(&peer)
     }
 

@@ -66,7 +66,9 @@ impl Apt {
     }
 
     fn update(&self) -> Result<()> {
-        exec(self.command("apt-get").args(["update", "--quiet=2"]))?;
+        // Without it, apt takes a name that cannot be looked up for a mere warning.
+        let strict = ["-o", "APT::Update::Error-Mode=any"];
+        exec(self.command("apt-get").args(strict).args(["update", "--quiet=2"]))?;
         Ok(fs::write(self.stamp(), "")?)
     }
 

@@ -24,8 +24,16 @@ const TAIL: usize = 20;
 
 /// QEMU with a kernel and its files. It ends when the kernel does.
 pub(super) fn qemu(arch: &Arch, kernel: &Path, initramfs: &Path) -> Command {
-    let mut qemu = Command::new(arch.qemu);
-    qemu.args(arch.machine).args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "1536"]);
+    // It ends with us, also if we are killed.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL"]).arg(arch.qemu).args(arch.machine).args([
+        "-accel",
+        "tcg,thread=multi",
+        "-smp",
+        "2",
+        "-m",
+        "1536",
+    ]);
     qemu.args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]);
     qemu.args(["-net", "none"]).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
     let console = arch.console;

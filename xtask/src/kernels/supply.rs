@@ -19,6 +19,7 @@ use super::{
 use crate::{
     cache::{Scratch, cache},
     exec::exec,
+    path,
 };
 
 /// What tests start. Process 1 is busybox, which also stands for the small tools.
@@ -60,17 +61,16 @@ impl Supply {
         Ok(Self { arch, apt: Apt::new(arch, &directory)?, directory })
     }
 
-    /// The releases that these words stand for, each once, in this order.
-    pub(super) fn releases(&self, wanted: &[String]) -> Result<Vec<String>> {
-        let names = self.apt.names(&choice::package(""))?;
-        let mut releases = Vec::new();
-        for wanted in wanted {
-            let release = choice::choose(wanted, &names, self.arch.debian)?;
-            if !releases.contains(&release) {
-                releases.push(release);
-            }
-        }
-        Ok(releases)
+    /// The release that a word stands for: the newest that apt's sources have, or else that the cache
+    /// has.
+    pub(super) fn release(&self, wanted: &str) -> Result<String> {
+        let of_apt = self.apt.names(&choice::package(""))?;
+        choice::choose(wanted, &of_apt, self.arch.debian).or_else(|error| {
+            let cached = fs::read_dir(&self.directory)?
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            let cached: Vec<String> = cached.collect();
+            choice::choose(wanted, &cached, self.arch.debian).map_err(|_| error)
+        })
     }
 
     /// The kernel of that release.
@@ -79,7 +79,8 @@ impl Supply {
         let directory = self.make(&package, |into| {
             self.apt.unpack(&package, into)?;
             // Packages leave it to the machine to find out which module needs which.
-            let mut depmod = Command::new("depmod");
+            // An ordinary user of Debian has no /usr/sbin in PATH.
+            let mut depmod = Command::new(path::find("depmod").context("there is no depmod")?);
             exec(depmod.arg("--basedir").arg(into).arg(release))
         })?;
         Ok(Kernel { arch: self.arch, release: release.to_owned(), directory })

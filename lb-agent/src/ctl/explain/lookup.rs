@@ -157,7 +157,7 @@ pub(super) fn outcome(
             flow.peer.addr.meant(who.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()).into());
     }
     let ask = |random| {
-        let asking = Onlooker { random, netns: who.netns, now };
+        let asking = Onlooker { random, netns: who.netns, now, ..Onlooker::default() };
         match (select(&traced, &asking, &flow, &Prior::NONE), who.address) {
             (Verdict::Forward(backend), Some(from))
                 if is_confined(tables, &flow, from.into(), &backend.peer) =>

@@ -116,6 +116,7 @@ async fn watched<T: Send + 'static>(
 /// The directory, as far as it is known.
 struct Follower {
     path: PathBuf,
+    waiting: Waiting,
     watch: Watch,
     reader: Reader,
     files: Files,
@@ -135,8 +136,11 @@ impl Follower {
         proxy_name: Option<String>,
     ) -> Result<Self> {
         let remedy = "give --source dir:PATH a directory that is there and may be read";
-        let watch = Watch::new(&path);
-        let mut reader = Reader::new(path.clone(), waiting);
+        let watch = {
+            let _waits = waiting.begin(&path);
+            Watch::new(&path)
+        };
+        let mut reader = Reader::new(path.clone(), waiting.clone());
         let mut files = Files::new(proxy_name);
         reader
             .read_all(&mut files)
@@ -144,6 +148,7 @@ impl Follower {
         tracing::info!(path = %path.display(), files = files.len(), "directory");
         Ok(Self {
             path,
+            waiting,
             watch,
             reader,
             files,
@@ -157,7 +162,9 @@ impl Follower {
     /// Looks for changes; true if there are any.
     fn look(&mut self) -> bool {
         // The watch first: what happens after it is set up is seen by it, all before by the reader.
+        let waits = self.waiting.begin(&self.path);
         self.watch.renew(&self.path);
+        drop(waits);
         let signs = self.watch.signs();
         match self.reader.look(&signs, &self.watch, Instant::now(), &mut self.files) {
             Ok(changed) => {
