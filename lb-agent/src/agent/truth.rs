@@ -93,9 +93,10 @@ mod tests {
     use crate::{
         maps::Memory,
         model::{
-            Change, Conditions, Endpoint, ObjectRef, Service, ServicePort, Slice, SlicePort,
-            Trigger,
+            Change, Conditions, Endpoint, ObjectRef, Service, ServicePort, Settings, Slice,
+            SlicePort, Trigger,
         },
+        pipeline::View,
     };
 
     const FRONTEND: &str = "10.96.0.10:53";
@@ -285,5 +286,57 @@ mod tests {
         assert_eq!(world.judge(&connection), LIVES);
         world.say([slice("dns", &[("a", "10.1.0.3:1")])]);
         assert_eq!(world.judge(&connection), ENDS);
+    }
+
+    /// 203.0.113.5 is behind source ranges: who connects from within is served, whoever else not.
+    #[test]
+    fn a_socket_is_asked_for_as_what_it_is() {
+        let mut world = World::new();
+        world.say([
+            of("lb", &["a"], |service| {
+                service.cluster_ips = vec![ip("10.96.0.20:0")];
+                service.load_balancer_ips = vec![ip("203.0.113.5:0")];
+                service.source_ranges = vec!["10.2.0.0/16".parse().unwrap()];
+            }),
+            slice("lb", &[("a", BACKEND)]),
+        ]);
+        let truth = InForce(&world.pipeline, None);
+        let from = |local: &str, to: &str| {
+            let [udp, tcp] = BOTH.map(|protocol| {
+                let local = local.parse::<SocketAddr>().unwrap().into();
+                let mut found = Found::sample(protocol, to.parse().unwrap());
+                found.local = local;
+                truth.is_frontend(&found)
+            });
+            assert_eq!(udp, tcp);
+            udp
+        };
+        assert!(from("10.2.0.1:40000", "203.0.113.5:53"));
+        assert!(!from("10.3.0.1:40000", "203.0.113.5:53"));
+        assert!(from("10.3.0.1:40000", FRONTEND) && !from("10.3.0.1:40000", "203.0.113.6:53"));
+    }
+
+    /// NodePorts at loopback addresses are the node's own network namespace's.
+    #[test]
+    fn a_socket_of_the_node_is_asked_for_in_its_namespace() {
+        let maps = Memory::new(64, 64);
+        let snapshot = maps.snapshot();
+        let settings = Settings { localhost_nodeports: true, ..Settings::default() };
+        let view = View { settings, host_netns: 1, ..View::default() };
+        let mut world = World { pipeline: Pipeline::with_view(view, maps, &snapshot) };
+        world.say([
+            Change::ListedNodes([].into()),
+            Change::ListedServices([].into()),
+            Change::ListedSlices([].into()),
+            service("dns", "a", FRONTEND),
+            slice("dns", &[("a", BACKEND)]),
+        ]);
+        let truth = InForce(&world.pipeline, None);
+        let local = "127.0.0.1:40000".parse::<SocketAddr>().unwrap().into();
+        let mut found = Found::sample(Protocol::Udp, "127.0.0.1:30053".parse().unwrap());
+        found.local = local;
+        assert!(truth.is_frontend(&found));
+        found.netns = 2;
+        assert!(!truth.is_frontend(&found));
     }
 }

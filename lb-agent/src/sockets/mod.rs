@@ -159,7 +159,7 @@ impl Found {
     }
 
     #[cfg(test)]
-    fn sample(protocol: Protocol, peer: SocketAddr) -> Self {
+    pub(crate) fn sample(protocol: Protocol, peer: SocketAddr) -> Self {
         Self {
             netns: 1,
             cookie: 1,

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{
     agent::{Agent, command},
@@ -20,9 +20,14 @@ use super::{
 
 /// A FUSE file system that answers nothing; whoever waits for it gets an error when the file is closed.
 fn hung(at: &Path) -> File {
+    fs::create_dir(at).unwrap();
+    hung_over(at)
+}
+
+/// The same over a directory that is there.
+fn hung_over(at: &Path) -> File {
     let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-    fs::create_dir(at).unwrap();
     mount(Some("hung"), at, Some("fuse"), MsFlags::empty(), Some(options.as_str())).unwrap();
     device
 }
@@ -83,6 +88,33 @@ fn a_file_system_that_does_not_answer_fails_the_probes_until_it_does() {
             agent.log()
         );
         assert!(agent.log().contains("z.yaml: file: cannot be read"), "{}", agent.log());
+    });
+}
+
+/// The directory itself hangs, and comes back.
+#[test]
+fn a_directory_that_does_not_answer() {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        let agent = Agent::start(world);
+        let dir = yaml::objects(world);
+        let device = hung_over(&dir);
+        let fails = || {
+            let live = get("10256/livez");
+            live.starts_with("503") && live.contains("objects: its file system has not answered")
+        };
+        assert!(some_day(fails), "{}\n{}", get("10256/livez"), agent.log());
+        assert!(udp_backend(V4).is_ok(), "what is written serves");
+
+        drop(device);
+        umount2(&dir, MntFlags::MNT_DETACH).unwrap();
+        assert!(some_day(|| get("10256/livez").starts_with("200")), "{}", agent.log());
+        yaml::put(world, "web", "10.96.0.10", &[backend4(2)]);
+        assert!(
+            some_day(|| udp_backend(V4).is_ok_and(|to| to.ip() == backend4(2))),
+            "{}",
+            agent.log()
+        );
     });
 }
 
