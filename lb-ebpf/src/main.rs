@@ -78,6 +78,12 @@ impl<S: Socket> Hook for Connecting<'_, S> {
     const CONNECTS: bool = true;
 
     #[inline(always)]
+    fn may_dial_loopback(&self, _: &Flow) -> bool {
+        let addr = dialled(self.0);
+        addr.is_loopback() || addr.is_unspecified()
+    }
+
+    #[inline(always)]
     fn context(&self) -> &SockAddrContext {
         self.0.context()
     }
@@ -107,6 +113,11 @@ impl<S: Socket> Hook for Sending<'_, S> {
     const CONNECTS: bool = false;
 
     #[inline(always)]
+    fn may_dial_loopback(&self, flow: &Flow) -> bool {
+        flow.peer.addr.is_loopback()
+    }
+
+    #[inline(always)]
     fn context(&self) -> &SockAddrContext {
         self.0.context()
     }
@@ -129,14 +140,44 @@ impl<S: Socket> Hook for Sending<'_, S> {
     }
 }
 
+/// The address that was given, read anew: what the verifier learns of it from a branch would keep it
+/// from seeing that all that comes after is the same, and multiply its work.
+#[inline(always)]
+fn dialled(socket: &impl Socket) -> Addr {
+    socket.flow().peer.addr
+}
+
+/// Makes an address that is `before` be `after`, by what differs: for the verifier it stays unknown, as it
+/// is on all other ways.
+#[inline(always)]
+fn replace(addr: &mut Addr, before: Addr, after: Addr) {
+    let ([a, b, c, d], before, after) = (addr.words(), before.words(), after.words());
+    *addr = Addr::from_words([
+        a ^ before[0] ^ after[0],
+        b ^ before[1] ^ after[1],
+        c ^ before[2] ^ after[2],
+        d ^ before[3] ^ after[3],
+    ]);
+}
+
+/// Takes the unspecified address for what Linux makes of it. A function of its own: the stack has 512 bytes.
+#[inline(never)]
+fn take_as_meant(socket: &impl Socket, flow: &mut Flow) {
+    let given = dialled(socket);
+    if given.is_unspecified() {
+        replace(&mut flow.peer.addr, given, given.meant(socket.source()));
+    }
+}
+
 #[inline(always)]
 fn connect(socket: &impl Socket) -> i32 {
     let mut flow = socket.flow();
     if flow.protocol != TCP && flow.protocol != UDP {
         return PROCEED;
     }
-    if flow.peer.addr.is_unspecified() {
-        flow.peer.addr = flow.peer.addr.meant(socket.bound());
+    let given = dialled(socket);
+    if given.is_unspecified() {
+        replace(&mut flow.peer.addr, given, given.meant(socket.bound()));
     }
     let ctx = socket.context();
     let mut to = Prior { backend: flow.peer, generation: 0 };
@@ -161,9 +202,7 @@ fn sendmsg(socket: &impl Socket) -> i32 {
     if flow.protocol != UDP {
         return PROCEED;
     }
-    if flow.peer.addr.is_unspecified() {
-        flow.peer.addr = flow.peer.addr.meant(socket.source());
-    }
+    take_as_meant(socket, &mut flow);
     let ctx = socket.context();
     let mut to = Prior { backend: flow.peer, generation: 0 };
     if storage::prior(ctx, &flow, &mut to) {
@@ -206,7 +245,7 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
             Fate::ToBackend => {
                 let kernel = Kernel(hook);
                 if set.affinity == 0 || bind(&kernel, &kernel, set, to) {
-                    if flow.peer.addr.is_loopback() && confined(hook, flow, &to.backend) {
+                    if hook.may_dial_loopback(flow) && confined(hook, flow, &to.backend) {
                         fail(Verdict::Confined);
                         return Fate::Nowhere;
                     }

@@ -77,6 +77,11 @@ pub(crate) trait Hook {
     fn source(&self) -> Addr;
     /// See [`Caller::come_from`].
     fn come_from(&self, addr: Addr) -> Origin;
+    /// Whether the address that was given leads to this machine: a loopback or the unspecified one.
+    #[inline(always)]
+    fn may_dial_loopback(&self, _: &Flow) -> bool {
+        false
+    }
 }
 
 /// [`find`] as a function that the verifier looks at by itself: of its arguments it knows nothing but
