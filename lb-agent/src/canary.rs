@@ -3,7 +3,7 @@
 //! That links exist proves little: the agent may see another cgroup2 than the pods are in, or hold
 //! links that somebody has detached. So a child process goes into a cgroup of its own below the
 //! attached one and tries to reach [`SENTINELS`], at which the maps refuse everything, a connect() of
-//! UDP included, which is refused nowhere else. Without the programs nothing refuses: a UDP socket
+//! UDP included, which no lack of a port or of endpoints refuses. Without the programs nothing refuses: a UDP socket
 //! that is connected sends no packet.
 #![expect(
     unsafe_code,

@@ -178,7 +178,8 @@ impl Hit<'_> {
                 out,
                 "it is the NodePort {frontend}, at an address that only processes of the host's \
                  network namespace have; a socket that is bound to such an address itself reaches \
-                 backends on this node only, else ECONNREFUSED (--from 127.0.0.1 asks for one)"
+                 backends at this node's own addresses only, else ECONNREFUSED (--from 127.0.0.1 \
+                 asks for one)"
             ),
             "ownNode" => writeln!(out, "it is the NodePort {frontend}, on this node"),
             "otherNodes" => writeln!(out, "it is the NodePort {frontend}, on another node"),
