@@ -118,7 +118,10 @@ fn plain(arch: &Arch) -> Result<Subject> {
     let programs = executables(&mut build)?.into_iter();
     let programs: Vec<_> = programs.map(|program| (program.name, program.path)).collect();
     let libraries = programs.iter().flat_map(|(_, path)| libraries(path)).collect();
-    Subject::of(programs, libraries)
+    let mut subject = Subject::of(programs, libraries)?;
+    let place = target_directory(&subject)?.join("kernels");
+    subject.strip(&place)?;
+    Ok(subject)
 }
 
 /// The tests that are asked for, and always the one that loads the programs.

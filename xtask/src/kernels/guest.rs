@@ -5,13 +5,14 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 
 use super::supply::Kernel;
-use crate::{cargo::workspace, image::tree::Tree};
+use crate::{cargo::workspace, exec::exec, image::tree::Tree};
 
 const INIT: &str = include_str!("init.sh");
 
@@ -45,8 +46,8 @@ const LOADED: &[&str] = &[
 pub(super) struct Subject {
     /// The test program.
     pub(super) test: PathBuf,
-    /// All of them, which find each other by their paths.
-    pub(super) programs: Vec<PathBuf>,
+    /// All of them, which find each other by their paths; each with the file that has it.
+    pub(super) programs: Vec<(PathBuf, PathBuf)>,
     /// What they load when they start, unless they are static.
     pub(super) libraries: BTreeSet<PathBuf>,
 }
@@ -59,7 +60,20 @@ impl Subject {
     ) -> Result<Self> {
         let test = programs.iter().find(|(name, _)| name == "kernel");
         let test = test.context("cargo built no test kernel")?.1.clone();
-        Ok(Self { test, programs: programs.into_iter().map(|(_, path)| path).collect(), libraries })
+        let programs = programs.into_iter().map(|(_, path)| (path.clone(), path)).collect();
+        Ok(Self { test, programs, libraries })
+    }
+
+    /// Without what debuggers read, which is most of a plain build and more than the memory of a guest.
+    /// The files are put below `place`.
+    pub(super) fn strip(&mut self, place: &Path) -> Result<()> {
+        fs::create_dir_all(place)?;
+        for (number, (_, file)) in self.programs.iter_mut().enumerate() {
+            let stripped = place.join(format!("program-{number}"));
+            exec(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(&*file))?;
+            *file = stripped;
+        }
+        Ok(())
     }
 }
 
@@ -85,8 +99,9 @@ pub(super) fn files(
         tree.directory(name, 0o755);
     }
     modules(&mut tree, kernel)?;
-    for program in subject.programs.iter().chain(&subject.libraries) {
-        tree.program(program.to_str().context("not UTF-8")?, program)?;
+    let libraries = subject.libraries.iter().map(|library| (library, library));
+    for (path, file) in subject.programs.iter().map(|(path, file)| (path, file)).chain(libraries) {
+        tree.program(path.to_str().context("not UTF-8")?, file)?;
     }
     let package = workspace().join("lb-agent");
     let package = package.to_str().context("not UTF-8")?;
