@@ -16,6 +16,7 @@ mod upkeep;
 use std::{io::Write as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use tokio::task::JoinError;
 
 use self::{follow::Agent, source::Followed, stop::Stop, troubles::Troubles};
 use crate::{
@@ -30,7 +31,7 @@ use crate::{
     pipeline::{Pipeline, View},
     printable::Output,
     sockets,
-    sources::local,
+    sources::{Standstill, local},
     sysctls,
 };
 
@@ -84,8 +85,8 @@ async fn dry_run(config: &Config) -> Result<()> {
     snapshot.max_backends = config.max_backends;
     let view = view(config, &host::node_name(config)?, families());
     let mut pipeline = Pipeline::with_view(view, Memory::from(&snapshot), &snapshot);
-    let Followed { task: _source, mut changes, .. } =
-        source::follow(config, !snapshot.services.is_empty()).await?;
+    let Followed { task: mut source, mut changes, trouble, .. } =
+        source::follow(config, !snapshot.services.is_empty(), true).await?;
     let lists = async {
         while !pipeline.is_dirty() {
             match changes.recv().await {
@@ -95,9 +96,21 @@ async fn dry_run(config: &Config) -> Result<()> {
         }
         Ok(())
     };
-    tokio::time::timeout(DRY_RUN, lists)
-        .await
-        .with_context(|| format!("no complete lists after {} s", DRY_RUN.as_secs()))??;
+    let in_time = tokio::select! {
+        end = &mut source => return ended(end),
+        lists = tokio::time::timeout(DRY_RUN, lists) => lists,
+    };
+    let Ok(lists) = in_time else {
+        let lacking = pipeline.cluster().lacking().join(", ");
+        let seconds = DRY_RUN.as_secs();
+        match &*trouble.borrow() {
+            Some(Standstill { what, .. }) => bail!("{what}: no lists after {seconds} s"),
+            None => {
+                bail!("no complete list of {lacking} after {seconds} s: see what is logged above")
+            }
+        }
+    };
+    lists?;
 
     let mut out = Output::text(std::io::stdout().lock());
     let mut written = Ok(());
@@ -116,6 +129,12 @@ async fn dry_run(config: &Config) -> Result<()> {
         bail!("{} Services cannot be written", report.failed.len());
     }
     Ok(())
+}
+
+/// The source only ends when it cannot go on.
+fn ended(end: Result<Result<()>, JoinError>) -> Result<()> {
+    end.context("the source failed")??;
+    bail!("the source ended")
 }
 
 /// How this node looks at the cluster.
@@ -204,8 +223,8 @@ async fn serve(config: &Config) -> Result<()> {
     // What is pinned serves, whether or not the API server answers.
     agent.adopt()?;
     let follow = async {
-        let Followed { task, changes, mut trouble, client } =
-            source::follow(config, in_force).await?;
+        let Followed { mut task, changes, mut trouble, client } =
+            source::follow(config, in_force, false).await?;
         let events = client.map_or_else(Events::none, |client| Events::start(client, &node));
         let settings = server::Settings {
             health: config.healthz_bind_address,
@@ -227,10 +246,10 @@ async fn serve(config: &Config) -> Result<()> {
             // There is nobody who could say otherwise.
             admin.set_node_eligible(true);
         }
-        agent.follow(changes, admin).await?;
-        // The source only ends when it cannot go on.
-        task.await.context("the source failed")??;
-        bail!("the source ended");
+        tokio::select! {
+            end = &mut task => ended(end),
+            end = agent.follow(changes, admin) => end.and_then(|()| bail!("the source ended")),
+        }
     };
     let signal = tokio::select! {
         signal = stop.asked() => signal,

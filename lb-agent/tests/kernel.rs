@@ -20,6 +20,7 @@ mod kernel {
     mod world;
     mod yaml;
 
+    mod absent;
     mod adoption;
     mod affinity;
     mod affinity_bonds;

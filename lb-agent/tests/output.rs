@@ -1,8 +1,18 @@
 //! Whoever reads what the agent says may go away, or have no room: that is no reason to stop.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(unsafe_code, reason = "capabilities are dropped between fork and exec")]
 
-use std::{fs::File, process::Command};
+use std::{
+    fs::{File, Permissions},
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::Command,
+};
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
 
 #[test]
 fn a_log_that_cannot_be_written() {
@@ -33,7 +43,7 @@ fn is_harmless(text: &str) -> bool {
 }
 
 /// Names of files, objects, fields and kinds, in files that are good, wrong or broken.
-fn hostile(dir: &std::path::Path) {
+fn hostile(dir: &Path) {
     let escaped = serde_json::to_string(HOSTILE).unwrap();
     let files = [
         ("kind", format!(r#"{{"apiVersion": {escaped}, "kind": {escaped}}}"#)),
@@ -117,4 +127,54 @@ fn nothing_that_files_say_or_are_called_reaches_a_terminal_as_it_is() {
         .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("nowhere-") && is_harmless(&said), "{said:?}");
+}
+
+/// Nothing is waited for, and nothing but the error is said: cause, path and remedy.
+#[test]
+fn a_directory_that_cannot_be_read() {
+    // CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root reads it all the same.
+    const DAC_OVERRIDE: libc::c_ulong = 1;
+    const DAC_READ_SEARCH: libc::c_ulong = 2;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("file"), "").unwrap();
+    std::fs::create_dir(path("closed")).unwrap();
+    let mode = |name: &str, mode| {
+        std::fs::set_permissions(path(name), Permissions::from_mode(mode)).unwrap();
+    };
+    mode("closed", 0o000);
+    let said = |name: &str| {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+        agent.args(["--dry-run", "--source"]).arg(format!("dir:{}", path(name).display()));
+        // SAFETY: the closure makes system calls only. Who is not root has none of them to drop.
+        unsafe {
+            agent.pre_exec(|| {
+                for capability in [DAC_OVERRIDE, DAC_READ_SEARCH] {
+                    libc::prctl(libc::PR_CAPBSET_DROP, capability);
+                }
+                Ok(())
+            })
+        };
+        let output = agent.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(text(&output.stdout), "");
+        text(&output.stderr).replace(&dir.path().display().to_string(), "DIR")
+    };
+    assert_eq!(
+        said("none"),
+        "error: cannot read the directory DIR/none: No such file or directory (os error 2); \
+         `mkdir DIR/none` and put the files there, or name another by --source dir:PATH\n"
+    );
+    assert_eq!(
+        said("file"),
+        "error: cannot read the directory DIR/file: Not a directory (os error 20); --source dir:PATH \
+         takes a directory: name the one that the files are in\n"
+    );
+    assert_eq!(
+        said("closed"),
+        "error: cannot read the directory DIR/closed: Permission denied (os error 13); `chmod u+rx \
+         DIR/closed`, and give it to the user that runs lb-agent, or name another by --source \
+         dir:PATH\n"
+    );
+    mode("closed", 0o700);
 }

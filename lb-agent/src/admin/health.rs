@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 
 use super::{Family, Moment};
-use crate::printable::Printable;
+use crate::{printable::Printable, sources::Standstill};
 
 /// A change must be in force after this time: two of kube-proxy's sync periods (K5).
 pub const TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,7 +29,7 @@ pub struct Health {
     node_eligible: bool,
     datapath: Result<(), String>,
     /// Why the source follows nothing.
-    source: Option<String>,
+    source: Option<Standstill>,
     maps: Result<(), String>,
 }
 
@@ -106,8 +106,11 @@ impl Health {
     }
 
     /// Why the source follows nothing; none: it does.
-    pub fn set_source(&mut self, trouble: Option<String>) {
-        self.source = trouble.map(|trouble| Printable(trouble).to_string());
+    pub fn set_source(&mut self, standstill: Option<Standstill>) {
+        self.source = standstill.map(|Standstill { what, hangs }| Standstill {
+            what: Printable(what).to_string(),
+            hangs,
+        });
     }
 
     /// Whether the kernel takes what is written to the maps.
@@ -160,8 +163,10 @@ impl Health {
     /// count (K7), save a source that hangs. Of maps that take nothing they do not: who starts anew
     /// makes more of the calls that fail.
     pub fn livez(&self, now: Moment) -> Verdict {
-        let ok = self.is_prompt(now.monotonic) && self.source.is_none();
-        Verdict { ok, body: self.body(now, ok, ok, None, self.source.clone()) }
+        let hangs = self.source.as_ref().filter(|source| source.hangs);
+        let ok = self.is_prompt(now.monotonic) && hangs.is_none();
+        let reason = hangs.map(|source| source.what.clone());
+        Verdict { ok, body: self.body(now, ok, ok, None, reason) }
     }
 
     /// Our own reasons to say no.
@@ -171,7 +176,7 @@ impl Health {
         unsynced
             .into_iter()
             .chain(self.datapath_fault())
-            .chain(self.source.as_deref())
+            .chain(self.source.as_ref().map(|source| source.what.as_str()))
             .chain(self.maps_fault())
             .collect()
     }

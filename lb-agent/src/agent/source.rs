@@ -10,7 +10,7 @@ use tokio::{
 use crate::{
     config::{Config, Source},
     model::Change,
-    sources::{self, BACKLOG, Changes, local::Local},
+    sources::{self, BACKLOG, Changes, Standstill, dir, local::Local},
 };
 
 /// What follows the source.
@@ -20,13 +20,14 @@ pub(super) struct Followed {
     /// What it says.
     pub(super) changes: mpsc::Receiver<Change>,
     /// Why nothing is followed at the moment.
-    pub(super) trouble: watch::Receiver<Option<String>>,
+    pub(super) trouble: watch::Receiver<Option<Standstill>>,
     /// The API server, if that is the source.
     pub(super) client: Option<Client>,
 }
 
-/// Starts to follow. `in_force`: the maps have entries already.
-pub(super) async fn follow(config: &Config, in_force: bool) -> Result<Followed> {
+/// Starts to follow. `in_force`: the maps have entries already. `once`: nobody waits for a directory
+/// that cannot be read.
+pub(super) async fn follow(config: &Config, in_force: bool, once: bool) -> Result<Followed> {
     let (sender, changes): (Changes, _) = mpsc::channel(BACKLOG);
     let local = Local::start(&sender).await?;
     tokio::spawn(local.run(sender.clone()));
@@ -34,7 +35,8 @@ pub(super) async fn follow(config: &Config, in_force: bool) -> Result<Followed> 
     let (tell, trouble) = watch::channel(None);
     Ok(match &config.source {
         Source::Dir(path) => {
-            let run = sources::dir::run(path.clone(), in_force, proxy_name, sender, tell);
+            let terms = dir::Terms { in_force, once, proxy_name };
+            let run = dir::run(path.clone(), terms, sender, tell);
             Followed { task: tokio::spawn(run), changes, trouble, client: None }
         }
         Source::Kubernetes => {

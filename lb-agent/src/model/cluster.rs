@@ -231,6 +231,13 @@ impl Cluster {
         services && slices && (nodes || self.without_nodes)
     }
 
+    /// The kinds whose lists are missing.
+    pub fn lacking(&self) -> Vec<&'static str> {
+        let Listed { services, slices, nodes } = self.listed;
+        let all = [("Services", services), ("EndpointSlices", slices), ("Nodes", nodes)];
+        all.into_iter().filter(|(_, listed)| !listed).map(|(kind, _)| kind).collect()
+    }
+
     /// Whether only the list of Nodes is missing.
     pub const fn lacks_only_nodes(&self) -> bool {
         self.listed.services && self.listed.slices && !self.complete()

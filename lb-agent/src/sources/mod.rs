@@ -10,6 +10,7 @@
 
 pub mod dir;
 pub mod kubernetes;
+mod lasting;
 pub mod local;
 mod problems;
 pub mod translate;
@@ -22,8 +23,18 @@ use crate::model::Change;
 /// Where a source sends what it learns. Bounded: a source that is faster than the maps waits.
 pub type Changes = mpsc::Sender<Change>;
 
-/// Where a source says why it follows nothing at the moment.
-pub type Trouble = watch::Sender<Option<String>>;
+/// Why a source follows nothing at the moment.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Standstill {
+    /// What it waits for.
+    pub what: String,
+    /// Whether it waits for an answer that may never come. A new start may end that, and no other
+    /// standstill.
+    pub hangs: bool,
+}
+
+/// Where a source says that.
+pub type Trouble = watch::Sender<Option<Standstill>>;
 
 /// How many changes may be under way between a source and the pipeline.
 pub const BACKLOG: usize = 1024;

@@ -294,11 +294,16 @@ fn a_source_that_hangs_fails_everything() {
         [health.healthz(now).ok, health.readyz(now.monotonic).ok, health.livez(now).ok]
     };
     assert_eq!(oks(&health), [true; 3]);
-    health.set_source(Some("a.yaml: \"hangs\"".to_owned()));
+    let standstill = |hangs| Some(Standstill { what: "a.yaml: \"hangs\"".to_owned(), hangs });
+    health.set_source(standstill(true));
     assert_eq!(oks(&health), [false; 3]);
     for verdict in [health.healthz(now), health.livez(now)] {
         assert!(verdict.body.ends_with(r#","reason":"a.yaml: \"hangs\""}"#), "{}", verdict.body);
     }
+    assert_eq!(health.readyz(now.monotonic).body, "a.yaml: \"hangs\"\n");
+    // A directory that is not there is none after a restart either.
+    health.set_source(standstill(false));
+    assert_eq!(oks(&health), [false, false, true]);
     assert_eq!(health.readyz(now.monotonic).body, "a.yaml: \"hangs\"\n");
     health.set_source(None);
     assert_eq!(oks(&health), [true; 3]);

@@ -7,6 +7,7 @@
 //! while the directory is away, all holds; and after a restart, nothing is said at all before each
 //! file was read once.
 
+mod away;
 mod bounded;
 mod files;
 mod object;
@@ -17,16 +18,25 @@ mod watch;
 
 use std::{
     collections::{BTreeSet, HashSet},
+    fs, io,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
-use tokio::{task::spawn_blocking, time::timeout};
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
 pub use self::files::{Files, Listing};
-use self::{reader::Reader, waiting::Waiting, watch::Watch};
-use super::{Changes, Problems, Trouble};
+use self::{
+    away::Away,
+    reader::{LASTING, Reader},
+    waiting::Waiting,
+    watch::Watch,
+};
+use super::{Changes, Problems, Standstill, Trouble, lasting::Lasting};
 use crate::model::Change;
 
 /// From the first sign of a change to the look at the files: a burst of changes is one.
@@ -39,27 +49,31 @@ const RESCAN_CHANGING: Duration = Duration::from_millis(250);
 /// How long a file system may take to answer before that is a trouble.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Follows the directory until the receiver is gone. Fails only if the directory cannot be read at
-/// the start.
-///
-/// `in_force`: an earlier agent's maps are at work. Then nothing is said before each file was read
-/// once, since what an unreadable one says may be in them. With `proxy_name`, only Services count that
-/// ask for the proxy of that name. `trouble` is told while a file system does not answer.
-pub async fn run(
-    path: PathBuf,
-    in_force: bool,
-    proxy_name: Option<String>,
-    changes: Changes,
-    trouble: Trouble,
-) -> Result<()> {
+/// How a directory is followed.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// An earlier agent's maps are at work. Then nothing is said before each file was read once,
+    /// since what an unreadable one says may be in them.
+    pub in_force: bool,
+    /// Nobody waits for what cannot be read now: it is an error.
+    pub once: bool,
+    /// Only Services that ask for the proxy of this name.
+    pub proxy_name: Option<String>,
+}
+
+/// Follows the directory until the receiver is gone. `trouble` is told while it cannot be read, or a
+/// file system does not answer.
+pub async fn run(path: PathBuf, terms: Terms, changes: Changes, trouble: Trouble) -> Result<()> {
     let waiting = Waiting::default();
-    let waits = waiting.clone();
-    let start = move || Follower::start(path, waits, in_force, proxy_name);
-    let mut follower = watched(&waiting, &trouble, PATIENCE, start).await??;
+    let mut away = Away::new(path.clone());
+    let mut follower = tokio::select! {
+        () = changes.closed() => return Ok(()),
+        follower = start(&path, &terms, &waiting, &mut away, &trouble) => follower?,
+    };
     let mut send = true;
     loop {
         if send {
-            for change in follower.listing() {
+            for change in follower.listing()? {
                 if changes.send(change).await.is_err() {
                     return Ok(());
                 }
@@ -67,14 +81,59 @@ pub async fn run(
         }
         tokio::select! {
             () = changes.closed() => return Ok(()),
-            () = follower.watch.changed() => tokio::time::sleep(SETTLE).await,
-            () = tokio::time::sleep(follower.pause()) => {}
+            () = follower.watch.changed() => sleep(SETTLE).await,
+            () = sleep(follower.pause()) => {}
         }
         let look = move || {
             let news = follower.look();
             (follower, news)
         };
-        (follower, send) = watched(&waiting, &trouble, PATIENCE, look).await?;
+        let news;
+        (follower, news) = watched(&waiting, &trouble, PATIENCE, look).await?;
+        send = match news {
+            Ok(news) => {
+                away.end(&trouble);
+                news
+            }
+            Err(error) => {
+                away.tell(&error, &trouble);
+                false
+            }
+        };
+    }
+}
+
+/// Begins as soon as the directory can be read.
+async fn start(
+    path: &PathBuf,
+    terms: &Terms,
+    waiting: &Waiting,
+    away: &mut Away,
+    trouble: &Trouble,
+) -> Result<Follower> {
+    loop {
+        let (dir, waits) = (path.clone(), waiting.clone());
+        let is_there = move || {
+            let _waits = waits.begin(&dir);
+            fs::read_dir(&dir).map(drop)
+        };
+        let mut result = watched(waiting, trouble, PATIENCE, is_there).await?.map(|()| None);
+        if result.is_ok() {
+            if away.end(trouble) {
+                // Whoever makes a directory may not have put all files into it yet.
+                sleep(LASTING).await;
+            }
+            let (dir, waits, terms) = (path.clone(), waiting.clone(), terms.clone());
+            let start = move || Follower::start(dir, waits, terms).map(Some);
+            result = watched(waiting, trouble, PATIENCE, start).await?;
+        }
+        match result {
+            Ok(Some(follower)) => return Ok(follower),
+            Ok(None) => {}
+            Err(error) if terms.once => bail!("{}", away.explain(&error)),
+            Err(error) => away.tell(&error, trouble),
+        }
+        sleep(RESCAN).await;
     }
 }
 
@@ -87,26 +146,22 @@ async fn watched<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     let mut work = spawn_blocking(work);
-    let mut stuck = None;
+    let mut hangs = Lasting::default();
     loop {
         let end = timeout(patience, &mut work).await.ok();
-        let path = waiting.longer_than(patience).filter(|_| end.is_none());
-        match (&path, &stuck) {
-            (Some(path), _) if Some(path) != stuck.as_ref() => {
-                let (path, seconds) = (path.display(), patience.as_secs());
-                let what = format!("{path}: its file system has not answered for {seconds} s");
+        if let Some(path) = waiting.longer_than(patience).filter(|_| end.is_none()) {
+            let (path, seconds) = (path.display(), patience.as_secs());
+            let what = format!("{path}: its file system has not answered for {seconds} s");
+            if hangs.is_due(&what, Instant::now()) {
                 let remedy = "nothing in the directory is followed until it does: repair the mount, \
                               or remove the file and restart lb-agent";
                 tracing::error!(remedy, "{what}");
-                trouble.send_replace(Some(what));
+                trouble.send_replace(Some(Standstill { what, hangs: true }));
             }
-            (None, Some(path)) => {
-                tracing::info!(path = %path.display(), "its file system answers again");
-                trouble.send_replace(None);
-            }
-            _ => {}
+        } else if hangs.end() {
+            tracing::info!("the file system answers again");
+            trouble.send_replace(None);
         }
-        stuck = path;
         if let Some(end) = end {
             return end.context("the work on the directory died");
         }
@@ -123,28 +178,20 @@ struct Follower {
     problems: Problems,
     /// The keys of `problems`.
     told: BTreeSet<String>,
-    away: bool,
     /// Whether each file was read once, or need not be.
     complete: bool,
+    once: bool,
 }
 
 impl Follower {
-    fn start(
-        path: PathBuf,
-        waiting: Waiting,
-        in_force: bool,
-        proxy_name: Option<String>,
-    ) -> Result<Self> {
-        let remedy = "give --source dir:PATH a directory that is there and may be read";
+    fn start(path: PathBuf, waiting: Waiting, terms: Terms) -> io::Result<Self> {
         let watch = {
             let _waits = waiting.begin(&path);
             Watch::new(&path)
         };
         let mut reader = Reader::new(path.clone(), waiting.clone());
-        let mut files = Files::new(proxy_name);
-        reader
-            .read_all(&mut files)
-            .with_context(|| format!("cannot read the directory {}: {remedy}", path.display()))?;
+        let mut files = Files::new(terms.proxy_name);
+        reader.read_all(&mut files)?;
         tracing::info!(path = %path.display(), files = files.len(), "directory");
         Ok(Self {
             path,
@@ -154,34 +201,19 @@ impl Follower {
             files,
             problems: Problems::default(),
             told: BTreeSet::new(),
-            away: false,
-            complete: !in_force,
+            complete: !terms.in_force,
+            once: terms.once,
         })
     }
 
     /// Looks for changes; true if there are any.
-    fn look(&mut self) -> bool {
+    fn look(&mut self) -> io::Result<bool> {
         // The watch first: what happens after it is set up is seen by it, all before by the reader.
         let waits = self.waiting.begin(&self.path);
         self.watch.renew(&self.path);
         drop(waits);
         let signs = self.watch.signs();
-        match self.reader.look(&signs, &self.watch, Instant::now(), &mut self.files) {
-            Ok(changed) => {
-                if std::mem::take(&mut self.away) {
-                    tracing::info!(path = %self.path.display(), "the directory is back");
-                }
-                changed
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut self.away, true) {
-                    let remedy = "all that its files said last stays in force: put it back";
-                    let path = self.path.display();
-                    tracing::error!(%path, remedy, "cannot read the directory: {error}");
-                }
-                false
-            }
-        }
+        self.reader.look(&signs, &self.watch, Instant::now(), &mut self.files)
     }
 
     fn pause(&self) -> Duration {
@@ -189,7 +221,7 @@ impl Follower {
     }
 
     /// What is to be said now. What is wrong is logged.
-    fn listing(&mut self) -> Vec<Change> {
+    fn listing(&mut self) -> Result<Vec<Change>> {
         let mut listing = self.files.listing();
         let problems = std::mem::take(&mut listing.problems);
         let told = std::mem::replace(&mut self.told, problems.keys().cloned().collect());
@@ -210,12 +242,16 @@ impl Follower {
             let unknown: Vec<_> = self.files.unknown().collect();
             if !unknown.is_empty() {
                 let remedy = "what they say may be in force already: correct or remove them";
-                tracing::error!(files = ?unknown, remedy, "nothing is done before all files were read");
-                return vec![];
+                let what = "nothing is done before all files were read";
+                if self.once {
+                    bail!("{what}, and these could not be: {}; {remedy}", unknown.join(", "));
+                }
+                tracing::error!(files = ?unknown, remedy, "{what}");
+                return Ok(vec![]);
             }
             self.complete = true;
         }
-        Vec::from(listing.changes())
+        Ok(Vec::from(listing.changes()))
     }
 }
 
@@ -252,7 +288,8 @@ mod tests {
         fn start_with(path: &Path, in_force: bool) -> Self {
             let (sender, receiver) = mpsc::channel(BACKLOG);
             let (trouble, _) = watch::channel(None);
-            let run = run(path.to_owned(), in_force, None, sender, trouble);
+            let terms = Terms { in_force, ..Terms::default() };
+            let run = run(path.to_owned(), terms, sender, trouble);
             Self { receiver, task: tokio::spawn(run) }
         }
 
@@ -408,8 +445,9 @@ mod tests {
         });
         let next = timeout(DEADLINE, told.changed()).await.unwrap();
         next.unwrap();
-        let text = told.borrow_and_update().clone().unwrap();
-        assert!(text.starts_with("/hung/a.yaml: its file system has not answered"), "{text}");
+        let Standstill { what, hangs } = told.borrow_and_update().clone().unwrap();
+        assert!(what.starts_with("/hung/a.yaml: its file system has not answered"), "{what}");
+        assert!(hangs);
         answer.send(()).unwrap();
         timeout(DEADLINE, told.changed()).await.unwrap().unwrap();
         assert_eq!(*told.borrow_and_update(), None);
@@ -418,17 +456,65 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_missing_at_the_start_is_an_error() {
+    async fn a_directory_missing_at_the_start_is_waited_for_or_an_error() {
         let dir = TempDir::new().unwrap();
-        let file = dir.path().join("a.yaml");
+        let (missing, file) = (dir.path().join("missing"), dir.path().join("a.yaml"));
         fs::write(&file, service("a")).unwrap();
-        for path in [dir.path().join("missing"), file] {
-            let (sender, _receiver) = mpsc::channel(1);
+        for (path, cause) in [(&missing, "No such file"), (&file, "Not a directory")] {
+            let (sender, mut receiver) = mpsc::channel(BACKLOG);
             let (trouble, _) = watch::channel(None);
-            let run = run(path.clone(), true, None, sender, trouble);
-            let error = format!("{:#}", run.await.unwrap_err());
-            assert!(error.contains(&path.display().to_string()), "{error}");
-            assert!(error.contains("give --source dir:PATH"), "{error}");
+            let terms = Terms { once: true, ..Terms::default() };
+            let error = run(path.clone(), terms, sender.clone(), trouble).await.unwrap_err();
+            let wanted = format!("cannot read the directory {}: {cause}", path.display());
+            let error = error.to_string();
+            assert!(error.starts_with(&wanted) && error.contains("--source dir:"), "{error}");
+
+            let (trouble, mut told) = watch::channel(None);
+            let task = tokio::spawn(run(path.clone(), Terms::default(), sender, trouble));
+            timeout(DEADLINE, told.changed()).await.unwrap().unwrap();
+            let Standstill { what, hangs } = told.borrow_and_update().clone().unwrap();
+            assert!(what.starts_with(&wanted) && !hangs, "{what}");
+            assert!(receiver.try_recv().is_err(), "nothing is known of it");
+            drop(receiver);
+            timeout(DEADLINE, task).await.unwrap().unwrap().unwrap();
         }
+    }
+
+    /// Who makes it takes a moment to fill it: nothing is said of it before, lest all be deleted.
+    #[tokio::test]
+    async fn a_directory_that_appears_later_is_followed_when_it_is_filled() {
+        let parent = TempDir::new().unwrap();
+        let dir = parent.path().join("dir");
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let (trouble, mut told) = watch::channel(None);
+        let run = run(dir.clone(), Terms::default(), sender, trouble);
+        let mut running = Running { receiver, task: tokio::spawn(run) };
+        timeout(DEADLINE, told.changed()).await.unwrap().unwrap();
+        assert!(told.borrow_and_update().is_some());
+        fs::create_dir(&dir).unwrap();
+        timeout(DEADLINE, told.changed()).await.unwrap().unwrap();
+        assert_eq!(*told.borrow_and_update(), None);
+        fs::write(dir.join("a.yaml"), service("a")).unwrap();
+        assert_eq!(running.next().await, ["a"]);
+        fs::write(dir.join("b.yaml"), service("b")).unwrap();
+        running.reaches(&["a", "b"], &[&["a"]]).await;
+
+        fs::rename(&dir, parent.path().join("away")).unwrap();
+        timeout(DEADLINE, told.changed()).await.unwrap().unwrap();
+        let text = told.borrow_and_update().clone().unwrap().what;
+        assert!(text.contains("cannot read the directory"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_wait_is_told_which_files_are_unknown() {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("a.yaml"), service("a")).unwrap();
+        fs::write(dir.path().join("b.yaml"), "kind: [").unwrap();
+        let (sender, _receiver) = mpsc::channel(BACKLOG);
+        let (trouble, _) = watch::channel(None);
+        let terms = Terms { in_force: true, once: true, proxy_name: None };
+        let error = run(dir.path().to_owned(), terms, sender, trouble).await.unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("could not be: b.yaml; what they say"), "{error}");
     }
 }

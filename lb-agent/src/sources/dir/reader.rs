@@ -24,7 +24,7 @@ use nix::sys::statfs::{
 use super::{files::Files, parse::Format, waiting::Waiting, watch::Signs};
 
 /// How long a change without a sign of its end must have lasted.
-const LASTING: Duration = Duration::from_secs(3);
+pub(super) const LASTING: Duration = Duration::from_secs(3);
 /// The same for a file that became empty: a shell empties it long before the program writes.
 const LASTING_EMPTY: Duration = Duration::from_secs(60);
 /// The largest file that is read, bytes. The objects of a large cluster have 50 MB.

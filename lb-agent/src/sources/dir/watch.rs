@@ -7,14 +7,15 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use notify::{
-    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode},
 };
 
-use super::parse::Format;
+use super::{super::lasting::Lasting, parse::Format};
 
 /// What happened since the last look.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -53,7 +54,7 @@ pub(super) struct Watch {
     shared: Arc<Shared>,
     /// The directory that the watch is on: another one may have its name by now.
     on: Option<(Identity, RecommendedWatcher)>,
-    failed: bool,
+    failing: Lasting,
 }
 
 type Identity = (u64, u64);
@@ -79,13 +80,19 @@ impl Watch {
             Ok(watcher) => {
                 *self.shared.state() = State::default();
                 self.on = Some((now, watcher));
-                self.failed = false;
+                if self.failing.end() {
+                    tracing::info!(path = %path.display(), "the directory is watched by inotify now");
+                }
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.failed, true) {
-                    let remedy = "changes are taken up within seconds only: \
-                                  raise fs.inotify.max_user_instances and max_user_watches";
-                    tracing::warn!(path = %path.display(), remedy, "cannot watch: {error}");
+                let Some((what, remedy)) = explain(&error) else { return };
+                let path = path.display();
+                let what = format!("cannot watch the directory {path} by inotify: {what}");
+                if self.failing.is_due(&what, Instant::now()) {
+                    tracing::warn!(
+                        remedy,
+                        "{what}; it is looked at every few seconds, so changes take longer"
+                    );
                 }
             }
         }
@@ -110,6 +117,30 @@ impl Watch {
     pub(super) fn give_up_writer(&self, file: &str) {
         self.shared.state().writing.remove(file);
     }
+}
+
+/// What is wrong, and the remedy; none if whoever reads the directory says it.
+fn explain(error: &notify::Error) -> Option<(String, &'static str)> {
+    let (what, remedy) = match &error.kind {
+        ErrorKind::MaxFilesWatch => (
+            "this user has no watch left".to_owned(),
+            "raise fs.inotify.max_user_watches: `sysctl fs.inotify.max_user_watches=1048576`",
+        ),
+        // Not the files that this process may have open: see `host::raise_open_files`.
+        ErrorKind::Io(error) if error.raw_os_error() == Some(libc::EMFILE) => (
+            "this user has no inotify instance left".to_owned(),
+            "raise fs.inotify.max_user_instances: `sysctl fs.inotify.max_user_instances=8192`",
+        ),
+        ErrorKind::PathNotFound => return None,
+        ErrorKind::Io(error) => match error.kind() {
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::PermissionDenied => return None,
+            _ => (error.to_string(), "use a file system that inotify works on"),
+        },
+        _ => (error.to_string(), "use a file system that inotify works on"),
+    };
+    Some((what, remedy))
 }
 
 fn watch(path: &Path, shared: &Arc<Shared>) -> notify::Result<RecommendedWatcher> {
