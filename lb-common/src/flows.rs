@@ -83,7 +83,7 @@ pub struct Sent {
     frontend_port: u16,
     /// The port where they went.
     backend_port: u16,
-    /// Generation of the block that the backend was last found in.
+    /// Generation of the block that the backend was last found in; 0: in none.
     generation: u32,
     /// When the last one was sent, in nanoseconds of the monotonic clock; 0: the place is free.
     last: u64,
@@ -92,7 +92,9 @@ pub struct Sent {
     /// How many of the last ones were not answered.
     waiting: u16,
     /// How many there were.
-    asked: u16,
+    asked: u8,
+    /// 1 once a backend has answered.
+    answered: u8,
     /// The turns of the last ones: which of all the socket's datagrams they were.
     turns: [u16; ORDERED],
 }
@@ -148,12 +150,6 @@ impl Answered {
     #[inline(always)]
     pub const fn is_known(&self) -> bool {
         self.rank != 0
-    }
-
-    /// Whether it was waited for.
-    #[inline(always)]
-    pub const fn is_awaited(&self) -> bool {
-        self.rank & WAITS != 0
     }
 }
 
@@ -218,6 +214,7 @@ impl Sent {
         self.generation = generation;
         self.waiting = 0;
         self.asked = 0;
+        self.answered = 0;
         self.former = 0;
     }
 
@@ -234,7 +231,7 @@ impl Sent {
     /// of, a later one.
     #[inline(always)]
     fn age(&self, turn: u16) -> u16 {
-        let first = usize::from(self.asked.wrapping_sub(self.waiting)) % ORDERED;
+        let first = usize::from(u16::from(self.asked).wrapping_sub(self.waiting)) % ORDERED;
         turn.wrapping_sub(self.turns[first])
     }
 }
@@ -346,7 +343,27 @@ pub fn leads_to(flows: &[Sent], backend: Peer) -> bool {
     false
 }
 
-/// Takes in that a question to `frontend` was answered.
+/// Whether `frontend` is a Service's, and a question to it was answered. What was sent there without an
+/// answer may have been one itself, too late: whether it is a question is asked anew with the next datagram,
+/// as with the first.
+#[inline(always)]
+pub fn was_answered(flows: &mut [Sent], frontend: Peer) -> bool {
+    let frontend = Words::new(frontend);
+    let mut index = 0;
+    while index < flows.len() {
+        let flow = &mut flows[index];
+        if flow.is_to(&frontend) {
+            if flow.answered == 0 {
+                flow.generation = 0;
+            }
+            return flow.generation != 0;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// Takes in that a question to `frontend` was answered, waited for or not.
 #[inline(always)]
 pub fn settle(flows: &mut [Sent], frontend: Peer) {
     let frontend = Words::new(frontend);
@@ -355,6 +372,7 @@ pub fn settle(flows: &mut [Sent], frontend: Peer) {
         let flow = &mut flows[index];
         if flow.is_to(&frontend) {
             flow.waiting = flow.waiting.saturating_sub(1);
+            flow.answered = 1;
             return;
         }
         index += 1;
@@ -502,15 +520,47 @@ mod tests {
         let late = |flows: &[Sent], backend| {
             let mut best = Answered::NOBODY;
             answered_late(flows, peer(backend), &mut best);
-            best.is_known().then_some((best.frontend, best.is_awaited()))
+            best.is_known().then_some(best.frontend)
         };
         record(&mut flows, peer(A), to(POD, 1), at(1), false);
         assert_eq!(late(&flows, POD), None);
         record(&mut flows, peer(A), to(NEXT, 2), at(2), false);
         assert_eq!(label(&flows, POD, 9), None);
-        assert_eq!(late(&flows, POD), Some((peer(A), false)));
+        assert_eq!(late(&flows, POD), Some(peer(A)));
         assert_eq!(label(&flows, NEXT, 9), Some(peer(A)));
         assert!(leads_to(&flows, peer(NEXT)) && !leads_to(&flows, peer(POD)));
+    }
+
+    #[test]
+    fn who_was_never_answered_may_be_a_server() {
+        let mut flows = [Sent::zeroed(); 4];
+        record(&mut flows, peer(A), to(POD, 7), at(1), false);
+        record(&mut flows, peer(POD), to(POD, 0), at(2), false);
+        settle(&mut flows, peer(POD));
+        assert!(!was_answered(&mut flows, peer(POD)), "no Service's");
+        assert!(!was_answered(&mut flows, peer(B)), "nothing was sent there");
+        assert_eq!(prior(&flows, peer(A)), Some(to(POD, 7)));
+        assert!(!was_answered(&mut flows, peer(A)), "nothing came");
+        assert_eq!(prior(&flows, peer(A)), Some(to(POD, 0)), "as if nothing had been sent");
+
+        record(&mut flows, peer(A), to(POD, 7), at(3), false);
+        settle(&mut flows, peer(A));
+        // Another backend makes no difference, nor an answer too many.
+        record(&mut flows, peer(A), to("10.0.0.2:53", 8), at(4), false);
+        assert!(was_answered(&mut flows, peer(A)));
+        settle(&mut flows, peer(A));
+        settle(&mut flows, peer(A));
+        assert!(was_answered(&mut flows, peer(A)));
+        assert_eq!(prior(&flows, peer(A)), Some(to("10.0.0.2:53", 8)));
+
+        // What is forgotten is forgotten.
+        for last in 1..=4 {
+            let other = SocketAddr::from(([10, 96, 1, last], 53)).into();
+            record(&mut flows, other, to(POD, 9), at(10), true);
+            assert!(!was_answered(&mut flows, other));
+        }
+        record(&mut flows, peer(A), to(POD, 9), at(11), true);
+        assert!(!was_answered(&mut flows, peer(A)));
     }
 
     #[test]

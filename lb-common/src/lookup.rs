@@ -62,6 +62,11 @@ pub trait Caller {
     /// Makes `bond` the client's in place of `before`, which was read. False if another program was
     /// faster; `bond` is then what that one made.
     fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool;
+    /// Whether the socket cannot get to a backend, as [`is_confined`] says.
+    #[inline(always)]
+    fn is_confined_from(&self, _: &Peer) -> bool {
+        false
+    }
     /// Whether the flow's peer was heard before it was asked: then this is an answer, and no question
     /// to a Service.
     #[inline(always)]
@@ -229,7 +234,9 @@ pub fn choose(
 /// Whether what is sent to the flow's peer is not simply sent there: it is forwarded, or refused.
 #[inline(always)]
 pub fn is_known(tables: &impl Tables, caller: &impl Caller, flow: &Flow) -> bool {
-    if !tables.may_know(&flow.peer.addr) {
+    let addr = flow.peer.addr;
+    let may_be_loopback = addr.is_v4() && addr.is_loopback() && tables.may_know(&abi::LOOPBACK_NET);
+    if !may_be_loopback && !tables.may_know(&addr) {
         return false;
     }
     let mut key = ServiceKey::new(flow.peer, flow.protocol);
@@ -294,12 +301,13 @@ fn by_address(
     }
 }
 
-/// Whether a socket that comes from `source` (the unspecified address: from anywhere) cannot get to the
-/// backend that it was given: [`Verdict::Confined`].
+/// Whether a socket that has dialled an address, and comes from `source` (the unspecified address: from
+/// anywhere), cannot get to the backend that it was given: [`Verdict::Confined`]. For a socket that is bound
+/// to a loopback address, the unspecified one that is dialled means a loopback address.
 #[inline(always)]
-pub fn is_confined(tables: &impl Tables, flow: &Flow, source: Addr, backend: &Peer) -> bool {
+pub fn is_confined(tables: &impl Tables, dialled: Addr, source: Addr, backend: &Peer) -> bool {
     let is_own = |address: Address| address.flags & Address::OWN_NODE != 0;
-    flow.peer.addr.is_loopback()
+    (dialled.is_loopback() || dialled.is_unspecified())
         && source.is_loopback()
         && !backend.addr.is_loopback()
         && !tables.address(&backend.addr).is_some_and(is_own)
@@ -433,7 +441,8 @@ pub fn bind(tables: &impl Tables, caller: &impl Caller, set: &Set, chosen: &mut 
                 None => return false,
             }
         }
-        if caller.bind(&key, &before, &mut bond) {
+        // Who cannot get there is refused, and neither makes a bond nor renews one.
+        if caller.is_confined_from(&bond.backend) || caller.bind(&key, &before, &mut bond) {
             chosen.backend = bond.backend;
             return true;
         }
@@ -799,20 +808,23 @@ mod tests {
         let fake = fake_at(key, "10.0.0.2:0", Address::OWN_NODE, 0);
         let confined = |to: &str, source: &str, backend: &str| {
             let source = source.parse::<core::net::IpAddr>().unwrap().into();
-            is_confined(&fake, &flow(to, 6), source, &peer(backend))
+            is_confined(&fake, peer(to).addr, source, &peer(backend))
         };
         for (to, source) in [
             ("127.0.0.1:80", "127.0.0.1"),
             ("127.0.0.9:80", "127.1.1.1"),
             ("[::ffff:127.0.0.9]:80", "::ffff:127.0.0.1"),
             ("[::1]:80", "::1"),
+            ("0.0.0.0:80", "127.0.0.1"),
+            ("[::]:80", "::1"),
+            ("[::]:80", "::ffff:127.0.0.1"),
         ] {
             assert!(confined(to, source, "10.0.0.3:80"), "{to} {source}");
             assert!(!confined(to, source, "10.0.0.2:80"), "{to} {source}: this node's");
             assert!(!confined(to, source, "127.0.0.1:80"), "{to} {source}");
         }
         for (to, source) in
-            [("10.96.0.10:80", "127.0.0.1"), ("127.0.0.1:80", "0.0.0.0"), ("[::1]:80", "fd00::1")]
+            [("10.96.0.10:80", "127.0.0.1"), ("127.0.0.1:80", "0.0.0.0"), ("[::]:80", "fd00::1")]
         {
             assert!(!confined(to, source, "10.0.0.3:80"), "{to} {source}");
         }

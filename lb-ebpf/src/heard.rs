@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Addr, Caller as _, Flow, Origin, Port, Prior,
+    Addr, Caller as _, Flow, Origin, Port,
     abi::{Peer, UDP},
     heard::{self, Exchange, Heard, MAX_SLOTS, Slot},
     is_known,
@@ -53,6 +53,11 @@ impl Hook for Receiving<'_> {
     }
 
     #[inline(always)]
+    fn dialled(&self) -> Addr {
+        Addr::from_words([0; 4])
+    }
+
+    #[inline(always)]
     fn random(&self, _: &Flow) -> u32 {
         0
     }
@@ -91,7 +96,7 @@ fn exchange(ctx: &SockAddrContext, flow: &Flow) -> Option<Exchange> {
 pub(crate) fn hear(ctx: &SockAddrContext, flow: &Flow) -> bool {
     let hook = Receiving(ctx);
     let kernel = Kernel(&hook);
-    if !is_known(&kernel, &kernel, flow) || is_client(ctx, flow) {
+    if !is_known(&kernel, &kernel, flow) || storage::is_client(ctx, flow) {
         return true;
     }
     let Some(exchange) = exchange(ctx, flow) else { return true };
@@ -116,13 +121,5 @@ pub(crate) fn answers(ctx: &SockAddrContext, flow: &Flow) -> bool {
     let Some(exchange) = exchange(ctx, flow) else { return false };
     let Some(slot) = HEARD.get_ptr_mut(&exchange.slot) else { return false };
     let now = now();
-    locked!(slot, |places| heard::answer(places, &exchange, now)) && !is_client(ctx, flow)
-}
-
-/// Whether the socket has asked there before, and so goes on asking. What somebody sends it under that
-/// address changes nothing.
-#[inline(always)]
-fn is_client(ctx: &SockAddrContext, flow: &Flow) -> bool {
-    let mut prior = Prior { backend: flow.peer, generation: 0 };
-    storage::prior(ctx, flow, &mut prior) || prior.generation != 0
+    locked!(slot, |places| heard::answer(places, &exchange, now)) && !storage::is_client(ctx, flow)
 }

@@ -15,9 +15,9 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    ATTEMPTS, Addr, Flow, Origin, Prior, Set, Verdict,
-    abi::{Counter, Peer, TCP, UDP},
-    bind, choose, flow_bits, is_confined,
+    ATTEMPTS, Addr, Caller as _, Flow, Origin, Prior, Set, Verdict,
+    abi::{Counter, TCP, UDP},
+    bind, choose, flow_bits,
 };
 use maps::{Hook, Kernel, count};
 use socket::{Socket, V4, V6};
@@ -78,9 +78,8 @@ impl<S: Socket> Hook for Connecting<'_, S> {
     const CONNECTS: bool = true;
 
     #[inline(always)]
-    fn may_dial_loopback(&self, _: &Flow) -> bool {
-        let addr = dialled(self.0);
-        addr.is_loopback() || addr.is_unspecified()
+    fn dialled(&self) -> Addr {
+        dialled(self.0)
     }
 
     #[inline(always)]
@@ -113,8 +112,8 @@ impl<S: Socket> Hook for Sending<'_, S> {
     const CONNECTS: bool = false;
 
     #[inline(always)]
-    fn may_dial_loopback(&self, flow: &Flow) -> bool {
-        flow.peer.addr.is_loopback()
+    fn dialled(&self) -> Addr {
+        dialled(self.0)
     }
 
     #[inline(always)]
@@ -245,7 +244,7 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
             Fate::ToBackend => {
                 let kernel = Kernel(hook);
                 if set.affinity == 0 || bind(&kernel, &kernel, set, to) {
-                    if hook.may_dial_loopback(flow) && confined(hook, flow, &to.backend) {
+                    if kernel.is_confined_from(&to.backend) {
                         fail(Verdict::Confined);
                         return Fate::Nowhere;
                     }
@@ -261,12 +260,6 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
     }
     fail(Verdict::Unstable);
     Fate::Nowhere
-}
-
-/// A function of its own, for what is rare.
-#[inline(never)]
-fn confined<H: Hook>(hook: &H, flow: &Flow, backend: &Peer) -> bool {
-    is_confined(&Kernel(hook), flow, hook.source(), backend)
 }
 
 /// The first step: whatever the client is bound to.

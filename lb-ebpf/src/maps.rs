@@ -17,7 +17,7 @@ use lb_common::{
         ClientKey, Counter, FILTER_WORDS, Held, Name, Peer, Service, ServiceEntry, ServiceKey,
         SourceKey,
     },
-    find,
+    find, is_confined,
 };
 
 use crate::heard;
@@ -77,10 +77,26 @@ pub(crate) trait Hook {
     fn source(&self) -> Addr;
     /// See [`Caller::come_from`].
     fn come_from(&self, addr: Addr) -> Origin;
-    /// Whether the address that was given leads to this machine: a loopback or the unspecified one.
-    #[inline(always)]
-    fn may_dial_loopback(&self, _: &Flow) -> bool {
-        false
+    /// The address that was given.
+    fn dialled(&self) -> Addr;
+}
+
+/// A function of its own, for what is rare.
+#[inline(never)]
+fn confined<H: Hook>(hook: &H, backend: &Peer) -> bool {
+    is_confined(&Kernel(hook), hook.dialled(), hook.source(), backend)
+}
+
+/// Word by word: LLVM may make a call of it otherwise, and a lock is held.
+#[inline(always)]
+fn copy(to: &mut Bond, from: &Bond) {
+    let from: [u64; size_of::<Bond>() / 8] = bytemuck::must_cast(*from);
+    let to: &mut [u64; size_of::<Bond>() / 8] = bytemuck::must_cast_mut(to);
+    let mut word = 0;
+    while word < from.len() {
+        // SAFETY: a reference is valid.
+        unsafe { ptr::from_mut(&mut to[word]).write_volatile(from[word]) };
+        word += 1;
     }
 }
 
@@ -196,6 +212,12 @@ impl<H> Tables for Kernel<'_, H> {
 
 impl<H: Hook> Caller for Kernel<'_, H> {
     #[inline(always)]
+    fn is_confined_from(&self, backend: &Peer) -> bool {
+        let dialled = self.0.dialled();
+        (dialled.is_loopback() || dialled.is_unspecified()) && confined(self.0, backend)
+    }
+
+    #[inline(always)]
     fn answers(&self, flow: &Flow) -> bool {
         heard::answers(self.0.context(), flow)
     }
@@ -244,12 +266,12 @@ impl<H: Hook> Caller for Kernel<'_, H> {
             let now = &mut (*entry).bond;
             let mut in_force = true;
             if !now.is_made() {
-                *now = *bond;
+                copy(now, bond);
                 (*entry).key = *key;
             } else if (*entry).key == *key {
                 in_force = (before.used == now.used && before.backend == now.backend)
                     || now.backend == bond.backend;
-                if in_force { *now = *bond } else { *bond = *now }
+                if in_force { copy(now, bond) } else { copy(bond, now) }
             }
             // Else the element is another client's by now, and this one has no bond.
             bpf_spin_unlock(ptr::addr_of_mut!((*entry).lock).cast());

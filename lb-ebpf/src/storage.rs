@@ -93,6 +93,29 @@ pub(crate) fn prior(ctx: &SockAddrContext, flow: &Flow, place: &mut Prior) -> bo
     false
 }
 
+/// Whether the socket is a client of the flow's peer, a Service's: it is or was connected to it, or an
+/// answer came from a backend. It then goes on asking, whatever somebody sends it under that address. Who
+/// has only sent there may be a server that spoke too late, and is no longer taken for a client.
+#[inline(never)]
+pub(crate) fn is_client(ctx: &SockAddrContext, flow: &Flow) -> bool {
+    let frontend = flow.peer;
+    if let Some((known, is_connected)) = connection::last_known(ctx)
+        && (known.frontend == frontend || (is_connected && known.is_to(&frontend)))
+    {
+        return true;
+    }
+    let few = FLOWS.get_ptr_mut(ctx);
+    if few.is_null() {
+        return false;
+    }
+    if locked!(few, |flows| flows::was_answered(&mut flows.sets[0], frontend)) {
+        return true;
+    }
+    let Some(many) = more(ctx, few) else { return false };
+    let set = flows::set(frontend);
+    locked!(many, |flows| flows::was_answered(&mut flows.sets[set], frontend))
+}
+
 /// Takes in that a datagram of the flow goes where `to` says. False if there is no memory for it: the
 /// answer may then carry another label than the address that was asked.
 #[inline(never)]
@@ -207,9 +230,6 @@ pub(crate) fn answered(ctx: &SockAddrContext, answer: &mut Flow) -> bool {
         return false;
     }
     answer.peer = best.frontend;
-    if !best.is_awaited() {
-        return true;
-    }
     locked!(few, |flows| flows::settle(&mut flows.sets[0], best.frontend));
     if let Some(many) = many {
         let set = flows::set(best.frontend);

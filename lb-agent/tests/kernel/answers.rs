@@ -2,6 +2,7 @@
 //! port be those of a Service. What a client asks stays a question, whatever somebody sends it.
 
 use std::{
+    io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
     process::Command,
@@ -309,6 +310,57 @@ fn a_forged_datagram_switches_nothing_off() {
             // Who was deceived before it asked answers the forger, as with connection tracking.
             deceived.send_to(b"to whom?", dns).unwrap();
             hears(&forger, b"to whom?");
+        }
+        pods.assert_idle();
+    });
+}
+
+/// A server that was silent for too long asks the Service instead. That makes it no client for good: it
+/// answers again once it has heard again.
+#[test]
+fn a_server_that_spoke_too_late_answers_what_it_hears_next() {
+    World::run(|world| {
+        let (_control, pods) = start(world);
+        each(world, |client, own, seen| {
+            let server = bound(own);
+            let from = asked(client, seen, &server);
+            server.send_to(b"1", from).unwrap();
+            hears(client, b"1");
+            age(world, Duration::from_secs(181));
+            match server.send_to(b"late", from) {
+                Ok(_) => assert_eq!(pods.take().bytes, b"late"),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused),
+            }
+            for answer in [b"2", b"3"] {
+                assert_eq!(asked(client, seen, &server), from);
+                server.send_to(answer, from).unwrap();
+                hears(client, answer);
+            }
+        });
+        pods.assert_idle();
+    });
+}
+
+/// All of 127.0.0.0/8 is a node's address there.
+#[test]
+fn to_any_loopback_address() {
+    World::run(|world| {
+        let settings = Settings { localhost_nodeports: true, ..Settings::default() };
+        let _control = Control::start_as(world, SIZES, view(settings), objects());
+        let pods = Pods::start([1]);
+        let clients = ["127.0.0.1:30053", "127.5.0.1:30053", "127.255.9.9:30054", "[::1]:30053"];
+        for client in &strangers(world, clients) {
+            let (to, servers) = if client.local_addr().unwrap().is_ipv4() {
+                ("127.0.0.1:9000", &["127.0.0.1:9000", "0.0.0.0:9000", "[::]:9000"][..])
+            } else {
+                ("[::1]:9000", &["[::1]:9000", "[::]:9000"][..])
+            };
+            for server in servers {
+                let server = bound(at(server));
+                let from = asked(client, at(to), &server);
+                server.send_to(b"!", from).unwrap();
+                hears(client, b"!");
+            }
         }
         pods.assert_idle();
     });

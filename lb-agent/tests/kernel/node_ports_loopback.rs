@@ -1,14 +1,17 @@
 //! Node ports at loopback addresses: at all that Linux takes for one, and from which sockets.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     process::Command,
 };
 
-use lb_agent::model::Settings;
+use lb_agent::{
+    maps::{Access, Pinned},
+    model::{Service, Settings},
+};
 use lb_common::abi::Counter;
 use nix::{
     errno::Errno,
@@ -17,6 +20,7 @@ use nix::{
 };
 
 use super::{
+    affinity::LONG,
     clients::{Elsewhere, MANY, TCP, reached},
     control::{Control, SIZES, counted, local, ready, serve},
     echo::{Backends, PATIENCE},
@@ -141,19 +145,21 @@ fn each(from: &str, to: SocketAddr) -> [Result<(), Errno>; 3] {
 
 const REFUSED: [Result<(), Errno>; 3] = [Err(Errno::ECONNREFUSED); 3];
 
+/// Where sockets are bound, and what they dial.
+const PAIRS: [(&str, &str); 8] = [
+    ("127.0.0.1:0", "127.0.0.1:30080"),
+    ("127.0.0.7:0", "127.0.0.2:30080"),
+    ("127.0.0.7:0", "0.0.0.0:30080"),
+    ("[::1]:0", "[::1]:30080"),
+    ("[::1]:0", "[::]:30080"),
+    ("[::ffff:127.0.0.1]:0", "[::ffff:127.0.0.1]:30080"),
+    ("[::ffff:127.0.0.1]:0", "[::ffff:0.0.0.0]:30080"),
+    ("[::ffff:127.0.0.1]:0", "[::]:30080"),
+];
+
 /// Where the socket is bound, no hook can bind it anew, and nothing leaves this node from there.
 #[test]
 fn from_a_loopback_address_to_this_node_only() {
-    const PAIRS: [(&str, &str); 8] = [
-        ("127.0.0.1:0", "127.0.0.1:30080"),
-        ("127.0.0.7:0", "127.0.0.2:30080"),
-        ("127.0.0.7:0", "0.0.0.0:30080"),
-        ("[::1]:0", "[::1]:30080"),
-        ("[::1]:0", "[::]:30080"),
-        ("[::ffff:127.0.0.1]:0", "[::ffff:127.0.0.1]:30080"),
-        ("[::ffff:127.0.0.1]:0", "[::ffff:0.0.0.0]:30080"),
-        ("[::ffff:127.0.0.1]:0", "[::]:30080"),
-    ];
     World::run(|world| {
         let _backends = Backends::start(four());
         let mut control = start(world, "");
@@ -202,6 +208,44 @@ fn from_a_loopback_address_to_this_node_only() {
         for (from, to) in PAIRS {
             assert_eq!(each(from, at(to)), [Ok(()); 3], "{from} {to}");
         }
+    });
+}
+
+/// A bond lasts from the last new connection, and a refusal is none.
+#[test]
+fn who_is_refused_makes_no_bond_and_renews_none() {
+    World::run(|world| {
+        let _backends = Backends::start(four());
+        let mut control = start(world, "");
+        let sticky = Service { affinity: LONG, ..web() };
+        control.apply(serve("web", &sticky, four().map(ready).to_vec()));
+        let bonds = || {
+            let maps = Pinned::open(&world.pins().maps().unwrap().unwrap(), Access::Read).unwrap();
+            maps.bonds().collect::<Result<BTreeMap<_, _>, _>>().unwrap()
+        };
+        for (from, to) in PAIRS {
+            assert_eq!(each(from, at(to)), REFUSED, "{from} {to}");
+        }
+        assert_eq!(bonds(), BTreeMap::new());
+        for (from, to) in [("10.2.0.1:0", "127.0.0.1:30080"), ("[fd00:2::1]:0", "[::1]:30080")] {
+            assert_eq!(each(from, at(to)), [Ok(()); 3], "{from} {to}");
+        }
+        let made = bonds();
+        assert_eq!(made.len(), 4, "TCP and UDP, IPv4 and IPv6");
+        for (from, to) in PAIRS {
+            assert_eq!(each(from, at(to)), REFUSED, "{from} {to}");
+        }
+        assert_eq!(bonds(), made);
+        // Where the backends are this node's own, the same sockets are clients as others are.
+        let own = four().map(|ip| ip.to_string());
+        control.apply([local(&own.each_ref().map(String::as_str))]);
+        for (from, to) in PAIRS {
+            assert_eq!(each(from, at(to)), [Ok(()); 3], "{from} {to}");
+        }
+        let renewed = bonds();
+        assert!(made.iter().all(|(key, bond)| {
+            renewed[key].backend == bond.backend && renewed[key].used > bond.used
+        }));
     });
 }
 

@@ -160,7 +160,7 @@ pub(super) fn outcome(
         let asking = Onlooker { random, netns: who.netns, now, ..Onlooker::default() };
         match (select(&traced, &asking, &flow, &Prior::NONE), who.address) {
             (Verdict::Forward(backend), Some(from))
-                if is_confined(tables, &flow, from.into(), &backend.peer) =>
+                if is_confined(tables, flow.peer.addr, from.into(), &backend.peer) =>
             {
                 Verdict::Confined
             }
