@@ -1,6 +1,7 @@
 //! The agent's life: take over what is there, follow the source, write the maps, leave them working.
 
 mod clients;
+mod dry_run;
 mod follow;
 mod guard;
 mod pace;
@@ -13,30 +14,26 @@ mod troubles;
 mod truth;
 mod upkeep;
 
-use std::{io::Write as _, path::Path, time::Duration};
+use std::{io::Write as _, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::task::JoinError;
 
-use self::{follow::Agent, source::Followed, stop::Stop, troubles::Troubles};
+use self::{follow::Agent, source::Followed, stop::Stop};
 use crate::{
     admin::{Admin, Events, Family, server},
     canary,
     config::{Config, Source},
     datapath::{self, Datapath, Sizes},
     host, kube_proxy,
-    maps::{Access, Memory, Pinned, Snapshot},
     model::Families,
-    pins::{self, Pins, shown},
+    pins::{Pins, shown},
     pipeline::{Pipeline, View},
     printable::Output,
     sockets,
-    sources::{Standstill, local},
+    sources::local,
     sysctls,
 };
-
-/// How long `--dry-run` waits for the lists.
-const DRY_RUN: Duration = Duration::from_secs(30);
 
 /// Does what the flags say.
 pub async fn run(config: &Config) -> Result<()> {
@@ -49,7 +46,7 @@ pub async fn run(config: &Config) -> Result<()> {
     } else if config.cleanup_kube_proxy {
         kube_proxy::cleanup(&mut Output::text(std::io::stdout().lock()))
     } else if config.dry_run {
-        dry_run(config).await
+        dry_run::run(config).await
     } else {
         serve(config).await
     }
@@ -64,69 +61,6 @@ fn cleanup(config: &Config) -> Result<()> {
     }
     if removed.is_empty() {
         writeln!(out, "nothing to remove")?;
-    }
-    Ok(())
-}
-
-/// Prints the plan against what is pinned now, or against empty maps.
-async fn dry_run(config: &Config) -> Result<()> {
-    let bpffs = match &config.bpffs {
-        Some(_) => Some(host::bpffs_to_read(config)?),
-        None => pins::default_bpffs()?,
-    };
-    let pins = bpffs.and_then(|bpffs| Pins::look(&bpffs).transpose()).transpose()?;
-    let pinned = pins.as_ref().and_then(|pins| pins.maps().transpose()).transpose()?;
-    let mut snapshot = match pinned {
-        Some(maps) => Pinned::open(&maps, Access::Read)?.snapshot()?,
-        None => Snapshot::default(),
-    };
-    // The maps would be resized.
-    snapshot.max_services = config.max_services;
-    snapshot.max_backends = config.max_backends;
-    let view = view(config, &host::node_name(config)?, families());
-    let mut pipeline = Pipeline::with_view(view, Memory::from(&snapshot), &snapshot);
-    let Followed { task: mut source, mut changes, trouble, .. } =
-        source::follow(config, !snapshot.services.is_empty(), true).await?;
-    let lists = async {
-        while !pipeline.is_dirty() {
-            match changes.recv().await {
-                Some(change) => pipeline.change(change),
-                None => bail!("the source ended"),
-            }
-        }
-        Ok(())
-    };
-    let in_time = tokio::select! {
-        end = &mut source => return ended(end),
-        lists = tokio::time::timeout(DRY_RUN, lists) => lists,
-    };
-    let Ok(lists) = in_time else {
-        let lacking = pipeline.cluster().lacking().join(", ");
-        let seconds = DRY_RUN.as_secs();
-        match &*trouble.borrow() {
-            Some(Standstill { what, .. }) => bail!("{what}: no lists after {seconds} s"),
-            None => {
-                bail!("no complete list of {lacking} after {seconds} s: see what is logged above")
-            }
-        }
-    };
-    lists?;
-
-    let mut out = Output::text(std::io::stdout().lock());
-    let mut written = Ok(());
-    let report = pipeline.sync_with(&mut |op| {
-        if written.is_ok() {
-            written = writeln!(out, "{op}");
-        }
-    });
-    match written {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-        other => other?,
-    }
-    writeln!(out, "{} services, {} ops", report.looked_at.len(), report.ops)?;
-    Troubles::default().tell(&report);
-    if !report.failed.is_empty() {
-        bail!("{} Services cannot be written", report.failed.len());
     }
     Ok(())
 }

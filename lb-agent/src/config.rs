@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory as _, Parser, ValueEnum, error::ErrorKind};
 
 use crate::{
     admin::server::{self, BindAddress},
+    log,
     model::{Families, NodePortAddresses, Settings},
     pipeline::UnknownPorts,
 };
@@ -13,7 +14,7 @@ use crate::{
 /// Socket-level load balancing for Kubernetes Services: connections from this node's sockets to a
 /// Service address go straight to one backend.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "lb-agent", version, max_term_width = 100)]
+#[command(name = "lb-agent", version, max_term_width = 80)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Config {
     /// Where Services, EndpointSlices and Nodes come from: `kubernetes`, or `dir:PATH`, a directory of YAML
@@ -112,10 +113,11 @@ pub struct Config {
     pub conntrack_sysctls: bool,
     /// How log lines look.
     #[arg(long, env = "SOCKLB_LOG_FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
-    /// Which log lines are written: a level, or directives such as `info,lb_agent::sources=debug`.
+    pub log_format: log::Format,
+    /// Which log lines are written: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`), and
+    /// levels of parts, as in `info,lb_agent::sources=debug`.
     #[arg(long, env = "SOCKLB_LOG", default_value = "info", value_name = "FILTER")]
-    pub log: String,
+    pub log: log::Filter,
 }
 
 /// Where objects come from.
@@ -156,15 +158,6 @@ fn metrics_address(text: &str) -> Result<BindAddress, String> {
     BindAddress::parse(text, server::METRICS_PORT)
 }
 
-/// Form of the log.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// What a label may be worth.
 fn label_value(text: &str) -> Result<String, String> {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -190,11 +183,13 @@ impl Config {
     }
 
     /// What clap cannot check by itself.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), clap::Error> {
         if matches!(self.source, Source::Dir(_))
             && (self.kubeconfig.is_some() || self.context.is_some())
         {
-            return Err("--kubeconfig and --context go with --source kubernetes only".to_owned());
+            let what =
+                "--kubeconfig and --context go with --source kubernetes only: give one of them";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, what));
         }
         Ok(())
     }
@@ -255,6 +250,6 @@ mod tests {
             assert!(text.parse::<Source>().is_err(), "{text}");
         }
         let config = Config::parse_from(["lb-agent", "--source", "dir:/x", "--kubeconfig", "y"]);
-        assert!(config.check().is_err());
+        assert_eq!(config.check().unwrap_err().exit_code(), 2, "as of any other usage error");
     }
 }

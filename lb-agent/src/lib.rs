@@ -31,6 +31,7 @@ pub mod ctl;
 pub mod dump;
 pub mod host;
 pub mod kube_proxy;
+pub mod log;
 pub mod mounts;
 pub mod node_cgroup;
 pub mod printable;

@@ -52,7 +52,7 @@ pub fn of(path: &Path) -> io::Result<Option<Mount>> {
 }
 
 fn list() -> io::Result<Vec<Mount>> {
-    Ok(parse(&fs::read_to_string("/proc/thread-self/mountinfo")?))
+    Ok(parse(&read("/proc/thread-self/mountinfo")?))
 }
 
 /// Opens a path as a place, which needs no right to read what is there.
@@ -61,9 +61,15 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 fn id_of(file: &File) -> io::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
+    let text = read(&format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
     id.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// A file of the kernel's; an error names it.
+fn read(path: &str) -> io::Result<String> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"));
+    fs::read_to_string(path).map_err(named)
 }
 
 /// The lines of a mountinfo, see proc(5).

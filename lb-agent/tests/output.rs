@@ -5,10 +5,16 @@
 
 use std::{
     fs::{File, Permissions},
+    io::Read as _,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
-    process::Command,
+    process::{Command, Output, Stdio},
 };
+
+/// lb-agent with these arguments, to its end.
+fn lb_agent(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lb-agent")).args(args).output().unwrap()
+}
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
@@ -22,7 +28,7 @@ fn a_log_that_cannot_be_written() {
         .args(["--dry-run", "--source"])
         .arg(format!("dir:{}", dir.path().display()))
         .env("SOCKLB_LOG", "debug")
-        .stdout(std::process::Stdio::null())
+        .stdout(Stdio::null())
         .stderr(File::options().write(true).open("/dev/full").unwrap())
         .status()
         .unwrap();
@@ -177,4 +183,179 @@ fn a_directory_that_cannot_be_read() {
          dir:PATH\n"
     );
     mode("closed", 0o700);
+}
+
+/// A word that means nothing would turn the whole log off.
+#[test]
+fn a_filter_that_means_nothing_is_refused() {
+    for (filter, wanted) in [
+        ("warning", "\"warning\" is no level: use off, error, warn, info, debug or trace;"),
+        ("inof", "\"inof\" is no level: use off, error, warn, info, debug or trace;"),
+        ("lb_agent=foo", "\"foo\" is no level: use off, error, warn, info, debug or trace;"),
+        ("lb_agnet=debug", "\"lb_agnet\" is no part of lb-agent: use one of"),
+    ] {
+        let output = lb_agent(&["--dry-run", "--source=dir:/none", "--log", filter]);
+        assert_eq!(output.status.code(), Some(2), "{filter}");
+        let said = text(&output.stderr).split_whitespace().collect::<Vec<_>>().join(" ");
+        let wanted = format!("error: invalid value '{filter}' for '--log <FILTER>': {wanted}");
+        assert!(said.starts_with(&wanted), "{said}");
+        let mut by_environment = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+        let output = by_environment.arg("--cleanup").env("SOCKLB_LOG", filter).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{filter}");
+    }
+}
+
+/// A part that is named leaves the rest as it is.
+#[test]
+fn a_filter_of_one_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = format!("--source=dir:{}", dir.path().display());
+    for (filter, says) in
+        [("lb_agent::pipeline=debug", true), ("lb_agent::sources=warn", false), ("off", false)]
+    {
+        let output = lb_agent(&["--dry-run", &source, "--log", filter]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stderr).contains("INFO directory"), says, "{filter}");
+    }
+}
+
+/// Whatever the terminal: 80 columns, which each has.
+#[test]
+fn no_line_of_help_is_wider_than_a_terminal() {
+    let lbctl = ["", "get", "explain", "status"].map(|of| (env!("CARGO_BIN_EXE_lbctl"), of));
+    let all = [(env!("CARGO_BIN_EXE_lb-agent"), "")].into_iter().chain(lbctl);
+    for ((program, of), help) in all.flat_map(|all| [(all, "--help"), (all, "-h")]) {
+        let mut command = Command::new(program);
+        command.args([of, help].iter().filter(|word| !word.is_empty()));
+        let output = command.env("COLUMNS", "200").output().unwrap();
+        assert!(output.status.success(), "{program} {of}");
+        let wide: Vec<_> =
+            text(&output.stdout).lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "{program} {of} {help}: {wide:#?}");
+    }
+}
+
+/// The last line is JSON like all others, also when no others are asked for.
+#[test]
+fn the_error_that_ends_the_agent() {
+    let run = |args: &[&str]| {
+        let output = lb_agent(&[&["--dry-run", "--source=dir:/nowhere/at/all"], args].concat());
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr).to_owned()
+    };
+    let plain = run(&[]);
+    let error = plain.strip_prefix("error: ").unwrap().trim_end();
+    assert!(error.starts_with("cannot read the directory /nowhere/at/all: "), "{plain}");
+    for log in ["info", "off", "debug"] {
+        let said = run(&["--log-format=json", "--log", log]);
+        let lines =
+            said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let last = lines.last().unwrap();
+        assert_eq!(last["level"], "ERROR", "{said}");
+        assert_eq!(last["target"], "lb_agent", "{said}");
+        assert_eq!(last["fields"]["message"], error, "{said}");
+    }
+}
+
+/// All usage errors have one code, clap's.
+#[test]
+fn usage_errors() {
+    for args in [
+        &["--source=dir:/none", "--kubeconfig=/none"][..],
+        &["--source=dir:/none", "--context=none"],
+        &["--source=file:/none"],
+        &["--no-such-flag"],
+        &["--stay"],
+    ] {
+        let output = lb_agent(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let said = text(&output.stderr);
+        assert!(said.starts_with("error: ") && said.contains("try '--help'"), "{said}");
+    }
+}
+
+/// https://no-color.org, https://bixense.com/clicolors, and terminals that know no colours.
+#[test]
+fn colours() {
+    let dir = tempfile::tempdir().unwrap();
+    let colours = |terminal: bool, variables: &[(&str, &str)]| {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+        agent.arg("--dry-run").arg(format!("--source=dir:{}", dir.path().display()));
+        for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
+            agent.env_remove(variable);
+        }
+        agent.env("TERM", "xterm").envs(variables.iter().copied()).stdout(Stdio::null());
+        let mut said = Vec::new();
+        if terminal {
+            let mut child = agent.stderr(pty.slave).spawn().unwrap();
+            drop(agent);
+            // A terminal that nobody writes to any more is an error.
+            let _ = File::from(pty.master).read_to_end(&mut said);
+            assert!(child.wait().unwrap().success());
+        } else {
+            said = agent.output().unwrap().stderr;
+        }
+        let said = text(&said);
+        assert!(said.contains("directory"), "{said}");
+        said.contains('\u{1b}')
+    };
+    assert!(colours(true, &[]));
+    assert!(!colours(false, &[]));
+    assert!(!colours(true, &[("NO_COLOR", "1")]));
+    assert!(colours(true, &[("NO_COLOR", "")]), "empty is as if not set");
+    assert!(!colours(true, &[("TERM", "dumb")]));
+    assert!(!colours(true, &[("CLICOLOR", "0")]));
+    assert!(colours(true, &[("TERM", "dumb"), ("CLICOLOR_FORCE", "1")]));
+    assert!(colours(false, &[("CLICOLOR_FORCE", "1")]));
+    assert!(!colours(false, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+}
+
+/// Which program, where it is named, and what to do.
+#[test]
+fn a_credential_plugin_that_does_not_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config");
+    let said = |exec: &str| {
+        let config = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+             contexts: [{{name: a, context: {{cluster: c, user: ops}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+             users: [{{name: ops, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, \
+             interactiveMode: Never, {exec}}}}}}}]\n"
+        );
+        std::fs::write(&file, config).unwrap();
+        let kubeconfig = format!("--kubeconfig={}", file.display());
+        let output = lb_agent(&["--dry-run", "--log=off", &kubeconfig]);
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr).replace(&file.display().to_string(), "FILE")
+    };
+    let place = "(users[ops].user.exec of the kubeconfig FILE)";
+    let missing = said("command: no-such-plugin, args: [get, token], installHint: buy one");
+    let begin = format!(
+        "error: cannot run the credential plugin `no-such-plugin get token` {place}: No such file or \
+         directory (os error 2); install it in one of the directories of PATH ("
+    );
+    assert!(missing.starts_with(&begin), "{missing}");
+    let end = "or give its whole path in users[ops].user.exec of the kubeconfig FILE. The \
+               kubeconfig says: buy one\n";
+    assert!(missing.ends_with(end), "{missing}");
+    assert_eq!(
+        said("command: /no/such/plugin"),
+        format!(
+            "error: cannot run the credential plugin `/no/such/plugin` {place}: No such file or \
+             directory (os error 2); install it there, or correct users[ops].user.exec of the \
+             kubeconfig FILE\n"
+        )
+    );
+    assert_eq!(
+        said("command: sh, args: [-c, 'echo no session >&2; exit 3']"),
+        format!(
+            "error: the credential plugin `sh -c echo no session >&2; exit 3` {place} failed (exit \
+             status: 3): no session; run it by hand to see what it lacks\n"
+        )
+    );
+    let nothing = said("command: 'true'");
+    let begin = format!("error: the credential plugin `true` {place} gave no credentials: ");
+    assert!(nothing.starts_with(&begin), "{nothing}");
 }

@@ -33,7 +33,7 @@ use clap::Parser as _;
 
 /// The project's tasks. Each brings what it needs, and says what it installs.
 #[derive(clap::Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 80)]
 enum Task {
     Setup(setup::Args),
     Build(build::Args),
@@ -91,5 +91,24 @@ mod tests {
         Task::try_parse_from(["xtask", "run", "--release", "--", "--dry-run"]).unwrap();
         Task::try_parse_from(["xtask", "test", "unit", "kernel", "--", "a_name"]).unwrap();
         Task::try_parse_from(["xtask", "test", "no-such-layer"]).map(drop).unwrap_err();
+    }
+
+    /// Whatever the terminal: 80 columns, which each has.
+    #[test]
+    fn no_line_of_help_is_wider_than_a_terminal() {
+        fn check(command: &mut clap::Command, path: &str) {
+            for help in [command.render_help(), command.render_long_help()] {
+                let help = help.to_string();
+                let wide: Vec<_> = help.lines().filter(|line| line.chars().count() > 80).collect();
+                assert!(wide.is_empty(), "{path}: {wide:#?}");
+            }
+            for command in command.get_subcommands_mut() {
+                let path = format!("{path} {}", command.get_name());
+                check(command, &path);
+            }
+        }
+        let mut task = Task::command();
+        task.build();
+        check(&mut task, "cargo xtask");
     }
 }

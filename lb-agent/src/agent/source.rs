@@ -46,12 +46,12 @@ pub(super) async fn follow(config: &Config, in_force: bool, once: bool) -> Resul
             };
             // A credential plugin keeps its thread waiting.
             let runtime = tokio::runtime::Handle::current();
-            let client = tokio::task::spawn_blocking(move || runtime.block_on(access.client()))
+            let server = tokio::task::spawn_blocking(move || runtime.block_on(access.server()))
                 .await
                 .context("the API access failed")??;
-            let watched = client.clone();
+            let client = server.client.clone();
             let task = tokio::spawn(async move {
-                Box::pin(sources::kubernetes::run(watched, proxy_name.as_deref(), sender)).await;
+                Box::pin(sources::kubernetes::run(server, proxy_name.as_deref(), sender)).await;
                 Ok(())
             });
             Followed { task, changes, trouble, client: Some(client) }

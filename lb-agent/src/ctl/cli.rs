@@ -16,7 +16,7 @@ Exit codes:
 
 /// Shows what socklb's datapath does on this node, from the maps it uses. The agent need not run.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "lbctl", version, max_term_width = 100, after_help = CODES)]
+#[command(name = "lbctl", version, max_term_width = 80, after_help = CODES)]
 pub struct Cli {
     /// Where the agent's programs and maps are pinned [default: /sys/fs/bpf, or
     /// else the first bpf file system mounted].

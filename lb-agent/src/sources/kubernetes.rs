@@ -1,105 +1,62 @@
 //! Services, EndpointSlices and Nodes from the API server: list, watch, and list again after a gap.
 
+mod access;
+
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Debug,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, pin_mut};
 use k8s_openapi::api::{
     core::v1::{Node as KubeNode, Service as KubeService},
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Api, Client, Config, Resource,
-    config::{KubeConfigOptions, Kubeconfig},
+    Api, Resource,
     core::DeserializeGuard,
     runtime::{utils::Backoff as _, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 
-use super::{Changes, Problem, Problems, translate};
-use crate::model::{Change, ObjectRef};
+pub use self::access::{Access, Server};
+use super::{Changes, Problem, Problems, lasting::Lasting, translate};
+use crate::{
+    log,
+    model::{Change, ObjectRef},
+};
 
 /// The label that names a Service's proxy (A1).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// How long a connection to the API server may take.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long the API server may be silent in the middle of an answer. On a watch it sends a bookmark
-/// every minute; a peer that vanished without a word is given up after this.
-const SILENCE: Duration = Duration::from_secs(150);
-/// The longest pause before the first list of a kind is there. With [`CONNECT`] it is less than the
-/// loop waits for Nodes when all else is known: a kind that only pauses must not be taken for one that
+/// The longest pause before the first list of a kind is there. With the time that a
+/// connection may take it is less than the loop waits for Nodes when all else is known: a kind that only pauses must not be taken for one that
 /// nobody lets us see.
 const UNLISTED: Duration = Duration::from_secs(10);
 /// A watch says nothing until something changes. After this long without an error it has worked again
 /// meanwhile: no try takes longer, with the pause before it.
 const QUIET: Duration = Duration::from_secs(300);
 
-/// Where the API server is.
-#[derive(Clone, Debug, Default)]
-pub struct Access {
-    /// A kubeconfig file; none: `$KUBECONFIG` or `~/.kube/config`, or the pod's service account.
-    pub kubeconfig: Option<PathBuf>,
-    /// A context of that file; none: its current one.
-    pub context: Option<String>,
-}
-
-impl Access {
-    /// A client. Says nothing about whether the server answers.
-    pub async fn client(&self) -> Result<Client> {
-        let options =
-            KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
-        let mut config = match &self.kubeconfig {
-            Some(path) => {
-                let file = Kubeconfig::read_from(path)
-                    .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?;
-                Config::from_custom_kubeconfig(file, &options)
-                    .await
-                    .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?
-            }
-            None if self.context.is_some() => Config::from_kubeconfig(&options)
-                .await
-                .context("cannot use the kubeconfig that --context refers to")?,
-            // The error says each of its causes twice.
-            None => Config::infer().await.map_err(|error| {
-                anyhow!(
-                    "no access to an API server: give --kubeconfig, set KUBECONFIG, or run in a pod \
-                     with a service account ({error})"
-                )
-            })?,
-        };
-        config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(SILENCE);
-        config.reset_reader_on_write = true;
-        tracing::info!(server = %config.cluster_url, "API server");
-        Client::try_from(config).context("cannot make a client of the API access")
-    }
-}
-
 /// Follows all three kinds until the receiver is gone. With `proxy_name`, only Services that ask for
 /// the proxy of that name.
-pub async fn run(client: Client, proxy_name: Option<&str>, changes: Changes) {
+pub async fn run(server: Server, proxy_name: Option<&str>, changes: Changes) {
     // What the API server can leave out by itself; `translate` leaves out the rest (A1, A2, A4).
     let ours = match proxy_name {
         Some(name) => format!("{PROXY_NAME}={name}"),
         None => format!("!{PROXY_NAME}"),
     };
     let services = follow::<KubeService>(
-        client.clone(),
+        server.clone(),
         watcher::Config::default().labels(&ours),
         changes.clone(),
     );
     let slices = follow::<EndpointSlice>(
-        client.clone(),
+        server.clone(),
         watcher::Config::default().labels("!service.kubernetes.io/headless"),
         changes.clone(),
     );
-    let nodes = follow::<KubeNode>(client, watcher::Config::default(), changes);
+    let nodes = follow::<KubeNode>(server, watcher::Config::default(), changes);
     tokio::join!(services, slices, nodes);
 }
 
@@ -176,16 +133,17 @@ impl Kind for KubeNode {
     }
 }
 
-async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Changes) {
+async fn follow<K: Kind>(server: Server, config: watcher::Config, changes: Changes) {
     // One object that does not decode must not stop the watch of all others.
-    let api: Api<DeserializeGuard<K>> = Api::all(client);
+    let api: Api<DeserializeGuard<K>> = Api::all(server.client);
     let events = watcher(api, config.page_size(K::PAGE));
     pin_mut!(events);
     let mut pauses = Pauses::default();
     let mut problems = Problems::default();
     let mut listing = BTreeMap::new();
     let mut troubled = HashSet::new();
-    let mut trouble: Option<(String, Instant)> = None;
+    let mut trouble = Lasting::default();
+    let mut failed: Option<Instant> = None;
     while let Some(event) = events.next().await {
         let change = match event {
             Err(error) if is_gap(&error) => {
@@ -194,19 +152,25 @@ async fn follow<K: Kind>(client: Client, config: watcher::Config, changes: Chang
                 continue;
             }
             Err(error) => {
-                // It is tried again and again, for hours perhaps. That is said when it is new.
-                let text = chain(&error);
-                if trouble.is_none_or(|(told, at)| told != text || at.elapsed() > QUIET) {
-                    tracing::error!(kind = K::NAME, remedy = remedy(&error), "{text}");
+                // It is tried again and again, for hours perhaps.
+                let blamed = server.plugin.as_ref().and_then(|plugin| plugin.blamed(&error));
+                let (text, remedy) =
+                    blamed.unwrap_or_else(|| (log::whole(&error), remedy(&error).to_owned()));
+                let now = Instant::now();
+                if failed.is_some_and(|at| now.duration_since(at) > QUIET) {
+                    trouble.end();
                 }
-                trouble = Some((text, Instant::now()));
+                if trouble.is_due(&text, now) {
+                    tracing::error!(kind = K::NAME, remedy, "{text}");
+                }
+                failed = Some(now);
                 sleep(pauses.pause()).await;
                 continue;
             }
             Ok(event) => {
                 pauses.answered(&event);
                 // `Init` says only that a list is about to be asked for.
-                if !matches!(event, watcher::Event::Init) && trouble.take().is_some() {
+                if !matches!(event, watcher::Event::Init) && trouble.end() {
                     tracing::info!(kind = K::NAME, "the API server answers again");
                 }
                 match event {
@@ -295,21 +259,6 @@ fn read<K: Kind>(
     };
     problems.set(&K::label(&name), found);
     (name, model)
-}
-
-/// What the error says, with all that caused it: the outermost message alone names no cause.
-fn chain(error: &watcher::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Whether the API server no longer knows what followed the last event: all in a day's work.
