@@ -21,7 +21,7 @@ use tokio::task::JoinError;
 
 use self::{follow::Agent, source::Followed, stop::Stop};
 use crate::{
-    admin::{Admin, Events, Family, server},
+    admin::{Admin, Events, Family, Moment, server},
     canary,
     config::{Config, Source},
     datapath::{self, Datapath, Sizes},
@@ -157,7 +157,7 @@ async fn serve(config: &Config) -> Result<()> {
     // What is pinned serves, whether or not the API server answers.
     agent.adopt()?;
     let follow = async {
-        let Followed { mut task, changes, mut trouble, client } =
+        let Followed { mut task, changes, mut trouble, mut waits, client } =
             source::follow(config, in_force, false).await?;
         let events = client.map_or_else(Events::none, |client| Events::start(client, &node));
         let settings = server::Settings {
@@ -167,13 +167,23 @@ async fn serve(config: &Config) -> Result<()> {
         };
         let served = [(Family::V4, families.ipv4), (Family::V6, families.ipv6)];
         let served: Vec<_> = served.into_iter().filter(|(_, has)| *has).map(|(f, _)| f).collect();
-        let admin = Admin::start(&settings, &served, events)?;
+        let mut admin = Admin::start(&settings, &served, events)?;
+        admin.answer_lbctl(agent.pins().home());
         admin.events().starting();
         let health = admin.health();
         tokio::spawn(async move {
             // Until the source ends.
             while trouble.changed().await.is_ok() {
-                health.lock().set_source(trouble.borrow_and_update().clone());
+                health.lock().set_source(trouble.borrow_and_update().clone(), Moment::now());
+            }
+        });
+        let health = admin.health();
+        tokio::spawn(async move {
+            loop {
+                health.lock().set_waits(waits.borrow_and_update().clone());
+                if waits.changed().await.is_err() {
+                    return;
+                }
             }
         });
         if matches!(config.source, Source::Dir(_)) {

@@ -64,6 +64,7 @@ mod kernel {
     mod spread;
     mod stale;
     mod startup;
+    mod status;
     mod sweeper;
     mod takeover;
     mod udp;

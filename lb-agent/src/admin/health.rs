@@ -6,17 +6,26 @@
 //! printed (kube-proxy K5 to K7).
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     time::{Duration, Instant, SystemTime},
 };
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Family, Moment};
-use crate::{printable::Printable, sources::Standstill};
+use super::{
+    Family, Moment,
+    readiness::{Readiness, Reason},
+};
+use crate::{
+    printable::Printable,
+    sources::{Standstill, Wait},
+};
 
 /// A change must be in force after this time: two of kube-proxy's sync periods (K5).
 pub const TIMEOUT: Duration = Duration::from_secs(60);
+/// What is said before the first sync.
+const UNSYNCED: &str = "not in sync yet";
 /// How Go writes a time that never was.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
@@ -27,16 +36,37 @@ pub struct Health {
     /// The families that are served, in order.
     families: Vec<(Family, Progress)>,
     node_eligible: bool,
-    datapath: Result<(), String>,
+    /// When all this began.
+    begun: Moment,
+    /// What the first sync waits for.
+    waits: BTreeMap<&'static str, Wait>,
+    datapath: Option<Fault>,
     /// Why the source follows nothing.
-    source: Option<Standstill>,
-    maps: Result<(), String>,
+    source: Option<Fault>,
+    /// Whether that is because it hangs.
+    source_hangs: bool,
+    maps: Option<Fault>,
+}
+
+/// Something that is wrong.
+#[derive(Debug)]
+struct Fault {
+    what: String,
+    since: Moment,
+}
+
+impl Fault {
+    /// The same trouble in other words has lasted since it began.
+    fn set(fault: &mut Option<Self>, what: Option<String>, now: Moment) {
+        let since = fault.as_ref().map_or(now, |fault| fault.since);
+        *fault = what.map(|what| Self { what, since });
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     /// Since when the oldest change waits.
-    queued: Option<Instant>,
+    queued: Option<Moment>,
     updated: Option<Moment>,
 }
 
@@ -44,7 +74,9 @@ impl Progress {
     fn is_late(&self, now: Instant, timeout: Duration) -> bool {
         // As kube-proxy: who has never been in sync is not late, the API server may be away.
         self.updated.is_some()
-            && self.queued.is_some_and(|queued| now.saturating_duration_since(queued) >= timeout)
+            && self
+                .queued
+                .is_some_and(|queued| now.saturating_duration_since(queued.monotonic) >= timeout)
     }
 }
 
@@ -67,16 +99,19 @@ impl Health {
             timeout,
             families,
             node_eligible: false,
-            datapath: Ok(()),
+            begun: Moment::now(),
+            waits: BTreeMap::new(),
+            datapath: None,
             source: None,
-            maps: Ok(()),
+            source_hangs: false,
+            maps: None,
         }
     }
 
     /// A change of this family waits to be written. Only the first after a sync counts.
     pub fn queued(&mut self, family: Family, now: Moment) {
         if let Some(progress) = self.progress(family) {
-            progress.queued.get_or_insert(now.monotonic);
+            progress.queued.get_or_insert(now);
         }
     }
 
@@ -101,37 +136,42 @@ impl Health {
     }
 
     /// What the last look at the datapath said.
-    pub fn set_datapath(&mut self, check: Result<(), String>) {
-        self.datapath = check.map_err(|fault| Printable(fault).to_string());
+    pub fn set_datapath(&mut self, check: Result<(), String>, now: Moment) {
+        let fault = check.err().map(|fault| Printable(fault).to_string());
+        Fault::set(&mut self.datapath, fault, now);
     }
 
     /// Why the source follows nothing; none: it does.
-    pub fn set_source(&mut self, standstill: Option<Standstill>) {
-        self.source = standstill.map(|Standstill { what, hangs }| Standstill {
-            what: Printable(what).to_string(),
-            hangs,
-        });
+    pub fn set_source(&mut self, standstill: Option<Standstill>, now: Moment) {
+        self.source_hangs = standstill.as_ref().is_some_and(|standstill| standstill.hangs);
+        let what = standstill.map(|standstill| Printable(standstill.what).to_string());
+        Fault::set(&mut self.source, what, now);
+    }
+
+    /// What the first sync waits for.
+    pub fn set_waits(&mut self, waits: BTreeMap<&'static str, Wait>) {
+        self.waits = waits;
     }
 
     /// Whether the kernel takes what is written to the maps.
-    pub fn set_maps(&mut self, result: Result<(), String>) {
-        self.maps = result;
+    pub fn set_maps(&mut self, result: Result<(), String>, now: Moment) {
+        Fault::set(&mut self.maps, result.err(), now);
     }
 
     /// Why it does not, if so.
     pub fn maps_fault(&self) -> Option<&str> {
-        self.maps.as_ref().err().map(String::as_str)
+        self.maps.as_ref().map(|fault| &*fault.what)
     }
 
     /// The fault of the datapath, if it has one.
     pub fn datapath_fault(&self) -> Option<&str> {
-        self.datapath.as_ref().err().map(String::as_str)
+        self.datapath.as_ref().map(|fault| &*fault.what)
     }
 
     /// What `healthCheckNodePort` servers call a healthy proxy (K2): nothing is late, the kernel takes
     /// what is written, and the datapath does its work.
     pub fn is_serving(&self, now: Instant) -> bool {
-        self.is_prompt(now) && self.datapath.is_ok() && self.maps.is_ok()
+        self.is_prompt(now) && self.datapath.is_none() && self.maps.is_none()
     }
 
     /// The answer of `/healthz`: may load balancers send connections to this node?
@@ -150,7 +190,7 @@ impl Health {
     /// The answer of `/readyz`: does the agent serve what it is to serve? All that [`Self::healthz`]
     /// asks but for the node. `ok`, as Kubernetes' own programs say it, or else why not.
     pub fn readyz(&self, now: Instant) -> Verdict {
-        let late = format!("a change has been waiting for {} s or more", self.timeout.as_secs());
+        let late = self.late();
         let mut reasons = self.reasons();
         if !self.is_prompt(now) {
             reasons.push(&late);
@@ -163,22 +203,93 @@ impl Health {
     /// count (K7), save a source that hangs. Of maps that take nothing they do not: who starts anew
     /// makes more of the calls that fail.
     pub fn livez(&self, now: Moment) -> Verdict {
-        let hangs = self.source.as_ref().filter(|source| source.hangs);
+        let hangs = self.source.as_ref().filter(|_| self.source_hangs);
         let ok = self.is_prompt(now.monotonic) && hangs.is_none();
-        let reason = hangs.map(|source| source.what.clone());
+        let reason = hangs.map(|fault| fault.what.clone());
         Verdict { ok, body: self.body(now, ok, ok, None, reason) }
+    }
+
+    /// What [`Self::readyz`] says, with all that is known of it: for those who look after the node.
+    pub fn readiness(&self, now: Instant) -> Readiness {
+        let reason = |what: &str, since: Moment, remedy: &str| Reason {
+            what: what.to_owned(),
+            since: text(whole(since.wall)),
+            remedy: remedy.to_owned(),
+        };
+        let mut reasons = Vec::new();
+        if !self.is_synced() {
+            let (what, remedy) = self.waiting();
+            reasons.push(reason(&what, self.begun, &remedy));
+        }
+        let source_helps = if self.source_hangs {
+            "repair the mount, or remove the file and restart lb-agent"
+        } else {
+            "lb-agent goes on as soon as it can be read"
+        };
+        let faults = [
+            (&self.datapath, "lb-agent repairs what it can; its log says more"),
+            (&self.source, source_helps),
+            (&self.maps, "give it what it lacks (memory, CAP_BPF); lb-agent goes on trying"),
+        ];
+        for (fault, remedy) in faults {
+            reasons.extend(fault.iter().map(|fault| reason(&fault.what, fault.since, remedy)));
+        }
+        if !self.is_prompt(now) {
+            let queued = self.families.iter().filter_map(|(_, progress)| progress.queued);
+            let since = queued.min_by_key(|queued| queued.monotonic).unwrap_or(self.begun);
+            let remedy = "see lb-agent's log, and restart it if that lasts";
+            reasons.push(reason(&self.late(), since, remedy));
+        }
+        Readiness {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: reasons.is_empty(),
+            reasons,
+        }
+    }
+
+    /// What the first sync waits for, and the remedy. What has one cause is told once.
+    fn waiting(&self) -> (String, String) {
+        let mut causes: Vec<(&Wait, Vec<&str>)> = Vec::new();
+        for (lacking, wait) in &self.waits {
+            match causes.iter_mut().find(|(known, _)| *known == wait) {
+                Some((_, all)) => all.push(lacking),
+                None => causes.push((wait, vec![lacking])),
+            }
+        }
+        let mut what = UNSYNCED.to_owned();
+        let mut remedies: Vec<&str> = Vec::new();
+        for (i, (wait, lacking)) in causes.iter().enumerate() {
+            what.push_str(if i == 0 { ", without " } else { "; without " });
+            what.push_str(&lacking.join(", "));
+            what.push_str(": ");
+            what.push_str(&Printable(&wait.why).to_string());
+            if !remedies.contains(&&*wait.remedy) {
+                remedies.push(&wait.remedy);
+            }
+        }
+        if remedies.is_empty() {
+            remedies.push("lb-agent's log says what it waits for");
+        }
+        (what, remedies.join("; "))
     }
 
     /// Our own reasons to say no.
     fn reasons(&self) -> Vec<&str> {
-        let is_synced = self.families.iter().all(|(_, progress)| progress.updated.is_some());
-        let unsynced = (!is_synced).then_some("not in sync yet");
+        let unsynced = (!self.is_synced()).then_some(UNSYNCED);
         unsynced
             .into_iter()
             .chain(self.datapath_fault())
-            .chain(self.source.as_ref().map(|source| source.what.as_str()))
+            .chain(self.source.as_ref().map(|fault| &*fault.what))
             .chain(self.maps_fault())
             .collect()
+    }
+
+    fn is_synced(&self) -> bool {
+        self.families.iter().all(|(_, progress)| progress.updated.is_some())
+    }
+
+    fn late(&self) -> String {
+        format!("a change has been waiting for {} s or more", self.timeout.as_secs())
     }
 
     fn progress(&mut self, family: Family) -> Option<&mut Progress> {
@@ -234,6 +345,12 @@ impl Health {
         body.push('}');
         body
     }
+}
+
+/// Without a fraction of a second.
+fn whole(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
 /// RFC 3339 in UTC, as many digits as the fraction needs.

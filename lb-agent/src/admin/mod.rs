@@ -5,6 +5,7 @@
 //! | [`health`] | whether the proxy does its work; pure state |
 //! | [`metrics`], `process` | what is counted, in Prometheus' text format |
 //! | [`server`] | the two HTTP servers, on a thread of their own |
+//! | [`readiness`] | what `lbctl status` is told |
 //! | [`node_ports`] | a server for each `healthCheckNodePort` |
 //! | `http` | listeners and connections, and what one client may cost |
 //! | [`events`] | Kubernetes Events |
@@ -18,12 +19,14 @@ mod http;
 pub mod metrics;
 pub mod node_ports;
 mod process;
+pub mod readiness;
 pub mod server;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -33,6 +36,7 @@ use anyhow::Context as _;
 pub use self::{events::Events, health::Health, metrics::Metrics, node_ports::NodePorts};
 use self::{
     metrics::SyncKind,
+    readiness::Desk,
     server::{Servers, Settings, StartError, Which},
 };
 use crate::{model::ObjectRef, policy::HealthCheck};
@@ -122,8 +126,10 @@ pub struct Admin {
     failing: BTreeMap<(ObjectRef, u16), String>,
     /// Whether there was no address to open them on.
     deaf: bool,
+    /// Where `lbctl` is answered.
+    desk: Option<Desk>,
     // Last: the servers end after what runs on their thread.
-    _servers: Servers,
+    servers: Servers,
 }
 
 impl Admin {
@@ -149,13 +155,27 @@ impl Admin {
             node_ports,
             failing,
             deaf: false,
-            _servers: servers,
+            desk: None,
+            servers,
         })
     }
 
     /// The health, for those who have more to say of it.
     pub fn health(&self) -> SharedHealth {
         self.health.clone()
+    }
+
+    /// Answers `lbctl status` from now on, of the agent that has this directory of pins.
+    pub fn answer_lbctl(&mut self, home: &Path) {
+        match readiness::address(home) {
+            Ok(address) if self.desk.as_ref().is_some_and(|desk| desk.is_at(&address)) => {}
+            Ok(address) => {
+                // First the old one ends: it may be the same place again.
+                self.desk = None;
+                self.desk = Some(Desk::open(self.servers.runtime(), address, self.health.clone()));
+            }
+            Err(error) => tracing::warn!("`lbctl status` cannot ask this agent: {error}"),
+        }
     }
 
     /// The counters that are the loop's own to count.
@@ -208,7 +228,7 @@ impl Admin {
         } else {
             tracing::info!("the kernel takes what is written again");
         }
-        health.set_maps(result);
+        health.set_maps(result, Moment::now());
     }
 
     /// A search for sockets with backends that are gone ended.
@@ -224,7 +244,7 @@ impl Admin {
     /// The datapath was looked at.
     pub fn datapath_checked(&self, check: Result<(), String>) {
         self.metrics.datapath(check.is_ok());
-        self.health.lock().set_datapath(check);
+        self.health.lock().set_datapath(check, Moment::now());
     }
 
     /// Serves these health checks, after a sync, see [`NodePorts::sync`]. A port that cannot be

@@ -27,6 +27,7 @@ use crate::{
     maps::Pinned,
     model::Change,
     node_cgroup::Cgroup,
+    pins::Pins,
     pipeline::{Pipeline, Report, SyncError},
     plan::PlanError,
     sockets::Kind,
@@ -93,6 +94,10 @@ impl Agent {
         }
     }
 
+    pub(super) const fn pins(&self) -> &Pins {
+        self.datapath.pins()
+    }
+
     /// Attaches at once if the maps say what an agent before us wrote, and looks after that.
     pub(super) fn adopt(&mut self) -> Result<()> {
         if self.datapath.is_adopted() {
@@ -139,6 +144,7 @@ impl Agent {
                         self.upkeep.attached(self.datapath.pins(), self.guard.cgroup().path());
                     }
                     if repair != Repair::Nothing {
+                        admin.answer_lbctl(self.pins().home());
                         self.upkeep.were_away();
                         self.pace.doubt();
                         self.pace.hurry(Instant::now());

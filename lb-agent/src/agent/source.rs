@@ -1,5 +1,7 @@
 //! The source at work.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use kube::Client;
 use tokio::{
@@ -10,7 +12,7 @@ use tokio::{
 use crate::{
     config::{Config, Source},
     model::Change,
-    sources::{self, BACKLOG, Changes, Standstill, dir, local::Local},
+    sources::{self, BACKLOG, Changes, Standstill, Wait, dir, local::Local},
 };
 
 /// What follows the source.
@@ -21,6 +23,8 @@ pub(super) struct Followed {
     pub(super) changes: mpsc::Receiver<Change>,
     /// Why nothing is followed at the moment.
     pub(super) trouble: watch::Receiver<Option<Standstill>>,
+    /// What the first sync waits for.
+    pub(super) waits: watch::Receiver<BTreeMap<&'static str, Wait>>,
     /// The API server, if that is the source.
     pub(super) client: Option<Client>,
 }
@@ -33,11 +37,12 @@ pub(super) async fn follow(config: &Config, in_force: bool, once: bool) -> Resul
     tokio::spawn(local.run(sender.clone()));
     let proxy_name = config.service_proxy_name.clone();
     let (tell, trouble) = watch::channel(None);
+    let (tell_waits, waits) = watch::channel(BTreeMap::new());
     Ok(match &config.source {
         Source::Dir(path) => {
-            let terms = dir::Terms { in_force, once, proxy_name };
+            let terms = dir::Terms { in_force, once, proxy_name, waits: tell_waits };
             let run = dir::run(path.clone(), terms, sender, tell);
-            Followed { task: tokio::spawn(run), changes, trouble, client: None }
+            Followed { task: tokio::spawn(run), changes, trouble, waits, client: None }
         }
         Source::Kubernetes => {
             let access = sources::kubernetes::Access {
@@ -51,10 +56,11 @@ pub(super) async fn follow(config: &Config, in_force: bool, once: bool) -> Resul
                 .context("the API access failed")??;
             let client = server.client.clone();
             let task = tokio::spawn(async move {
-                Box::pin(sources::kubernetes::run(server, proxy_name.as_deref(), sender)).await;
+                let name = proxy_name.as_deref();
+                Box::pin(sources::kubernetes::run(server, name, sender, tell_waits)).await;
                 Ok(())
             });
-            Followed { task, changes, trouble, client: Some(client) }
+            Followed { task, changes, trouble, waits, client: Some(client) }
         }
     })
 }

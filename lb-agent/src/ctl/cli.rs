@@ -4,19 +4,14 @@ use std::{net::IpAddr, num::NonZeroU64, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::target::{Destination, Target};
-
-const CODES: &str = "\
-Exit codes:
-  0  yes: found, served, healthy
-  1  no: not found, not served, degraded
-  2  the command line is wrong
-  3  no permission (CAP_BPF is needed: use sudo)
-  4  no maps to look into";
+use super::{
+    failure::codes,
+    target::{Destination, Target},
+};
 
 /// Shows what socklb's datapath does on this node, from the maps it uses. The agent need not run.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "lbctl", version, max_term_width = 80, after_help = CODES)]
+#[command(name = "lbctl", version, max_term_width = 80, after_help = codes(&[]))]
 pub struct Cli {
     /// Where the agent's programs and maps are pinned [default: /sys/fs/bpf, or
     /// else the first bpf file system mounted].
@@ -40,7 +35,7 @@ pub enum Command {
     /// Tell what a connection to an address would get, by the datapath's own lookup.
     Explain(Explain),
     /// Tell whether the datapath works: what is attached where, how full the maps are, whether an
-    /// agent runs.
+    /// agent runs, and whether it is ready.
     Status(Status),
 }
 
@@ -143,7 +138,10 @@ pub struct Explain {
 /// `lbctl status`.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(
-    after_help = "Exit code 0 if all is well, 1 if something is wrong; each thing that is, is named."
+    after_help = codes(&[0, 1, 3, 4, 6, 7, 8]) + "\n\n\
+Each thing that is wrong is named, with what helps. If there are several, the
+exit code is the first one of 1, 6, 7, 8. Whether it is ready is what the agent
+says itself, as at its /readyz, wherever that is served, or nowhere."
 )]
 pub struct Status {
     /// In which form.

@@ -9,11 +9,37 @@ use crate::{
     pins::{HomeError, Pins, shown},
 };
 
+/// All exit codes: the one table of them, which `--help` shows and README.md repeats.
+pub(super) const CODES: [(u8, &str); 9] = [
+    (0, "yes: found, served, healthy"),
+    (1, "no: not found, not served; status: programs or maps are wrong"),
+    (2, "the command line makes no sense"),
+    (3, "no permission: root's rights are needed (sudo)"),
+    (4, "nothing to look into: no bpf file system, or no maps that can be read"),
+    (5, "the answer could not be written"),
+    (6, "status: no agent is running; what is in the maps serves on"),
+    (7, "status: an agent is running, and does not say whether it is ready"),
+    (8, "status: the agent says that it is not ready"),
+];
+
+/// [`CODES`], for `--help`.
+pub(super) fn codes(only: &[u8]) -> String {
+    let wanted = CODES.iter().filter(|(code, _)| only.is_empty() || only.contains(code));
+    let lines: Vec<_> = wanted.map(|(code, meaning)| format!("\n  {code}  {meaning}")).collect();
+    format!("Exit codes:{}", lines.concat())
+}
+
 /// What was asked for was looked up.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Answer {
     /// It is there, and well.
     Yes,
+    /// The agent says that it is not ready.
+    NotReady,
+    /// The agent does not say whether it is ready.
+    Silent,
+    /// There is no agent.
+    Unattended,
     /// It is not there, or not well; what was found is printed.
     No,
 }
@@ -36,23 +62,26 @@ pub enum Failure {
 }
 
 impl Answer {
-    /// 0 or 1.
+    /// See [`CODES`].
     pub const fn code(self) -> u8 {
         match self {
             Self::Yes => 0,
             Self::No => 1,
+            Self::Unattended => 6,
+            Self::Silent => 7,
+            Self::NotReady => 8,
         }
     }
 }
 
 impl Failure {
-    /// 2, 3 or 4; 1 if the answer was lost on its way.
+    /// See [`CODES`].
     pub const fn code(&self) -> u8 {
         match self {
-            Self::Output(_) => 1,
             Self::Usage(_) => 2,
             Self::Permission(_) => 3,
             Self::Unreachable(_) => 4,
+            Self::Output(_) => 5,
         }
     }
 
@@ -115,7 +144,10 @@ pub(super) fn unreadable(pins: &Pins, error: &MapError) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::ctl::Cli;
 
     #[test]
     fn no_permission_names_the_capability_and_the_remedy() {
@@ -127,6 +159,31 @@ mod tests {
         }
         let failure = kernel("cannot open x", &io::Error::from_raw_os_error(libc::ENOENT));
         assert_eq!(failure.code(), 4);
+    }
+
+    #[test]
+    fn each_end_has_a_code_of_the_one_table() {
+        let output = || Failure::Output(io::Error::from_raw_os_error(libc::ENOSPC));
+        let answers =
+            [Answer::Yes, Answer::No, Answer::Unattended, Answer::Silent, Answer::NotReady];
+        let failures = [Failure::Usage, Failure::Permission, Failure::Unreachable]
+            .map(|failure| failure(String::new()).code());
+        let mut codes: Vec<u8> = answers.map(Answer::code).into_iter().chain(failures).collect();
+        codes.push(output().code());
+        codes.sort_unstable();
+        assert_eq!(codes, CODES.map(|(code, _)| code));
+        // What is worst of several is what counts.
+        assert!(answers.iter().all(|answer| *answer <= Answer::No && *answer >= Answer::Yes));
+
+        let readme = include_str!("../../../README.md");
+        let rows: Vec<_> = readme.lines().skip_while(|line| *line != "| exit code | |").collect();
+        for ((code, meaning), row) in CODES.iter().zip(&rows[2..]) {
+            assert_eq!(*row, format!("| {code} | {meaning} |"), "in README.md");
+        }
+        let help = Cli::command().render_long_help().to_string();
+        for (code, meaning) in CODES {
+            assert!(help.contains(&format!("\n  {code}  {meaning}\n")), "{help}");
+        }
     }
 
     #[test]

@@ -28,20 +28,20 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Answ
         get.check()?;
     }
     let pins = open::pins(cli.bpffs.as_deref())?;
-    let maps = open::maps(&pins)?;
-    let snapshot = maps.snapshot().map_err(|error| failure::unreadable(&pins, &error))?;
     match &cli.command {
         Command::Get(get) => {
+            let (maps, snapshot) = open::maps(&pins)?;
             let others = get::Others::read(get.what, &maps, &pins)?;
             get::run(get, &snapshot, &others, out, notes)
         }
         Command::Explain(explain) => {
+            let (maps, snapshot) = open::maps(&pins)?;
             if !status::is_attached(&pins)? {
                 writeln!(notes, "note: nothing is translated now, see `lbctl status`")?;
             }
             explain::run(explain, &maps, &snapshot, out)
         }
-        Command::Status(status) => status::run(*status, &pins, &maps, &snapshot, out),
+        Command::Status(status) => status::run(*status, &pins, open::maps(&pins), out),
     }
 }
 

@@ -1,7 +1,7 @@
 //! From a bpffs to the maps in it; where there are none, what to do about it.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -9,7 +9,7 @@ use lb_common::abi::LAYOUT;
 
 use super::failure::{self, Failure};
 use crate::{
-    maps::{Access, Pinned},
+    maps::{Access, Pinned, Snapshot},
     mounts,
     pins::{self, Pins, shown},
 };
@@ -33,23 +33,33 @@ pub(super) fn pins(bpffs: Option<&Path>) -> Result<Pins, Failure> {
 }
 
 fn checked(path: &Path) -> Result<PathBuf, Failure> {
-    let mount = mounts::of(path)
-        .map_err(|error| failure::kernel(&format!("--bpffs {}", path.display()), &error))?;
+    let remedy = "name the bpf file system that lb-agent has (its --bpffs or SOCKLB_BPFFS)";
+    let mount = mounts::of(path).map_err(|error| {
+        let what = format!("--bpffs {}", path.display());
+        match error.kind() {
+            io::ErrorKind::NotFound => {
+                Failure::Unreachable(format!("{what}: there is no such directory: {remedy}"))
+            }
+            _ => failure::kernel(&what, &error),
+        }
+    })?;
     if mount.is_none_or(|mount| mount.kind != "bpf") {
-        let text = format!("--bpffs {}: not in a bpf file system", path.display());
+        let text = format!("--bpffs {}: not in a bpf file system: {remedy}", path.display());
         return Err(Failure::Unreachable(text));
     }
     Ok(path.to_owned())
 }
 
-/// The maps in use.
-pub(super) fn maps(pins: &Pins) -> Result<Pinned, Failure> {
+/// The maps in use, and what they say.
+pub(super) fn maps(pins: &Pins) -> Result<(Pinned, Snapshot), Failure> {
     let what = || format!("cannot read {}", shown(pins.root()).display());
     let dir = pins
         .maps()
         .map_err(|error| failure::kernel(&what(), &error))?
         .ok_or_else(|| missing(pins))?;
-    Pinned::open(&dir, Access::Read).map_err(|error| failure::open(&error))
+    let maps = Pinned::open(&dir, Access::Read).map_err(|error| failure::open(&error))?;
+    let snapshot = maps.snapshot().map_err(|error| failure::unreadable(pins, &error))?;
+    Ok((maps, snapshot))
 }
 
 /// No maps: the agent was never here, or one of another version was.
@@ -62,7 +72,13 @@ fn missing(pins: &Pins) -> Failure {
         .filter(|name| *name != format!("v{LAYOUT}"))
         .collect();
     others.sort();
-    Failure::Unreachable(if others.is_empty() {
+    let holder = pins.holder().ok().flatten();
+    Failure::Unreachable(if let Some(holder) = holder.filter(|_| others.is_empty()) {
+        format!(
+            "no maps are in force at {root} yet: an agent is running ({holder}), and makes them once it \
+             knows all Services; `lbctl status` says what it waits for"
+        )
+    } else if others.is_empty() {
         format!(
             "no maps are pinned at {root}: start lb-agent, or name its bpf file system by --bpffs"
         )

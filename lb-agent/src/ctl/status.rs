@@ -47,6 +47,9 @@ struct Status {
     api_version: &'static str,
     kind: &'static str,
     healthy: bool,
+    /// What the exit code says, too.
+    #[serde(skip)]
+    answer: Answer,
     /// Each thing that is wrong, in words.
     problems: Vec<String>,
     /// Version of the layout of the maps.
@@ -91,28 +94,36 @@ pub(super) fn is_attached(pins: &Pins) -> Result<bool, Failure> {
     Ok(programs.iter().all(|program| program.state == State::Attached))
 }
 
+/// Without maps there is something to tell only if there is an agent that has still to make them, or
+/// does not get on with them.
 pub(super) fn run(
     status: cli::Status,
     pins: &Pins,
-    maps: &Pinned,
-    snapshot: &Snapshot,
+    opened: Result<(Pinned, Snapshot), Failure>,
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
     let what = || format!("cannot read {}", shown(pins.root()).display());
     let agent = agent::find(pins).map_err(|error| failure::kernel(&what(), &error))?;
+    let (opened, unopened) = match opened {
+        Ok(opened) => (Some(opened), None),
+        Err(Failure::Unreachable(why)) if agent.running => (None, Some(why)),
+        Err(failure) => return Err(failure),
+    };
     let live_maps = pins.maps().map_err(|error| failure::kernel(&what(), &error))?;
     let programs = programs::find(pins)?;
-    let counters = counters(pins)?.into_iter().filter(|(_, count)| *count > 0);
-    let mut fills = fills(snapshot);
-    if let Some(dir) = &live_maps {
-        fills.extend(more_fills(dir, maps, snapshot).map_err(|e| failure::unreadable(pins, &e))?);
-    }
     let unpinned: Vec<_> =
         STORAGE.into_iter().filter(|name| !pins.storage(name).exists()).collect();
-    if !unpinned.contains(&HEARD) {
-        let (used, size) = Exchanges::open(pins).map_err(|error| failure::open(&error))?.fill();
-        fills.push(Fill { name: HEARD, used, size });
+    let (mut fills, mut counts) = (Vec::new(), Vec::new());
+    if let (Some((maps, snapshot)), Some(dir)) = (&opened, &live_maps) {
+        counts = counters(pins)?;
+        fills = self::fills(snapshot);
+        fills.extend(more_fills(dir, maps, snapshot).map_err(|e| failure::unreadable(pins, &e))?);
+        if !unpinned.contains(&HEARD) {
+            let (used, size) = Exchanges::open(pins).map_err(|error| failure::open(&error))?.fill();
+            fills.push(Fill { name: HEARD, used, size });
+        }
     }
+    let counters = counts.into_iter().filter(|(_, count)| *count > 0);
     let mut found = Status {
         others: others::find(&programs)
             .map_err(|error| failure::kernel("cannot ask the cgroup for its programs", &error))?,
@@ -121,6 +132,7 @@ pub(super) fn run(
         api_version: API_VERSION,
         kind: "Status",
         healthy: true,
+        answer: Answer::Yes,
         problems: Vec::new(),
         layout: LAYOUT,
         pins: shown(pins.root()),
@@ -130,13 +142,12 @@ pub(super) fn run(
         programs,
         maps: fills,
     };
-    found.problems = found.problems(&unpinned);
-    found.healthy = found.problems.is_empty();
+    found.judge(unopened, &unpinned);
     match status.output {
         Some(Output::Json) => json(out, &found)?,
         None => found.write(out)?,
     }
-    Ok(if found.healthy { Answer::Yes } else { Answer::No })
+    Ok(found.answer)
 }
 
 fn fills(snapshot: &Snapshot) -> Vec<Fill> {
@@ -177,15 +188,24 @@ fn flag(map: &str) -> Option<&'static str> {
 }
 
 impl Status {
+    /// Says what is wrong. `unopened`: why there are no maps to look into.
+    fn judge(&mut self, unopened: Option<String>, unpinned: &[&str]) {
+        let mut problems = self.agent.problems();
+        let unopened = unopened.map(|why| match &self.live_maps {
+            Some(_) => why,
+            None => "no maps are in force yet: the agent makes them once it knows all Services"
+                .to_owned(),
+        });
+        let wrong = unopened.into_iter().chain(self.problems(unpinned));
+        problems.extend(wrong.map(|problem| (Answer::No, problem)));
+        self.answer = problems.iter().map(|(answer, _)| *answer).max().unwrap_or(Answer::Yes);
+        self.healthy = self.answer == Answer::Yes;
+        self.problems = problems.into_iter().map(|(_, problem)| problem).collect();
+    }
+
+    /// What is wrong with what is pinned.
     fn problems(&self, unpinned: &[&str]) -> Vec<String> {
         let mut problems = Vec::new();
-        if !self.agent.running {
-            problems.push(
-                "no agent is running: connections are translated as it left the maps, and nothing \
-                 changes; start lb-agent"
-                    .to_owned(),
-            );
-        }
         let missing = self.in_state(State::Missing);
         if !missing.is_empty() {
             problems.push(format!(
@@ -237,7 +257,12 @@ impl Status {
     }
 
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "{}", if self.healthy { "healthy" } else { "degraded" })?;
+        let verdict = match self.answer {
+            Answer::Yes => "healthy",
+            Answer::Silent if !self.agent.hangs() => "unknown",
+            _ => "degraded",
+        };
+        writeln!(out, "{verdict}")?;
         for problem in &self.problems {
             writeln!(out, "  {problem}")?;
         }
@@ -258,9 +283,12 @@ impl Status {
             table.push(vec![program.name.to_owned(), state, program.cgroup_text()]);
         }
         table.write(out, true)?;
-        writeln!(out)?;
 
         let mut table = Table::new(&["MAP", "USED", "SIZE", "FILL"]);
+        if self.maps.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
         for fill in &self.maps {
             let ratio = percent(fill.ratio());
             table.push(vec![
@@ -299,8 +327,8 @@ fn percent(ratio: f64) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::*;
-    use crate::dump::sample;
+    use super::{agent::Silence, *};
+    use crate::{admin::readiness::Reason, dump::sample};
 
     fn program(name: &'static str, cgroup_id: u64) -> Attachment {
         Attachment {
@@ -318,6 +346,7 @@ mod tests {
             api_version: API_VERSION,
             kind: "Status",
             healthy: true,
+            answer: Answer::Yes,
             problems: Vec::new(),
             layout: LAYOUT,
             pins: "/bpf/socklb/v1".into(),
@@ -330,8 +359,7 @@ mod tests {
             interrupted: Vec::new(),
             counters: BTreeMap::new(),
         };
-        status.problems = status.problems(&[]);
-        status.healthy = status.problems.is_empty();
+        status.judge(None, &[]);
         status
     }
 
@@ -341,17 +369,20 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    const RUNNING: Agent = Agent { running: true, pid: Some(42) };
+    fn running() -> Agent {
+        let version = Some(env!("CARGO_PKG_VERSION").to_owned());
+        Agent { running: true, pid: Some(42), ready: Some(true), version, ..Agent::default() }
+    }
 
     #[test]
     fn healthy() {
-        let status = status(vec![program("connect4", 1), program("connect6", 1)], RUNNING);
+        let status = status(vec![program("connect4", 1), program("connect6", 1)], running());
         assert_eq!(
             text(&status),
             "\
 healthy
 
-agent:   running (pid 42)
+agent:   running (pid 42), ready
 pins:    /bpf/socklb/v1 (layout 3, maps-1)
 cgroup:  / (the node's root: all its sockets)
 
@@ -372,13 +403,14 @@ names      3      32     9.4%
         let mut programs = vec![program("connect4", 1), program("connect6", 2)];
         programs.push(Attachment { state: State::CgroupGone, ..program("getpeername4", 1) });
         programs.push(Attachment { state: State::Missing, ..program("getpeername6", 1) });
-        let mut status = status(programs, Agent { running: false, pid: None });
+        let mut status = status(programs, Agent::default());
         status.maps[1].used = 63;
         let other = |name: &str| Other { hook: "connect4", name: name.into(), program_id: 9 };
         status.others = vec![other("connect4"), other("cil_sock4_conne")];
         status.interrupted = vec!["connect4_new".into()];
         status.counters.insert("denied", 2);
-        let problems = status.problems(&["sockets"]);
+        status.judge(None, &["sockets"]);
+        let problems = &status.problems;
         for (problem, word) in problems.iter().zip([
             "no agent is running",
             "not attached: getpeername6;",
@@ -400,15 +432,57 @@ names      3      32     9.4%
         assert!(text(&status).starts_with("degraded\n  no agent is running"));
     }
 
+    /// The words at the top and the exit code, by what is wrong.
+    #[test]
+    fn the_worst_of_several_things_is_the_answer() {
+        let program = |state| Attachment { state, ..program("connect4", 1) };
+        let judged = |agent: &Agent, state| {
+            let status = status(vec![program(state)], agent.clone());
+            let text = text(&status);
+            let head = text.lines().next().unwrap_or_default().to_owned();
+            (head, status.answer.code(), status.problems.len(), status.healthy)
+        };
+        let reason = |what: &str| Reason {
+            what: what.to_owned(),
+            since: "2026-11-29T01:40:00Z".to_owned(),
+            remedy: "wait".to_owned(),
+        };
+        let reasons = vec![reason("not in sync yet"), reason("no memory")];
+        let silent = |silence| Agent { silence: Some(silence), ready: None, ..running() };
+        let not_ready = Agent { ready: Some(false), reasons, ..running() };
+        for (agent, verdict, code, problems) in [
+            (running(), "healthy", 0, 0),
+            (Agent::default(), "degraded", 6, 1),
+            (silent(Silence::Stopped), "degraded", 7, 1),
+            (silent(Silence::Hangs), "degraded", 7, 1),
+            (silent(Silence::Absent), "unknown", 7, 1),
+            (not_ready.clone(), "degraded", 8, 2),
+        ] {
+            let wanted = (verdict.to_owned(), code, problems, code == 0);
+            assert_eq!(judged(&agent, State::Attached), wanted, "{agent}");
+            let worse = ("degraded".to_owned(), 1, problems + 1, false);
+            assert_eq!(judged(&agent, State::Missing), worse, "{agent}");
+        }
+        let status = status(vec![program(State::Attached)], not_ready);
+        assert!(text(&status).starts_with(
+            "degraded\n  the agent is not ready, since 2026-11-29T01:40:00Z: not in sync yet; wait\n  \
+             the agent is not ready, since 2026-11-29T01:40:00Z: no memory; wait\n\n\
+             agent:   running (pid 42), not ready\n"
+        ));
+    }
+
     #[test]
     fn the_schema() {
-        let status = status(vec![program("connect4", 1)], RUNNING);
+        let status = status(vec![program("connect4", 1)], running());
         assert_eq!(
             serde_json::to_value(&status).unwrap(),
             json!({
                 "apiVersion": "socklb/v1", "kind": "Status", "healthy": true, "problems": [],
                 "layout": 3, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
-                "agent": { "running": true, "pid": 42 },
+                "agent": {
+                    "running": true, "pid": 42, "version": env!("CARGO_PKG_VERSION"), "ready": true,
+                    "reasons": [],
+                },
                 "cgroup": { "path": "/", "isNode": true },
                 "programs": [{
                     "name": "connect4", "state": "attached", "cgroup": "/sys/fs/cgroup",

@@ -203,6 +203,19 @@ pub fn cookie_of_process(pid: u32) -> io::Result<u64> {
     tour(&[door], |_| cookie()).pop().unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
 }
 
+/// Does something in the network namespace of a process, in a thread of its own if that is another one
+/// than this thread's: to enter it takes CAP_SYS_ADMIN, and to find it out mostly CAP_SYS_PTRACE.
+pub fn in_netns_of_process<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    if id(&path)? == id(Path::new("/proc/thread-self/ns/net"))? {
+        return Ok(work());
+    }
+    let mut work = Some(work);
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let visit = |_| work.take().map(|work| work()).ok_or_else(gone);
+    tour(&[Door::At(path.into())], visit).pop().unwrap_or_else(|| Err(gone()))
+}
+
 /// The cookie of the network namespace of this thread, as `bpf_get_netns_cookie` gives it: no other
 /// namespace ever has the same.
 pub(super) fn cookie() -> io::Result<u64> {

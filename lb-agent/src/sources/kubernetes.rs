@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 
 pub use self::access::{Access, Server};
-use super::{Changes, Problem, Problems, lasting::Lasting, translate};
+use super::{Changes, Problem, Problems, Wait, Waits, lasting::Lasting, translate};
 use crate::{
     log,
     model::{Change, ObjectRef},
@@ -39,8 +39,8 @@ const UNLISTED: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(300);
 
 /// Follows all three kinds until the receiver is gone. With `proxy_name`, only Services that ask for
-/// the proxy of that name.
-pub async fn run(server: Server, proxy_name: Option<&str>, changes: Changes) {
+/// the proxy of that name. `waits` is told why a kind is not listed yet.
+pub async fn run(server: Server, proxy_name: Option<&str>, changes: Changes, waits: Waits) {
     // What the API server can leave out by itself; `translate` leaves out the rest (A1, A2, A4).
     let ours = match proxy_name {
         Some(name) => format!("{PROXY_NAME}={name}"),
@@ -50,13 +50,15 @@ pub async fn run(server: Server, proxy_name: Option<&str>, changes: Changes) {
         server.clone(),
         watcher::Config::default().labels(&ours),
         changes.clone(),
+        waits.clone(),
     );
     let slices = follow::<EndpointSlice>(
         server.clone(),
         watcher::Config::default().labels("!service.kubernetes.io/headless"),
         changes.clone(),
+        waits.clone(),
     );
-    let nodes = follow::<KubeNode>(server, watcher::Config::default(), changes);
+    let nodes = follow::<KubeNode>(server, watcher::Config::default(), changes, waits);
     tokio::join!(services, slices, nodes);
 }
 
@@ -133,7 +135,12 @@ impl Kind for KubeNode {
     }
 }
 
-async fn follow<K: Kind>(server: Server, config: watcher::Config, changes: Changes) {
+async fn follow<K: Kind>(server: Server, config: watcher::Config, changes: Changes, waits: Waits) {
+    let unlisted = |why: &str, remedy: &str| {
+        let wait = Wait { why: why.to_owned(), remedy: remedy.to_owned() };
+        waits.send_modify(|waits| drop(waits.insert(K::NAME, wait)));
+    };
+    unlisted("the API server has not answered yet", "check the server's address and the way to it");
     // One object that does not decode must not stop the watch of all others.
     let api: Api<DeserializeGuard<K>> = Api::all(server.client);
     let events = watcher(api, config.page_size(K::PAGE));
@@ -159,6 +166,9 @@ async fn follow<K: Kind>(server: Server, config: watcher::Config, changes: Chang
                 let now = Instant::now();
                 if failed.is_some_and(|at| now.duration_since(at) > QUIET) {
                     trouble.end();
+                }
+                if !pauses.listed {
+                    unlisted(&text, &remedy);
                 }
                 if trouble.is_due(&text, now) {
                     tracing::error!(kind = K::NAME, remedy, "{text}");
@@ -193,6 +203,7 @@ async fn follow<K: Kind>(server: Server, config: watcher::Config, changes: Chang
                         let all = std::mem::take(&mut listing);
                         problems.keep(&troubled);
                         tracing::info!(kind = K::NAME, objects = all.len(), "listed");
+                        waits.send_modify(|waits| drop(waits.remove(K::NAME)));
                         K::listed(all)
                     }
                     watcher::Event::Apply(object) => {

@@ -15,6 +15,8 @@ pub mod local;
 mod problems;
 pub mod translate;
 
+use std::collections::BTreeMap;
+
 use tokio::sync::{mpsc, watch};
 
 pub use self::problems::{Problem, Problems};
@@ -35,6 +37,18 @@ pub struct Standstill {
 
 /// Where a source says that.
 pub type Trouble = watch::Sender<Option<Standstill>>;
+
+/// Where a source says what the first sync waits for, by what is lacking: a kind of objects, or files.
+pub type Waits = watch::Sender<BTreeMap<&'static str, Wait>>;
+
+/// Why something is lacking.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Wait {
+    /// What went wrong, or what has not happened yet.
+    pub why: String,
+    /// What to do about it.
+    pub remedy: String,
+}
 
 /// How many changes may be under way between a source and the pipeline.
 pub const BACKLOG: usize = 1024;

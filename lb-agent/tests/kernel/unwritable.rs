@@ -28,6 +28,7 @@ use super::{
     agent::{Agent, SIZES, command},
     connect::V4,
     flips::udp_backend,
+    lbctl::ask,
     machine::{get, healthz, readyz},
     world::{World, backend4, some_day, soon},
     yaml,
@@ -181,6 +182,9 @@ fn health_says_that_nothing_can_be_written() {
                 let answer = answer();
                 assert!(answer.contains("takes nothing") && answer.contains(text), "{answer}");
             }
+            let (code, status, _) = ask(world, "status");
+            assert_eq!(code, 8, "{status}");
+            assert!(status.contains("takes nothing") && status.contains(text), "{status}");
             let live = get("10256/livez");
             assert!(live.starts_with("200"), "{live}");
             agent.wait_for("the kernel takes nothing");
@@ -194,6 +198,7 @@ fn health_says_that_nothing_can_be_written() {
 
             kernel.says(0);
             assert!(some_day(|| readyz().starts_with("200") && healthz().starts_with("200")));
+            assert!(soon(|| ask(world, "status").0 == 0), "{:?}", ask(world, "status"));
             assert!(is_served_by(V4, 2) && is_served_by("10.96.0.11:80", 3), "{}", agent.log());
             agent.wait_for("the kernel takes what is written again");
             yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);

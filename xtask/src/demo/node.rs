@@ -164,6 +164,18 @@ impl Node {
         self.requests
     }
 
+    /// Waits until `lbctl status` finds nothing wrong: a moment after the first sync, the agent has not
+    /// seen its programs at work yet.
+    pub(super) fn until_healthy(&self) -> Result<()> {
+        until("lbctl status", PATIENCE, &[], || {
+            let output = self.lbctl().arg("status").output().context("cannot start lbctl")?;
+            if output.status.success() {
+                return Ok(());
+            }
+            Err(Not::Yet(String::from_utf8_lossy(&output.stdout).into_owned()))
+        })
+    }
+
     pub(super) fn lbctl(&self) -> Command {
         let mut lbctl = Command::new(&self.lbctl);
         lbctl.arg("--bpffs").arg(home("bpf"));

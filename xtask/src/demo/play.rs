@@ -19,6 +19,8 @@ use crate::{
 };
 
 const ENETUNREACH: i32 = 101;
+/// The exit code of `lbctl status` where no agent runs.
+const NO_AGENT: i32 = 6;
 const ECONNREFUSED: i32 = 111;
 
 #[derive(clap::Args)]
@@ -128,7 +130,7 @@ fn agent_killed(node: &mut Node) -> Result<()> {
     say!("\n   $ kill -9 {}", node.kill_agent()?);
     show_spread(&node.spread_smoothly_over(3)?);
     paragraph(&["Programs and maps are pinned in the kernel. They do not need the agent."]);
-    lbctl(node, "status", 1, &["connect4"])
+    lbctl(node, "status", NO_AGENT, &["connect4"])
 }
 
 fn agent_back(node: &mut Node) -> Result<()> {
@@ -140,6 +142,7 @@ fn agent_back(node: &mut Node) -> Result<()> {
         "It goes on from the maps that are there and writes what has changed: no request",
         "failed on the way.",
     ]);
+    node.until_healthy()?;
     lbctl(node, "status", 0, &["connect4"])
 }
 

@@ -193,14 +193,14 @@ fn a_fault_of_the_datapath_is_not_healthy_but_alive() {
     let mut bench = Bench::new();
     bench.update(V4);
     bench.update(V6);
-    bench.health.set_datapath(Err("no \"connect4\"".to_owned()));
+    bench.health.set_datapath(Err("no \"connect4\"".to_owned()), bench.clock.0);
     let verdict = bench.health.healthz(bench.clock.0);
     assert!(!verdict.ok);
     assert!(verdict.body.contains(r#""healthy":false,"#), "{}", verdict.body);
     assert!(verdict.body.ends_with(r#""reason":"no \"connect4\""}"#), "{}", verdict.body);
     assert!(!bench.health.is_serving(bench.clock.0.monotonic));
     bench.expect(Url::Livez, [true, true], true);
-    bench.health.set_datapath(Ok(()));
+    bench.health.set_datapath(Ok(()), bench.clock.0);
     bench.expect(Url::Healthz, [true, true], true);
     assert!(bench.health.is_serving(bench.clock.0.monotonic));
 }
@@ -217,7 +217,7 @@ fn ready_to_serve_whatever_the_node() {
         assert_eq!(bench.health.readyz(bench.clock.0.monotonic), Verdict { ok, body });
     };
     expect(&bench, "not in sync yet");
-    bench.health.set_datapath(Err("no \"connect4\"".to_owned()));
+    bench.health.set_datapath(Err("no \"connect4\"".to_owned()), bench.clock.0);
     expect(&bench, "not in sync yet; no \"connect4\"");
     let healthz = bench.health.healthz(bench.clock.0).body;
     let reason = r#""reason":"not in sync yet; no \"connect4\""}"#;
@@ -226,7 +226,7 @@ fn ready_to_serve_whatever_the_node() {
     expect(&bench, "not in sync yet; no \"connect4\"");
     bench.update(V6);
     expect(&bench, "no \"connect4\"");
-    bench.health.set_datapath(Ok(()));
+    bench.health.set_datapath(Ok(()), bench.clock.0);
     for eligible in [true, false] {
         bench.health.set_node_eligible(eligible);
         expect(&bench, "");
@@ -237,7 +237,7 @@ fn ready_to_serve_whatever_the_node() {
     expect(&bench, "");
     bench.clock.step(1);
     expect(&bench, "a change has been waiting for 10 s or more");
-    bench.health.set_datapath(Err("none".to_owned()));
+    bench.health.set_datapath(Err("none".to_owned()), bench.clock.0);
     expect(&bench, "none; a change has been waiting for 10 s or more");
 }
 
@@ -295,18 +295,66 @@ fn a_source_that_hangs_fails_everything() {
     };
     assert_eq!(oks(&health), [true; 3]);
     let standstill = |hangs| Some(Standstill { what: "a.yaml: \"hangs\"".to_owned(), hangs });
-    health.set_source(standstill(true));
+    health.set_source(standstill(true), now);
     assert_eq!(oks(&health), [false; 3]);
     for verdict in [health.healthz(now), health.livez(now)] {
         assert!(verdict.body.ends_with(r#","reason":"a.yaml: \"hangs\""}"#), "{}", verdict.body);
     }
     assert_eq!(health.readyz(now.monotonic).body, "a.yaml: \"hangs\"\n");
     // A directory that is not there is none after a restart either.
-    health.set_source(standstill(false));
+    health.set_source(standstill(false), now);
     assert_eq!(oks(&health), [false, false, true]);
     assert_eq!(health.readyz(now.monotonic).body, "a.yaml: \"hangs\"\n");
-    health.set_source(None);
+    health.set_source(None, now);
     assert_eq!(oks(&health), [true; 3]);
+}
+
+/// What `lbctl status` is told: each thing with its beginning and a remedy.
+#[test]
+fn since_when_and_what_helps() {
+    let mut bench = Bench::new();
+    bench.health.begun = bench.clock.0;
+    let told = |bench: &Bench| {
+        let Readiness { ready, reasons, .. } = bench.health.readiness(bench.clock.0.monotonic);
+        assert_eq!(ready, bench.health.readyz(bench.clock.0.monotonic).ok);
+        let line = |Reason { what, since, remedy }| format!("{since} {what} | {remedy}");
+        reasons.into_iter().map(line).collect::<Vec<_>>()
+    };
+    let log = "lb-agent's log says what it waits for";
+    assert_eq!(told(&bench), [format!("2026-11-21T15:35:00Z not in sync yet | {log}")]);
+    bench.clock.step(3);
+    let wait = |why: &str| Wait { why: why.to_owned(), remedy: "call".to_owned() };
+    bench.health.set_waits(
+        [("Node", wait("refused")), ("Service", wait("refused")), ("x", wait("a\nb"))].into(),
+    );
+    let text = "2026-11-21T15:35:00Z not in sync yet, without Node, Service: refused; without x: a\\nb | call";
+    assert_eq!(told(&bench), [text]);
+    let body = bench.health.readyz(bench.clock.0.monotonic).body;
+    assert_eq!(body, "not in sync yet\n", "whoever reaches the node learns of no server");
+    bench.update(V4);
+    bench.update(V6);
+    assert_eq!(told(&bench), [""; 0]);
+
+    // Other words for the same trouble make it no newer.
+    for what in ["no connect4", "no connect6"] {
+        bench.clock.step(5);
+        bench.health.set_datapath(Err(what.to_owned()), bench.clock.0);
+        bench.health.set_maps(Err(format!("{what}!")), bench.clock.0);
+    }
+    let hangs = Standstill { what: "hangs".to_owned(), hangs: true };
+    bench.health.set_source(Some(hangs), bench.clock.0);
+    bench.queue(V6);
+    bench.clock.step(10);
+    let lines = told(&bench);
+    for (line, begins) in lines.iter().zip([
+        "2026-11-21T15:35:08Z no connect6 | lb-agent repairs",
+        "2026-11-21T15:35:13Z hangs | repair the mount",
+        "2026-11-21T15:35:08Z no connect6! | give it what it lacks",
+        "2026-11-21T15:35:13Z a change has been waiting for 10 s or more | see",
+    ]) {
+        assert!(line.starts_with(begins), "{line}");
+    }
+    assert_eq!(lines.len(), 4, "{lines:?}");
 }
 
 /// Alive, and tries again; but what changes is not in force.
@@ -321,7 +369,7 @@ fn maps_that_take_nothing() {
     for family in [V4, V6] {
         bench.health.tried(family);
     }
-    bench.health.set_maps(Err("the kernel takes nothing".into()));
+    bench.health.set_maps(Err("the kernel takes nothing".into()), bench.clock.0);
     bench.clock.step(60);
     let now = bench.clock.0;
     let Verdict { ok, body } = bench.health.healthz(now);
@@ -332,7 +380,7 @@ fn maps_that_take_nothing() {
     assert_eq!(ready, Verdict { ok: false, body: "the kernel takes nothing\n".into() });
     assert!(bench.health.livez(now).ok, "a restart would not help");
     assert!(!bench.health.is_serving(now.monotonic));
-    bench.health.set_maps(Ok(()));
+    bench.health.set_maps(Ok(()), bench.clock.0);
     assert!(bench.health.healthz(now).ok && bench.health.is_serving(now.monotonic));
     // Who hangs in it is not alive.
     bench.queue(V4);

@@ -119,7 +119,7 @@ fn test_server() {
 
     // For a while the proxy is not healthy.
     for check in [Err(String::new()), Ok(())] {
-        bench.health.lock().set_datapath(check);
+        bench.health.lock().set_datapath(check, Moment::now());
         bench.expect(ports[1], "d", 0);
         bench.expect(ports[3], "f", 7);
         bench.expect(ports[4], "h", 6);

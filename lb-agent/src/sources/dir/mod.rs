@@ -36,7 +36,7 @@ use self::{
     waiting::Waiting,
     watch::Watch,
 };
-use super::{Changes, Problems, Standstill, Trouble, lasting::Lasting};
+use super::{Changes, Problems, Standstill, Trouble, Wait, Waits, lasting::Lasting};
 use crate::model::Change;
 
 /// From the first sign of a change to the look at the files: a burst of changes is one.
@@ -46,6 +46,8 @@ const SETTLE: Duration = Duration::from_millis(15);
 const RESCAN: Duration = Duration::from_secs(2);
 /// The same while a file is changing.
 const RESCAN_CHANGING: Duration = Duration::from_millis(250);
+/// How many of several files are named.
+const NAMED: usize = 5;
 /// How long a file system may take to answer before that is a trouble.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -59,6 +61,8 @@ pub struct Terms {
     pub once: bool,
     /// Only Services that ask for the proxy of this name.
     pub proxy_name: Option<String>,
+    /// Is told which files were never read.
+    pub waits: Waits,
 }
 
 /// Follows the directory until the receiver is gone. `trouble` is told while it cannot be read, or a
@@ -181,6 +185,7 @@ struct Follower {
     /// Whether each file was read once, or need not be.
     complete: bool,
     once: bool,
+    waits: Waits,
 }
 
 impl Follower {
@@ -203,6 +208,7 @@ impl Follower {
             told: BTreeSet::new(),
             complete: !terms.in_force,
             once: terms.once,
+            waits: terms.waits,
         })
     }
 
@@ -247,8 +253,14 @@ impl Follower {
                     bail!("{what}, and these could not be: {}; {remedy}", unknown.join(", "));
                 }
                 tracing::error!(files = ?unknown, remedy, "{what}");
+                let named = &unknown[..unknown.len().min(NAMED)];
+                let more = if named.len() < unknown.len() { " and others" } else { "" };
+                let why = format!("{named:?}{more} cannot be read, and never were");
+                let wait = Wait { why, remedy: remedy.to_owned() };
+                self.waits.send_modify(|waits| drop(waits.insert("files", wait)));
                 return Ok(vec![]);
             }
+            self.waits.send_modify(|waits| drop(waits.remove("files")));
             self.complete = true;
         }
         Ok(Vec::from(listing.changes()))
@@ -512,7 +524,7 @@ mod tests {
         fs::write(dir.path().join("b.yaml"), "kind: [").unwrap();
         let (sender, _receiver) = mpsc::channel(BACKLOG);
         let (trouble, _) = watch::channel(None);
-        let terms = Terms { in_force: true, once: true, proxy_name: None };
+        let terms = Terms { in_force: true, once: true, ..Terms::default() };
         let error = run(dir.path().to_owned(), terms, sender, trouble).await.unwrap_err();
         let error = error.to_string();
         assert!(error.contains("could not be: b.yaml; what they say"), "{error}");
