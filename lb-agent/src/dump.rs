@@ -246,14 +246,15 @@ pub struct ServiceItem<'a> {
     pub port: &'a str,
     /// `TCP` or `UDP`.
     pub protocol: Cow<'static, str>,
-    /// Address and port that clients dial.
+    /// Address and port that clients dial; of a NodePort `own-node-ipv4:30080` (any address of this node),
+    /// `other-nodes-ipv4:30080`, or the address of one other node.
     pub frontend: String,
     /// Id of the service port.
     pub id: u32,
     /// Index of the first record.
     pub block: u32,
-    /// Number of records to choose from: those of the backends, or 1 that says why there are none.
-    pub count: u32,
+    /// Number of the backends; 0 if connections fail.
+    pub count: usize,
     /// Generation of the block.
     pub generation: u32,
     /// Address and port of each backend, sorted by address; empty if connections fail.
@@ -288,7 +289,8 @@ fn texts<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> Vec<String> {
 impl<'a> From<&Entry<'a>> for ServiceItem<'a> {
     fn from(entry: &Entry<'a>) -> Self {
         let [namespace, name, port] = entry.names();
-        let Service { block, count, kept: _, generation, id } = *entry.service;
+        let Service { block, generation, id, .. } = *entry.service;
+        let backends = texts(entry.backends());
         Self {
             fate: entry.fate(),
             scope: scope(entry.key),
@@ -299,18 +301,17 @@ impl<'a> From<&Entry<'a>> for ServiceItem<'a> {
             name,
             port,
             protocol: protocol(entry.key.protocol),
-            frontend: entry.key.peer.to_string(),
+            frontend: frontend(entry.key),
             id,
             block,
-            count,
+            count: backends.len(),
             generation,
-            backends: texts(entry.backends()),
+            backends,
         }
     }
 }
 
-/// One backend of a service port. A backend that stands in several sets of the port (one for each
-/// group of frontends) is an item in each.
+/// One backend of a service port, whatever the number of its frontends.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendItem<'a> {
@@ -326,12 +327,16 @@ pub struct BackendItem<'a> {
     pub address: String,
     /// Id of the service port.
     pub id: u32,
-    /// Index of its record in the backends map.
+    /// Index of its first record in the backends map.
     pub index: u32,
-    /// The frontends that lead to it, sorted.
+    /// Indexes of all its records: one in the set of each group of frontends.
+    pub indexes: Vec<u32>,
+    /// The frontends that lead to it, in the order of the entries.
     pub frontends: Vec<String>,
-    /// Whether it gets no new flows, and those of UDP that are there already may stay.
+    /// Whether it gets no new flows at any of them, and those of UDP that are there already may stay.
     pub kept: bool,
+    /// Those of the frontends at which that is so.
+    pub kept_frontends: Vec<String>,
 }
 
 /// `kind: ServiceList`.
@@ -348,7 +353,7 @@ pub fn backends<'a>(
     let mut items = BTreeMap::new();
     for entry in entries {
         for (index, record, kept) in entry.forwarding().filter(|(_, r, _)| wanted(entry, r.peer)) {
-            let order = (entry.port, entry.key.protocol, record.peer, index);
+            let order = (entry.port, entry.service.id, entry.key.protocol, record.peer);
             let [namespace, name, port] = entry.names();
             let item = items.entry(order).or_insert_with(|| BackendItem {
                 namespace,
@@ -358,19 +363,44 @@ pub fn backends<'a>(
                 address: record.peer.to_string(),
                 id: entry.service.id,
                 index,
+                indexes: Vec::new(),
                 frontends: Vec::new(),
-                kept,
+                kept: true,
+                kept_frontends: Vec::new(),
             });
+            // Frontends of one group share their records.
+            if !item.indexes.contains(&index) {
+                item.indexes.push(index);
+            }
             item.frontends.push(frontend(entry.key));
+            item.kept &= kept;
+            if kept {
+                item.kept_frontends.push(frontend(entry.key));
+            }
         }
     }
-    List { api_version: API_VERSION, kind: "BackendList", items: items.into_values().collect() }
+    let mut items: Vec<BackendItem<'_>> = items.into_values().collect();
+    for item in &mut items {
+        item.indexes.sort_unstable();
+        item.index = item.indexes.first().copied().unwrap_or(item.index);
+    }
+    List { api_version: API_VERSION, kind: "BackendList", items }
 }
 
-/// A frontend without its protocol: `10.96.0.10:80`, `node4:30080`.
+/// What clients dial: `10.96.0.10:80`, `own-node-ipv4:30080`; the address of another node as it is.
 fn frontend(key: &ServiceKey) -> String {
-    let text = KeyText(key).to_string();
-    text.split_once('/').map_or_else(|| text.clone(), |(frontend, _)| frontend.to_owned())
+    match Scope::from_code(key.scope) {
+        Some(Scope::OwnNode | Scope::OtherNodes) => {
+            let text = KeyText(key).to_string();
+            text.rsplit_once('/').map_or_else(|| text.clone(), |(text, _)| text.to_owned())
+        }
+        _ => key.peer.to_string(),
+    }
+}
+
+/// The same with its protocol: `10.96.0.10:80/tcp`.
+pub fn frontend_text(key: &ServiceKey) -> String {
+    format!("{}/{}", frontend(key), protocol(key.protocol).to_ascii_lowercase())
 }
 
 /// A protocol as Kubernetes writes it, or its number.
@@ -422,8 +452,8 @@ mod tests {
             text(&snapshot),
             "\
 default/game 10.96.0.20:53/udp id=4 affinity=30 -> 10.0.0.1:53 kept 10.0.0.2:53 10.0.0.3:53
-shop/cart node4:30080/tcp id=5 -> 10.0.1.1:80
-shop/cart nodes4:30080/tcp id=5 -> unreachable
+shop/cart own-node-ipv4:30080/tcp id=5 -> 10.0.1.1:80
+shop/cart other-nodes-ipv4:30080/tcp id=5 -> unreachable
 shop/cart 10.96.0.21:80/tcp id=5 sources=10.0.0.0/8,2001:db8::/32 -> 10.0.1.1:80
 shop/cart node 192.0.2.9:30080/tcp id=5 -> 10.0.1.1:80
 unused source id=9 192.0.2.0/24
@@ -441,13 +471,22 @@ address 192.0.2.9 other-node
         assert_eq!(item(0, "affinitySeconds"), 30);
         assert_eq!((item(1, "scope"), item(2, "scope")), (json!("ownNode"), json!("otherNodes")));
         assert_eq!(item(2, "fate"), "unreachable");
+        assert_eq!(item(2, "frontend"), "other-nodes-ipv4:30080");
         assert_eq!(item(3, "sourceRanges"), json!(["10.0.0.0/8", "2001:db8::/32"]));
         assert_eq!(item(4, "scope"), "node");
         let list = serde_json::to_value(backends(&entries(&snapshot), |_, _| true)).unwrap();
         assert_eq!(list["items"][1]["kept"], true);
         assert_eq!(list["items"][1]["address"], "10.0.0.2:53");
-        assert_eq!(list["items"][4]["frontends"], json!(["node4:30080"]));
-        assert_eq!(list["items"][5]["frontends"], json!(["node 192.0.2.9:30080"]));
+        // One item for an endpoint, however many sets it stands in.
+        assert_eq!(list["items"].as_array().unwrap().len(), 4);
+        let frontends = ["own-node-ipv4:30080", "10.96.0.21:80", "192.0.2.9:30080"];
+        assert_eq!(list["items"][3]["frontends"], json!(frontends));
+        assert_eq!(list["items"][3]["indexes"], json!([3, 4, 6]));
+        assert_eq!(
+            (&list["items"][3]["index"], &list["items"][3]["kept"]),
+            (&json!(3), &json!(false))
+        );
+        assert_eq!(list["items"][1]["keptFrontends"], json!(["10.96.0.20:53"]));
     }
 
     #[test]
@@ -469,6 +508,7 @@ address 192.0.2.9 other-node
         );
         assert_eq!(list["items"][4]["protocol"], "UDP");
         assert_eq!(list["items"][4]["backends"], json!([]));
+        assert_eq!(list["items"][4]["count"], 0, "a record that refuses is no backend");
     }
 
     #[test]
@@ -482,8 +522,8 @@ address 192.0.2.9 other-node
             list["items"][1],
             json!({
                 "namespace": "default", "name": "web", "port": "http", "protocol": "TCP",
-                "address": "10.0.0.9:8080", "id": 0, "index": 3,
-                "frontends": ["10.96.0.10:80", "192.0.2.7:80"], "kept": false,
+                "address": "10.0.0.9:8080", "id": 0, "index": 3, "indexes": [3],
+                "frontends": ["10.96.0.10:80", "192.0.2.7:80"], "kept": false, "keptFrontends": [],
             })
         );
     }

@@ -308,11 +308,11 @@ impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = self.protocol.name().to_ascii_lowercase();
         let (addr, port) = (self.addr, self.addr.port());
-        let family = if addr.is_ipv4() { "4" } else { "6" };
+        let family = if addr.is_ipv4() { "ipv4" } else { "ipv6" };
         match self.scope {
             Scope::Any => write!(f, "{addr}/{protocol}"),
-            Scope::OwnNode => write!(f, "node{family}:{port}/{protocol}"),
-            Scope::OtherNodes => write!(f, "nodes{family}:{port}/{protocol}"),
+            Scope::OwnNode => write!(f, "own-node-{family}:{port}/{protocol}"),
+            Scope::OtherNodes => write!(f, "other-nodes-{family}:{port}/{protocol}"),
             Scope::Node => write!(f, "node {addr}/{protocol}"),
         }
     }

@@ -27,10 +27,18 @@ pub struct Cli {
 pub enum Command {
     /// List the frontends of Services, their backends, and what else the maps say.
     ///
-    /// `services` has a row for each frontend (address, port, protocol), `backends` one for each
-    /// backend of each service port, `addresses` one for each cluster IP and each node's address,
-    /// `affinity` one for each client that stays with its backend, `counters` one for each reason for
-    /// which connections fail.
+    /// `services` has a row for each frontend: an address with port and protocol, or a NodePort at the
+    /// addresses of this node (own-node-ipv4:30080/tcp), at those of others (other-nodes-ipv4:30080/tcp), or
+    /// at that of one other node, where it serves by endpoints of its own. BACKENDS is how many a connection
+    /// may get there; 0: none, and it is refused; <unreachable>: the traffic policy allows none of them here.
+    ///
+    /// `backends` has a row for each endpoint of each service port, whatever the number of its frontends.
+    /// FLOWS are the connections and datagrams that it gets: `all`, or `old`, when only UDP flows that are
+    /// there already may stay. With -o wide, (old) stands at the frontends where that is so.
+    ///
+    /// `addresses` has one for each cluster IP and each node's address, `affinity` one for each client that
+    /// stays with its backend, `clients` one for each source address that source ranges are asked about,
+    /// `counters` one for each reason for which connections fail.
     Get(Get),
     /// Tell what a connection to an address would get, by the datapath's own lookup.
     Explain(Explain),

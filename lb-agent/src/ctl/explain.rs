@@ -3,7 +3,11 @@
 mod lookup;
 mod text;
 
-use std::{borrow::Cow, io::Write, net::IpAddr};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+    net::IpAddr,
+};
 
 use lb_common::{
     Flow, Tables, Verdict,
@@ -11,7 +15,7 @@ use lb_common::{
 };
 use serde::Serialize;
 
-use self::lookup::{Candidate, Outcome, Who, outcome, peer_of};
+use self::lookup::{Candidate, Outcome, Who, meant, outcome, peer_of};
 use super::{
     cli::{Explain, Output},
     failure::{self, Answer, Failure},
@@ -19,7 +23,7 @@ use super::{
 };
 use crate::{
     dump::{self, API_VERSION, Entry},
-    maps::{self, KeyText, Pinned, Snapshot},
+    maps::{self, Pinned, Snapshot},
     sockets,
 };
 
@@ -35,9 +39,7 @@ pub(super) fn run(
 /// The client that is asked about.
 fn who(explain: &Explain, maps: &Pinned) -> Result<Who, Failure> {
     if let Some(pid) = explain.pid {
-        let netns = sockets::cookie_of_process(pid).map_err(|error| {
-            failure::kernel(&format!("--pid {pid}: cannot enter its network namespace"), &error)
-        })?;
+        let netns = sockets::cookie_of_process(pid).map_err(|error| no_netns(pid, &error))?;
         return Ok(Who { netns, address: None });
     }
     if let Some(netns) = explain.netns {
@@ -48,6 +50,23 @@ fn who(explain: &Explain, maps: &Pinned) -> Result<Who, Failure> {
     let clients = maps.clients().map_err(|error| failure::map("clients", &error))?;
     let found = clients.into_iter().find(|(_, client)| client.addr.ip() == address);
     Ok(Who { netns: found.map_or(0, |(key, _)| key.netns), address: Some(address) })
+}
+
+/// Why the network namespace of a process cannot be entered.
+fn no_netns(pid: u32, error: &io::Error) -> Failure {
+    let what = format!("--pid {pid}: cannot enter its network namespace");
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            let text =
+                "there is no such process: give the number that it has where lbctl runs (`ps -e`)";
+            Failure::Usage(format!("--pid {pid}: {text}"))
+        }
+        io::ErrorKind::PermissionDenied => Failure::Permission(format!(
+            "{what}: {error}: run as root (`sudo lbctl ...`), or give lbctl CAP_SYS_ADMIN and \
+             CAP_SYS_PTRACE; --netns COOKIE needs neither (`lbctl get affinity` shows cookies)"
+        )),
+        _ => failure::kernel(&what, error),
+    }
 }
 
 fn answer(
@@ -97,6 +116,9 @@ struct Explanation<'a> {
     kind: &'static str,
     destination: String,
     protocol: Cow<'static, str>,
+    /// What Linux takes the destination for, if that is another one: the unspecified address is a
+    /// loopback one.
+    meant: Option<String>,
     /// One of the constants above.
     verdict: &'static str,
     /// UDP: a datagram with an address is refused, while connect() leaves the destination alone.
@@ -105,12 +127,26 @@ struct Explanation<'a> {
     service: Option<Hit<'a>>,
     /// What a connection may get; empty unless the verdict is `forward` or `damaged`.
     candidates: Vec<Choice>,
+    /// On a miss: why a NodePort of this number is not the answer; null if there is none.
+    node_port: Option<NodePort>,
     /// On a miss, and if the port is unknown: what else there is at this address.
     nearby: Vec<Nearby<'a>>,
     /// The client that was asked about; null: any that may connect.
     client: Option<Client>,
     /// Where the client stays; null if nowhere, or if no client was asked about.
     bound: Option<Bound>,
+}
+
+/// Why a NodePort is not served at the address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum NodePort {
+    /// It is, for sockets of the host's network namespace only, and the client is not known to be there.
+    HostOnly,
+    /// It is a loopback address, and the agent serves none at these.
+    NotAtLoopback,
+    /// It is no node's, as far as the maps know.
+    NoNode,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,10 +157,13 @@ struct Hit<'a> {
     port: &'a str,
     id: u32,
     block: u32,
-    count: u32,
+    /// Number of the backends; 0 if connections fail.
+    count: usize,
     generation: u32,
     /// The entry: an address, or a NodePort.
     frontend: String,
+    #[serde(skip)]
+    port_number: u16,
     /// See [`dump::scope`].
     scope: &'static str,
     /// Only sockets of the host's network namespace find it.
@@ -168,7 +207,7 @@ struct Choice {
 #[derive(Debug, Serialize)]
 struct Nearby<'a> {
     /// `frontend`: the address is a Service's, at another port or protocol. `backend`: address and
-    /// port are a backend of the frontend.
+    /// port are a backend of the frontend. `nodePort`: a NodePort of this number is at other addresses.
     relation: &'static str,
     namespace: &'a str,
     name: &'a str,
@@ -183,10 +222,12 @@ impl<'a> Explanation<'a> {
             kind: "Explanation",
             destination: flow.peer.to_string(),
             protocol: dump::protocol(flow.protocol),
+            meant: meant(&flow, who).map(|peer| peer.to_string()),
             verdict: MISS,
             connect_untouched: false,
             service: None,
             candidates: Vec::new(),
+            node_port: None,
             nearby: Vec::new(),
             client: (who != Who::default()).then(|| Client {
                 netns: (who.netns != 0).then_some(who.netns),
@@ -197,7 +238,13 @@ impl<'a> Explanation<'a> {
             bound: None,
         };
         match outcome {
-            Outcome::Miss => explanation.nearby = nearby(&flow.peer, snapshot),
+            Outcome::Miss => {
+                let flow = meant(&flow, who).map_or(flow, |peer| Flow { peer, ..flow });
+                explanation.nearby = nearby(&flow.peer, snapshot);
+                let near = node_ports(&flow, snapshot);
+                explanation.node_port = (!near.is_empty()).then(|| no_node_port(&flow, snapshot));
+                explanation.nearby.extend(near);
+            }
             Outcome::UnknownPort => {
                 explanation.verdict = UNKNOWN_PORT;
                 explanation.connect_untouched = Verdict::UnknownPort.lets_connect(flow.protocol);
@@ -266,16 +313,18 @@ impl<'a> Hit<'a> {
         let asks = hit.record.filter(|record| record.flags & Backend::SOURCES != 0);
         let ranges = || dump::sources(snapshot, service.id);
         let entries = dump::entries(snapshot);
-        let kept = entries.iter().find(|entry| entry.key == key).map(Entry::kept);
+        let entry = entries.iter().find(|entry| entry.key == key);
+        let kept = entry.map(Entry::kept);
         Self {
             namespace,
             name,
             port,
             id: service.id,
             block: service.block,
-            count: service.count,
+            count: entry.map_or(0, |entry| entry.backends().len()),
             generation: service.generation,
-            frontend: KeyText(key).to_string(),
+            frontend: dump::frontend_text(key),
+            port_number: key.peer.port.number(),
             scope: dump::scope(key),
             host_only: hit.host_only,
             affinity_seconds: hit.record.map_or(0, |record| record.affinity),
@@ -306,10 +355,40 @@ fn nearby<'a>(peer: &Peer, snapshot: &'a Snapshot) -> Vec<Nearby<'a>> {
     entries
         .filter_map(|entry| {
             let [namespace, name, port] = entry.names();
-            let frontend = KeyText(entry.key).to_string();
+            let frontend = dump::frontend_text(entry.key);
             Some(Nearby { relation: relation(&entry)?, namespace, name, port, frontend })
         })
         .collect()
+}
+
+/// The NodePorts of the destination's number on this node, in any family.
+fn node_ports<'a>(flow: &Flow, snapshot: &'a Snapshot) -> Vec<Nearby<'a>> {
+    let entries = dump::entries(snapshot).into_iter();
+    entries
+        .filter(|entry| {
+            entry.key.scope == abi::SCOPE_OWN_NODE
+                && entry.key.protocol == flow.protocol
+                && entry.key.peer.port == flow.peer.port
+        })
+        .map(|entry| {
+            let [namespace, name, port] = entry.names();
+            let frontend = dump::frontend_text(entry.key);
+            Nearby { relation: "nodePort", namespace, name, port, frontend }
+        })
+        .collect()
+}
+
+fn no_node_port(flow: &Flow, snapshot: &Snapshot) -> NodePort {
+    let addr = flow.peer.addr;
+    let known = snapshot.addresses.get(&addr).or_else(|| {
+        let net = snapshot.addresses.get(&abi::LOOPBACK_NET);
+        net.filter(|_| addr.is_v4() && addr.is_loopback())
+    });
+    match known {
+        Some(known) if known.netns != 0 => NodePort::HostOnly,
+        _ if addr.is_loopback() => NodePort::NotAtLoopback,
+        _ => NodePort::NoNode,
+    }
 }
 
 #[cfg(test)]
@@ -417,7 +496,8 @@ BACKEND          INDEX   PROBABILITY
                     "affinitySeconds": 0, "sourceRanges": null, "kept": [],
                 },
                 "candidates": [{ "address": "10.0.0.1:5432", "index": 6, "probability": 1.0 }],
-                "connectUntouched": false, "nearby": [], "client": null, "bound": null,
+                "connectUntouched": false, "meant": null, "nodePort": null, "nearby": [],
+                "client": null, "bound": null,
             })
         );
         assert_eq!(
@@ -430,9 +510,54 @@ BACKEND          INDEX   PROBABILITY
                     "relation": "frontend", "namespace": "default", "name": "db", "port": "",
                     "frontend": "10.96.0.9:5432/tcp",
                 }],
-                "client": null, "bound": null,
+                "client": null, "bound": null, "meant": null, "nodePort": null,
             })
         );
+        assert_eq!(value("10.96.0.2:53/udp -o json")["service"]["count"], 0);
+    }
+
+    #[test]
+    fn a_node_port_where_no_node_is() {
+        let (answer, out) = explain_rich("198.51.100.7:30080");
+        assert_eq!(answer, Answer::No);
+        assert_eq!(
+            out,
+            "198.51.100.7:30080/tcp is no Service's: connect() goes there untouched\n\n\
+             a NodePort has this number, but the address is none at which NodePorts are served (`lbctl get \
+             addresses`):\n  own-node-ipv4:30080/tcp shop/cart\n"
+        );
+        let value: Value = serde_json::from_str(&explain_rich("0.0.0.0:30081 -o json").1).unwrap();
+        assert_eq!(
+            (&value["meant"], &value["nodePort"]),
+            (&json!("127.0.0.1:30081"), &Value::Null)
+        );
+        let value: Value =
+            serde_json::from_str(&explain_rich("127.0.0.1:30080 --netns 78 -o json").1).unwrap();
+        assert_eq!((&value["verdict"], &value["nodePort"]), (&json!("miss"), &json!("hostOnly")));
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_a_mistake_and_one_that_is_hidden_is_not() {
+        let failure = |errno| no_netns(4_194_305, &io::Error::from_raw_os_error(errno));
+        for errno in [libc::EPERM, libc::EACCES] {
+            let failure = failure(errno);
+            let text = failure.to_string();
+            assert_eq!(failure.code(), 3, "{text}");
+            assert!(text.contains("--pid 4194305") && text.contains("CAP_SYS_ADMIN"), "{text}");
+        }
+        let gone = failure(libc::ENOENT);
+        assert_eq!(gone.code(), 2);
+        assert!(gone.to_string().starts_with("--pid 4194305: there is no such process"), "{gone}");
+        let who = explain_pid("lbctl explain 10.0.0.1:80 --pid 4194305").unwrap_err();
+        assert_eq!(who.to_string(), gone.to_string());
+    }
+
+    fn explain_pid(words: &str) -> Result<u64, Failure> {
+        let Command::Explain(explain) = Cli::parse_from(words.split(' ')).command else {
+            unreachable!()
+        };
+        let pid = explain.pid.unwrap();
+        sockets::cookie_of_process(pid).map_err(|error| no_netns(pid, &error))
     }
 
     #[test]
@@ -444,14 +569,40 @@ BACKEND          INDEX   PROBABILITY
         for to in ["127.9.9.9:30080", "0.0.0.0:30080", "[::ffff:0.0.0.0]:30080"] {
             let (answer, out) = explain_in(&memory, to);
             assert_eq!(answer, Answer::Yes, "{out}");
-            assert!(out.contains("is shop/cart (id 5"), "{out}");
+            assert!(out.contains(" is shop/cart (id 5"), "{out}");
             assert!(out.contains("only processes of the host's network namespace"), "{out}");
+            assert!(!out.contains("node4") && !out.contains("own-node"), "{out}");
+            let taken = ", which Linux takes for 127.0.0.1:30080, is shop/cart (id 5";
+            assert_eq!(out.contains(taken), to.contains("0.0.0.0"), "{out}");
             let (answer, out) = explain_in(&memory, &format!("{to} --from 127.0.0.1"));
             assert_eq!(answer, Answer::No, "{out}");
             assert!(out.contains("connect() fails with ECONNREFUSED where the backend"), "{out}");
         }
         let (_, out) = explain_in(&memory, "[::]:30080");
-        assert!(out.contains("is no Service's"), "{out}");
+        assert_eq!(
+            out,
+            "[::]:30080/tcp, which Linux takes for [::1]:30080, is no Service's: connect() goes there \
+             untouched\n\n\
+             a NodePort has this number, but NodePorts are not served at this loopback address: lb-agent \
+             serves them there with --localhost-nodeports, and if --nodeport-addresses names it; the \
+             addresses that `lbctl get addresses` calls own-node are served:\n  \
+             own-node-ipv4:30080/tcp shop/cart\n"
+        );
+        // A socket that is bound to an address of the node is the host's.
+        let (answer, out) = explain_in(&memory, "127.0.0.1:30080 --from 192.0.2.1");
+        assert_eq!(answer, Answer::Yes, "{out}");
+        assert!(out.contains("\nit is NodePort 30080 on this node, at an address that only processes of the host's network namespace have\nconnect() goes to its only backend"), "{out}");
+        // Others are not.
+        for who in ["--from 10.9.9.9", "--netns 78"] {
+            let (answer, out) = explain_in(&memory, &format!("127.0.0.1:30080 {who}"));
+            assert_eq!(answer, Answer::No, "{out}");
+            assert!(out.starts_with("127.0.0.1:30080/tcp is no Service's: connect()"), "{out}");
+            assert!(
+                out.contains("\n\na NodePort has this number, but at this address only for processes of the host's network namespace"),
+                "{out}"
+            );
+            assert!(out.ends_with(":\n  own-node-ipv4:30080/tcp shop/cart\n"), "{out}");
+        }
         // The backend is at this node.
         let known = maps::Known { flags: Address::OWN_NODE, netns: 0 };
         memory.apply(&Op::PutAddress { addr: sample::peer("10.0.1.1:80").addr, known }).unwrap();
@@ -483,7 +634,7 @@ BACKEND          INDEX   PROBABILITY
             out,
             "\
 192.0.2.1:30080/tcp is shop/cart (id 5, block 4, generation 104)
-it is the NodePort node4:30080/tcp, on this node
+it is NodePort 30080 on this node
 connect() goes to its only backend:
 
 BACKEND        INDEX   PROBABILITY
@@ -494,7 +645,10 @@ BACKEND        INDEX   PROBABILITY
         );
         assert_eq!(answer, Answer::Yes);
         let (_, out) = explain_rich("192.0.2.9:30080");
-        assert!(out.contains("of that node's own endpoints"), "{out}");
+        assert!(
+            out.contains("it is NodePort 30080 on another node, by that node's own endpoints\n"),
+            "{out}"
+        );
         let (_, out) = explain_rich("127.0.0.1:30080");
         assert!(out.contains("only processes of the host's network namespace"), "{out}");
         let (_, out) = explain_rich("127.0.0.1:30080 --netns 77");
@@ -507,7 +661,10 @@ BACKEND        INDEX   PROBABILITY
         let known = maps::Known { flags: Address::OTHER_NODE, netns: 0 };
         memory.apply(&Op::PutAddress { addr, known }).unwrap();
         let (answer, out) = explain_in(&memory, "192.0.2.8:30080");
-        assert!(out.contains("nodes4:30080/tcp, on another node\nit has endpoints, but"), "{out}");
+        assert!(
+            out.contains("it is NodePort 30080 on another node\nit has endpoints, but"),
+            "{out}"
+        );
         assert!(out.ends_with("EHOSTUNREACH\n"), "{out}");
         assert_eq!(answer, Answer::No);
     }

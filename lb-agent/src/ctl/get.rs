@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     dump::{self, BackendItem, Entry, Fate, List, ServiceItem},
-    maps::KeyText,
     maps::Snapshot,
 };
 
@@ -53,6 +52,17 @@ impl Get {
         alone.map_or(Ok(()), |why| Err(Failure::Usage(why.to_owned())))
     }
 
+    /// What the maps know of the addresses that are asked about.
+    fn resolved(&self, snapshot: &Snapshot) -> Self {
+        let mut get = self.clone();
+        for target in &mut get.targets {
+            if let Target::Address(address) = target {
+                address.resolve(snapshot);
+            }
+        }
+        get
+    }
+
     fn is_wanted(&self, wanted: impl Fn(&Target) -> bool) -> bool {
         self.targets.is_empty() || self.targets.iter().any(wanted)
     }
@@ -65,7 +75,10 @@ pub(super) fn run(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> Result<Answer, Failure> {
-    let all = dump::entries(snapshot);
+    let get = &get.resolved(snapshot);
+    let mut all = dump::entries(snapshot);
+    // A Service's own addresses first, then its NodePorts.
+    all.sort_by_key(|entry| (entry.port, entry.key.scope, entry.key));
     let mut entries = all.clone();
     entries.retain(|entry| get.namespace.as_ref().is_none_or(|wanted| wanted == entry.names()[0]));
 
@@ -137,7 +150,7 @@ fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result
             Fate::Forward | Fate::Refuse => backends.len().to_string(),
         };
         let mut row = names(entry.port.is_some(), [namespace, name, port]);
-        row.extend([KeyText(entry.key).to_string(), count]);
+        row.extend([dump::frontend_text(entry.key), count]);
         if wide {
             let affinity = match item.affinity_seconds {
                 0 => String::new(),
@@ -175,7 +188,13 @@ fn backends(get: &Get, list: &List<BackendItem<'_>>, out: &mut dyn Write) -> io:
         row.push(format!("{}/{}", item.address, item.protocol.to_ascii_lowercase()));
         row.push(if item.kept { "old" } else { "all" }.to_owned());
         if wide {
-            row.extend([item.id.to_string(), item.index.to_string(), item.frontends.join(",")]);
+            let indexes: Vec<_> = item.indexes.iter().map(ToString::to_string).collect();
+            let frontend = |frontend: &String| {
+                let old = !item.kept && item.kept_frontends.contains(frontend);
+                if old { format!("{frontend}(old)") } else { frontend.clone() }
+            };
+            let frontends: Vec<_> = item.frontends.iter().map(frontend).collect();
+            row.extend([item.id.to_string(), indexes.join(","), frontends.join(",")]);
         }
         table.push(row);
     }
@@ -220,13 +239,14 @@ fn place(get: &Get) -> String {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use lb_common::abi::{Backend, Service, ServiceKey};
     use serde_json::{Value, json};
 
     use super::*;
     use crate::{
         ctl::{Cli, Command},
         dump::sample,
-        maps::Memory,
+        maps::{Memory, Op, Store as _},
     };
 
     /// Answer, standard output, standard error.
@@ -295,11 +315,11 @@ kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109 
         assert_eq!(
             rich("services cart"),
             "\
-NAMESPACE   NAME   PORT     FRONTEND                   BACKENDS
-shop        cart   <none>   node4:30080/tcp            1
-shop        cart   <none>   nodes4:30080/tcp           <unreachable>
-shop        cart   <none>   10.96.0.21:80/tcp          1
-shop        cart   <none>   node 192.0.2.9:30080/tcp   1
+NAMESPACE   NAME   PORT     FRONTEND                     BACKENDS
+shop        cart   <none>   10.96.0.21:80/tcp            1
+shop        cart   <none>   own-node-ipv4:30080/tcp      1
+shop        cart   <none>   other-nodes-ipv4:30080/tcp   <unreachable>
+shop        cart   <none>   192.0.2.9:30080/tcp          1
 "
         );
         assert_eq!(
@@ -315,6 +335,55 @@ default     game   <none>   10.0.0.1:53/udp   all
 default     game   <none>   10.0.0.2:53/udp   old
 default     game   <none>   10.0.0.3:53/udp   old
 "
+        );
+    }
+
+    /// The address of a node, as users know it.
+    #[test]
+    fn whose_is_this_node_port() {
+        let names =
+            |words: &str| get_from(&sample::rich(), &format!("services {words} --no-headers")).1;
+        let row =
+            |frontend: &str, count: &str| format!("shop   cart   <none>   {frontend}   {count}\n");
+        let own = row("own-node-ipv4:30080/tcp", "1");
+        for target in ["192.0.2.1:30080", "192.0.2.1", "127.0.0.1:30080/tcp", "0.0.0.0:30080"] {
+            assert_eq!(names(target), own, "{target}");
+        }
+        assert_eq!(names("192.0.2.9:30080"), row("192.0.2.9:30080/tcp", "1"));
+        for target in ["192.0.2.1:30081", "192.0.2.1:30080/udp", "192.0.2.77:30080", "[::1]:30080"]
+        {
+            assert_eq!(names(target), "", "{target}");
+        }
+        let (_, out, _) =
+            get_from(&sample::rich(), "backends 192.0.2.1:30080 --no-headers -o wide");
+        assert_eq!(
+            out,
+            "shop   cart   <none>   10.0.1.1:80/tcp   all   5   4   own-node-ipv4:30080\n"
+        );
+        let (_, out, _) = get_from(&sample::rich(), "backends cart --no-headers -o wide");
+        assert_eq!(
+            out,
+            "shop   cart   <none>   10.0.1.1:80/tcp   all   5   3,4,6   \
+             10.96.0.21:80,own-node-ipv4:30080,192.0.2.9:30080\n"
+        );
+    }
+
+    /// Draining, and still chosen at one of its frontends.
+    #[test]
+    fn an_endpoint_that_is_kept_at_some_frontends_only() {
+        let mut memory = sample::rich();
+        let records = [(1, "10.0.0.1:53"), (2, "10.0.0.2:53")]
+            .map(|(_, addr)| Backend::forward(sample::peer(addr)).stamped(130, 4));
+        memory.apply(&Op::WriteBlock { block: 30, records: records.to_vec() }).unwrap();
+        let key = ServiceKey { peer: sample::peer("192.0.2.5:53"), protocol: 17, scope: 0 };
+        let service = Service { block: 30, count: 2, kept: 0, generation: 130, id: 4 };
+        memory.apply(&Op::PutService { key, service }).unwrap();
+        let (_, out, _) = get_from(&memory, "backends game --no-headers -o wide");
+        assert_eq!(
+            out,
+            "default   game   <none>   10.0.0.1:53/udp   all   4   0,30   10.96.0.20:53,192.0.2.5:53\n\
+             default   game   <none>   10.0.0.2:53/udp   all   4   1,31   10.96.0.20:53(old),192.0.2.5:53\n\
+             default   game   <none>   10.0.0.3:53/udp   old   4   2      10.96.0.20:53\n"
         );
     }
 

@@ -6,9 +6,12 @@ use std::{
     str::FromStr,
 };
 
-use lb_common::{Addr, Flow, abi::Peer};
+use lb_common::{
+    Addr, Flow,
+    abi::{self, Peer, ServiceKey},
+};
 
-use crate::{dump::Entry, model::Protocol};
+use crate::{dump::Entry, maps::Snapshot, model::Protocol};
 
 /// `NAME`, `NAMESPACE/NAME`, either with `:PORT`; or `ADDR`, `ADDR:PORT`, `ADDR:PORT/tcp`: every form
 /// in which `lbctl` itself names something.
@@ -40,6 +43,8 @@ pub struct Address {
     pub port: Option<u16>,
     /// Any, if none.
     pub protocol: Option<Protocol>,
+    /// What it stands for, by bits of [`abi::Address`]; 0 until it was looked up.
+    pub role: u32,
 }
 
 impl FromStr for Target {
@@ -108,17 +113,46 @@ impl Address {
             Some("udp") => Some(Protocol::Udp),
             Some(other) => return Err(format!("`{other}` is not a protocol: use tcp or udp")),
         };
-        Ok(Some(Self { ip: ip.to_canonical(), port, protocol }))
+        Ok(Some(Self { ip: ip.to_canonical(), port, protocol, role: 0 }))
     }
 
     /// Whether it means this address and port.
     pub fn is_at(&self, peer: Peer) -> bool {
-        self.is_host(peer) && self.port.is_none_or(|port| port == peer.port.number())
+        peer.addr == Addr::from(self.ip) && self.port.is_none_or(|port| port == peer.port.number())
     }
 
-    /// Whether it means this address, with this or another port.
-    pub fn is_host(&self, peer: Peer) -> bool {
-        peer.addr == Addr::from(self.ip)
+    /// Looks up whether it is a node's address, at which NodePorts are served. The unspecified address
+    /// is what Linux takes it for.
+    pub fn resolve(&mut self, snapshot: &Snapshot) {
+        let mut addr = Addr::from(self.ip);
+        if addr.is_unspecified() {
+            addr = addr.meant(addr.unspecified());
+        }
+        let known = |addr: &Addr| snapshot.addresses.get(addr).map(|known| known.flags);
+        let loopback = || known(&abi::LOOPBACK_NET).filter(|_| addr.is_v4() && addr.is_loopback());
+        self.role = known(&addr).or_else(loopback).unwrap_or(0);
+        // Who has an entry of its own needs that of all others no more.
+        let has_entry = |key: &ServiceKey| key.scope == abi::SCOPE_NODE && self.is_at(key.peer);
+        if self.port.is_some() && snapshot.services.keys().any(has_entry) {
+            self.role &= !abi::Address::OTHER_NODE;
+        }
+    }
+
+    /// Whether it means this address, with this or another port; or an address at which this NodePort,
+    /// or one of another number, is served.
+    pub fn is_host(&self, key: &ServiceKey) -> bool {
+        let is_family = key.peer.addr.is_v4() == self.ip.is_ipv4();
+        match key.scope {
+            abi::SCOPE_OWN_NODE => is_family && self.role & abi::Address::OWN_NODE != 0,
+            abi::SCOPE_OTHER_NODES => is_family && self.role & abi::Address::OTHER_NODE != 0,
+            _ => key.peer.addr == Addr::from(self.ip),
+        }
+    }
+
+    fn is_key(&self, key: &ServiceKey) -> bool {
+        self.is_host(key)
+            && self.port.is_none_or(|port| port == key.peer.port.number())
+            && self.is_of(key.protocol)
     }
 
     fn is_of(&self, protocol: u8) -> bool {
@@ -143,7 +177,7 @@ impl Target {
     pub fn is_frontend(&self, entry: &Entry<'_>) -> bool {
         match self {
             Self::Name(name) => name.is_of(entry),
-            Self::Address(addr) => addr.is_at(entry.key.peer) && addr.is_of(entry.key.protocol),
+            Self::Address(addr) => addr.is_key(entry.key),
         }
     }
 
@@ -164,7 +198,7 @@ impl fmt::Display for Target {
                 f.write_str(name)?;
                 port.iter().try_for_each(|port| write!(f, ":{port}"))
             }
-            Self::Address(Address { ip, port, protocol }) => {
+            Self::Address(Address { ip, port, protocol, role: _ }) => {
                 match port {
                     Some(port) => SocketAddr::new(*ip, *port).fmt(f)?,
                     None => ip.fmt(f)?,
@@ -185,7 +219,7 @@ impl FromStr for Destination {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Some(Address { ip, port, protocol }) = Address::parse(text)? else {
+        let Some(Address { ip, port, protocol, .. }) = Address::parse(text)? else {
             return Err(format!(
                 "not an address: use ADDR:PORT, ADDR:PORT/udp or [IPV6]:PORT; `lbctl get services \
                  {text}` shows those of a Service"
@@ -202,7 +236,7 @@ mod tests {
     use super::*;
 
     fn address(ip: &str, port: Option<u16>, protocol: Option<Protocol>) -> Target {
-        Target::Address(Address { ip: ip.parse().unwrap(), port, protocol })
+        Target::Address(Address { ip: ip.parse().unwrap(), port, protocol, role: 0 })
     }
 
     fn name(namespace: Option<&str>, name: &str, port: Option<&str>) -> Target {

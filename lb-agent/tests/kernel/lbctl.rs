@@ -95,6 +95,7 @@ default     web    tcp    [fd00:96::a]:80/tcp   1
         );
         let items = answer(world, "get backends")["items"].clone();
         assert_eq!(items.as_array().unwrap().len(), 4, "two families, two protocols");
+        assert_eq!(answer(world, "get services web:tcp")["items"][0]["count"], 1);
         assert_eq!(ask(world, "get services nope").0, 1);
     });
 }
@@ -204,6 +205,9 @@ fn counters_and_clients() {
         let pid = process::id();
         let (code, out, _) = ask(world, &format!("explain 10.96.0.10:81 --pid {pid}"));
         assert!(code == 1 && out.contains("does not have"), "{out}");
+        let (code, out, notes) = ask(world, "explain 10.96.0.10:80 --pid 4194305");
+        assert_eq!((code, out.as_str()), (2, ""));
+        assert!(notes.starts_with("error: --pid 4194305: there is no such process"), "{notes}");
         assert_eq!(ask(world, "get addresses -o name").1, "10.96.0.10\n");
     });
 }

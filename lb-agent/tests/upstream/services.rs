@@ -35,12 +35,12 @@ fn test_service_to_service_map() {
         )
     };
     let with_vip = [
-        "port3: node4:30061/udp nodes4:30061/udp 10.1.2.4:8675/udp 172.16.55.11:8675/udp",
-        "port4: node4:30062/udp nodes4:30062/udp 10.1.2.4:8676/udp 172.16.55.11:8676/udp",
+        "port3: own-node-ipv4:30061/udp other-nodes-ipv4:30061/udp 10.1.2.4:8675/udp 172.16.55.11:8675/udp",
+        "port4: own-node-ipv4:30062/udp other-nodes-ipv4:30062/udp 10.1.2.4:8676/udp 172.16.55.11:8676/udp",
     ];
     let without_vip = [
-        "port3: node4:30061/udp nodes4:30061/udp 172.16.55.11:8675/udp",
-        "port4: node4:30062/udp nodes4:30062/udp 172.16.55.11:8676/udp",
+        "port3: own-node-ipv4:30061/udp other-nodes-ipv4:30061/udp 172.16.55.11:8675/udp",
+        "port4: own-node-ipv4:30062/udp other-nodes-ipv4:30062/udp 172.16.55.11:8676/udp",
     ];
     let checked = with_vip.map(|line| format!("{line} check=345"));
     let checked = [&*checked[0], &checked[1]];
@@ -90,8 +90,8 @@ fn test_service_to_service_map() {
             plain,
             true,
             &[
-                "port1: node4:678/udp nodes4:678/udp 172.16.55.10:345/udp",
-                "port2: node4:677/tcp nodes4:677/tcp 172.16.55.10:344/tcp",
+                "port1: own-node-ipv4:678/udp other-nodes-ipv4:678/udp 172.16.55.10:345/udp",
+                "port2: own-node-ipv4:677/tcp other-nodes-ipv4:677/tcp 172.16.55.10:344/tcp",
             ],
         ),
         ("load balancer service", lb(""), vip, true, &with_vip),

@@ -100,8 +100,10 @@ impl<T: Tables> Tables for Traced<'_, T> {
 
     fn address(&self, addr: &Addr) -> Option<Address> {
         let address = self.tables.address(addr)?;
-        // Nobody but the host's own sockets comes from a loopback address to a Service.
-        let is_host = self.who.netns == 0 && self.who.address.is_some_and(|ip| ip.is_loopback());
+        // Nobody but the host's own sockets comes from a loopback address, or from one of the node's, to
+        // a Service.
+        let is_host = self.who.netns == 0
+            && self.who.address.is_some_and(|ip| ip.is_loopback() || is_own_node(self.tables, ip));
         if self.who.is_anybody() || is_host {
             self.host_only.set(address.netns != 0);
             return Some(Address { netns: 0, ..address });
@@ -131,6 +133,19 @@ impl<T: Tables> Tables for Traced<'_, T> {
     }
 }
 
+fn is_own_node(tables: &impl Tables, ip: IpAddr) -> bool {
+    let own = |address: Address| address.flags & Address::OWN_NODE != 0 && address.netns == 0;
+    tables.address(&ip.into()).is_some_and(own)
+}
+
+/// What connect() makes of the unspecified address, if the flow goes there; nobody knows what a socket
+/// is bound to that is not asked about.
+pub(super) fn meant(flow: &Flow, who: Who) -> Option<Peer> {
+    let source = who.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+    let addr = flow.peer.addr;
+    addr.is_unspecified().then(|| Peer { addr: addr.meant(source.into()), ..flow.peer })
+}
+
 /// At most `limit` candidates: a damaged entry may claim billions.
 pub(super) fn outcome(
     tables: &impl Tables,
@@ -150,12 +165,7 @@ pub(super) fn outcome(
         bonds: Cell::new(false),
         bond: Cell::new(Bond::NONE),
     };
-    // What connect() makes of the unspecified address; nobody knows what the socket is bound to.
-    let mut flow = *flow;
-    if flow.peer.addr.is_unspecified() {
-        flow.peer.addr =
-            flow.peer.addr.meant(who.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()).into());
-    }
+    let flow = meant(flow, who).map_or(*flow, |peer| Flow { peer, ..*flow });
     let ask = |random| {
         let asking = Onlooker { random, netns: who.netns, now, ..Onlooker::default() };
         match (select(&traced, &asking, &flow, &Prior::NONE), who.address) {

@@ -3,14 +3,19 @@
 use std::io::{self, Write};
 
 use super::{
-    CONFINED, Choice, Client, DAMAGED, DENIED, Explanation, FORWARD, Hit, REFUSE, RESERVED,
-    UNKNOWN_CLIENT, UNKNOWN_PORT, UNREACHABLE, full_name,
+    CONFINED, Choice, Client, DAMAGED, DENIED, Explanation, FORWARD, Hit, NodePort, REFUSE,
+    RESERVED, UNKNOWN_CLIENT, UNKNOWN_PORT, UNREACHABLE, full_name,
 };
 use crate::ctl::table::Table;
 
 impl Explanation<'_> {
     pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let asked = format!("{}/{}", self.destination, self.protocol.to_ascii_lowercase());
+        let mut asked = format!("{}/{}", self.destination, self.protocol.to_ascii_lowercase());
+        if let Some(meant) = &self.meant {
+            asked.push_str(", which Linux takes for ");
+            asked.push_str(meant);
+            asked.push(',');
+        }
         let Some(hit) = &self.service else {
             match self.verdict {
                 UNKNOWN_PORT => writeln!(
@@ -36,7 +41,7 @@ impl Explanation<'_> {
             hit.block,
             hit.generation
         )?;
-        hit.write_scope(out)?;
+        self.write_scope(hit, out)?;
         self.write_sources(hit, out)?;
         self.write_verdict(hit, out)?;
         if !hit.kept.is_empty() {
@@ -153,9 +158,26 @@ impl Explanation<'_> {
     }
 
     fn write_nearby(&self, out: &mut dyn Write) -> io::Result<()> {
+        let node_port = match self.node_port {
+            Some(NodePort::HostOnly) => {
+                "\na NodePort has this number, but at this address only for processes of the host's network \
+                 namespace, where this client is not known to be (--from an address of the node, or --pid, \
+                 asks for such a one):"
+            }
+            Some(NodePort::NotAtLoopback) => {
+                "\na NodePort has this number, but NodePorts are not served at this loopback address: lb-agent \
+                 serves them there with --localhost-nodeports, and if --nodeport-addresses names it; the \
+                 addresses that `lbctl get addresses` calls own-node are served:"
+            }
+            Some(NodePort::NoNode) | None => {
+                "\na NodePort has this number, but the address is none at which NodePorts are served (`lbctl \
+                 get addresses`):"
+            }
+        };
         for (relation, title) in [
             ("frontend", "\nthe address is a Service's on other ports:"),
             ("backend", "\nit is a backend:"),
+            ("nodePort", node_port),
         ] {
             let mut titles = Some(title);
             for near in self.nearby.iter().filter(|near| near.relation == relation) {
@@ -168,22 +190,32 @@ impl Explanation<'_> {
         }
         Ok(())
     }
-}
 
-impl Hit<'_> {
-    fn write_scope(&self, out: &mut dyn Write) -> io::Result<()> {
-        let Self { frontend, host_only, .. } = self;
-        match self.scope {
-            "ownNode" if *host_only => writeln!(
-                out,
-                "it is the NodePort {frontend}, at an address that only processes of the host's \
-                 network namespace have; a socket that is bound to such an address itself reaches \
-                 backends at this node's own addresses only, else ECONNREFUSED (--from 127.0.0.1 \
-                 asks for one)"
-            ),
-            "ownNode" => writeln!(out, "it is the NodePort {frontend}, on this node"),
-            "otherNodes" => writeln!(out, "it is the NodePort {frontend}, on another node"),
-            "node" => writeln!(out, "it is the NodePort {frontend}, of that node's own endpoints"),
+    fn write_scope(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
+        let port = hit.port_number;
+        let client = self.client.as_ref().and_then(|client| client.address);
+        match hit.scope {
+            "ownNode" if hit.host_only => {
+                write!(
+                    out,
+                    "it is NodePort {port} on this node, at an address that only processes of the host's \
+                     network namespace have"
+                )?;
+                // A client that is known is told what it gets itself.
+                if client.is_none() {
+                    write!(
+                        out,
+                        "; a socket that is bound to such an address itself reaches backends at this \
+                         node's own addresses only, else ECONNREFUSED (--from 127.0.0.1 asks for one)"
+                    )?;
+                }
+                writeln!(out)
+            }
+            "ownNode" => writeln!(out, "it is NodePort {port} on this node"),
+            "otherNodes" => writeln!(out, "it is NodePort {port} on another node"),
+            "node" => {
+                writeln!(out, "it is NodePort {port} on another node, by that node's own endpoints")
+            }
             _ => Ok(()),
         }
     }

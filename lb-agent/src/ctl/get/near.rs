@@ -6,8 +6,7 @@ use crate::{
         cli::Get,
         target::{ServiceName, Target},
     },
-    dump::Entry,
-    maps::KeyText,
+    dump::{self, Entry},
 };
 
 /// What is missing, and the near misses.
@@ -31,8 +30,8 @@ fn near(all: &[Entry<'_>], target: &Target) -> Vec<String> {
             Target::Name(ServiceName { name, .. }) if **name == *port.service.name => {
                 port.to_string()
             }
-            Target::Address(addr) if addr.is_host(entry.key.peer) => {
-                format!("{} ({port})", KeyText(entry.key))
+            Target::Address(addr) if addr.is_host(entry.key) => {
+                format!("{} ({port})", dump::frontend_text(entry.key))
             }
             Target::Address(addr) if entry.backends().iter().any(|peer| addr.is_at(*peer)) => {
                 format!("a backend of {port} at this address")
