@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     time::Duration,
@@ -16,14 +17,16 @@ use serde::Deserialize;
 
 use super::{
     cgroup::Cgroup,
-    eventually,
+    eventually, http,
     process::Process,
     sandbox::Sandbox,
     sockets::{self, Flow},
 };
 
 /// How long it may take from a change in the API to the maps; on a busy machine, too.
-const CONVERGES: Duration = Duration::from_secs(20);
+const CONVERGES: Duration = Duration::from_secs(100);
+/// Where the agent says how it is.
+const HEALTH: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 10256);
 
 /// A node without an agent.
 pub(crate) struct Node {
@@ -89,7 +92,8 @@ impl Node {
         Ok(list.items.into_iter().map(|item| (item.address.clone(), item)).collect())
     }
 
-    /// Waits until the frontend's backends are these; none at all is a frontend without any.
+    /// Waits until the frontend's backends are these, and the agent serves; none at all is a frontend
+    /// without any.
     pub(crate) fn await_backends<'a>(
         &self,
         frontend: &str,
@@ -101,11 +105,11 @@ impl Node {
             let found = services.remove(frontend).ok_or_else(|| {
                 format!("no frontend {frontend} among {:?}", services.keys().collect::<Vec<_>>())
             })?;
-            if found.backends == wanted {
-                Ok(found)
-            } else {
-                Err(format!("{found:?}, not {wanted:?}"))
+            if found.backends != wanted {
+                return Err(format!("{found:?}, not {wanted:?}"));
             }
+            // The first programs are attached when the maps are complete, and that is a moment later.
+            is_ready().map(|()| found)
         })
     }
 
@@ -116,6 +120,12 @@ impl Node {
             Some(found) => Err(format!("{found:?} is still there")),
         });
     }
+}
+
+/// Whether the agent says that it serves: maps, programs, and a canary that has been back.
+fn is_ready() -> Result<(), String> {
+    let answer = http::get(HEALTH.into(), "/readyz").map_err(|error| format!("readyz: {error}"))?;
+    if answer.status == 200 { Ok(()) } else { Err(format!("not ready: {}", answer.body)) }
 }
 
 /// `lbctl get services -o json`.
