@@ -4,16 +4,18 @@ use std::{
     env,
     fmt::Write as _,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     path::Path,
     process::Command,
+    time::Duration,
 };
 
 use nix::mount::{MsFlags, mount};
 
 use super::{
+    message::ask_at,
     process::Process,
-    world::{World, backend4, backend6, soon},
+    world::{World, backend4, backend6, some_day},
     yaml,
 };
 
@@ -58,9 +60,9 @@ impl CoreDns {
         let mut command = Command::new(program);
         command.arg("-conf").arg(&files[1]);
         let mut new = Self(Process::start("coredns", &directory, &mut command));
-        let answers = || TcpStream::connect((backend6(n), 53)).is_ok();
+        let answers = || [backend4(n), backend6(n)].iter().all(|ip| answers(*ip));
         assert!(
-            soon(|| answers() || new.0.ended().is_some()) && answers(),
+            some_day(|| answers() || new.0.ended().is_some()) && answers(),
             "CoreDNS does not start:\n{}",
             new.0.log()
         );
@@ -70,6 +72,14 @@ impl CoreDns {
     pub(super) fn process(&mut self) -> &mut Process {
         &mut self.0
     }
+}
+
+/// Whether it answers there in UDP; before that it has listened in TCP.
+fn answers(ip: IpAddr) -> bool {
+    let from: IpAddr = if ip.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+    let socket = UdpSocket::bind((from, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    ask_at(&socket, (ip, 53).into(), 1).is_ok()
 }
 
 /// The Corefile.
