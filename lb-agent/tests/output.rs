@@ -5,26 +5,67 @@
 
 use std::{
     fs::{File, Permissions},
-    io::Read as _,
+    io::{self, Read as _},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Output, Stdio},
 };
 
+use lb_agent::mounts;
+
 /// lb-agent with these arguments, to its end.
 fn lb_agent(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_lb-agent")).args(args).output().unwrap()
+    agent().args(args).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
+/// `lb-agent` as on a machine where nothing is pinned: with what an agent at work has pinned, a file that
+/// cannot be read is another matter, and nobody but root may look there.
+fn agent() -> Command {
+    let is_bare = |mount: &mounts::Mount| {
+        let pinned = std::fs::symlink_metadata(mount.path.join("socklb"));
+        pinned.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    let mut bpffs = mounts::all("bpf").unwrap();
+    bpffs.retain(|mount| !is_bare(mount));
+    if bpffs.is_empty() {
+        return Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+    }
+    // Whoever is not root has the right to mount in a namespace of users only, and nothing is left of it.
+    let (rights, drop): (&[&str], _) = if nix::unistd::geteuid().is_root() {
+        (&[], "")
+    } else {
+        let drop = "setpriv --inh-caps=-all --ambient-caps=-all ";
+        (&["--user", "--map-current-user", "--keep-caps"], drop)
+    };
+    let hide = "mount -t tmpfs none \"$1\" && shift && ".repeat(bpffs.len());
+    let script = format!("{hide}exec {drop}\"$@\"");
+    let hidden = || {
+        let mut unshare = Command::new("unshare");
+        unshare.arg("--mount").args(rights).args(["sh", "-c", &script, "hide"]);
+        unshare.args(bpffs.iter().map(|mount| &mount.path));
+        unshare
+    };
+    let tried = hidden().arg("true").output().unwrap();
+    assert!(
+        tried.status.success(),
+        "something is pinned in {bpffs:?}, and cannot be hidden from the test, which needs root or user \
+         namespaces for that: {}",
+        String::from_utf8_lossy(&tried.stderr)
+    );
+    let mut agent = hidden();
+    agent.arg(env!("CARGO_BIN_EXE_lb-agent"));
+    agent
+}
+
 #[test]
 fn a_log_that_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("broken.yaml"), "kind: [").unwrap();
-    let status = Command::new(env!("CARGO_BIN_EXE_lb-agent"))
+    let status = agent()
         .args(["--dry-run", "--source"])
         .arg(format!("dir:{}", dir.path().display()))
         .env("SOCKLB_LOG", "debug")
@@ -107,7 +148,7 @@ fn nothing_that_files_say_or_are_called_reaches_a_terminal_as_it_is() {
     std::fs::create_dir(&files).unwrap();
     hostile(&files);
     for format in ["text", "json"] {
-        let output = Command::new(env!("CARGO_BIN_EXE_lb-agent"))
+        let output = agent()
             .args(["--dry-run", "--log=debug", "--log-format", format, "--source"])
             .arg(format!("dir:{}", files.display()))
             .output()
@@ -126,7 +167,7 @@ fn nothing_that_files_say_or_are_called_reaches_a_terminal_as_it_is() {
         }
     }
     // An error that ends the agent.
-    let output = Command::new(env!("CARGO_BIN_EXE_lb-agent"))
+    let output = agent()
         .args(["--dry-run", "--source=dir:/", "--bpffs"])
         .arg(dir.path().join(format!("nowhere-{HOSTILE}")))
         .output()
@@ -150,7 +191,7 @@ fn a_directory_that_cannot_be_read() {
     };
     mode("closed", 0o000);
     let said = |name: &str| {
-        let mut agent = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+        let mut agent = agent();
         agent.args(["--dry-run", "--source"]).arg(format!("dir:{}", path(name).display()));
         // SAFETY: the closure makes system calls only. Who is not root has none of them to drop.
         unsafe {
@@ -199,7 +240,7 @@ fn a_filter_that_means_nothing_is_refused() {
         let said = text(&output.stderr).split_whitespace().collect::<Vec<_>>().join(" ");
         let wanted = format!("error: invalid value '{filter}' for '--log <FILTER>': {wanted}");
         assert!(said.starts_with(&wanted), "{said}");
-        let mut by_environment = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+        let mut by_environment = agent();
         let output = by_environment.arg("--cleanup").env("SOCKLB_LOG", filter).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{filter}");
     }
@@ -280,7 +321,7 @@ fn colours() {
     let dir = tempfile::tempdir().unwrap();
     let colours = |terminal: bool, variables: &[(&str, &str)]| {
         let pty = nix::pty::openpty(None, None).unwrap();
-        let mut agent = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+        let mut agent = agent();
         agent.arg("--dry-run").arg(format!("--source=dir:{}", dir.path().display()));
         for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
             agent.env_remove(variable);
