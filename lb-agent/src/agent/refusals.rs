@@ -49,7 +49,17 @@ impl Refusals {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::abi::{Backend, FILTER, GENERATIONS};
+
     use super::*;
+    use crate::{
+        maps::{Memory, Op, Store, StoreError},
+        model::{
+            Change, Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice,
+            SlicePort, Trigger,
+        },
+        pipeline::Pipeline,
+    };
 
     fn writes(of: &[(&'static str, usize, Option<&str>)]) -> BTreeMap<&'static str, Writes> {
         let writes =
@@ -98,5 +108,105 @@ mod tests {
         assert_eq!(refusals.verdict().unwrap_err(), "the maps cannot be read: no memory");
         refusals.read(Ok(()));
         assert_eq!(refusals.verdict(), Ok(()));
+    }
+
+    /// Maps, of which one that no op names takes nothing: it is written to before another one is.
+    struct Beside {
+        maps: Memory,
+        refuses: Option<&'static str>,
+    }
+
+    impl Beside {
+        fn ask(&self, map: &'static str) -> Result<(), StoreError> {
+            let error = "no memory".to_owned();
+            let refused = StoreError::Kernel { call: "update", map, error };
+            if self.refuses == Some(map) { Err(refused) } else { Ok(()) }
+        }
+    }
+
+    impl Store for Beside {
+        fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+            if matches!(op, Op::PutService { .. } | Op::DeleteService { .. }) {
+                self.ask(FILTER)?;
+            }
+            self.maps.apply(op)
+        }
+
+        fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
+            self.ask(GENERATIONS)?;
+            self.maps.reserve(generation)
+        }
+
+        fn records(&self, block: u32, count: u32) -> Vec<Backend> {
+            self.maps.records(block, count)
+        }
+
+        fn grace_period(&mut self) -> Result<(), StoreError> {
+            self.maps.grace_period()
+        }
+    }
+
+    /// A Service and its only endpoint.
+    fn web(backend: &str) -> [Change; 2] {
+        let name = ObjectRef::new("default", "web");
+        let ports = vec![ServicePort::new("a", Protocol::Tcp, 80)];
+        let cluster_ips = vec!["10.96.0.10".parse().unwrap()];
+        let ready = Conditions { ready: true, serving: true, terminating: false };
+        let slice = Slice {
+            service: name.clone(),
+            ports: vec![SlicePort { name: "a".into(), protocol: Protocol::Tcp, number: 8080 }],
+            endpoints: vec![Endpoint::new(backend.parse().unwrap(), ready)],
+            trigger: Trigger::default(),
+        };
+        let service = Service { cluster_ips, ports, ..Service::default() };
+        [Change::Service(name.clone(), Some(service)), Change::Slice(name, Some(slice))]
+    }
+
+    /// What the pipeline counts of a map that is written to beside others is enough to see that it takes
+    /// nothing, and that it does again, also while something else does not come to its end.
+    #[test]
+    fn a_map_that_no_op_names_is_counted_too() {
+        for map in [GENERATIONS, FILTER] {
+            let maps = Memory::new(64, 64);
+            let snapshot = maps.snapshot();
+            let mut pipeline = Pipeline::new(Beside { maps, refuses: Some(map) }, &snapshot);
+            let lists = [
+                Change::ListedNodes([].into()),
+                Change::ListedServices([].into()),
+                Change::ListedSlices([].into()),
+            ];
+            lists.into_iter().chain(web("10.1.0.1")).for_each(|change| pipeline.change(change));
+            let mut refusals = Refusals::default();
+            let text = format!("the kernel takes nothing for the map {map}: no memory");
+            for _ in 0..2 {
+                refusals.wrote(&pipeline.sync().writes, false);
+                assert_eq!(refusals.verdict().unwrap_err(), text);
+            }
+            pipeline.store_mut().refuses = None;
+            let report = pipeline.sync();
+            assert!(report.failed.is_empty(), "{:?}", report.failed);
+            refusals.wrote(&report.writes, false);
+            assert_eq!(refusals.verdict(), Ok(()), "{map}");
+
+            // Of what is there already, too: a set, a frontend.
+            pipeline.store_mut().refuses = Some(map);
+            web("10.1.0.2").into_iter().for_each(|change| pipeline.change(change));
+            refusals.wrote(&pipeline.sync().writes, false);
+            assert_eq!(refusals.verdict().unwrap_err(), text);
+            pipeline.store_mut().refuses = None;
+            refusals.wrote(&pipeline.sync().writes, false);
+            assert_eq!(refusals.verdict(), Ok(()), "{map}");
+
+            // A frontend that goes is no set.
+            if map == FILTER {
+                pipeline.store_mut().refuses = Some(map);
+                pipeline.change(Change::Service(ObjectRef::new("default", "web"), None));
+                refusals.wrote(&pipeline.sync().writes, false);
+                assert_eq!(refusals.verdict().unwrap_err(), text);
+                pipeline.store_mut().refuses = None;
+                refusals.wrote(&pipeline.sync().writes, false);
+                assert_eq!(refusals.verdict(), Ok(()));
+            }
+        }
     }
 }
