@@ -6,9 +6,9 @@ use std::{
     process::ExitCode,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     request::{Failure, Reason, Url, request, resolve},
+    stalls::{Stalls, decide},
     stop::Stop,
 };
 
@@ -23,7 +24,8 @@ use crate::{
 ///
 /// A request is due at its time, whether those before it are done or not. One that starts late,
 /// because all threads wait for answers or because the machine stood still, is counted as late; none
-/// is left out, not even when it is to stop. Prints a line of JSON every second, and one at the end.
+/// is left out, not even when it is to stop. One that nobody answered in time is made again if this
+/// process itself stood still meanwhile: then there is no knowing who was late. Prints a line of JSON every second, and one at the end.
 /// Fails if any request failed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -77,6 +79,7 @@ struct Tally {
     sent: u64,
     ok: u64,
     failed: u64,
+    again: u64,
     late: u64,
     latest: Duration,
     backends: BTreeMap<String, u64>,
@@ -94,6 +97,7 @@ struct Load<'a> {
     /// So many are due at all.
     total: AtomicU64,
     addresses: Mutex<Result<SocketAddr, Reason>>,
+    stalls: Stalls,
     tally: Mutex<Tally>,
 }
 
@@ -123,13 +127,16 @@ impl<'a> Load<'a> {
             next: AtomicU64::new(0),
             total: AtomicU64::new(args.rate * args.seconds),
             addresses: Mutex::new(resolve(&args.to.authority)),
+            stalls: Stalls::new(),
             tally: Mutex::default(),
         }
     }
 
     /// All of it, until it is to stop; false if a thread panicked.
     fn make(&self) -> bool {
+        let is_done = AtomicBool::new(false);
         thread::scope(|scope| {
+            scope.spawn(|| self.stalls.watch(|| !is_done.load(Ordering::Relaxed)));
             let workers: Vec<_> =
                 (0..self.args.threads).map(|_| scope.spawn(|| self.work())).collect();
             for second in 1..=self.args.seconds {
@@ -144,7 +151,9 @@ impl<'a> Load<'a> {
                 }
                 println!("{}", self.progress(second));
             }
-            workers.into_iter().all(|worker| worker.join().is_ok())
+            let ended: Vec<_> = workers.into_iter().map(ScopedJoinHandle::join).collect();
+            is_done.store(true, Ordering::Relaxed);
+            ended.iter().all(Result::is_ok)
         })
     }
 
@@ -168,14 +177,16 @@ impl<'a> Load<'a> {
                 tally.late += u64::from(behind > LATE);
                 tally.latest = tally.latest.max(behind);
             }
-            let outcome = self.request();
-            self.count(outcome, begun);
+            let stalled = |from, to| self.stalls.within(from, to);
+            let (outcome, again) = decide(|| self.request(), stalled);
+            self.count(outcome, begun, again);
         }
     }
 
-    fn count(&self, outcome: Result<String, Failure>, begun: Instant) {
+    fn count(&self, outcome: Result<String, Failure>, begun: Instant, again: u64) {
         let took = begun.elapsed();
         let mut tally = lock(&self.tally);
+        tally.again += again;
         match outcome {
             Ok(backend) => {
                 tally.ok += 1;
@@ -260,6 +271,7 @@ fn summary(tally: &mut Tally, took: Duration) -> Value {
         "sent": tally.sent,
         "ok": tally.ok,
         "failed": tally.failed,
+        "again": tally.again,
         "late": tally.late,
         "latest_ms": tally.latest.as_secs_f64() * 1000.0,
         "latency_ms": { "p50": percentile(50), "p99": percentile(99), "max": percentile(100) },

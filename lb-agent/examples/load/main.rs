@@ -7,6 +7,7 @@
 mod client;
 mod request;
 mod serve;
+mod stalls;
 mod stop;
 
 use std::process::ExitCode;

@@ -56,6 +56,8 @@ impl Phase {
 pub(crate) struct Reason {
     pub(crate) errno: Option<i32>,
     pub(crate) text: String,
+    /// It may be that nobody answered in time. All that a resolver says is that it has no answer.
+    pub(crate) is_late: bool,
 }
 
 impl fmt::Display for Reason {
@@ -68,13 +70,15 @@ impl Error for Reason {}
 
 impl From<io::Error> for Reason {
     fn from(error: io::Error) -> Self {
-        Self { errno: error.raw_os_error(), text: error.to_string() }
+        // Of connect() and of read().
+        let is_late = matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
+        Self { errno: error.raw_os_error(), text: error.to_string(), is_late }
     }
 }
 
 impl From<&str> for Reason {
     fn from(text: &str) -> Self {
-        Self { errno: None, text: text.to_owned() }
+        Self { errno: None, text: text.to_owned(), is_late: false }
     }
 }
 
@@ -111,7 +115,12 @@ pub(crate) fn request(
 }
 
 pub(crate) fn resolve(authority: &str) -> Result<SocketAddr, Reason> {
-    authority.to_socket_addrs()?.next().ok_or_else(|| "the name has no address".into())
+    let addresses = authority.to_socket_addrs();
+    let mut addresses = addresses.map_err(|error| Reason {
+        is_late: error.raw_os_error().is_none(),
+        ..Reason::from(error)
+    })?;
+    addresses.next().ok_or_else(|| "the name has no address".into())
 }
 
 /// The first word of the body of a whole answer with the status 200.
@@ -135,6 +144,8 @@ fn first_word(answer: &str) -> Result<String, (Phase, Reason)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -151,6 +162,25 @@ mod tests {
         is("http://[fd00::1]/", "[fd00::1]:80", "/");
         is("http://[fd00::1]:81", "[fd00::1]:81", "/");
         assert_eq!(parts("web:80"), None);
+    }
+
+    #[test]
+    fn what_nobody_answered_is_told_from_what_was_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let url = format!("http://{address}").parse().unwrap();
+        let ask = || request(&url, Duration::from_millis(50), Ok(address)).err().unwrap();
+        let silent = ask();
+        assert!(matches!(silent.phase, Phase::Read) && silent.reason.is_late, "{}", silent.reason);
+        drop(listener);
+        let refused = ask();
+        assert_eq!(
+            (refused.reason.errno, refused.reason.is_late),
+            (Some(libc::ECONNREFUSED), false)
+        );
+        // A name that nobody has to be asked for.
+        let unknown = resolve("a..b:80").unwrap_err();
+        assert!(unknown.is_late, "{unknown}");
     }
 
     #[test]

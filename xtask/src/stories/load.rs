@@ -184,8 +184,12 @@ impl Summary {
         let spread = self.spread();
         let most = spread.first().map_or(0, |(_, count)| *count);
         let least = spread.last().map_or(0, |(_, count)| *count);
+        let again = match self.count("again") {
+            0 => String::new(),
+            again => format!(", {again} made again as the client stood still"),
+        };
         format!(
-            "{} requests in {:.0} s, {} failed; p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; {} late, by \
+            "{} requests in {:.0} s, {} failed{again}; p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; {} late, by \
              {:.0} ms at most; {} pods answered, from {least} to {most} each",
             self.count("sent"),
             self.0["seconds"].as_f64().unwrap_or(0.0),
