@@ -2,7 +2,11 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{self as unix, UnixListener},
+    },
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -14,18 +18,29 @@ use crate::policy::PerFamily;
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A port that is free now, and that no client gets as its own.
+/// A port that is free at all addresses now, that no client gets as its own, and no other test.
 pub(in crate::admin) fn free_port() -> SocketAddr {
     static TRIED: AtomicU32 = AtomicU32::new(0);
-    loop {
+    for _ in 0..20_000 {
         let tried = TRIED.fetch_add(1, Ordering::Relaxed);
         // Below the ephemeral ports; tests of another process begin elsewhere.
         let port = 11_000 + (std::process::id().wrapping_mul(61).wrapping_add(tried)) % 20_000;
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(port).unwrap()));
-        if TcpListener::bind(addr).is_ok() {
-            return addr;
+        let port = u16::try_from(port).unwrap();
+        // Who has the name has the port, until its process ends.
+        let name =
+            unix::SocketAddr::from_abstract_name(format!("socklb-test-port-{port}")).unwrap();
+        let Ok(claim) = UnixListener::bind_addr(&name) else { continue };
+        let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+        let is_taken = |ip: &IpAddr| {
+            let bound = TcpListener::bind((*ip, port));
+            bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        };
+        if !any.iter().any(is_taken) {
+            std::mem::forget(claim);
+            return (Ipv4Addr::LOCALHOST, port).into();
         }
     }
+    panic!("of the TCP ports 11000 to 30999 none is free")
 }
 
 pub(in crate::admin) fn connect(addr: SocketAddr) -> TcpStream {
