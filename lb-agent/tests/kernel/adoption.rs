@@ -81,26 +81,29 @@ fn works(world: &World, agent: &Agent) {
     yaml::put(world, "web", "10.96.0.10", &[backend4(2)]);
     assert!(soon(|| is_served_by(2)), "{}", agent.log());
     assert!(!agent.log().contains("not written"), "{}", agent.log());
+    yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+    assert!(soon(|| is_served_by(1)), "{}", agent.log());
 }
 
 #[test]
 fn a_map_without_its_lock() {
-    for name in ["services", "addresses", "affinity", "clients"] {
-        World::run(|world| {
-            yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
-            Agent::start(world).kill();
-            replace_by_plain(&world.pins().map_set(1).join(name));
-            under_load(|load| {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        Agent::start(world).kill();
+        under_load(|load| {
+            for name in ["services", "addresses", "affinity", "clients"] {
+                replace_by_plain(&world.pins().maps().unwrap().unwrap().join(name));
                 a_while(load);
                 let agent = Agent::start(world);
                 agent.wait_for(&format!("WARN the map {name} takes no write"));
                 agent.wait_for("starting with empty maps");
                 a_while(load);
                 works(world, &agent);
-            });
-            assert_eq!(world.pins().map_sets().unwrap().len(), 1);
+                assert_eq!(world.pins().map_sets().unwrap().len(), 1);
+                agent.kill();
+            }
         });
-    }
+    });
 }
 
 /// What lies beside the storage of sockets is made anew by itself; the set of maps stays.
@@ -129,28 +132,35 @@ fn a_map_beside_the_storage_without_its_lock() {
 fn numbers_that_no_agent_gives() {
     World::run(|world| {
         let pins = world.pins();
-        for name in ["maps-4294967295", "maps-0", "maps-007", "maps-abc"] {
-            yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
-            Agent::start(world).kill();
-            let stray = pins.root().join(name);
-            fs::rename(pins.map_set(1), &stray).unwrap();
-            under_load(|load| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        Agent::start(world).kill();
+        under_load(|load| {
+            let mut strays = Vec::new();
+            let mut starts = |sizes: &[&str], stray: Option<&str>| {
+                if let Some(stray) = stray {
+                    let stray = pins.root().join(stray);
+                    fs::rename(pins.maps().unwrap().unwrap(), &stray).unwrap();
+                    strays.push(stray);
+                }
                 a_while(load);
-                // Also where the maps are to be of another size, and so of another number.
-                for sizes in [SIZES, ["--max-services=100", "--max-backends=300"]] {
-                    let agent = Agent::start_with(world, &sizes);
+                let agent = Agent::start_with(world, sizes);
+                for stray in &strays {
                     let remedy = format!("`rm -r {}`", stray.display());
                     assert!(agent.log().contains(&remedy), "{}", agent.log());
-                    a_while(load);
-                    works(world, &agent);
-                    yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
-                    assert!(soon(|| is_served_by(1)));
                 }
-            });
-            assert_eq!(pins.map_sets().unwrap().len(), 1);
-            let (success, text) = output(command(world, &["--cleanup"]));
-            assert!(success && !pins.home().exists(), "{text}");
-        }
+                a_while(load);
+                works(world, &agent);
+                assert_eq!(pins.map_sets().unwrap().len(), 1);
+                agent.kill();
+            };
+            for name in ["maps-4294967295", "maps-0", "maps-007", "maps-abc"] {
+                starts(&SIZES, Some(name));
+            }
+            // Also where the maps are to be of another size, and so of another number.
+            starts(&["--max-services=100", "--max-backends=300"], None);
+        });
+        let (success, text) = output(command(world, &["--cleanup"]));
+        assert!(success && !pins.home().exists(), "{text}");
     });
 }
 
