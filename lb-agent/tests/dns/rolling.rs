@@ -22,8 +22,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// So many before it begins, and after it is over. Of two that serve each is asked, but for 1 in 10^12.
 const LOOKUPS: usize = 40;
 /// A resolver asks again after 5 s, if nobody says otherwise, and gives up after 10 (musl after half of
-/// that). So none asks more than twice.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// that). So none asks more than twice; what takes longer all the same is a machine that has no time.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a kept socket waits for an answer before it asks again.
+const AGAIN: Duration = Duration::from_secs(2);
 /// How many questions of a kept socket may get lost in all, on a machine that has no time.
 const LOST: u32 = 8;
 /// A little time for the news to reach the API server.
@@ -113,7 +115,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// Until it is time to stop, with half a second of patience for each answer.
+    /// Until it is time to stop.
     fn run(stop: &AtomicBool, mut attempt: impl FnMut(u16) -> std::io::Result<u8>) -> Self {
         let mut kept = Self::default();
         for id in 1.. {
@@ -146,7 +148,7 @@ fn server() -> SocketAddr {
 
 fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket.set_read_timeout(Some(AGAIN)).unwrap();
     socket
 }
 

@@ -14,8 +14,11 @@ use std::{
 
 use super::world::PORT;
 
-/// Every read of a client or a backend ends after this long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// Every read of a client ends after this long. A socket that learns something in this time learns it from
+/// a change: unasked, stale sockets are looked for every 30 seconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// The same of a backend, which may have a client that says nothing, and another one behind him.
+const PATIENCE_OF_BACKENDS: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(10);
 
 /// What a backend answers: its own address, and that of its client as it sees it.
@@ -93,7 +96,7 @@ impl Drop for Backends {
 fn greet(stream: &TcpStream, client: SocketAddr) {
     let backend = stream.local_addr().unwrap();
     stream.set_nonblocking(false).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE_OF_BACKENDS)).unwrap();
     let mut line = String::new();
     if BufReader::new(stream).read_line(&mut line).is_ok_and(|n| n > 0) {
         let mut stream = stream;

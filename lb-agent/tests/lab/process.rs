@@ -64,7 +64,7 @@ impl Process {
     /// Sends the signal and waits until the process has ended, which has to be soon.
     pub(crate) fn stop(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);
-        self.wait(Duration::from_secs(10))
+        self.wait(Duration::from_secs(60))
     }
 
     /// Waits until the process ends by itself.
