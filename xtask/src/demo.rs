@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Take away what --keep left.
     #[arg(long, conflicts_with = "keep")]
     remove: bool,
+    /// Seconds to wait for the end of another demo.
+    #[arg(long, hide = true, default_value_t = 0)]
+    patience: u64,
     #[command(subcommand)]
     part: Option<Part>,
 }
@@ -74,7 +77,7 @@ enum Part {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.part {
         None if args.remove => return remove(),
-        None => return guarded(args.keep),
+        None => return guarded(args.keep, args.patience),
         Some(Part::Play(args)) => play::run(args),
         Some(Part::Sweep { asked }) => sweep(*asked),
         Some(Part::Backend { name }) => backend::run(name),
@@ -102,13 +105,14 @@ fi
 exit "$code"
 "#;
 
-fn guarded(keep: bool) -> Result<ExitCode> {
+fn guarded(keep: bool, patience: u64) -> Result<ExitCode> {
     require_root()?;
     setup::ensure(&[Scope::Network])?;
     let programs = build::programs(false)?;
     let mut guard = Command::new("sh");
     guard.args(["-c", GUARD]).arg(myself()?).arg(keep.to_string());
     guard.arg("--agent").arg(programs.agent).arg("--lbctl").arg(programs.lbctl);
+    guard.arg("--patience").arg(patience.to_string());
     if keep {
         guard.arg("--keep");
     }

@@ -10,11 +10,13 @@ use std::{
     env,
     ffi::OsString,
     io::{BufRead as _, BufReader},
+    num::NonZeroUsize,
     process::{Command, ExitCode, ExitStatus, Stdio},
+    thread::{self, ScopedJoinHandle},
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::builder::PossibleValuesParser;
 use failures::Failures;
 use layers::{LAYERS, Layer, Made, Work, is_claimed};
@@ -86,8 +88,8 @@ impl Suite {
             Work::Checks(checks) => Ok(self.check_all(checks)),
             Work::Unclaimed => self.unclaimed(),
             Work::User { target, with } => self.user(target, with),
-            Work::Root { target, with } => self.root(target, with),
-            Work::Task(task) => self::task(task),
+            Work::Root { target, with, at_once } => self.root(target, with, at_once),
+            Work::Task(words) => task(words),
             Work::Sum { words, root } => self.sum(words, root),
         }
     }
@@ -137,7 +139,7 @@ impl Suite {
         self.count(&mut test)
     }
 
-    fn root(&mut self, target: &str, with: Option<Made>) -> Result<Tally> {
+    fn root(&mut self, target: &str, with: Option<Made>, at_once: usize) -> Result<Tally> {
         let program = integration(target)?;
         if skips_root() {
             let mut list = test(&program);
@@ -148,10 +150,22 @@ impl Suite {
             return Ok(tally);
         }
         require_root().context(NEEDS_ROOT)?;
-        let mut test = test(&program);
-        test.arg("--test-threads=1").args(&self.arguments);
-        give(&mut test, with)?;
-        self.count(&mut as_root(test))
+        let mut all = test(&program);
+        all.args(["--list", "--format", "terse"]);
+        let all = ask(&mut all).context("the test program does not list its tests")?;
+        // Whoever asks for some of them has a reason, and few of them.
+        let parts = if self.arguments.is_empty() { parts(&all, at_once) } else { vec![vec![]] };
+        let mut commands = Vec::new();
+        for names in parts {
+            let mut test = test(&program);
+            test.arg("--test-threads=1").args(&self.arguments);
+            if !names.is_empty() {
+                test.arg("--exact").args(names);
+            }
+            give(&mut test, with)?;
+            commands.push(as_root(test));
+        }
+        self.count_together(commands)
     }
 
     fn sum(&mut self, words: &[&str], root: bool) -> Result<Tally> {
@@ -172,6 +186,30 @@ impl Suite {
             }
         })?;
         self.whole(&line, status, (counts > 0).then_some(sum))
+    }
+
+    /// The same of several at once. What they say comes as they say it, line by line.
+    fn count_together(&mut self, commands: Vec<Command>) -> Result<Tally> {
+        let count = |mut command: Command| {
+            let mut part = Self::default();
+            let tally = part.count(&mut command);
+            (tally, part.failures)
+        };
+        let parts: Vec<_> = thread::scope(|scope| {
+            let running = commands.into_iter().map(|command| scope.spawn(|| count(command)));
+            let running: Vec<_> = running.collect();
+            running.into_iter().map(ScopedJoinHandle::join).collect()
+        });
+        let mut sum = Ok(Tally::default());
+        for part in parts {
+            let (tally, failures) = part.map_err(|_| anyhow!("what runs tests has panicked"))?;
+            failures.lines.into_iter().for_each(|line| self.failures.add(line));
+            sum = match (sum, tally) {
+                (Ok(sum), Ok(tally)) => Ok(sum + tally),
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            };
+        }
+        sum
     }
 
     /// The same of a program that ends with a sum such as ours.
@@ -238,6 +276,16 @@ fn integration(target: &str) -> Result<Executable> {
     program.with_context(|| format!("cargo built no test {target}"))
 }
 
+/// The tests of a list in so many parts, or as many as there are CPUs: each test in one of them.
+/// Neighbours are apart, since what takes long often stands together.
+fn parts(list: &str, at_once: usize) -> Vec<Vec<&str>> {
+    let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let tests: Vec<_> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    let count = at_once.min(cpus).min(tests.len()).max(1);
+    let part = |n| tests.iter().copied().skip(n).step_by(count).collect();
+    (0..count).map(part).collect()
+}
+
 /// Gives a test what it is to find in its environment.
 fn give(test: &mut Command, with: Option<Made>) -> Result<()> {
     if let Some((variable, make)) = with {
@@ -246,9 +294,9 @@ fn give(test: &mut Command, with: Option<Made>) -> Result<()> {
     Ok(())
 }
 
-fn task(task: &str) -> Result<Tally> {
+fn task(words: &[&str]) -> Result<Tally> {
     require_root().context(NEEDS_ROOT)?;
-    exec(Command::new("cargo").args(["xtask", task]).current_dir(workspace()))?;
+    exec(Command::new("cargo").arg("xtask").args(words).current_dir(workspace()))?;
     Ok(Tally::PASS)
 }
 
@@ -317,6 +365,33 @@ mod tests {
         assert_eq!(sh("exit 3").unwrap(), Tally::FAIL);
         assert!(sh("exit 0").is_err());
         assert!(Suite::default().count(&mut Command::new("no-such-program")).is_err());
+    }
+
+    #[test]
+    fn parts_are_counted_together_and_each_test_is_in_one() {
+        let list = "a: test\nb: test\nc: test\nfast: benchmark\n";
+        assert_eq!(parts(list, 1), [["a", "b", "c"]]);
+        let mut all: Vec<_> = parts(list, 2).concat();
+        all.sort_unstable();
+        assert_eq!(all, ["a", "b", "c"]);
+        assert_eq!(parts("", 2).len(), 1);
+
+        let part = |script: &str| {
+            let mut sh = Command::new("sh");
+            sh.args(["-c", script]);
+            sh
+        };
+        let mut suite = Suite::default();
+        let failed = "echo 'test b ... FAILED'; \
+                      echo 'test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 x'; exit 1";
+        let sum = suite.count_together(vec![part(ONE), part(failed)]).unwrap();
+        assert_eq!(sum, Tally { passed: 1, failed: 1, skipped: 1 });
+        assert_eq!(suite.failures.lines, ["test b ... FAILED"]);
+        // One that dies has failed, whatever the others do.
+        let mut suite = Suite::default();
+        let sum = suite.count_together(vec![part(ONE), part("kill -9 $$")]).unwrap();
+        assert_eq!((sum.passed, sum.failed), (1, 1));
+        assert!(suite.count_together(vec![part(ONE), part("exit 0")]).is_err());
     }
 
     #[test]

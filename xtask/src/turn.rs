@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use crate::exec::say;
+
 /// As long as somebody who was just killed may have it.
 pub(crate) const MOMENT: Duration = Duration::from_secs(2);
 
@@ -30,6 +32,19 @@ impl Turn {
             }
             sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The same, and says for whom it waits when that takes longer than a [`MOMENT`].
+    pub(crate) fn wait_long(name: &str, patience: Duration, who: &str) -> Result<Option<Self>> {
+        let turn = Self::wait(name, MOMENT)?;
+        if turn.is_some() {
+            return Ok(turn);
+        }
+        say!(
+            "{who} is at work on this machine: waiting for its end, {} s at most",
+            patience.as_secs()
+        );
+        Self::wait(name, patience)
     }
 
     fn take(name: &str) -> Result<Option<Self>> {

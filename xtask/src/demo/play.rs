@@ -1,7 +1,11 @@
 //! The demo itself: what is done, what is said of it, and what must be so. The first thing that is
 //! not as it should be ends it.
 
-use std::{env, fs, path::PathBuf, time::Instant};
+use std::{
+    env, fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -31,10 +35,19 @@ pub(super) struct Args {
     lbctl: PathBuf,
     #[arg(long)]
     keep: bool,
+    /// Seconds to wait for the end of another demo.
+    #[arg(long, default_value_t = 0)]
+    patience: u64,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let Some(_turn) = Turn::wait(place::NAME, turn::MOMENT)? else {
+    let patience = Duration::from_secs(args.patience);
+    let turn = if patience.is_zero() {
+        Turn::wait(place::NAME, turn::MOMENT)?
+    } else {
+        Turn::wait_long(place::NAME, patience, "another demo")?
+    };
+    let Some(_turn) = turn else {
         return Err(place::busy());
     };
     if place::sweep()? {

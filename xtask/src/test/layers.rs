@@ -28,11 +28,11 @@ pub(super) enum Work {
     Unclaimed,
     /// The integration test `lb-agent/tests/NAME.rs`, without root.
     User { target: &'static str, with: Option<Made> },
-    /// The integration test `lb-agent/tests/NAME.rs`, as root, one test at a time: what they touch
-    /// (cgroups, namespaces, the BPF file system) they share with the machine.
-    Root { target: &'static str, with: Option<Made> },
-    /// `cargo xtask TASK` as one test. It gets root by itself.
-    Task(&'static str),
+    /// The integration test `lb-agent/tests/NAME.rs`, as root: `at_once` processes with a part of its
+    /// tests each, one test at a time. What a test moves, such as its cgroup, is its process's.
+    Root { target: &'static str, with: Option<Made>, at_once: usize },
+    /// `cargo xtask WORDS` as one test. It gets root by itself.
+    Task(&'static [&'static str]),
     /// `cargo xtask WORDS`, which ends with a sum. If it needs root, it gets it by itself.
     Sum { words: &'static [&'static str], root: bool },
 }
@@ -64,7 +64,11 @@ pub(super) const LAYERS: &[Layer] = &[
         name: "kernel",
         purpose: "the BPF programs under real sockets, in a cgroup and namespace of their own",
         needs: &[Agent, Programs, Network, Clients],
-        work: Work::Root { target: "kernel", with: Some(("SOCKLB_GO_CLIENT", kube::go_client)) },
+        work: Work::Root {
+            target: "kernel",
+            with: Some(("SOCKLB_GO_CLIENT", kube::go_client)),
+            at_once: 2,
+        },
     },
     Layer {
         name: "kernels",
@@ -80,19 +84,28 @@ pub(super) const LAYERS: &[Layer] = &[
         name: "apiserver",
         purpose: "the agent against a real kube-apiserver, and beside a real kube-proxy",
         needs: &[Agent, Programs, Network, Clients],
-        work: Work::Root { target: "apiserver", with: Some(("SOCKLB_KUBE_BIN", kube::binaries)) },
+        work: Work::Root {
+            target: "apiserver",
+            with: Some(("SOCKLB_KUBE_BIN", kube::binaries)),
+            at_once: 1,
+        },
     },
     Layer {
         name: "dns",
         purpose: "CoreDNS behind a Service, asked by the resolvers that programs use",
         needs: &[Agent, Programs, Network, Dns],
-        work: Work::Root { target: "dns", with: Some(("SOCKLB_COREDNS", kube::coredns)) },
+        work: Work::Root {
+            target: "dns",
+            with: Some(("SOCKLB_COREDNS", kube::coredns)),
+            at_once: 2,
+        },
     },
     Layer {
         name: "demo",
         purpose: "the demo shows what it promises",
         needs: &[Agent, Programs, Network],
-        work: Work::Task("demo"),
+        // Another suite beside this one may be at the same.
+        work: Work::Task(&["demo", "--patience=600"]),
     },
     Layer {
         name: "cluster",
