@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     process::Command,
     sync::mpsc::{Sender, channel},
     thread::{self, JoinHandle},
@@ -27,7 +27,7 @@ use super::{
     control::counted,
     echo::{Answer, Backends, ask},
     raw::{errno, tcp_from},
-    world::{World, backend4, backend6, soon},
+    world::{World, backend4, backend6, hears_itself, soon},
     yaml,
 };
 
@@ -73,9 +73,8 @@ impl Pod {
         for ip in ips {
             self.ip(&format!("address add {ip} dev lo{}", nodad(ip.is_ipv6())));
         }
-        assert!(soon(|| self
-            .there
-            .within(|| ips.iter().all(|ip| { UdpSocket::bind((*ip, 0)).is_ok() }))));
+        let works = || ips.iter().all(|ip| hears_itself(*ip).is_ok());
+        assert!(soon(|| self.there.within(works)), "{}", self.routes());
         self.there.within(|| Backends::start(ips))
     }
 
@@ -93,15 +92,24 @@ impl Pod {
                 true
             }
             Err(error) => {
-                // ENETUNREACH was seen once, of IPv6, just after the address and its route were added.
                 let error = errno::<()>(Err(error));
-                assert!(matches!(error, Errno::EACCES | Errno::ENETUNREACH), "{error}");
+                assert_eq!(error, Errno::EACCES, "{}", self.routes());
                 false
             }
         });
         assert!(connected, "{to} is closed");
         println!("{to} from {from} after {:?}", start.elapsed());
         from
+    }
+
+    /// All that decides where its packets go, for whoever has to find out why.
+    fn routes(&self) -> String {
+        let say = |words: &str| {
+            let output = Command::new("ip").args(words.split(' ')).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let questions = ["address show", "-4 route show table all", "-6 route show table all"];
+        self.there.within(|| questions.map(say).concat())
     }
 
     /// Sooner or later it is shut out, and then it stays so.

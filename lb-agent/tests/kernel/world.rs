@@ -177,7 +177,8 @@ pub(crate) fn network() {
     }
 }
 
-fn hears_itself(ip: IpAddr) -> io::Result<()> {
+/// Whether a datagram to this address of this network namespace arrives.
+pub(crate) fn hears_itself(ip: IpAddr) -> io::Result<()> {
     let socket = UdpSocket::bind((ip, 0))?;
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
     socket.send_to(&[1], socket.local_addr()?)?;
