@@ -19,7 +19,7 @@ use crate::{
     maps::{Known, Op, Snapshot, Store, StoreError},
     model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, PortRef, Protocol, Settings, Trigger},
     plan::{PlanError, endings, plan, present, remains, room},
-    policy::{self, BackendSet, HealthCheck, NoLocal, PerFamily, Served},
+    policy::{self, BackendSet, HealthCheck, NoLocal, PerFamily, Served, Unmatched},
     tables::Tables,
 };
 
@@ -62,6 +62,8 @@ pub struct Report {
     pub addresses: Option<StoreError>,
     /// Frontends that went to another Service, by the Service that did not get them.
     pub lost: BTreeMap<ObjectRef, Vec<Lost>>,
+    /// Ports of slices that no port of their Service matches.
+    pub unmatched: BTreeMap<ObjectRef, Unmatched>,
     /// What made the slices change that were taken in since the last sync.
     pub triggers: Vec<Trigger>,
 }
@@ -229,6 +231,9 @@ impl<S: Store> Pipeline<S> {
             replace(&mut self.health_checks, &name, health_check);
             let no_local = (no_local != PerFamily::default()).then_some(no_local);
             replace(&mut self.no_local, &name, no_local);
+            if let Some(unmatched) = policy::unmatched(&self.cluster, &name) {
+                report.unmatched.insert(name.clone(), unmatched);
+            }
             let service = self.cluster.service(&name);
             self.dirty.append(&mut self.claims.stake(&name, service, &sets));
             wanted.insert(name, sets);

@@ -5,13 +5,17 @@
 
 mod endpoints;
 mod serve;
+mod unmatched;
 
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
 };
 
-pub use self::serve::serve;
+pub use self::{
+    serve::serve,
+    unmatched::{Unmatched, unmatched},
+};
 pub use crate::model::Cidr;
 use crate::model::{Cluster, Frontend, ObjectRef, PortRef};
 

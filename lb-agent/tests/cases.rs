@@ -8,8 +8,8 @@
 //!   cluster IPs are left alone; `adopts: no` if it counts what was said before;
 //! - `-- apply FILE --`: the file has this content now;
 //! - `-- remove FILE --`: the file is gone;
-//! - `-- expect --`: a sync, and what the maps say then; below it the Services that failed and the
-//!   frontends that went to another Service;
+//! - `-- expect --`: a sync, and what the maps say then; below it the Services that failed, the
+//!   frontends that went to another Service, and the slices whose ports do not match their Service's;
 //! - `-- warn --`, right behind it: what is wrong with the objects at that moment.
 //!
 //! `UPDATE=1 cargo test --test cases` writes down what is. Each case runs four times: as it is,
@@ -213,6 +213,9 @@ fn state(snapshot: &Snapshot, report: &Report) -> String {
         for lost in lost {
             text += &format!("lost {name} {} to {}\n", lost.frontend, lost.owner);
         }
+    }
+    for (name, unmatched) in &report.unmatched {
+        text += &format!("unmatched {name}: {unmatched}\n");
     }
     text
 }

@@ -184,6 +184,7 @@ const WRONG: &[(&str, &str)] = &[
     ("unknownPort=drop", "'/unknownPort'"),
     ("terminateTcp=all", "'/terminateTcp'"),
     ("logFormat=xml", "'/logFormat'"),
+    ("log=warning", "'/log'"),
     ("kubernetes.host=https://10.0.0.1:6443", "'/kubernetes/host'"),
     ("kubernetes.port=0", "'/kubernetes/port'"),
     ("maxServices=0", "'/maxServices'"),

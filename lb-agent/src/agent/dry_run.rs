@@ -1,6 +1,10 @@
 //! `--dry-run`: the plan against what is pinned now, or against empty maps.
 
-use std::{io, io::Write as _, time::Duration};
+use std::{
+    io,
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Error, Result, bail};
 
@@ -64,7 +68,9 @@ pub(super) async fn run(config: &Config) -> Result<()> {
         other => other?,
     }
     writeln!(out, "{} services, {} ops", report.looked_at.len(), report.ops)?;
-    Troubles::default().tell(&report);
+    let (mut troubles, now) = (Troubles::default(), Instant::now());
+    troubles.tell(&report, now);
+    troubles.tell_all(now);
     if !report.failed.is_empty() {
         bail!("{} Services cannot be written", report.failed.len());
     }

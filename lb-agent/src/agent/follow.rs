@@ -152,6 +152,7 @@ impl Agent {
                 }
                 _ = tick.tick() => {
                     self.wait_for_nodes();
+                    self.troubles.tell_lasting(Instant::now());
                     if self.compared.elapsed() > COMPARE {
                         self.pace.doubt();
                     }
@@ -252,7 +253,7 @@ impl Agent {
         } else {
             tracing::debug!(services = report.looked_at.len(), ops = report.ops, ?took, "sync");
         }
-        self.troubles.tell(&report);
+        self.troubles.tell(&report, Instant::now());
         let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
         if report.addresses.is_some() || report.failed.values().any(refused) {
             self.pace.doubt();

@@ -1,21 +1,35 @@
 //! The troubles told so far: each is logged when it appears and when it is over, not at each retry.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use crate::{model::ObjectRef, pipeline::Report};
 
 /// How many Services are named one by one when many have the same trouble.
 const NAMED: usize = 5;
+/// How long the ports of a Service and of its slices may differ before that is a trouble: when a port
+/// gets another name, the one object follows the other.
+const FOLLOWS: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub(super) struct Troubles {
     failed: BTreeMap<ObjectRef, String>,
     lost: BTreeMap<ObjectRef, String>,
     addresses: Option<String>,
+    unmatched: BTreeMap<ObjectRef, Unmatched>,
+}
+
+/// Ports of slices that do not match those of the Service.
+struct Unmatched {
+    text: String,
+    since: Instant,
+    told: bool,
 }
 
 impl Troubles {
-    pub(super) fn tell(&mut self, report: &Report) {
+    pub(super) fn tell(&mut self, report: &Report, now: Instant) {
         let failed: BTreeMap<_, _> =
             report.failed.iter().map(|(name, error)| (name.clone(), error.to_string())).collect();
         let new: Vec<_> =
@@ -42,6 +56,8 @@ impl Troubles {
             self.addresses = addresses;
         }
 
+        self.take_unmatched(report, now);
+
         // Whoever was looked at and is not among the losers has what it asks for.
         self.lost.retain(|service, _| {
             !report.looked_at.contains(service) || report.lost.contains_key(service)
@@ -56,5 +72,139 @@ impl Troubles {
                 self.lost.insert(service.clone(), text);
             }
         }
+    }
+
+    fn take_unmatched(&mut self, report: &Report, now: Instant) {
+        self.unmatched.retain(|service, known| {
+            let over =
+                report.looked_at.contains(service) && !report.unmatched.contains_key(service);
+            if over && known.told {
+                tracing::info!(%service, "the ports of EndpointSlices and Service match now");
+            }
+            !over
+        });
+        for (service, unmatched) in &report.unmatched {
+            let text = unmatched.to_string();
+            match self.unmatched.get_mut(service) {
+                Some(known) if known.text == text => {}
+                // It has lasted, whatever it looks like now.
+                Some(known) => *known = Unmatched { text, since: known.since, told: false },
+                None => {
+                    let known = Unmatched { text, since: now, told: false };
+                    self.unmatched.insert(service.clone(), known);
+                }
+            }
+        }
+    }
+
+    /// Tells what has lasted by now.
+    pub(super) fn tell_lasting(&mut self, now: Instant) {
+        let is_new = |known: &&mut Unmatched| {
+            !known.told && now.saturating_duration_since(known.since) >= FOLLOWS
+        };
+        let mut count = 0;
+        for (service, known) in &mut self.unmatched {
+            let Some(known) = Some(known).filter(is_new) else { continue };
+            known.told = true;
+            count += 1;
+            if count <= NAMED {
+                let remedy = "these endpoints serve nobody: give the port the same name and protocol \
+                              in the Service and in its slices";
+                tracing::warn!(%service, remedy, "{}", known.text);
+            }
+        }
+        if let Some(more) = count.checked_sub(NAMED).filter(|more| *more > 0) {
+            tracing::warn!(
+                "{more} more Services have ports that their EndpointSlices do not match"
+            );
+        }
+    }
+
+    /// Tells all that was taken in, whether it lasts or not.
+    pub(super) fn tell_all(&mut self, now: Instant) {
+        self.tell_lasting(now + FOLLOWS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Arc, sync::Mutex};
+
+    use super::*;
+    use crate::policy;
+
+    fn web() -> ObjectRef {
+        ObjectRef::new("default", "web")
+    }
+
+    fn report(port: Option<&str>) -> Report {
+        let set = |text: &str| BTreeSet::from([text.to_owned()]);
+        let unmatched = port.map(|port| {
+            let (slices, ports) = (set("web-1"), set(port));
+            (web(), policy::Unmatched { slices, ports, service: set("http (TCP)") })
+        });
+        Report {
+            looked_at: [web()].into(),
+            unmatched: unmatched.into_iter().collect(),
+            ..Report::default()
+        }
+    }
+
+    /// What is logged meanwhile: levels and messages.
+    fn logged(work: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Log {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend(bytes);
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = Log::default();
+        let writer = log.clone();
+        let told = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        tracing::subscriber::with_default(told.without_time().with_target(false).finish(), work);
+        String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn ports_that_do_not_match_are_told_when_that_lasts() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut troubles = Troubles::default();
+        let said = logged(|| {
+            troubles.tell(&report(Some("web (TCP)")), start);
+            troubles.tell_lasting(at(9));
+            troubles.tell(&report(None), at(9));
+            troubles.tell_lasting(at(60));
+        });
+        assert_eq!(said, "", "a port got another name");
+
+        let said = logged(|| {
+            troubles.tell(&report(Some("web (TCP)")), at(60));
+            // Endpoints come and go, other Services are looked at.
+            troubles.tell(&report(Some("web (TCP)")), at(65));
+            troubles.tell(&Report::default(), at(66));
+            troubles.tell_lasting(at(70));
+            troubles.tell_lasting(at(80));
+            troubles.tell(&report(Some("web (TCP)")), at(81));
+            troubles.tell_lasting(at(100));
+        });
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let text = " WARN ports of EndpointSlices that the Service has not: web (TCP) (in web-1); the \
+                    Service has http (TCP) service=default/web remedy=";
+        assert!(said.starts_with(text), "{said}");
+
+        let said = logged(|| {
+            troubles.tell(&report(Some("other (TCP)")), at(101));
+            troubles.tell_lasting(at(101));
+            troubles.tell(&report(None), at(102));
+        });
+        let levels: Vec<_> = said.lines().map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(levels, [Some("WARN"), Some("INFO")], "{said}");
     }
 }

@@ -266,9 +266,18 @@ impl Cluster {
 
     /// The slices of a Service, in the order of their names.
     pub fn slices<'a>(&'a self, service: &'a ObjectRef) -> impl Iterator<Item = &'a Slice> {
+        self.named_slices(service).map(|(_, slice)| slice)
+    }
+
+    /// The same with their names.
+    pub fn named_slices<'a>(
+        &'a self,
+        service: &'a ObjectRef,
+    ) -> impl Iterator<Item = (&'a str, &'a Slice)> {
         let first = (service.clone(), Arc::default());
         let rest = self.slices.range(first..);
-        rest.take_while(move |((of, _), _)| of == service).map(|(_, slice)| slice)
+        let own = rest.take_while(move |((of, _), _)| of == service);
+        own.map(|((_, name), slice)| (&**name, slice))
     }
 
     /// Whether that is this node's name (B7).

@@ -86,6 +86,17 @@ pub fn service(object: &KubeService) -> Translated<Service> {
     (Some(service), problems)
 }
 
+/// What is wrong with a Service that has no cluster IP where nobody will give it one: in a file.
+pub fn without_address(object: &KubeService) -> Option<Problem> {
+    let spec = object.spec.as_ref()?;
+    let has_address = spec.cluster_ip.as_ref().is_some_and(|ip| !ip.is_empty());
+    (!has_address && spec.type_.as_deref() != Some("ExternalName")).then(|| {
+        let remedy = "the Service is not served: give it an address, which in a cluster the API \
+                      server does, or `None` if it is headless";
+        Problem::new("spec.clusterIP", "is missing", remedy)
+    })
+}
+
 /// The cluster IPs, one of a family.
 fn cluster_ips(spec: &ServiceSpec, cluster_ip: &str, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
     let mut cluster_ips: Vec<IpAddr> = Vec::with_capacity(2);

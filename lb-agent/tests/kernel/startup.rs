@@ -1,7 +1,12 @@
 //! What is missing or in the way is named together with the remedy, and nothing is lost.
 #![expect(unsafe_code, reason = "capabilities are dropped between fork and exec")]
 
-use std::{fs, io, os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{
+    fs, io,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::Command,
+};
 
 use aya::{
     maps::{Map, MapData},
@@ -61,6 +66,25 @@ fn capabilities() {
         let agent = Agent::spawn(without(command(world, &SIZES), others));
         agent.wait_for_start("in sync");
         assert!(udp_backend(V4).is_ok());
+    });
+}
+
+/// The plan is one against what is pinned, so it has to be read.
+#[test]
+fn a_dry_run_that_may_not_read_what_is_pinned() {
+    World::run(|world| {
+        web(world);
+        Agent::start(world).kill();
+        // Nobody else may come to where the tests are built.
+        let (program, open) = (world.dir().join("lb-agent"), fs::Permissions::from_mode(0o755));
+        fs::copy(env!("CARGO_BIN_EXE_lb-agent"), &program).unwrap();
+        fs::set_permissions(world.dir(), open).unwrap();
+        let mut nobody = Command::new(program);
+        nobody.uid(65534).gid(65534).arg("--dry-run").arg("--bpffs").arg(world.bpffs());
+        nobody.arg(format!("--source=dir:{}", yaml::objects(world).display()));
+        let home = world.bpffs().join("socklb").display().to_string();
+        let words = [&*home, "Permission denied", "sudo lb-agent --dry-run"];
+        refuses(nobody, &words);
     });
 }
 

@@ -155,6 +155,9 @@ impl Files {
                     Object::Node(object) => {
                         nodes.put(object, true, place, &mut listing.nodes, problems);
                     }
+                    Object::List { kind, problems: of_list } => {
+                        problems.insert(place.label_list(kind), of_list.clone());
+                    }
                     Object::Other { .. } => {}
                 }
             }
@@ -174,6 +177,7 @@ impl Files {
                         Some(place.label("EndpointSlice", &object.name))
                     }
                     Object::Node(object) => Some(place.label("Node", &object.name)),
+                    Object::List { kind, .. } => Some(place.label_list(kind)),
                     Object::Other { .. } => None,
                 });
             }
@@ -222,6 +226,10 @@ impl Place<'_> {
         };
         // Nobody has looked at the names yet.
         Printable(label).to_string()
+    }
+
+    fn label_list(self, kind: &str) -> String {
+        format!("{kind} ({self})")
     }
 }
 

@@ -13,6 +13,7 @@ mod files;
 mod object;
 mod parse;
 mod reader;
+mod strict;
 mod waiting;
 mod watch;
 

@@ -12,7 +12,10 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use super::bounded::{Bounded, Left};
+use super::{
+    bounded::{Bounded, Left},
+    strict,
+};
 use crate::{
     model::{Node, ObjectRef, Service, Slice},
     sources::{
@@ -30,6 +33,13 @@ pub(super) enum Object {
     EndpointSlice(Named<Slice>),
     /// A v1 Node.
     Node(Named<Node>),
+    /// A list, beside its items: what is wrong with it.
+    List {
+        /// `ServiceList`.
+        kind: String,
+        /// There are some.
+        problems: Vec<Problem>,
+    },
     /// Something else.
     Other {
         /// `apps/v1 Deployment`.
@@ -49,7 +59,8 @@ pub(super) struct Named<T> {
 }
 
 impl<T> Named<T> {
-    fn new(name: ObjectRef, (model, problems): Translated<T>) -> Self {
+    fn new(name: ObjectRef, (model, more): Translated<T>, mut problems: Vec<Problem>) -> Self {
+        problems.extend(more);
         Self { name, model, problems }
     }
 }
@@ -157,6 +168,12 @@ impl Raw {
             _ => return Ok(vec![(None, object(fields)?)]),
         };
         let mut objects = Vec::new();
+        let known = ["apiVersion", "items", "kind", "metadata"];
+        let unknown = fields.keys().filter(|field| !known.contains(&field.as_str()));
+        let problems: Vec<_> = unknown.map(|field| strict::unknown(field, field, &known)).collect();
+        if !problems.is_empty() {
+            objects.push((None, Object::List { kind: kind.to_owned(), problems }));
+        }
         for (i, item) in items.map_or_else(Vec::new, |items| items.0).into_iter().enumerate() {
             let object = match item {
                 Item::Read(object) => object,
@@ -191,27 +208,29 @@ fn type_of(fields: &Map<String, Value>) -> Result<(&str, &str), Fault> {
 fn object(fields: Map<String, Value>) -> Result<Object, Fault> {
     match type_of(&fields)? {
         ("v1", "Service") => {
-            let object: KubeService = typed(fields)?;
+            let (object, mut problems) = typed::<KubeService>(fields)?;
+            problems.extend(translate::without_address(&object));
             let name = translate::object_ref(&object.metadata);
             let proxy = translate::proxy_name(&object).map(Into::into);
-            Ok(Object::Service(Named::new(name, translate::service(&object)), proxy))
+            Ok(Object::Service(Named::new(name, translate::service(&object), problems), proxy))
         }
         ("discovery.k8s.io/v1", "EndpointSlice") => {
-            let object: EndpointSlice = typed(fields)?;
+            let (object, unknown) = typed::<EndpointSlice>(fields)?;
             let name = translate::object_ref(&object.metadata);
-            Ok(Object::EndpointSlice(Named::new(name, translate::slice(&object))))
+            Ok(Object::EndpointSlice(Named::new(name, translate::slice(&object), unknown)))
         }
         ("v1", "Node") => {
-            let object: KubeNode = typed(fields)?;
+            let (object, unknown) = typed::<KubeNode>(fields)?;
             let name = translate::object_ref(&object.metadata);
-            Ok(Object::Node(Named::new(name, translate::node(&object))))
+            Ok(Object::Node(Named::new(name, translate::node(&object), unknown)))
         }
         (version, kind) => Ok(Object::Other { kind: format!("{version} {kind}") }),
     }
 }
 
-fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, Fault> {
-    serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| Fault {
+/// The object, and the fields that it has not.
+fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<(T, Vec<Problem>), Fault> {
+    strict::read(fields).map_err(|error| Fault {
         field: error.path().to_string(),
         what: error.into_inner().to_string(),
     })

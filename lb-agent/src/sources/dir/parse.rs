@@ -222,6 +222,7 @@ mod tests {
                 Object::Service(service, _) => format!("Service {}", service.name),
                 Object::EndpointSlice(slice) => format!("EndpointSlice {}", slice.name),
                 Object::Node(_) => "Node".to_owned(),
+                Object::List { kind, problems } => format!("{kind} {}", problems[0]),
                 Object::Other { kind } => kind,
             };
             format!("{number}{item} {object}")
@@ -280,6 +281,15 @@ mod tests {
             );
             assert_eq!(objects(&text, format), ["1[0] Service default/a"]);
         }
+    }
+
+    #[test]
+    fn a_list_has_fields_too() {
+        let list = "apiVersion: v1\nkind: ServiceList\nitem: [{metadata: {name: a}}]\n";
+        assert_eq!(
+            objects(list, Format::Yaml),
+            ["1 ServiceList item: there is no such field; it is ignored: did you mean items?"]
+        );
     }
 
     #[test]
