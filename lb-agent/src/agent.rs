@@ -1,6 +1,7 @@
 //! The agent's life: take over what is there, follow the source, write the maps, leave them working.
 
 mod clients;
+mod counting;
 mod dry_run;
 mod follow;
 mod guard;

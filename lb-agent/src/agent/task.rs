@@ -26,6 +26,10 @@ impl<T: Send + 'static> Task<T> {
         }
     }
 
+    pub(super) const fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     pub(super) fn is_due(&self, after: Duration) -> bool {
         self.begun.is_none_or(|begun| begun.elapsed() > after)
     }
@@ -47,14 +51,29 @@ impl<T: Send + 'static> Task<T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
 
     /// A log to be read.
     #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
+    pub(in crate::agent) struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        pub(in crate::agent) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    /// Runs something, and shows it its log.
+    pub(in crate::agent) fn logged(work: impl AsyncFnOnce(&Log)) {
+        let log = Log::default();
+        let writer = log.clone();
+        let told = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        tracing::subscriber::with_default(told, || runtime.block_on(work(&log)));
+    }
 
     impl std::io::Write for Log {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -69,25 +88,19 @@ mod tests {
 
     #[test]
     fn work_that_panics_is_told_and_done_again() {
-        let log = Log::default();
-        let writer = log.clone();
-        let told = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let mut task = Task::new();
-        tracing::subscriber::with_default(told, || {
-            runtime.block_on(async {
-                task.begin(|| -> u32 { panic!("a bug") });
-                assert_eq!(task.result().await, None);
-                let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-                assert!(text.contains("ERROR") && text.contains("a bug"), "{text}");
-                assert!(!task.is_due(Duration::from_secs(3600)), "not over and over again");
-                assert!(task.is_due(Duration::ZERO));
-                task.begin(|| 7);
-                assert_eq!(task.result().await, Some(7));
-                // Who asks for what is not under way does not spin.
-                let nothing = tokio::time::timeout(Duration::ZERO, task.result()).await;
-                assert!(nothing.is_err());
-            });
+        logged(async |log| {
+            let mut task = Task::new();
+            task.begin(|| -> u32 { panic!("a bug") });
+            assert_eq!(task.result().await, None);
+            let text = log.text();
+            assert!(text.contains("ERROR") && text.contains("a bug"), "{text}");
+            assert!(!task.is_due(Duration::from_secs(3600)), "not over and over again");
+            assert!(task.is_due(Duration::ZERO));
+            task.begin(|| 7);
+            assert_eq!(task.result().await, Some(7));
+            // Who asks for what is not under way does not spin.
+            let nothing = tokio::time::timeout(Duration::ZERO, task.result()).await;
+            assert!(nothing.is_err());
         });
     }
 }

@@ -4,24 +4,20 @@
 
 use std::{path::Path, time::Duration};
 
-use lb_common::abi::{Counter, Held};
+use lb_common::abi::Counter;
 use tokio::sync::mpsc;
 
-use super::{clients::Clients, task::Task, truth::InForce};
+use super::{clients::Clients, counting::Counting, task::Task, truth::InForce};
 use crate::{
     admin::{Admin, Family},
     maps::{Bonds, Counters, Exchanges, Pinned},
     pins::Pins,
     pipeline::{Pipeline, Report},
-    sockets::{self, Counted, Found, Kind, News, Reason, Storage, Sweeper},
+    sockets::{self, Found, Kind, News, Reason, Storage, Sweeper},
 };
 
 /// How often bonds that are over, and what was heard long ago, are looked for.
 const BONDS: Duration = Duration::from_secs(60);
-/// How often the sockets with further flows are counted; all that is stored, each sixth time.
-const STORAGE: Duration = Duration::from_secs(10);
-/// The same while a cgroup has half of what it may have.
-const STORAGE_IN_HASTE: Duration = Duration::from_secs(1);
 
 pub(super) struct Upkeep {
     kinds: Vec<Kind>,
@@ -31,11 +27,7 @@ pub(super) struct Upkeep {
     clients: Clients,
     bonds: Task<()>,
     heard: Option<Exchanges>,
-    /// None while it is at work.
-    storage: Option<Storage>,
-    counting: Task<(Storage, anyhow::Result<Counted>)>,
-    counts: u32,
-    in_haste: bool,
+    counting: Counting<Storage>,
 }
 
 impl Upkeep {
@@ -48,10 +40,7 @@ impl Upkeep {
             clients,
             bonds,
             heard: None,
-            storage: None,
-            counting: Task::new(),
-            counts: 0,
-            in_haste: false,
+            counting: Counting::new(),
         }
     }
 
@@ -73,15 +62,8 @@ impl Upkeep {
                 tracing::warn!("connected sockets stay with backends that are gone: {error:#}");
             }
         }
-        self.storage = Storage::open(pins)
-            .inspect_err(|error| {
-                tracing::warn!(
-                    "what is stored for sockets is not counted, and a cgroup that has had {} sockets \
-                     with many UDP flows gets no more of them: {error:#}",
-                    Held::MAX_MORE_FLOWS
-                );
-            })
-            .ok();
+        // In what is pinned now.
+        self.counting = Counting::new();
     }
 
     /// The programs may not have been at work for a while.
@@ -117,17 +99,12 @@ impl Upkeep {
             let unknown = counters.get(Counter::UnknownClient).unwrap_or_default();
             self.clients.tick(pipeline, unknown);
         }
-        let due = if self.in_haste { STORAGE_IN_HASTE } else { STORAGE };
-        if self.counting.is_due(due)
-            && let Some(mut storage) = self.storage.take()
-        {
-            let all = self.counts.is_multiple_of(6);
-            self.counts = self.counts.wrapping_add(1);
-            self.counting.begin(move || {
-                let counted = storage.count(all);
-                (storage, counted)
-            });
-        }
+        let to_open = pins.clone();
+        self.counting.begin(
+            self.counting.period(),
+            move || Storage::open(&to_open),
+            Storage::count,
+        );
         if pipeline.is_synced() && self.bonds.is_due(BONDS) {
             let timeouts = pipeline.affinity_timeouts();
             let pins = pins.clone();
@@ -166,23 +143,11 @@ impl Upkeep {
             },
             () = self.clients.heard() => self.clients.know(pipeline),
             Some(()) = self.bonds.result() => {}
-            Some((storage, counted)) = self.counting.result() => {
-                self.storage = Some(storage);
-                self.counted(counted, admin);
-            }
-        }
-    }
-
-    fn counted(&mut self, counted: anyhow::Result<Counted>, admin: &Admin) {
-        match counted {
-            Ok(counted) => {
-                let most = counted.more_flows.values().max();
-                self.in_haste = most.is_some_and(|most| *most > Held::MAX_MORE_FLOWS / 2);
+            Some(counted) = self.counting.result() => {
                 for (map, bytes) in counted.bytes {
                     admin.metrics().socket_storage(map, bytes);
                 }
             }
-            Err(error) => tracing::warn!("cannot count what is stored for sockets: {error:#}"),
         }
     }
 
