@@ -70,7 +70,8 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
     pub max_backends: u32,
     /// Most clients of Services with session affinity: each pod counts once for each port of each such
-    /// Service it uses. A client without room is served, but not always by the same backend.
+    /// Service it uses. The processes of one cgroup may have a sixteenth of it, and 1,024 in any case. A
+    /// client without room is served, but not always by the same backend.
     #[arg(long, env = "SOCKLB_MAX_AFFINITY", default_value_t = 262_144, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_affinity: u32,

@@ -28,7 +28,7 @@ use aya::{
 };
 use lb_common::abi::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, GENERATIONS, HEARD,
-    HELD, MORE_FLOWS, NAMES, SERVICES, SOCKETS, SOURCES,
+    HELD, Held, MAX_BONDS, MORE_FLOWS, NAMES, SERVICES, SOCKETS, SOURCES,
 };
 
 use self::floor::on_this_kernel;
@@ -251,7 +251,9 @@ fn fit(dir: &Path, sizes: Sizes) -> Result<bool> {
 }
 
 fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
+    let max_bonds = Held::max_bonds(sizes.affinity);
     let mut loader = EbpfLoader::new();
+    loader.override_global(MAX_BONDS, &max_bonds, true);
     for (map, size) in [
         (SERVICES, sizes.services),
         (NAMES, max_names(sizes.services)),

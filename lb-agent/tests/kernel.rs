@@ -24,6 +24,7 @@ mod kernel {
     mod adoption;
     mod affinity;
     mod affinity_bonds;
+    mod affinity_held;
     mod affinity_table;
     mod answers;
     mod capacity;

@@ -44,6 +44,8 @@ pub const MORE_FLOWS: &str = "more_flows";
 pub const GENERATIONS: &str = "generations";
 /// HASH: id of a cgroup (`u64`) to [`Held`].
 pub const HELD: &str = "held";
+/// Number in the programs, which the loader sets: the most bonds of one cgroup, see [`Held::max_bonds`].
+pub const MAX_BONDS: &str = "MAX_BONDS";
 
 /// HASH: [`Slot`](crate::heard::Slot) to [`Heard`](crate::heard::Heard): from whom UDP sockets have
 /// just heard, of peers that have a Service's address.
@@ -736,7 +738,7 @@ impl Bond {
     }
 }
 
-/// Value of [`AFFINITY`]. 56 bytes.
+/// Value of [`AFFINITY`]. 64 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Affinity {
@@ -744,6 +746,8 @@ pub struct Affinity {
     pub bond: Bond,
     /// Whose it is: a hash element may be recycled under its reader.
     pub key: AffinityKey,
+    /// In the name of which cgroup it was made, see [`HELD`].
+    pub cgroup: u64,
     /// Of two programs that choose a backend for one client at one time, the second takes the choice
     /// of the first.
     pub lock: bpf_spin_lock,
@@ -752,33 +756,46 @@ pub struct Affinity {
 }
 
 impl Affinity {
-    /// Of no client yet.
-    pub const NOBODYS: Self = Self {
-        bond: Bond::NONE,
-        key: AffinityKey { netns: 0, service: 0, family: 0 },
-        lock: bpf_spin_lock::UNLOCKED,
-        reserved: 0,
-    };
+    /// What stands in the map under `key`, made in the name of a cgroup.
+    #[inline(always)]
+    pub const fn new(key: AffinityKey, bond: Bond, cgroup: u64) -> Self {
+        Self { bond, key, cgroup, lock: bpf_spin_lock::UNLOCKED, reserved: 0 }
+    }
 }
 
-/// Value of [`HELD`]: what was made in the name of a cgroup and counts as the agent's memory. The
-/// programs count up, and the agent puts it right now and then: nothing is done when a socket is closed.
+/// Value of [`HELD`]: what was made in the name of a cgroup, and takes memory of the agent's or room that
+/// others need. The programs count up, and the agent puts it right now and then: nothing is done when a
+/// socket is closed or a bond ends. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Held {
     /// Values of [`MORE_FLOWS`].
     pub more_flows: u32,
+    /// Entries of [`AFFINITY`].
+    pub bonds: u32,
     /// Two programs may count at one time.
     pub lock: bpf_spin_lock,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 impl Held {
     /// Nothing yet.
-    pub const NOTHING: Self = Self { more_flows: 0, lock: bpf_spin_lock { val: 0 } };
+    pub const NOTHING: Self =
+        Self { more_flows: 0, bonds: 0, lock: bpf_spin_lock::UNLOCKED, reserved: 0 };
     /// The most values of [`MORE_FLOWS`] that the tasks of one cgroup may have: 8 MB.
     pub const MAX_MORE_FLOWS: u32 = 1024;
     /// The most cgroups at one time: more than a node has.
     pub const MAX_CGROUPS: u32 = 16_384;
+    /// The most bonds that one cgroup may have in any case.
+    pub const FEW_BONDS: u32 = 1024;
+
+    /// The most entries of [`AFFINITY`] that may be made in the name of one cgroup, where there is room for
+    /// `of_all`: a sixteenth of them, or [`FEW_BONDS`](Self::FEW_BONDS).
+    pub const fn max_bonds(of_all: u32) -> u32 {
+        let share = of_all / 16;
+        if share > Self::FEW_BONDS { share } else { Self::FEW_BONDS }
+    }
 }
 
 /// Key of [`COUNTERS`]: what is counted.
@@ -811,11 +828,13 @@ pub enum Counter {
     /// Refused since the socket is bound to a loopback address, and the NodePort's backend is at none
     /// of this node's own addresses.
     LoopbackBound = 11,
+    /// A client that was to stay with its backend, but whose cgroup has as many bonds as it may.
+    AffinityBounded = 12,
 }
 
 impl Counter {
     /// All of them, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Refused,
         Self::Unreachable,
         Self::Denied,
@@ -828,6 +847,7 @@ impl Counter {
         Self::HeardFull,
         Self::FlowsBounded,
         Self::LoopbackBound,
+        Self::AffinityBounded,
     ];
 
     /// As a label.
@@ -845,6 +865,7 @@ impl Counter {
             Self::HeardFull => "heard-full",
             Self::FlowsBounded => "flows-bounded",
             Self::LoopbackBound => "loopback-bound",
+            Self::AffinityBounded => "affinity-bounded",
         }
     }
 }
@@ -881,8 +902,9 @@ const _: () = {
     assert!(offset_of!(ClientEntry, lock) == 20);
     assert!(size_of::<AffinityKey>() == 16);
     assert!(size_of::<Bond>() == 32);
-    assert!(size_of::<Affinity>() == 56);
-    assert!(offset_of!(Affinity, lock) == 48);
+    assert!(size_of::<Affinity>() == 64);
+    assert!(offset_of!(Affinity, lock) == 56);
+    assert!(size_of::<Held>() == 16);
 };
 
 #[cfg(test)]

@@ -3,10 +3,13 @@
 use core::ptr;
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext as _, Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
-    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_spin_lock,
+        bpf_spin_unlock,
+    },
     macros::btf_map,
     programs::SockAddrContext,
 };
@@ -250,13 +253,9 @@ impl<H: Hook> Caller for Kernel<'_, H> {
 
     #[inline(always)]
     fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
-        // The first bond of a client is made in an element that says nothing yet, so that the value
-        // need not stand on the stack.
+        // The first bond of a client is made in an element that says nothing yet.
         let entry = AFFINITY.get_ptr_mut(key).or_else(|| {
-            match AFFINITY.insert(key, &NOBODYS, BPF_NOEXIST.into()) {
-                Ok(()) | Err(EEXIST) => {}
-                Err(_) => count(Counter::AffinityFull),
-            }
+            make_room(key.netns, bytemuck::must_cast([key.service, key.family]));
             AFFINITY.get_ptr_mut(key)
         });
         let Some(entry) = entry else { return true };
@@ -265,11 +264,9 @@ impl<H: Hook> Caller for Kernel<'_, H> {
             bpf_spin_lock(ptr::addr_of_mut!((*entry).lock).cast());
             let now = &mut (*entry).bond;
             let mut in_force = true;
-            if !now.is_made() {
-                copy(now, bond);
-                (*entry).key = *key;
-            } else if (*entry).key == *key {
-                in_force = (before.used == now.used && before.backend == now.backend)
+            if (*entry).key == *key {
+                in_force = !now.is_made()
+                    || (before.used == now.used && before.backend == now.backend)
                     || now.backend == bond.backend;
                 if in_force { copy(now, bond) } else { copy(bond, now) }
             }
@@ -280,9 +277,46 @@ impl<H: Hook> Caller for Kernel<'_, H> {
     }
 }
 
-/// One more socket of the cgroup has further flows, if it may. The agent counts them anew now and then.
+/// Makes an element for the first bond of a client, in the name of the cgroup of whoever connects, if
+/// there is room for it and the cgroup may have one more. A function that the verifier looks at by itself,
+/// as [`find_backend`]; returns 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room(netns: u64, service_and_family: u64) -> i32 {
+    let [service, family]: [u32; 2] = bytemuck::must_cast(service_and_family);
+    let key = AffinityKey { netns, service, family };
+    let cgroup = current_cgroup();
+    if !takes(cgroup, |held| &mut held.bonds, MAX_BONDS.load()) {
+        count(Counter::AffinityBounded);
+        return 0;
+    }
+    match AFFINITY.insert(&key, &Affinity::new(key, Bond::NONE, cgroup), BPF_NOEXIST.into()) {
+        Ok(()) => return 0,
+        // Another program was faster.
+        Err(EEXIST) => {}
+        Err(_) => count(Counter::AffinityFull),
+    }
+    if let Some(held) = HELD.get_ptr_mut(&cgroup) {
+        // SAFETY: the pointer is valid while the program runs, and the lock is the element's.
+        unsafe {
+            bpf_spin_lock(ptr::addr_of_mut!((*held).lock).cast());
+            (*held).bonds = (*held).bonds.saturating_sub(1);
+            bpf_spin_unlock(ptr::addr_of_mut!((*held).lock).cast());
+        }
+    }
+    0
+}
+
+/// One more socket of the cgroup has further flows, if it may.
 #[inline(never)]
 pub(crate) fn takes_more_flows(cgroup: u64) -> bool {
+    takes(cgroup, |held| &mut held.more_flows, Held::MAX_MORE_FLOWS)
+}
+
+/// The cgroup has one more of what `number` counts, if it has less than `most`. The agent counts them anew
+/// now and then.
+#[inline(always)]
+fn takes(cgroup: u64, number: impl Fn(&mut Held) -> &mut u32, most: u32) -> bool {
     let held = HELD.get_ptr_mut(&cgroup).or_else(|| {
         let _ = HELD.insert(&cgroup, &NOTHING, BPF_NOEXIST.into());
         HELD.get_ptr_mut(&cgroup)
@@ -291,16 +325,26 @@ pub(crate) fn takes_more_flows(cgroup: u64) -> bool {
     // SAFETY: the pointer is valid while the program runs, and the lock is the element's.
     unsafe {
         bpf_spin_lock(ptr::addr_of_mut!((*held).lock).cast());
-        let may = (*held).more_flows < Held::MAX_MORE_FLOWS;
-        (*held).more_flows += u32::from(may);
+        let number = number(&mut *held);
+        let may = *number < most;
+        *number += u32::from(may);
         bpf_spin_unlock(ptr::addr_of_mut!((*held).lock).cast());
         may
     }
 }
 
+/// The cgroup of the process that makes the system call.
+#[inline(always)]
+pub(crate) fn current_cgroup() -> u64 {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// [`lb_common::abi::MAX_BONDS`].
+#[unsafe(no_mangle)]
+static MAX_BONDS: Global<u32> = Global::new(Held::FEW_BONDS);
 static NOTHING: Held = Held::NOTHING;
 const EEXIST: i32 = -17;
-static NOBODYS: Affinity = Affinity::NOBODYS;
 
 /// Nanoseconds of the monotonic clock.
 #[inline(always)]

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     btf_maps::SkStorage,
-    helpers::{bpf_get_current_cgroup_id, bpf_get_socket_cookie, bpf_spin_lock, bpf_spin_unlock},
+    helpers::{bpf_get_socket_cookie, bpf_spin_lock, bpf_spin_unlock},
     macros::btf_map,
     programs::SockAddrContext,
 };
@@ -15,7 +15,7 @@ use lb_common::{
 
 use crate::{
     connection,
-    maps::{count, now, takes_more_flows},
+    maps::{count, current_cgroup, now, takes_more_flows},
 };
 
 /// What a UDP socket sends without being connected.
@@ -163,8 +163,7 @@ fn further(ctx: &SockAddrContext) -> Option<*mut Many> {
     if !many.is_null() {
         return Some(many);
     }
-    // SAFETY: the helper takes no argument.
-    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    let cgroup = current_cgroup();
     if !takes_more_flows(cgroup) {
         count(Counter::FlowsBounded);
         return None;

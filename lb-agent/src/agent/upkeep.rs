@@ -2,7 +2,10 @@
 //! of source ranges are followed, old bonds of session affinity are forgotten, and so is from whom UDP
 //! sockets have heard; what is stored for sockets is counted.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use lb_common::abi::Counter;
 use tokio::sync::mpsc;
@@ -13,11 +16,13 @@ use crate::{
     maps::{Bonds, Counters, Exchanges, Pinned},
     pins::Pins,
     pipeline::{Pipeline, Report},
-    sockets::{self, Found, Kind, News, Reason, Storage, Sweeper},
+    sockets::{self, Found, Gone, Kind, News, Reason, Storage, Sweeper},
 };
 
 /// How often bonds that are over, and what was heard long ago, are looked for.
 const BONDS: Duration = Duration::from_secs(60);
+/// For how long a client has not connected whose bonds are forgotten if its network namespace is gone.
+const IDLE: Duration = Duration::from_secs(600);
 
 pub(super) struct Upkeep {
     kinds: Vec<Kind>,
@@ -25,7 +30,11 @@ pub(super) struct Upkeep {
     /// Whether sockets may have dialled past the programs, and nobody has looked since.
     were_away: bool,
     clients: Clients,
-    bonds: Task<()>,
+    bonds: Task<Gone>,
+    /// None while the bonds are looked through.
+    gone: Option<Gone>,
+    /// Where the programs are attached.
+    cgroup: PathBuf,
     heard: Option<Exchanges>,
     counting: Counting<Storage>,
 }
@@ -39,6 +48,8 @@ impl Upkeep {
             were_away: true,
             clients,
             bonds,
+            gone: None,
+            cgroup: PathBuf::new(),
             heard: None,
             counting: Counting::new(),
         }
@@ -49,6 +60,7 @@ impl Upkeep {
         let started =
             sockets::open(pins).and_then(|maps| Ok(Sweeper::start(maps, cgroup, &self.kinds)?));
         self.were_away = true;
+        cgroup.clone_into(&mut self.cgroup);
         match started {
             Ok(started) => {
                 self.sweeper = Some(started);
@@ -107,7 +119,8 @@ impl Upkeep {
         );
         if pipeline.is_synced() && self.bonds.is_due(BONDS) {
             let timeouts = pipeline.affinity_timeouts();
-            let pins = pins.clone();
+            let (pins, cgroup) = (pins.clone(), self.cgroup.clone());
+            let mut gone = self.gone.take().unwrap_or_default();
             self.bonds.begin(move || {
                 let swept = Exchanges::open(&pins).map_err(anyhow::Error::from);
                 match swept.and_then(|mut heard| Ok(heard.sweep()?)) {
@@ -118,11 +131,13 @@ impl Upkeep {
                     }
                 }
                 let swept = Bonds::open(&maps).map_err(anyhow::Error::from);
-                match swept.and_then(|mut bonds| Ok(bonds.sweep(&timeouts)?)) {
+                let among = |asked| gone.among(&cgroup, asked).unwrap_or_default();
+                match swept.and_then(|mut bonds| Ok(bonds.sweep_with(&timeouts, IDLE, among)?)) {
                     Ok((0, _)) => {}
                     Ok((before, left)) => tracing::debug!(before, left, "session affinity"),
                     Err(error) => tracing::warn!("cannot forget old session affinity: {error:#}"),
                 }
+                gone
             });
         }
     }
@@ -142,7 +157,7 @@ impl Upkeep {
                 None => self.sweeper = None,
             },
             () = self.clients.heard() => self.clients.know(pipeline),
-            Some(()) = self.bonds.result() => {}
+            Some(gone) = self.bonds.result() => self.gone = Some(gone),
             Some(counted) = self.counting.result() => {
                 for (map, bytes) in counted.bytes {
                     admin.metrics().socket_storage(map, bytes);

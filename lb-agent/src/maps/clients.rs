@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
-use bytemuck::{Zeroable as _, must_cast};
+use bytemuck::must_cast;
 use lb_common::abi::{
     AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, Client, ClientEntry, ClientKey, SOURCES,
     SourceKey,
@@ -128,21 +128,27 @@ impl Clients {
         found.map_or(Bond::NONE, |affinity| must_cast::<_, Affinity>(affinity).bond)
     }
 
-    /// All bonds.
-    pub(super) fn bonds(&self) -> impl Iterator<Item = Result<(AffinityKey, Bond), MapError>> {
+    /// All bonds, and in the name of which cgroup each was made.
+    pub(super) fn bonds(&self) -> impl Iterator<Item = Result<(AffinityKey, Bond, u64), MapError>> {
         self.affinity.iter().map(|entry| {
             let (key, affinity) = entry?;
-            Ok((must_cast(key), must_cast::<_, Affinity>(affinity).bond))
+            let Affinity { bond, cgroup, .. } = must_cast(affinity);
+            Ok((must_cast(key), bond, cgroup))
         })
     }
 
     /// Puts in a bond of another map, unless there is one that is as new.
-    pub(super) fn put_bond(&mut self, key: &AffinityKey, bond: Bond) -> Result<(), MapError> {
+    pub(super) fn put_bond(
+        &mut self,
+        key: &AffinityKey,
+        bond: Bond,
+        cgroup: u64,
+    ) -> Result<(), MapError> {
         let known = self.bond(key);
         if known.used >= bond.used {
             return Ok(());
         }
-        let entry = Affinity { bond, key: *key, ..Affinity::zeroed() };
+        let entry = Affinity::new(*key, bond, cgroup);
         self.affinity.insert(&must_cast(*key), &must_cast(entry), BPF_F_LOCK)
     }
 

@@ -7,6 +7,7 @@ mod counters;
 mod generations;
 mod grace;
 mod heard;
+mod held;
 mod mapping;
 mod memory;
 mod names;
@@ -19,11 +20,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
 
-pub(crate) use self::pinned::{BPF_F_LOCK, gone};
 pub use self::{
     bonds::{Bonds, now},
     counters::Counters,
     heard::Exchanges,
+    held::{Holders, Of},
     memory::Memory,
     onlooker::Onlooker,
     op::{KeyText, Known, Op},

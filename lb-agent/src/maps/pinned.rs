@@ -220,15 +220,15 @@ impl Pinned {
 
     /// Where clients went, by whose clients they are.
     pub fn bonds(&self) -> impl Iterator<Item = Result<(AffinityKey, Bond), MapError>> {
-        self.clients.bonds()
+        self.clients.bonds().map(|entry| entry.map(|(key, bond, _)| (key, bond)))
     }
 
     /// Takes over where clients went, as far as there is room, from maps that may be in use. What they
     /// say of a client counts if it is newer.
     pub fn take_bonds(&mut self, other: &Self) -> Result<(), MapError> {
-        for entry in other.bonds() {
-            let (key, bond) = entry?;
-            if let Err(error) = self.clients.put_bond(&key, bond) {
+        for entry in other.clients.bonds() {
+            let (key, bond, cgroup) = entry?;
+            if let Err(error) = self.clients.put_bond(&key, bond, cgroup) {
                 tracing::warn!(%error, "not all clients stay with their backends");
                 break;
             }

@@ -11,10 +11,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, Map, MapData, MapError};
-use bytemuck::must_cast;
+use aya::maps::MapData;
 use lb_common::{
-    abi::{FLOWS, FORMER, HELD, Held, MORE_FLOWS, SOCKETS, Translation},
+    abi::{FLOWS, FORMER, MORE_FLOWS, SOCKETS, Translation},
     flows::{BEFORE, Few, Flows, Many},
 };
 
@@ -23,11 +22,10 @@ use super::{
     stored::{FUNCTION, program},
 };
 use crate::{
-    maps::{BPF_F_LOCK, gone},
+    maps::{Holders, Of},
     pins::{Pins, shown},
 };
 
-const HELD_SIZE: usize = size_of::<Held>();
 /// How much is read of a value: of [`MORE_FLOWS`] up to the cgroup that it names.
 const READ: usize = std::mem::offset_of!(Flows<0, 0>, cgroup) + 8;
 
@@ -48,7 +46,7 @@ const STORED: [(&str, usize); 4] = [
 #[derive(Debug)]
 pub struct Storage {
     iterators: Vec<Iterator>,
-    held: HashMap<MapData, u64, [u8; HELD_SIZE]>,
+    held: Holders,
 }
 
 /// What is stored at one time.
@@ -75,13 +73,13 @@ impl Storage {
             .iter()
             .map(|(name, _)| Ok(program.over(Some(open(name)?.fd().as_fd()))?))
             .collect::<Result<_>>()?;
-        Ok(Self { iterators, held: HashMap::try_from(Map::HashMap(open(HELD)?))? })
+        Ok(Self { iterators, held: Holders::open(pins.root())? })
     }
 
     /// Counts, and writes how many sockets with further flows each cgroup has. Looks at the other maps
     /// too if `all` is said: with many sockets that takes a while.
     pub fn count(&mut self, all: bool) -> Result<Counted> {
-        let before = self.held()?;
+        let before = self.held.numbers(Of::MoreFlows)?;
         let mut stored = Counted::default();
         let looked_at = if all { STORED.len() } else { 1 };
         for ((name, each), iterator) in STORED.iter().zip(&self.iterators).take(looked_at) {
@@ -99,64 +97,14 @@ impl Storage {
         }
         // Of a socket that has got them just now.
         stored.more_flows.remove(&0);
-        self.correct(&before, &stored.more_flows)?;
+        self.held.correct(Of::MoreFlows, &before, &stored.more_flows)?;
         Ok(stored)
     }
-
-    /// The numbers that the programs go by.
-    fn held(&self) -> Result<BTreeMap<u64, u32>, MapError> {
-        let number = |value| must_cast::<[u8; HELD_SIZE], Held>(value).more_flows;
-        self.held.iter().map(|entry| entry.map(|(id, value)| (id, number(value)))).collect()
-    }
-
-    /// What was made since `before` may have been counted or not, and counts.
-    fn correct(
-        &mut self,
-        before: &BTreeMap<u64, u32>,
-        counted: &BTreeMap<u64, u32>,
-    ) -> Result<(), MapError> {
-        let now = self.held()?;
-        for (id, more_flows) in corrected(before, &now, counted) {
-            if more_flows == 0 {
-                gone(self.held.remove(&id))?;
-            } else {
-                let held = Held { more_flows, ..Held::NOTHING };
-                self.held.insert(&id, &must_cast::<_, [u8; HELD_SIZE]>(held), BPF_F_LOCK)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The numbers that are to change.
-fn corrected(
-    before: &BTreeMap<u64, u32>,
-    now: &BTreeMap<u64, u32>,
-    counted: &BTreeMap<u64, u32>,
-) -> BTreeMap<u64, u32> {
-    let number = |of: &BTreeMap<u64, u32>, id: &u64| of.get(id).copied().unwrap_or(0);
-    let right = |id: &u64| {
-        let made = number(now, id).saturating_sub(number(before, id));
-        (*id, number(counted, id).saturating_add(made))
-    };
-    let all = now.keys().chain(counted.keys()).map(right);
-    all.filter(|(id, right)| now.get(id) != Some(right) && (*right > 0 || now.contains_key(id)))
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_closed_no_longer_counts_and_what_is_made_meanwhile_does() {
-        let before = BTreeMap::from([(1, 5), (2, 7), (3, 1)]);
-        let now = BTreeMap::from([(1, 5), (2, 9), (3, 1), (4, 2)]);
-        let counted = BTreeMap::from([(1, 5), (2, 3), (4, 1), (5, 6)]);
-        let expected = BTreeMap::from([(2, 5), (3, 0), (4, 3), (5, 6)]);
-        assert_eq!(corrected(&before, &now, &counted), expected);
-        assert_eq!(corrected(&counted, &counted, &counted), BTreeMap::new());
-    }
 
     #[test]
     fn no_more_than_the_least_that_there_is_for_it() {

@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "nix has no SO_NETNS_COOKIE")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io,
     os::{
@@ -82,6 +82,22 @@ fn seen(path: &Path, error: io::Error) -> io::Error {
 impl Namespaces {
     /// The namespaces of every thread, and those that are mounted somewhere known.
     pub(super) fn find() -> io::Result<Self> {
+        Self::look(|_| Vec::new())
+    }
+
+    /// Also those of which a process has an open file. With many open files this takes a while.
+    fn find_open() -> io::Result<Self> {
+        Self::look(|process| {
+            let mut files: Vec<_> = entries(&process.join("fd")).collect();
+            files.retain(|file| {
+                let name = fs::read_link(file);
+                name.is_ok_and(|name| name.to_str().is_some_and(|name| name.starts_with("net:[")))
+            });
+            files
+        })
+    }
+
+    fn look(also_of: impl Fn(&Path) -> Vec<PathBuf>) -> io::Result<Self> {
         let own = id(Path::new("/proc/thread-self/ns/net"))?;
         // First the mounts: they last longer than a process.
         let mut doors = Self::mounted_beside(own);
@@ -109,6 +125,9 @@ impl Namespaces {
                 if !thread.ends_with(name) {
                     add(thread.join("ns/net"));
                 }
+            }
+            for file in also_of(&process) {
+                add(file);
             }
         }
         doors.remove(&own);
@@ -214,6 +233,19 @@ pub fn in_netns_of_process<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -
     let gone = || io::Error::from(io::ErrorKind::NotFound);
     let visit = |_| work.take().map(|work| work()).ok_or_else(gone);
     tour(&[Door::At(path.into())], visit).pop().unwrap_or_else(|| Err(gone()))
+}
+
+/// Whether a process that lives does not show its namespace.
+pub(super) fn is_hidden(pid: &str) -> bool {
+    let shown = id(&Path::new("/proc").join(pid).join("ns/net"));
+    shown.is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+}
+
+/// The cookies of all namespaces that can be found, those included of which a process has an open file; none
+/// if one of them could not be looked at.
+pub(super) fn cookies() -> io::Result<Option<HashSet<u64>>> {
+    let found = Namespaces::find_open()?;
+    Ok(tour(&found.doors, |_| cookie()).into_iter().collect::<io::Result<_>>().ok())
 }
 
 /// The cookie of the network namespace of this thread, as `bpf_get_netns_cookie` gives it: no other

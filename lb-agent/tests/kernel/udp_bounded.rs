@@ -21,18 +21,23 @@ use super::{
 };
 
 /// A cgroup below the world's, and this process in it.
-struct Tenant {
+pub(super) struct Tenant {
     dir: PathBuf,
     home: PathBuf,
 }
 
 impl Tenant {
-    fn new(world: &World, name: &str) -> Self {
+    pub(super) fn new(world: &World, name: &str) -> Self {
         let dir = world.cgroup().join(name);
         fs::create_dir(&dir).unwrap();
         let this = Self { dir, home: world.cgroup().to_owned() };
-        enter(&this.dir);
+        this.enter();
         this
+    }
+
+    /// Puts this process there again.
+    pub(super) fn enter(&self) {
+        enter(&self.dir);
     }
 }
 
