@@ -400,3 +400,49 @@ fn a_credential_plugin_that_does_not_work() {
     let begin = format!("error: the credential plugin `true` {place} gave no credentials: ");
     assert!(nothing.starts_with(&begin), "{nothing}");
 }
+
+fn lbctl(words: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+    command.args(words.split(' ').filter(|word| !word.is_empty())).env_remove("SOCKLB_BPFFS");
+    let output = command.output().unwrap();
+    assert!(output.stdout.is_empty(), "{words}: {output:?}");
+    (output.status.code(), text(&output.stderr).to_owned())
+}
+
+/// What is wrong with a question is told before what is wrong with the machine, and each error says
+/// what helps.
+#[test]
+fn lbctl_says_what_is_wrong_and_what_helps() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().display();
+    let bpffs = "name the bpf file system that lb-agent has (its --bpffs or SOCKLB_BPFFS)";
+    for (words, code, said) in [
+        ("get", 2, "<WHAT>".to_owned()),
+        ("get pods", 2, "[possible values: services, backends,".to_owned()),
+        ("get services WEB", 2, "neither a name (NAME, NAMESPACE/NAME, with :PORT)".to_owned()),
+        ("get services -n Shop", 2, "-n \"Shop\": no namespace can have this name".to_owned()),
+        ("get services a/web -n b", 2, "`a/web` is in the namespace a, but -n says b".to_owned()),
+        ("get counters web", 2, "counters are of the whole node".to_owned()),
+        ("explain web", 2, "`lbctl get services web` shows those of a Service".to_owned()),
+        ("explain 10.96.0.10", 2, "a port is missing: 10.96.0.10:80".to_owned()),
+        ("explain fd00::a:80", 2, "and IPv6 needs brackets: [fd00::a:80]:80".to_owned()),
+        ("explain 10.96.0.10:http", 2, "PORT a number".to_owned()),
+        ("explain 10.96.0.10:80/sctp", 2, "use tcp or udp".to_owned()),
+        ("status web", 2, "unexpected argument 'web'".to_owned()),
+        ("status -o wide", 2, "[possible values: json]".to_owned()),
+        (
+            &format!("status --bpffs {dir}/nowhere"),
+            4,
+            format!("error: --bpffs {dir}/nowhere: there is no such directory: {bpffs}\n"),
+        ),
+        (
+            &format!("get services --bpffs {dir}"),
+            4,
+            format!("error: --bpffs {dir}: not in a bpf file system: {bpffs}\n"),
+        ),
+    ] {
+        let (exit, error) = lbctl(words);
+        assert!(exit == Some(code) && error.contains(&said), "{words}: {exit:?} {error}");
+        assert!(error.starts_with("error: "), "{words}: {error}");
+    }
+}

@@ -102,7 +102,23 @@ pub(super) fn kernel(what: &str, error: &io::Error) -> Failure {
             "{what}: {error}: pins are root's; run as root (`sudo lbctl ...`), or give the process \
              CAP_BPF and CAP_DAC_OVERRIDE"
         )),
+        Some(libc::ENOENT) => Failure::Unreachable(format!(
+            "{what}: {error}: somebody removed it; an agent that runs pins it again within 30 s, else start \
+             lb-agent"
+        )),
         _ => Failure::Unreachable(format!("{what}: {error}")),
+    }
+}
+
+/// Why a cgroup cannot be asked for its programs.
+pub(super) fn cgroup(error: &io::Error) -> Failure {
+    let what = "cannot ask the cgroup for its programs";
+    match error.raw_os_error() {
+        Some(libc::EPERM) => Failure::Permission(format!(
+            "{what}: {error}: the capability CAP_NET_ADMIN is missing; run as root (`sudo lbctl ...`), or \
+             give the process CAP_NET_ADMIN"
+        )),
+        _ => kernel(what, error),
     }
 }
 
@@ -159,6 +175,9 @@ mod tests {
         }
         let failure = kernel("cannot open x", &io::Error::from_raw_os_error(libc::ENOENT));
         assert_eq!(failure.code(), 4);
+        assert!(failure.to_string().contains("start lb-agent"), "{failure}");
+        let failure = cgroup(&io::Error::from_raw_os_error(libc::EPERM));
+        assert!(failure.code() == 3 && failure.to_string().contains("CAP_NET_ADMIN"), "{failure}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::{
     failure::{Answer, Failure},
     json,
     table::{Table, or_none},
-    target::{ServiceName, Target},
+    target::{ServiceName, Target, is_label},
 };
 use crate::{
     dump::{self, BackendItem, Entry, Fate, List, ServiceItem},
@@ -29,6 +29,11 @@ const UNKNOWN: &str = "<unknown>";
 impl Get {
     /// What clap cannot check by itself.
     pub(super) fn check(&self) -> Result<(), Failure> {
+        if let Some(name) = self.namespace.as_ref().filter(|name| !is_label(name)) {
+            return Err(Failure::Usage(format!(
+                "-n {name:?}: no namespace can have this name: use small letters, digits and `-`"
+            )));
+        }
         for target in &self.targets {
             if let (Target::Name(ServiceName { namespace: Some(own), .. }), Some(flag)) =
                 (target, &self.namespace)
@@ -78,7 +83,7 @@ pub(super) fn run(
     let get = &get.resolved(snapshot);
     let mut all = dump::entries(snapshot);
     // A Service's own addresses first, then its NodePorts.
-    all.sort_by_key(|entry| (entry.port, entry.key.scope, entry.key));
+    all.sort_by_key(|entry| (entry.port, entry.key.scope, !entry.key.peer.addr.is_v4(), entry.key));
     let mut entries = all.clone();
     entries.retain(|entry| get.namespace.as_ref().is_none_or(|wanted| wanted == entry.names()[0]));
 
@@ -451,7 +456,9 @@ default     game   <none>   10.0.0.3:53/udp   old
         assert_eq!(check("lbctl get svc a/web -n a"), Ok(()));
         assert_eq!(check("lbctl get svc a/web -n b"), Err(2));
         assert_eq!(check("lbctl get affinity web -n a"), Ok(()));
-        for words in ["addresses -n a", "counters -n a", "counters web"] {
+        for words in
+            ["addresses -n a", "counters -n a", "counters web", "svc -n A", "svc --namespace="]
+        {
             assert_eq!(check(&format!("lbctl get {words}")), Err(2), "{words}");
         }
     }

@@ -125,8 +125,7 @@ pub(super) fn run(
     }
     let counters = counts.into_iter().filter(|(_, count)| *count > 0);
     let mut found = Status {
-        others: others::find(&programs)
-            .map_err(|error| failure::kernel("cannot ask the cgroup for its programs", &error))?,
+        others: others::find(&programs).map_err(|error| failure::cgroup(&error))?,
         interrupted: pins.interrupted_links().map_err(|e| failure::kernel(&what(), &e))?,
         counters: counters.map(|(counter, count)| (counter.name(), count)).collect(),
         api_version: API_VERSION,
@@ -208,11 +207,14 @@ impl Status {
         let mut problems = Vec::new();
         let missing = self.in_state(State::Missing);
         if !missing.is_empty() {
-            problems.push(format!(
-                "not attached: {}; lb-agent attaches them once it knows all Services: start it, or \
-                 see its log",
-                missing.join(", ")
-            ));
+            let remedy = match self.agent.ready {
+                _ if !self.agent.running => "start lb-agent, which attaches them",
+                Some(true) => {
+                    "the agent sees that within 30 s and attaches them: if not, see its log"
+                }
+                _ => "the agent attaches them once it knows all Services",
+            };
+            problems.push(format!("not attached: {}; {remedy}", missing.join(", ")));
         }
         let detached = self.in_state(State::CgroupGone);
         if !detached.is_empty() {

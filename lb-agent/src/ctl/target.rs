@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    Addr, Flow,
+    Addr, Flow, Port,
     abi::{self, Peer, ServiceKey},
 };
 
@@ -35,7 +35,7 @@ pub struct ServiceName {
 }
 
 /// An address, or one port of it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Address {
     /// The address; an IPv4-mapped one is the IPv4 address.
     pub ip: IpAddr,
@@ -45,6 +45,9 @@ pub struct Address {
     pub protocol: Option<Protocol>,
     /// What it stands for, by bits of [`abi::Address`]; 0 until it was looked up.
     pub role: u32,
+    /// The ports and protocols of the NodePorts that it has entries of its own for, rather than those of
+    /// all other nodes; none until they were looked up.
+    pub own_ports: Vec<(Port, u8)>,
 }
 
 impl FromStr for Target {
@@ -79,12 +82,17 @@ impl FromStr for Target {
 }
 
 /// Whether Kubernetes could have given the name.
-fn is_label(text: &str) -> bool {
+pub(super) fn is_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     !text.is_empty() && text.bytes().all(inner)
 }
 
 impl Address {
+    /// Any port of it.
+    pub const fn new(ip: IpAddr) -> Self {
+        Self { ip, port: None, protocol: None, role: 0, own_ports: Vec::new() }
+    }
+
     /// None if the text does not look like an address; an error if it does, and is none.
     fn parse(text: &str) -> Result<Option<Self>, String> {
         let (addr, protocol) = match text.rsplit_once('/') {
@@ -101,9 +109,11 @@ impl Address {
             let numeric =
                 addr.split(':').next().is_some_and(|head| head.contains('.') && digits(head));
             if numeric || addr.starts_with('[') || addr.matches(':').count() > 1 {
-                return Err("not an address: use ADDR, ADDR:PORT or ADDR:PORT/tcp, and for IPv6 \
-                            [ADDR]:PORT"
-                    .to_owned());
+                return Err(
+                    "not an address: use ADDR, ADDR:PORT or ADDR:PORT/tcp, PORT a number, \
+                            and for IPv6 [ADDR]:PORT"
+                        .to_owned(),
+                );
             }
             return Ok(None);
         };
@@ -113,7 +123,7 @@ impl Address {
             Some("udp") => Some(Protocol::Udp),
             Some(other) => return Err(format!("`{other}` is not a protocol: use tcp or udp")),
         };
-        Ok(Some(Self { ip: ip.to_canonical(), port, protocol, role: 0 }))
+        Ok(Some(Self { port, protocol, ..Self::new(ip.to_canonical()) }))
     }
 
     /// Whether it means this address and port.
@@ -131,11 +141,10 @@ impl Address {
         let known = |addr: &Addr| snapshot.addresses.get(addr).map(|known| known.flags);
         let loopback = || known(&abi::LOOPBACK_NET).filter(|_| addr.is_v4() && addr.is_loopback());
         self.role = known(&addr).or_else(loopback).unwrap_or(0);
-        // Who has an entry of its own needs that of all others no more.
-        let has_entry = |key: &ServiceKey| key.scope == abi::SCOPE_NODE && self.is_at(key.peer);
-        if self.port.is_some() && snapshot.services.keys().any(has_entry) {
-            self.role &= !abi::Address::OTHER_NODE;
-        }
+        let addr = Addr::from(self.ip);
+        let is_own = |key: &&ServiceKey| key.scope == abi::SCOPE_NODE && key.peer.addr == addr;
+        let own = snapshot.services.keys().filter(is_own);
+        self.own_ports = own.map(|key| (key.peer.port, key.protocol)).collect();
     }
 
     /// Whether it means this address, with this or another port; or an address at which this NodePort,
@@ -144,7 +153,11 @@ impl Address {
         let is_family = key.peer.addr.is_v4() == self.ip.is_ipv4();
         match key.scope {
             abi::SCOPE_OWN_NODE => is_family && self.role & abi::Address::OWN_NODE != 0,
-            abi::SCOPE_OTHER_NODES => is_family && self.role & abi::Address::OTHER_NODE != 0,
+            abi::SCOPE_OTHER_NODES => {
+                is_family
+                    && self.role & abi::Address::OTHER_NODE != 0
+                    && !self.own_ports.contains(&(key.peer.port, key.protocol))
+            }
             _ => key.peer.addr == Addr::from(self.ip),
         }
     }
@@ -198,7 +211,7 @@ impl fmt::Display for Target {
                 f.write_str(name)?;
                 port.iter().try_for_each(|port| write!(f, ":{port}"))
             }
-            Self::Address(Address { ip, port, protocol, role: _ }) => {
+            Self::Address(Address { ip, port, protocol, .. }) => {
                 match port {
                     Some(port) => SocketAddr::new(*ip, *port).fmt(f)?,
                     None => ip.fmt(f)?,
@@ -225,7 +238,11 @@ impl FromStr for Destination {
                  {text}` shows those of a Service"
             ));
         };
-        let port = port.ok_or_else(|| format!("a port is missing: {}", SocketAddr::new(ip, 80)))?;
+        let port = port.ok_or_else(|| {
+            let like = SocketAddr::new(ip, 80);
+            let brackets = if ip.is_ipv6() { ", and IPv6 needs brackets" } else { "" };
+            format!("a port is missing{brackets}: {like}")
+        })?;
         let protocol = protocol.unwrap_or(Protocol::Tcp).number();
         Ok(Self(Flow { peer: SocketAddr::new(ip, port).into(), protocol }))
     }
@@ -236,7 +253,7 @@ mod tests {
     use super::*;
 
     fn address(ip: &str, port: Option<u16>, protocol: Option<Protocol>) -> Target {
-        Target::Address(Address { ip: ip.parse().unwrap(), port, protocol, role: 0 })
+        Target::Address(Address { port, protocol, ..Address::new(ip.parse().unwrap()) })
     }
 
     fn name(namespace: Option<&str>, name: &str, port: Option<&str>) -> Target {
@@ -284,7 +301,10 @@ mod tests {
         assert_eq!(flow("10.96.0.10:80"), Ok(tcp));
         assert_eq!(flow("[::ffff:10.96.0.10]:80/tcp"), Ok(tcp));
         assert_eq!(flow("10.96.0.10:80/udp"), Ok(Flow { protocol: 17, ..tcp }));
-        assert_eq!(flow("::1"), Err("a port is missing: [::1]:80".to_owned()));
+        assert_eq!(
+            flow("::1"),
+            Err("a port is missing, and IPv6 needs brackets: [::1]:80".to_owned())
+        );
         assert!(flow("default/web").unwrap_err().contains("`lbctl get services default/web`"));
     }
 }

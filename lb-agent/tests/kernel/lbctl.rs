@@ -121,7 +121,7 @@ fn status_names_what_is_wrong() {
         drop(control);
         fs::remove_file(world.pins().link("connect6")).unwrap();
         let (code, out, _) = ask(world, "status");
-        assert!(code == 1 && out.contains("not attached: connect6;"), "{out}");
+        assert!(code == 1 && out.contains("not attached: connect6; start lb-agent"), "{out}");
         let (_, _, notes) = ask(world, &format!("explain {V4}"));
         assert_eq!(notes, "note: nothing is translated now, see `lbctl status`\n");
     });

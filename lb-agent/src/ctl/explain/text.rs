@@ -196,20 +196,20 @@ impl Explanation<'_> {
         let client = self.client.as_ref().and_then(|client| client.address);
         match hit.scope {
             "ownNode" if hit.host_only => {
-                write!(
+                writeln!(
                     out,
                     "it is NodePort {port} on this node, at an address that only processes of the host's \
                      network namespace have"
                 )?;
                 // A client that is known is told what it gets itself.
-                if client.is_none() {
-                    write!(
-                        out,
-                        "; a socket that is bound to such an address itself reaches backends at this \
-                         node's own addresses only, else ECONNREFUSED (--from 127.0.0.1 asks for one)"
-                    )?;
+                if client.is_some() {
+                    return Ok(());
                 }
-                writeln!(out)
+                writeln!(
+                    out,
+                    "a socket that is bound to such an address itself reaches only backends at this \
+                     node's own addresses, else ECONNREFUSED (--from 127.0.0.1 asks for one)"
+                )
             }
             "ownNode" => writeln!(out, "it is NodePort {port} on this node"),
             "otherNodes" => writeln!(out, "it is NodePort {port} on another node"),

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use lb_common::abi::{Addr, Address, AffinityKey, Bond, Client, ClientKey, Counter};
+use lb_common::abi::{self, Addr, AffinityKey, Bond, Client, ClientKey, Counter};
 use serde::Serialize;
 
 use super::{
@@ -18,7 +18,7 @@ use crate::{
         failure::{self, Answer, Failure},
         json,
         table::{Table, or_none},
-        target::Target,
+        target::{Address, Target},
     },
     dump::{self, API_VERSION, Entry, List},
     maps::{self, Counters, Known, Pinned, Snapshot},
@@ -201,11 +201,31 @@ struct CounterItem {
 }
 
 fn addresses(get: &Get, snapshot: &Snapshot, entries: &[Entry<'_>]) -> List<AddressItem> {
+    let is_node_port = |entry: &&Entry<'_>| {
+        [abi::SCOPE_OWN_NODE, abi::SCOPE_OTHER_NODES].contains(&entry.key.scope)
+    };
+    let (node_ports, plain): (Vec<&Entry<'_>>, Vec<_>) = entries.iter().partition(is_node_port);
+    let mut by_addr: BTreeMap<Addr, Vec<&Entry<'_>>> = BTreeMap::new();
+    for entry in plain {
+        by_addr.entry(entry.key.peer.addr).or_default().push(entry);
+    }
     let item = |(addr, known): (&Addr, &Known)| {
-        let here = || entries.iter().filter(|entry| entry.key.peer.addr == *addr);
-        let wanted = |target: &Target| {
-            here().any(|entry| target.is_frontend(entry))
-                || matches!(target, Target::Address(at) if *addr == at.ip.into())
+        let at_it = by_addr.get(addr).map_or(&[][..], Vec::as_slice);
+        let own = at_it.iter().filter(|entry| entry.key.scope == abi::SCOPE_NODE);
+        let place = Address {
+            own_ports: own.map(|entry| (entry.key.peer.port, entry.key.protocol)).collect(),
+            role: known.flags,
+            ..Address::new(addr.ip())
+        };
+        let is_node = known.flags & (abi::Address::OWN_NODE | abi::Address::OTHER_NODE) != 0;
+        let of_nodes = || node_ports.iter().filter(|entry| is_node && place.is_host(entry.key));
+        let here = || at_it.iter().copied().chain(of_nodes().copied());
+        let wanted = |target: &Target| match target {
+            Target::Name(_) => here().any(|entry| target.is_frontend(entry)),
+            Target::Address(at) => {
+                *addr == at.ip.into()
+                    && at.port.is_none_or(|_| here().any(|e| target.is_frontend(e)))
+            }
         };
         let mut services: Vec<String> =
             here().filter_map(|entry| Some(entry.port?.service.to_string())).collect();
@@ -224,10 +244,10 @@ fn addresses(get: &Get, snapshot: &Snapshot, entries: &[Entry<'_>]) -> List<Addr
 
 fn roles(flags: u32) -> Vec<&'static str> {
     [
-        (Address::OWN_NODE, "own-node"),
-        (Address::OTHER_NODE, "other-node"),
-        (Address::CLUSTER_IP, "cluster-ip"),
-        (Address::RESERVED, "reserved"),
+        (abi::Address::OWN_NODE, "own-node"),
+        (abi::Address::OTHER_NODE, "other-node"),
+        (abi::Address::CLUSTER_IP, "cluster-ip"),
+        (abi::Address::RESERVED, "reserved"),
     ]
     .into_iter()
     .filter_map(|(flag, name)| (flags & flag != 0).then_some(name))
@@ -369,11 +389,18 @@ ADDRESS      ROLES        WHERE
         );
         let line = "10.96.0.21   cluster-ip   all   shop/cart\n";
         assert_eq!(get("addr 10.96.0.21 --no-headers -o wide").1, line);
-        assert_eq!(get("addresses cart -o name").1, "10.96.0.21\n192.0.2.9\n");
+        let all = "10.96.0.21\n127.0.0.1\n192.0.2.1\n192.0.2.9\n";
+        assert_eq!(get("addresses cart -o name").1, all, "its NodePort is at the nodes' addresses");
+        assert_eq!(get("addresses 192.0.2.1:30080 -o name").1, "192.0.2.1\n");
+        let line = "192.0.2.1   own-node   all   shop/cart\n";
+        assert_eq!(get("addr 192.0.2.1 --no-headers -o wide").1, line);
         assert_eq!(get("addresses 10.9.9.9").0, Answer::No);
         assert_eq!(
             item("addresses -o json", 2),
-            json!({ "address": "127.0.0.1", "roles": ["own-node"], "netns": 77, "services": [] })
+            json!({
+                "address": "127.0.0.1", "roles": ["own-node"], "netns": 77,
+                "services": ["shop/cart"],
+            })
         );
     }
 
