@@ -7,7 +7,8 @@
 //! Two Services may lead to one backend, and a socket may talk to that backend directly as well. The
 //! answers then differ in nothing; they are taken to come in the order of the questions. A question
 //! that had no answer for a second is no longer waited for, so that one lost datagram does not shift
-//! all labels behind it.
+//! all labels behind it. Where the order is not known, as more questions were under way than are kept,
+//! or the flow of a question was forgotten, an answer has no label rather than another one's.
 
 use bytemuck::{Pod, Zeroable, must_cast};
 
@@ -17,14 +18,31 @@ use crate::{
 };
 
 /// What nearly every socket gets along with: one set of four flows.
-pub type Few = Flows<4, 1>;
+pub type Few = Flows<4, 1, 16>;
 /// What the others have besides. With what the kernel puts before it, 8 KB: one allocation of a socket.
-pub type Many = Flows<7, 16>;
+pub type Many = Flows<WAYS, 16, 128>;
+const WAYS: usize = 8;
 /// What the kernel puts before a value that is stored for a socket, in bytes.
 pub const BEFORE: usize = 72;
 
-/// For how long an answer is waited for, in nanoseconds.
-const PATIENCE: u64 = 1_000_000_000;
+/// For how long an answer is waited for, in [`ticks`].
+const PATIENCE: u32 = ticks(1_000_000_000);
+
+/// A moment of the monotonic clock, of which these are the nanoseconds: in 16 µs, but never 0. They begin
+/// anew after 19 hours.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "they begin anew")]
+pub const fn ticks(now: u64) -> u32 {
+    (now >> 14) as u32 | 1
+}
+
+/// Whether what was asked `at` a moment may have an answer under way. Another CPU's clock may be a little
+/// ahead.
+#[inline(always)]
+const fn is_recent(at: u32, now: u32) -> bool {
+    const AHEAD: u32 = ticks(1_000_000);
+    now.wrapping_add(AHEAD).wrapping_sub(at) <= PATIENCE + AHEAD
+}
 
 /// A [`Peer`] in words: as what it is compared with, it is read from memory once per word.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -61,6 +79,13 @@ impl Words {
     const fn short_tag(&self) -> u32 {
         self.tag() as u32 | 1
     }
+
+    /// Others of these bits, as a [`Question`] has them of its frontend.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "these are the bits")]
+    const fn shorter_tag(&self) -> u16 {
+        (self.tag() >> 32) as u16
+    }
 }
 
 #[inline(always)]
@@ -68,10 +93,7 @@ const fn peer(addr: [u64; 2], port: u16) -> Peer {
     Peer { addr: Addr::from_words(must_cast(addr)), port: Port::from_raw(port) }
 }
 
-/// Of how many questions that wait for an answer the order is known, for each flow.
-const ORDERED: usize = 8;
-
-/// The datagrams to one address. 72 bytes.
+/// The datagrams to one address. 48 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Sent {
@@ -85,38 +107,62 @@ pub struct Sent {
     backend_port: u16,
     /// Generation of the block that the backend was last found in; 0: in none.
     generation: u32,
-    /// When the last one was sent, in nanoseconds of the monotonic clock; 0: the place is free.
+    /// When the last one was sent, in halves of a nanosecond of the monotonic clock, save the lowest bit, which
+    /// is [`Sent::ANSWERED`]; 0: the place is free.
     last: u64,
-    /// Short tag of the backend before this one, which may have an answer under way; 0: none.
-    former: u32,
-    /// How many of the last ones were not answered.
-    waiting: u16,
-    /// How many there were.
-    asked: u8,
-    /// 1 once a backend has answered.
-    answered: u8,
-    /// The turns of the last ones: which of all the socket's datagrams they were.
-    turns: [u16; ORDERED],
 }
 
-/// The flows of a socket, `N` in each of `SETS`; the flow's frontend says in which one. 24 bytes,
-/// and 72 for each.
+/// A datagram that may have an answer under way. 12 bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Question {
+    /// Short tag of the backend that it went to; 0: there is none, or it was answered.
+    via: u32,
+    /// When, in [`ticks`].
+    at: u32,
+    /// The place of its flow among all of the sets, or, with [`FEW`], among the first ones.
+    flow: u16,
+    /// Tag of the flow's frontend: the place may be another flow's by now.
+    of: u16,
+}
+
+/// Bit of [`Question::flow`]: the flow is one of the socket's [`Few`], the question among its [`Many`].
+pub const FEW: u16 = 1 << 15;
+
+impl Question {
+    const NONE: Self = Self { via: 0, at: 0, flow: 0, of: 0 };
+
+    /// Whether an answer is waited for.
+    #[inline(always)]
+    const fn is_awaited(&self, now: u32) -> bool {
+        self.via != 0 && is_recent(self.at, now)
+    }
+}
+
+/// The flows of a socket, `N` in each of `SETS`, and its last `ASKED` questions; the flow's frontend says
+/// in which set it is. All of the three are powers of two. 32 bytes, 48 for each flow, 12 for each question.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Flows<const N: usize, const SETS: usize> {
+pub struct Flows<const N: usize, const SETS: usize, const ASKED: usize> {
     /// Several threads may send through one socket at one time.
     pub lock: bpf_spin_lock,
-    /// Whether it has further ones, in [`MORE_FLOWS`](crate::abi::MORE_FLOWS).
+    /// Whether it has further ones, in [`MORE_FLOWS`](crate::abi::MORE_FLOWS), and its questions there.
     pub more: u16,
-    /// How many datagrams were sent, in the first flows for all of them.
-    pub turn: u16,
+    /// How many questions there were here.
+    asked: u16,
     /// [`backend_bit`] of each backend there was, in the first flows for all of them: most sockets
     /// that send to addresses of Services and to others do not send to these Services' backends.
     pub backends: u64,
     /// The cgroup in whose name further flows were made, see [`HELD`](crate::abi::HELD).
     pub cgroup: u64,
+    /// When the last question was asked that gave up its place while an answer was waited for; 0: none.
+    lost: u32,
+    /// Always 0.
+    reserved: u32,
     /// The flows.
     pub sets: [[Sent; N]; SETS],
+    /// The questions: a ring.
+    questions: [Question; ASKED],
 }
 
 /// In which of [`Many`]'s sets a flow is.
@@ -125,43 +171,88 @@ pub fn set(frontend: Peer) -> usize {
     (Words::new(frontend).tag() >> 60) as usize
 }
 
-/// [`Answered::rank`] of a flow that goes to another backend now.
-const LATE: u64 = 1;
-/// Bit of [`Answered::rank`]: it waits.
-const WAITS: u64 = 1 << 63;
-
 /// The flow that an answer belongs to, as far as can be said.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Answered {
     /// The address that the application asked.
     pub frontend: Peer,
-    /// Of those that wait the one that waits longest has the highest, then the one used last.
-    rank: u64,
+    /// The question.
+    question: Question,
+    /// When the flow was used last, as the flow has it; 0: none is known.
+    last: u64,
+    /// Not 0: more questions were under way than are kept, and nobody knows their order.
+    disorder: u32,
 }
 
 impl Answered {
     /// None. Not an `Option`: what LLVM makes of moving one that is empty, the verifier refuses.
     pub const NOBODY: Self = Self {
         frontend: Peer { addr: Addr::from_words([0; 4]), port: Port::from_raw(0) },
-        rank: 0,
+        question: Question::NONE,
+        last: 0,
+        disorder: 0,
     };
 
-    /// Whether there is one.
+    /// Whether the question is known.
+    #[inline(always)]
+    pub const fn is_found(&self) -> bool {
+        self.question.via != 0
+    }
+
+    /// Whether the question's flow is one of the [`Few`].
+    #[inline(always)]
+    pub const fn is_of_few(&self) -> bool {
+        self.question.flow & FEW != 0
+    }
+
+    /// Whether the flow is known.
     #[inline(always)]
     pub const fn is_known(&self) -> bool {
-        self.rank != 0
+        self.last != 0
+    }
+
+    /// Whether nobody knows the order of the questions, so that only a flow counts that is the only one.
+    #[inline(always)]
+    pub const fn is_disordered(&self) -> bool {
+        self.disorder != 0
     }
 }
 
-/// What [`record`] did.
+/// The place of a flow.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Recorded {
-    /// The flow has its place.
-    Known,
-    /// It has the place of another flow, which is forgotten.
-    InPlaceOfAnother,
-    /// There is no place.
-    Full,
+pub struct Place(u32);
+
+impl Place {
+    /// There is none.
+    const FULL: Self = Self(u32::MAX);
+    /// Bit: it was another flow's, which is forgotten.
+    const REPLACED: u32 = 1 << 16;
+
+    /// Whether there is none.
+    #[inline(always)]
+    pub const fn is_full(self) -> bool {
+        self.0 == u32::MAX
+    }
+
+    /// Whether it was another flow's, which is forgotten.
+    #[inline(always)]
+    pub const fn was_another_s(self) -> bool {
+        !self.is_full() && self.0 & Self::REPLACED != 0
+    }
+
+    /// Where it is.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the rest is no number")]
+    pub const fn index(self) -> u16 {
+        self.0 as u16
+    }
+}
+
+/// The place among all of [`Many`]'s flows of one in this set.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "there are 16 sets")]
+pub const fn place_in(set: usize, place: Place) -> u16 {
+    (set * WAYS) as u16 + place.index()
 }
 
 /// Puts into `place` where datagrams to `frontend` went before; false if there were none.
@@ -202,131 +293,173 @@ impl Sent {
         backend.is(&self.backend, self.backend_port)
     }
 
-    /// A new flow takes the place. Field by field, and without those that say nothing of a flow that
-    /// has asked nothing yet: LLVM zeroes more than a word by a call, and Linux before 6.9 allows none
-    /// while the flows are locked.
-    #[inline(always)]
-    const fn begin(&mut self, frontend: &Words, backend: &Words, generation: u32) {
-        self.frontend = frontend.addr;
-        self.frontend_port = frontend.port;
-        self.backend = backend.addr;
-        self.backend_port = backend.port;
-        self.generation = generation;
-        self.waiting = 0;
-        self.asked = 0;
-        self.answered = 0;
-        self.former = 0;
-    }
-
-    /// One more goes there, as the socket's datagram number `turn`.
-    #[inline(always)]
-    fn ask(&mut self, turn: u16, now: u64) {
-        self.turns[usize::from(self.asked) % ORDERED] = turn;
-        self.asked = self.asked.wrapping_add(1);
-        self.waiting = self.waiting.saturating_add(1);
-        self.last = now;
-    }
-
-    /// How many turns ago the first question was asked that waits; if more wait than the order is known
-    /// of, a later one.
-    #[inline(always)]
-    fn age(&self, turn: u16) -> u16 {
-        let first = usize::from(u16::from(self.asked).wrapping_sub(self.waiting)) % ORDERED;
-        turn.wrapping_sub(self.turns[first])
-    }
+    /// Bit of [`last`](Self::last): a backend has answered.
+    const ANSWERED: u64 = 1;
 }
 
-/// A datagram of a socket.
+/// A datagram that is sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Moment {
-    /// When it is sent, or was received, in nanoseconds of the monotonic clock.
+pub struct Datagram {
+    /// The address that the application gave.
+    pub frontend: Peer,
+    /// Where it goes.
+    pub to: Prior,
+    /// When, in nanoseconds of the monotonic clock.
     pub now: u64,
-    /// How many the socket has sent.
-    pub turn: u16,
 }
 
-/// Takes in that a datagram for `frontend` goes where `to` says. If there is no place left, the flow
-/// used least recently gives up its own, or (`!replace`) nothing happens.
+impl Datagram {
+    /// What is remembered of it until it is answered, if its flow is at this place.
+    #[inline(always)]
+    pub fn question(&self, flow: u16) -> Question {
+        Question {
+            via: Words::new(self.to.backend).short_tag(),
+            at: ticks(self.now),
+            flow,
+            of: Words::new(self.frontend).shorter_tag(),
+        }
+    }
+}
+
+/// Takes in that a datagram goes where it goes. If there is no place left, the flow used least recently
+/// gives up its own, or (`!replace`) nothing happens.
 #[inline(always)]
-pub fn record(
-    flows: &mut [Sent],
-    frontend: Peer,
-    to: Prior,
-    moment: Moment,
-    replace: bool,
-) -> Recorded {
-    let Moment { now, turn } = moment;
-    let Prior { backend, generation } = to;
+#[expect(clippy::cast_possible_truncation, reason = "there are not that many")]
+pub fn record(flows: &mut [Sent], datagram: &Datagram, replace: bool) -> Place {
+    let Datagram { frontend, to: Prior { backend, generation }, now } = *datagram;
     let (frontend, backend) = (&Words::new(frontend), &Words::new(backend));
     let (mut place, mut oldest) = (0, u64::MAX);
     let mut index = 0;
     while index < flows.len() {
         let flow = &mut flows[index];
         if flow.is_to(frontend) {
-            if !backend.is(&flow.backend, flow.backend_port) {
-                let before = Words { addr: flow.backend, port: flow.backend_port };
-                flow.former = before.short_tag();
-                flow.waiting = 0;
-            }
-            if now.wrapping_sub(flow.last) > PATIENCE {
-                flow.waiting = 0;
-            }
             flow.backend = backend.addr;
             flow.backend_port = backend.port;
             flow.generation = generation;
-            flow.ask(turn, now);
-            return Recorded::Known;
+            flow.last = now << 1 | flow.last & Sent::ANSWERED;
+            return Place(index as u32);
         }
         if flow.last < oldest {
             (place, oldest) = (index, flow.last);
         }
         index += 1;
     }
-    if oldest != 0 && !replace {
-        return Recorded::Full;
+    let is_free = oldest == 0;
+    if !is_free && !replace {
+        return Place::FULL;
     }
-    let Some(flow) = flows.get_mut(place) else { return Recorded::Full };
-    flow.begin(frontend, backend, generation);
-    flow.ask(turn, now);
-    if oldest == 0 { Recorded::Known } else { Recorded::InPlaceOfAnother }
+    let Some(flow) = flows.get_mut(place) else { return Place::FULL };
+    // Field by field: LLVM zeroes more than a word by a call, and Linux before 6.9 allows none while the
+    // flows are locked.
+    flow.frontend = frontend.addr;
+    flow.frontend_port = frontend.port;
+    flow.backend = backend.addr;
+    flow.backend_port = backend.port;
+    flow.generation = generation;
+    flow.last = now << 1;
+    Place(place as u32 | if is_free { 0 } else { Place::REPLACED })
 }
 
-/// Puts the flow that a datagram from `backend` answers in the place of `best`, if there is a better
-/// one.
+impl<const N: usize, const SETS: usize, const ASKED: usize> Flows<N, SETS, ASKED> {
+    /// Takes in a question.
+    #[inline(always)]
+    pub fn ask(&mut self, question: Question) {
+        let place = &mut self.questions[usize::from(self.asked) % ASKED];
+        if place.is_awaited(question.at) {
+            self.lost = place.at;
+        }
+        *place = question;
+        self.asked = self.asked.wrapping_add(1);
+    }
+
+    /// Takes the first question out that an answer from this backend is waited for, if there is one.
+    #[inline(always)]
+    fn take(&mut self, via: u32, now: u32) -> Question {
+        let mut index = 0;
+        while index < ASKED {
+            let question = &mut self.questions[(usize::from(self.asked) + index) % ASKED];
+            if question.via == via && is_recent(question.at, now) {
+                let taken = *question;
+                question.via = 0;
+                return taken;
+            }
+            index += 1;
+        }
+        Question::NONE
+    }
+
+    /// Takes in that an answer came from a backend with this tag, and whose it is: that of the question
+    /// that waits longest.
+    #[inline(always)]
+    pub fn answered(&mut self, via: u32, now: u32, answered: &mut Answered) {
+        let question = self.take(via, now);
+        answered.disorder |= self.disorder(now);
+        if answered.is_disordered() {
+            return;
+        }
+        answered.question = question;
+        if question.via != 0 && question.flow & FEW == 0 {
+            self.name(answered);
+        }
+    }
+
+    /// Not 0 while an answer may come to a question that is not kept any more.
+    #[inline(always)]
+    const fn disorder(&self, now: u32) -> u32 {
+        (self.lost != 0 && is_recent(self.lost, now)) as u32
+    }
+
+    /// Takes in whose the question was that was answered, if that flow has not been forgotten since.
+    #[inline(always)]
+    pub fn name(&mut self, answered: &mut Answered) {
+        let Question { flow, of, .. } = answered.question;
+        let flow = &mut self.sets.as_flattened_mut()[usize::from(flow & !FEW) % (N * SETS)];
+        let frontend = Words { addr: flow.frontend, port: flow.frontend_port };
+        if frontend.shorter_tag() == of {
+            answered.frontend = peer(frontend.addr, frontend.port);
+            answered.last = u64::MAX;
+            flow.last |= Sent::ANSWERED;
+        }
+    }
+}
+
+/// The tag of a backend in a [`Question`].
 #[inline(always)]
-pub fn answered(flows: &[Sent], backend: Peer, moment: Moment, best: &mut Answered) {
-    let Moment { now, turn } = moment;
+pub fn via(backend: Peer) -> u32 {
+    Words::new(backend).short_tag()
+}
+
+/// Whose a datagram of `backend` may be that no question is known to wait for: that of the flow used
+/// last, if it was used later than the one that is there.
+#[inline(always)]
+pub fn last_used(flows: &[Sent], backend: Peer, best: &mut Answered) {
     let backend = Words::new(backend);
     let mut index = 0;
     while index < flows.len() {
         let flow = &flows[index];
         if flow.is_via(&backend) {
-            // Without a branch in between, for the verifier's sake.
-            let age = u64::from(flow.age(turn));
-            let waits = (flow.waiting != 0) & (now.wrapping_sub(flow.last) <= PATIENCE);
-            // The clock has run for less than 292 years.
-            let rank = if waits { WAITS | age } else { flow.last };
-            if rank > best.rank {
-                *best = Answered { frontend: peer(flow.frontend, flow.frontend_port), rank };
+            if flow.last > best.last {
+                best.frontend = peer(flow.frontend, flow.frontend_port);
+                best.last = flow.last;
             }
         }
         index += 1;
     }
 }
 
-/// The same for a datagram that no flow is known to wait for: a flow that went to `backend` before.
+/// Whether another flow than that to `frontend` goes to `backend`.
 #[inline(always)]
-pub fn answered_late(flows: &[Sent], backend: Peer, best: &mut Answered) {
-    let via = Words::new(backend).short_tag();
+pub fn has_another(flows: &[Sent], backend: Peer, frontend: Peer) -> bool {
+    let (backend, frontend) = (Words::new(backend), Words::new(frontend));
     let mut index = 0;
     while index < flows.len() {
         let flow = &flows[index];
-        if flow.former == via {
-            *best = Answered { frontend: peer(flow.frontend, flow.frontend_port), rank: LATE };
-            return;
+        if flow.is_via(&backend) && !flow.is_to(&frontend) {
+            return true;
         }
         index += 1;
     }
+    false
 }
 
 /// Whether one of the flows goes to `backend`.
@@ -353,7 +486,7 @@ pub fn was_answered(flows: &mut [Sent], frontend: Peer) -> bool {
     while index < flows.len() {
         let flow = &mut flows[index];
         if flow.is_to(&frontend) {
-            if flow.answered == 0 {
+            if flow.last & Sent::ANSWERED == 0 {
                 flow.generation = 0;
             }
             return flow.generation != 0;
@@ -363,7 +496,7 @@ pub fn was_answered(flows: &mut [Sent], frontend: Peer) -> bool {
     false
 }
 
-/// Takes in that a question to `frontend` was answered, waited for or not.
+/// Takes in that an answer seems to come from `frontend`, whether it was waited for or not.
 #[inline(always)]
 pub fn settle(flows: &mut [Sent], frontend: Peer) {
     let frontend = Words::new(frontend);
@@ -371,15 +504,14 @@ pub fn settle(flows: &mut [Sent], frontend: Peer) {
     while index < flows.len() {
         let flow = &mut flows[index];
         if flow.is_to(&frontend) {
-            flow.waiting = flow.waiting.saturating_sub(1);
-            flow.answered = 1;
+            flow.last |= Sent::ANSWERED;
             return;
         }
         index += 1;
     }
 }
 
-const _: () = assert!(size_of::<Sent>() == 72);
+const _: () = assert!(size_of::<Sent>() == 48 && size_of::<Question>() == 12);
 const _: () = assert!(size_of::<Few>() + BEFORE <= 512);
 const _: () = assert!(size_of::<Many>() + BEFORE <= 8192);
 
@@ -397,86 +529,135 @@ mod tests {
         Prior { backend: peer(backend), generation }
     }
 
-    /// The time, which is the turn as well.
-    fn at(now: u64) -> Moment {
-        Moment { now, turn: u16::try_from(now % 65_536).unwrap() }
+    /// The first nanosecond of a tick.
+    fn at(tick: u32) -> u64 {
+        u64::from(tick) << 14
     }
 
     const A: &str = "10.96.0.1:53";
     const B: &str = "10.96.0.2:53";
     const POD: &str = "10.0.0.1:53";
+    const NEXT: &str = "10.0.0.2:53";
+    const NOTHING: Sent = Sent {
+        frontend: [0; 2],
+        backend: [0; 2],
+        frontend_port: 0,
+        backend_port: 0,
+        generation: 0,
+        last: 0,
+    };
 
-    fn prior(flows: &[Sent], frontend: Peer) -> Option<Prior> {
-        let mut place = Prior::NONE;
-        super::prior(flows, frontend, &mut place).then_some(place)
+    const fn none<const N: usize, const SETS: usize, const ASKED: usize>() -> Flows<N, SETS, ASKED>
+    {
+        Flows {
+            lock: bpf_spin_lock::UNLOCKED,
+            more: 0,
+            asked: 0,
+            backends: 0,
+            cgroup: 0,
+            lost: 0,
+            reserved: 0,
+            sets: [[NOTHING; N]; SETS],
+            questions: [Question::NONE; ASKED],
+        }
     }
 
-    fn label(flows: &[Sent], backend: &str, now: u64) -> Option<Peer> {
-        let mut best = Answered::NOBODY;
-        answered(flows, peer(backend), at(now), &mut best);
-        best.is_known().then_some(best.frontend)
+    /// A socket with few Services.
+    struct Socket(Few);
+
+    impl Socket {
+        fn new() -> Self {
+            Self(none())
+        }
+
+        /// It sends to `frontend`, from where that goes to `backend`.
+        fn send_via(&mut self, frontend: &str, backend: &str, now: u32) -> Place {
+            let datagram = Datagram { frontend: peer(frontend), to: to(backend, 7), now: at(now) };
+            let place = record(&mut self.0.sets[0], &datagram, false);
+            if !place.is_full() {
+                self.0.ask(datagram.question(place.index()));
+            }
+            place
+        }
+
+        fn send(&mut self, frontend: &str, now: u32) {
+            assert!(!self.send_via(frontend, POD, now).is_full());
+        }
+
+        /// What label an answer has.
+        fn label(&mut self, backend: &str, now: u32) -> Option<Peer> {
+            let (mut best, backend) = (Answered::NOBODY, peer(backend));
+            self.0.answered(via(backend), now, &mut best);
+            let flows = &self.0.sets[0];
+            if !best.is_found() {
+                last_used(flows, backend, &mut best);
+                if best.is_disordered() && has_another(flows, backend, best.frontend) {
+                    return None;
+                }
+            }
+            best.is_known().then_some(best.frontend)
+        }
+
+        fn prior(&self, frontend: &str) -> Option<Prior> {
+            let mut place = Prior::NONE;
+            prior(&self.0.sets[0], peer(frontend), &mut place).then_some(place)
+        }
     }
 
-    /// Sends to each at its time, then asks for as many labels of answers from `POD`.
-    fn labels(questions: &[(&str, u64)], answers: usize) -> [Peer; 4] {
-        let mut flows = [Sent::zeroed(); 4];
-        for (frontend, at) in questions {
-            record(&mut flows, peer(frontend), to(POD, 1), self::at(*at), false);
+    /// Sends to each, then asks for as many labels of answers from `POD`.
+    fn labels<const N: usize>(questions: &[&str], answers: [&str; N]) {
+        let mut socket = Socket::new();
+        for question in questions {
+            socket.send(question, 1);
         }
-        let mut labels = [peer("0.0.0.0:0"); 4];
-        for label in labels.iter_mut().take(answers) {
-            *label = self::label(&flows, POD, 9).unwrap();
-            settle(&mut flows, *label);
-        }
-        labels
+        let labels = answers.map(|_| socket.label(POD, 9));
+        assert_eq!(labels, answers.map(|answer| Some(peer(answer))), "{questions:?}");
     }
 
     #[test]
     fn a_flow_goes_where_it_went_and_is_answered_by_the_address_asked() {
-        let mut flows = [Sent::zeroed(); 4];
-        assert_eq!(prior(&flows, peer(A)), None);
-        assert_eq!(label(&flows, POD, 9), None);
-        assert_eq!(record(&mut flows, peer(A), to(POD, 7), at(1), false), Recorded::Known);
-        assert_eq!(prior(&flows, peer(A)), Some(to(POD, 7)));
-        assert_eq!(prior(&flows, peer("10.96.0.1:54")), None);
-        assert_eq!(label(&flows, POD, u64::MAX), Some(peer(A)));
-        assert_eq!(label(&flows, "10.0.0.1:54", 9), None);
+        let mut socket = Socket::new();
+        assert_eq!((socket.prior(A), socket.label(POD, 9)), (None, None));
+        socket.send(A, 1);
+        assert_eq!(socket.prior(A), Some(to(POD, 7)));
+        assert_eq!(socket.prior("10.96.0.1:54"), None);
+        assert_eq!(socket.label("10.0.0.1:54", 9), None);
+        for now in [9, 9, u32::MAX] {
+            assert_eq!(socket.label(POD, now), Some(peer(A)));
+        }
     }
 
     #[test]
     fn two_services_with_one_backend_are_told_apart_by_the_order_of_questions() {
-        let [first, second, ..] = labels(&[(A, 1), (B, 2)], 2);
-        assert_eq!([first, second], [peer(A), peer(B)]);
-        let [first, second, ..] = labels(&[(B, 1), (A, 2)], 2);
-        assert_eq!([first, second], [peer(B), peer(A)]);
-        let all = labels(&[(A, 1), (B, 2), (A, 3), (A, 4)], 4);
-        assert_eq!(all, [A, B, A, A].map(peer));
-        let all = labels(&[(A, 1), (A, 2), (B, 3)], 3);
-        assert_eq!(all[..3], [A, A, B].map(peer));
+        labels(&[A, B], [A, B]);
+        labels(&[B, A], [B, A]);
+        labels(&[A, B, A, A], [A, B, A, A]);
+        labels(&[A, A, B], [A, A, B]);
     }
 
     #[test]
     fn direct_datagrams_are_answered_as_such() {
-        let [first, second, ..] = labels(&[(A, 1), (POD, 2)], 2);
-        assert_eq!([first, second], [peer(A), peer(POD)]);
+        labels(&[A, POD], [A, POD]);
     }
 
     #[test]
     fn more_answers_than_questions_belong_to_the_last_question() {
-        let all = labels(&[(A, 1), (B, 2)], 4);
-        assert_eq!(all, [A, B, B, B].map(peer));
+        let mut socket = Socket::new();
+        socket.send(A, 1);
+        socket.send(B, 3);
+        let labels = [(); 4].map(|()| socket.label(POD, 9));
+        assert_eq!(labels, [A, B, B, B].map(|label| Some(peer(label))));
     }
 
     #[test]
     fn a_question_without_an_answer_is_not_waited_for_long() {
-        let mut flows = [Sent::zeroed(); 4];
-        record(&mut flows, peer(A), to(POD, 1), at(1), false);
+        let mut socket = Socket::new();
+        socket.send(A, 1);
         let later = 2 + PATIENCE;
-        record(&mut flows, peer(B), to(POD, 1), at(later), false);
-        assert_eq!(label(&flows, POD, later), Some(peer(B)));
-        record(&mut flows, peer(A), to(POD, 1), at(later + 1), false);
-        settle(&mut flows, peer(A));
-        assert_eq!(label(&flows, POD, later + 1), Some(peer(B)), "A was asked once");
+        for (to, now) in [(B, later), (A, later + 2), (B, later + 2)] {
+            socket.send(to, now);
+            assert_eq!(socket.label(POD, now), Some(peer(to)));
+        }
     }
 
     #[test]
@@ -489,98 +670,138 @@ mod tests {
 
     #[test]
     fn forty_services_of_one_socket_all_have_their_place() {
-        let mut sets = [[Sent::zeroed(); 7]; 16];
+        let mut many: Many = none();
         let frontends = || (1..=40u8).map(|n| SocketAddr::from(([10, 96, n / 7, n], 53)).into());
         for (frontend, now) in frontends().zip(1..) {
-            let recorded = record(&mut sets[set(frontend)], frontend, to(POD, 1), at(now), true);
-            assert_eq!(recorded, Recorded::Known);
+            let datagram = Datagram { frontend, to: to(POD, 1), now };
+            assert!(!record(&mut many.sets[set(frontend)], &datagram, true).was_another_s());
         }
-        assert!(frontends().all(|frontend| prior(&sets[set(frontend)], frontend).is_some()));
+        let mut place = Prior::NONE;
+        assert!(frontends().all(|to| prior(&many.sets[set(to)], to, &mut place)));
     }
 
     #[test]
     fn the_flow_used_least_recently_gives_up_its_place() {
-        let mut flows = [Sent::zeroed(); 4];
+        let mut flows = [NOTHING; 4];
         let frontend = |last: u8| SocketAddr::from(([10, 96, 0, last], 53)).into();
+        let mut send = |last, now, replace| {
+            record(&mut flows, &Datagram { frontend: frontend(last), to: to(POD, 1), now }, replace)
+        };
         for last in 1..=4u8 {
-            record(&mut flows, frontend(last), to(POD, 1), at(last.into()), false);
+            assert!(!send(last, last.into(), false).is_full());
         }
-        assert_eq!(record(&mut flows, frontend(5), to(POD, 1), at(5), false), Recorded::Full);
-        assert_eq!(record(&mut flows, frontend(1), to(POD, 1), at(6), false), Recorded::Known);
-        let replaced = record(&mut flows, frontend(5), to(POD, 1), at(7), true);
-        assert_eq!(replaced, Recorded::InPlaceOfAnother);
-        assert_eq!(prior(&flows, frontend(2)), None);
-        assert!(prior(&flows, frontend(1)).is_some() && prior(&flows, frontend(5)).is_some());
+        assert!(send(5, 5, false).is_full());
+        assert!(!send(1, 6, false).is_full());
+        assert!(send(5, 7, true).was_another_s());
+        let mut place = Prior::NONE;
+        assert!(!prior(&flows, frontend(2), &mut place));
+        assert!([1, 3, 4, 5].iter().all(|last| prior(&flows, frontend(*last), &mut place)));
     }
 
     #[test]
     fn answers_under_way_keep_their_label_when_the_flow_goes_elsewhere() {
-        const NEXT: &str = "10.0.0.2:53";
-        let mut flows = [Sent::zeroed(); 4];
-        let late = |flows: &[Sent], backend| {
-            let mut best = Answered::NOBODY;
-            answered_late(flows, peer(backend), &mut best);
-            best.is_known().then_some(best.frontend)
-        };
-        record(&mut flows, peer(A), to(POD, 1), at(1), false);
-        assert_eq!(late(&flows, POD), None);
-        record(&mut flows, peer(A), to(NEXT, 2), at(2), false);
-        assert_eq!(label(&flows, POD, 9), None);
-        assert_eq!(late(&flows, POD), Some(peer(A)));
-        assert_eq!(label(&flows, NEXT, 9), Some(peer(A)));
-        assert!(leads_to(&flows, peer(NEXT)) && !leads_to(&flows, peer(POD)));
+        let mut socket = Socket::new();
+        socket.send_via(A, POD, 1);
+        socket.send_via(A, NEXT, 3);
+        assert_eq!(socket.label(NEXT, 9), Some(peer(A)));
+        assert_eq!(socket.label(POD, 9), Some(peer(A)), "asked before");
+        assert_eq!([NEXT, POD].map(|pod| socket.label(pod, 9)), [Some(peer(A)), None]);
+        assert!(leads_to(&socket.0.sets[0], peer(NEXT)) && !leads_to(&socket.0.sets[0], peer(POD)));
     }
 
     #[test]
     fn who_was_never_answered_may_be_a_server() {
-        let mut flows = [Sent::zeroed(); 4];
-        record(&mut flows, peer(A), to(POD, 7), at(1), false);
-        record(&mut flows, peer(POD), to(POD, 0), at(2), false);
-        settle(&mut flows, peer(POD));
-        assert!(!was_answered(&mut flows, peer(POD)), "no Service's");
-        assert!(!was_answered(&mut flows, peer(B)), "nothing was sent there");
-        assert_eq!(prior(&flows, peer(A)), Some(to(POD, 7)));
-        assert!(!was_answered(&mut flows, peer(A)), "nothing came");
-        assert_eq!(prior(&flows, peer(A)), Some(to(POD, 0)), "as if nothing had been sent");
+        let mut socket = Socket::new();
+        socket.send(A, 1);
+        let mut direct = Datagram { frontend: peer(POD), to: to(POD, 0), now: 2 };
+        record(&mut socket.0.sets[0], &direct, false);
+        let was_answered = |socket: &mut Socket, frontend: &str| {
+            was_answered(&mut socket.0.sets[0], peer(frontend))
+        };
+        settle(&mut socket.0.sets[0], peer(POD));
+        assert!(!was_answered(&mut socket, POD), "no Service's");
+        assert!(!was_answered(&mut socket, B), "nothing was sent there");
+        assert_eq!(socket.prior(A), Some(to(POD, 7)));
+        assert!(!was_answered(&mut socket, A), "nothing came");
+        assert_eq!(socket.prior(A), Some(to(POD, 0)), "as if nothing had been sent");
 
-        record(&mut flows, peer(A), to(POD, 7), at(3), false);
-        settle(&mut flows, peer(A));
-        // Another backend makes no difference, nor an answer too many.
-        record(&mut flows, peer(A), to("10.0.0.2:53", 8), at(4), false);
-        assert!(was_answered(&mut flows, peer(A)));
-        settle(&mut flows, peer(A));
-        settle(&mut flows, peer(A));
-        assert!(was_answered(&mut flows, peer(A)));
-        assert_eq!(prior(&flows, peer(A)), Some(to("10.0.0.2:53", 8)));
-
-        // What is forgotten is forgotten.
-        for last in 1..=4 {
-            let other = SocketAddr::from(([10, 96, 1, last], 53)).into();
-            record(&mut flows, other, to(POD, 9), at(10), true);
-            assert!(!was_answered(&mut flows, other));
+        // Waited for, by order; the flow that was used last; another backend makes no difference.
+        for by_order in [true, false] {
+            let mut socket = Socket::new();
+            socket.send(A, 3);
+            if by_order {
+                assert_eq!(socket.label(POD, 3), Some(peer(A)));
+            } else {
+                settle(&mut socket.0.sets[0], peer(A));
+            }
+            socket.send_via(A, NEXT, 5);
+            assert!(was_answered(&mut socket, A));
+            assert_eq!(socket.prior(A), Some(to(NEXT, 7)));
+            // What is forgotten is forgotten.
+            for last in 1..=4 {
+                direct.frontend = SocketAddr::from(([10, 96, 1, last], 53)).into();
+                direct.to = to(POD, 9);
+                direct.now = at(10);
+                record(&mut socket.0.sets[0], &direct, true);
+                assert!(!super::was_answered(&mut socket.0.sets[0], direct.frontend));
+            }
+            direct.frontend = peer(A);
+            direct.now = at(12);
+            record(&mut socket.0.sets[0], &direct, true);
+            assert!(!was_answered(&mut socket, A));
         }
-        record(&mut flows, peer(A), to(POD, 9), at(11), true);
-        assert!(!was_answered(&mut flows, peer(A)));
     }
 
     #[test]
-    fn more_questions_than_there_are_turns() {
-        let questions: [_; 4] = core::array::from_fn(|n| if n == 3 { B } else { A });
-        let mut flows = [Sent::zeroed(); 4];
-        // The numbers of the turns begin anew on the way.
-        for turn in 65_500..65_560u64 {
-            let to_whom = questions[(turn % 4) as usize];
-            record(&mut flows, peer(to_whom), to(POD, 1), at(turn), false);
-            let answer = label(&flows, POD, turn).unwrap();
-            assert_eq!(answer, peer(to_whom));
-            settle(&mut flows, answer);
+    fn more_questions_than_are_kept() {
+        let mut socket = Socket::new();
+        // Of one flow, it costs no label; nor has an order once all were answered.
+        for now in 1..=40 {
+            socket.send(A, now);
         }
-        for turn in 0..40 {
-            record(&mut flows, peer(A), to(POD, 1), at(65_600 + turn), false);
+        for _ in 1..=40 {
+            assert_eq!(socket.label(POD, 41), Some(peer(A)));
         }
-        for _ in 0..40 {
-            assert_eq!(label(&flows, POD, 65_650), Some(peer(A)));
-            settle(&mut flows, peer(A));
+        // The numbers of the questions begin anew on the way.
+        for n in 0..70_000u32 {
+            let (to, now) = (if n % 4 == 3 { B } else { A }, 2 * PATIENCE + n);
+            socket.send(to, now);
+            assert_eq!(socket.label(POD, now), Some(peer(to)));
         }
+        // Of two, nobody knows the order for a second.
+        let now = 3 * PATIENCE;
+        for n in 0..20 {
+            socket.send(if n % 4 == 3 { B } else { A }, now);
+        }
+        for _ in 0..20 {
+            assert_eq!(socket.label(POD, now), None);
+        }
+        let now = now + PATIENCE + 1;
+        for to in [A, B, B] {
+            socket.send(to, now);
+        }
+        assert_eq!([A, B, B].map(|_| socket.label(POD, now)), [A, B, B].map(|to| Some(peer(to))));
+    }
+
+    /// The place of a question's flow is another's when the answer comes, who is not named for it.
+    #[test]
+    fn a_question_whose_flow_is_forgotten() {
+        let mut many: Flows<2, 1, 8> = none();
+        let mut send = |frontend, now| {
+            let datagram = Datagram { frontend: peer(frontend), to: to(POD, 1), now: at(now) };
+            let place = record(&mut many.sets[0], &datagram, true);
+            many.ask(datagram.question(place.index()));
+        };
+        const C: &str = "10.96.0.3:53";
+        for (to, now) in [(A, 1), (B, 3), (C, 5)] {
+            send(to, now);
+        }
+        let labels = [(); 3].map(|()| {
+            let mut best = Answered::NOBODY;
+            many.answered(via(peer(POD)), 9, &mut best);
+            assert!(best.is_found() && !best.is_of_few());
+            best.is_known().then_some(best.frontend)
+        });
+        assert_eq!(labels, [None, Some(peer(B)), Some(peer(C))]);
     }
 }

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     Flow, Prior,
-    abi::Counter,
-    flows::{self, Answered, Few, Many, Moment, Recorded},
+    abi::{Counter, Peer},
+    flows::{self, Answered, Datagram, FEW, Few, Many, ticks},
 };
 
 use crate::{
@@ -131,26 +131,40 @@ pub(crate) fn sent(ctx: &SockAddrContext, flow: &Flow, to: &Prior) -> bool {
     if few.is_null() {
         return false;
     }
-    let mut moment = Moment { now: now(), turn: 0 };
-    let recorded = locked!(few, |few| {
-        few.turn = few.turn.wrapping_add(1);
-        moment.turn = few.turn;
+    let datagram = Datagram { frontend, to, now: now() };
+    let place = locked!(few, |few| {
         few.backends |= flows::backend_bit(to.backend);
-        flows::record(&mut few.sets[0], frontend, to, moment, false)
+        let place = flows::record(&mut few.sets[0], &datagram, false);
+        if few.more == 0 && !place.is_full() {
+            few.ask(datagram.question(place.index()));
+        }
+        place
     });
-    if recorded != Recorded::Full {
+    if !place.is_full() {
+        // Once there are further flows, all questions are there, in one order.
+        if let Some(many) = more(ctx, few) {
+            locked!(many, |many| many.ask(datagram.question(place.index() | FEW)));
+        }
         return true;
     }
-    let recorded = if let Some(many) = further(ctx) {
+    let place = if let Some(many) = further(ctx) {
         // SAFETY: not null, hence valid.
         unsafe { (*few).more = 1 };
         let set = flows::set(frontend);
-        locked!(many, |flows| flows::record(&mut flows.sets[set], frontend, to, moment, true))
+        locked!(many, |many| {
+            let place = flows::record(&mut many.sets[set], &datagram, true);
+            many.ask(datagram.question(flows::place_in(set, place)));
+            place
+        })
     } else {
         // The answer to the last question is worth more than those to questions before.
-        locked!(few, |few| flows::record(&mut few.sets[0], frontend, to, moment, true))
+        locked!(few, |few| {
+            let place = flows::record(&mut few.sets[0], &datagram, true);
+            few.ask(datagram.question(place.index()));
+            place
+        })
     };
-    if recorded == Recorded::InPlaceOfAnother {
+    if place.was_another_s() {
         count(Counter::FlowForgotten);
     }
     true
@@ -209,32 +223,57 @@ pub(crate) fn answered(ctx: &SockAddrContext, answer: &mut Flow) -> bool {
     if few.is_null() {
         return false;
     }
-    // SAFETY: not null, hence valid.
-    let moment = Moment { now: now(), turn: unsafe { (*few).turn } };
+    let now = ticks(now());
     let mut best = Answered::NOBODY;
-    locked!(few, |flows| flows::answered(flows.sets.as_flattened(), backend, moment, &mut best));
+    let via = flows::via(backend);
+    locked!(few, |few| few.answered(via, now, &mut best));
     let many = more(ctx, few);
-    if let Some(many) = many {
-        locked!(many, |flows| flows::answered(
-            flows.sets.as_flattened(),
-            backend,
-            moment,
-            &mut best
-        ));
+    if !best.is_found()
+        && let Some(many) = many
+    {
+        locked!(many, |many| many.answered(via, now, &mut best));
+        if best.is_of_few() {
+            locked!(few, |few| few.name(&mut best));
+        }
     }
-    if !best.is_known() {
-        locked!(few, |flows| flows::answered_late(&flows.sets[0], backend, &mut best));
+    if !best.is_found() {
+        unasked(few, many, backend, &mut best);
     }
     if !best.is_known() {
         return false;
     }
     answer.peer = best.frontend;
-    locked!(few, |flows| flows::settle(&mut flows.sets[0], best.frontend));
-    if let Some(many) = many {
-        let set = flows::set(best.frontend);
-        locked!(many, |flows| flows::settle(&mut flows.sets[set], best.frontend));
+    if !best.is_found() {
+        locked!(few, |few| flows::settle(&mut few.sets[0], best.frontend));
+        if let Some(many) = many {
+            let set = flows::set(best.frontend);
+            locked!(many, |many| flows::settle(&mut many.sets[set], best.frontend));
+        }
     }
     true
+}
+
+/// Whose a datagram may be that answers no question.
+#[inline(always)]
+fn unasked(few: *mut Few, many: Option<*mut Many>, backend: Peer, best: &mut Answered) {
+    locked!(few, |few| flows::last_used(&few.sets[0], backend, best));
+    if let Some(many) = many {
+        locked!(many, |many| flows::last_used(many.sets.as_flattened(), backend, best));
+    }
+    if !best.is_known() || !best.is_disordered() {
+        return;
+    }
+    let frontend = best.frontend;
+    let mut is_one_of_several =
+        locked!(few, |few| flows::has_another(&few.sets[0], backend, frontend));
+    if !is_one_of_several && let Some(many) = many {
+        is_one_of_several = locked!(many, |many| {
+            flows::has_another(many.sets.as_flattened(), backend, frontend)
+        });
+    }
+    if is_one_of_several {
+        *best = Answered::NOBODY;
+    }
 }
 
 /// A number that no other socket has, as long as the machine runs.

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How much is read of a value: of [`MORE_FLOWS`] up to the cgroup that it names.
-const READ: usize = std::mem::offset_of!(Flows<0, 0>, cgroup) + 8;
+const READ: usize = std::mem::offset_of!(Flows<0, 0, 0>, cgroup) + 8;
 
 /// How much the kernel allocates for a value.
 const fn allocation(value: usize) -> usize {
