@@ -1,16 +1,19 @@
 // What kube-proxy would do: the other side of socklb's differential test.
 //
-// Reads cases from stdin and writes what follows from them to stdout, one JSON value in a line each.
-// A case is a node's name and steps; a step is a list of objects that appear, change or go. After
-// each step comes one line with every frontend that a socket on that node can dial, and where it
-// leads.
+// Reads requests from stdin and writes answers to stdout, one JSON value in a line each:
 //
-// All decisions are kube-proxy's own: the API server's defaults, the selectors of its informers, its
-// trackers and maps, CategorizeEndpoints. What is written here is only what its proxiers do with the
-// answers; it follows syncProxyRules in pkg/proxy/nftables/proxier.go of the same version, for
-// clients in pods of the node and on the node itself.
+//	{"start": Config}       a cluster without objects                 no answer
+//	{"step": [Op, …]}       what kube-proxy is told; it then syncs    State
+//	{"ask": [Question, …]}  packets, and what becomes of each         [Answer, …]
 //
-// Built by `cargo xtask oracle`, which makes go.mod and go.sum.
+// On each node runs kube-proxy's own nftables Proxier, made by its own NewProxier, told by its own
+// handlers; what it writes goes to knftables' tables in memory. What is written here is what stands
+// around it: the informers and their selectors (cluster.go), the nodes (node.go), and the kernel that
+// a packet passes (trace.go, rule.go), which knows what kube-proxy's rules are made of, and stops at
+// anything else.
+//
+// Built by `cargo xtask oracle`, which makes go.mod and go.sum, and adds kube-proxy's own sources to
+// the directory nftables.
 package main
 
 import (
@@ -22,58 +25,94 @@ import (
 
 	"github.com/go-logr/logr"
 	"k8s.io/klog/v2"
+	kubeproxyconfig "k8s.io/kubernetes/pkg/proxy/apis/config"
+	"k8s.io/kubernetes/pkg/proxy/metrics"
 )
 
-// Case is one line of input.
-type Case struct {
-	// Node is the name of the node that the sockets are on.
-	Node  string `json:"node"`
-	Steps [][]Op `json:"steps"`
+// Request is one line of input: one of the three.
+type Request struct {
+	Start *Config     `json:"start"`
+	Step  *[]Op       `json:"step"`
+	Ask   *[]Question `json:"ask"`
 }
 
-// Op is what a watch says of one object.
-type Op struct {
-	// Op is "apply" or "delete".
-	Op string `json:"op"`
-	// Object is a v1 Service, a v1 Node or a discovery.k8s.io/v1 EndpointSlice.
-	Object json.RawMessage `json:"object"`
+// Config is what does not change in the course of a case.
+type Config struct {
+	// Node is the name of the node that the clients are on.
+	Node string `json:"node"`
+	// Interfaces are the addresses of that node's interfaces, beside those that its status names.
+	Interfaces []string `json:"interfaces"`
+	// Families are those that the machines have: IPv4, IPv6.
+	Families []string `json:"families"`
+	// NodePortAddresses is the flag of that name, on all nodes; see nodePortAddresses in node.go.
+	NodePortAddresses []string `json:"nodePortAddresses"`
+	// DetectLocal is --detect-local-mode: NodeCIDR, BridgeInterface or InterfaceNamePrefix.
+	DetectLocal string `json:"detectLocal"`
+	// PodCIDRs are the node's, one of a family, for NodeCIDR.
+	PodCIDRs []string `json:"podCIDRs"`
 }
 
 func main() {
 	klog.SetLogger(logr.Discard())
-	if err := answer(os.Stdin, os.Stdout); err != nil {
+	metrics.RegisterMetrics(kubeproxyconfig.ProxyModeNFTables)
+	if err := serve(os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "oracle:", err)
 		os.Exit(1)
 	}
 }
 
-func answer(from io.Reader, to io.Writer) error {
+func serve(from io.Reader, to io.Writer) error {
 	in := json.NewDecoder(bufio.NewReaderSize(from, 1<<20))
 	buffer := bufio.NewWriterSize(to, 1<<20)
 	out := json.NewEncoder(buffer)
+	var cluster *Cluster
 	for {
-		var asked Case
-		if err := in.Decode(&asked); err == io.EOF {
+		var request Request
+		if err := in.Decode(&request); err == io.EOF {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		cluster, err := newCluster(&asked)
-		if err != nil {
+		answer, err := cluster.answer(&request)
+		switch {
+		case err != nil:
 			return err
+		case request.Start != nil:
+			cluster = newCluster(request.Start)
+			continue
 		}
-		for _, step := range asked.Steps {
-			for _, op := range step {
-				if err := cluster.take(op); err != nil {
-					return err
-				}
-			}
-			if err := out.Encode(cluster.look()); err != nil {
-				return err
-			}
+		if err := out.Encode(answer); err != nil {
+			return err
 		}
 		if err := buffer.Flush(); err != nil {
 			return err
 		}
 	}
+}
+
+func (c *Cluster) answer(request *Request) (any, error) {
+	switch {
+	case request.Start != nil:
+		return nil, nil
+	case c == nil:
+		return nil, fmt.Errorf("no case was started")
+	case request.Step != nil:
+		for _, op := range *request.Step {
+			if err := c.take(op); err != nil {
+				return nil, err
+			}
+		}
+		return c.state()
+	case request.Ask != nil:
+		answers := make([]Answer, 0, len(*request.Ask))
+		for _, question := range *request.Ask {
+			answer, err := c.ask(question)
+			if err != nil {
+				return nil, fmt.Errorf("%+v: %w", question, err)
+			}
+			answers = append(answers, answer)
+		}
+		return answers, nil
+	}
+	return nil, fmt.Errorf("an empty request")
 }

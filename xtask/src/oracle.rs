@@ -14,12 +14,12 @@ use crate::{
 /// The variable that names the program of `oracle/`.
 pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
 
-/// Compare socklb with kube-proxy's own code on random clusters.
+/// Compare what socklb writes with the rules that kube-proxy writes, on random clusters.
 ///
 /// Builds the program of `oracle/` first, unless SOCKLB_ORACLE names one.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How many clusters [default: 10000].
+    /// How many clusters [default: 3000].
     #[arg(long, value_name = "N")]
     cases: Option<u32>,
     /// Where the random numbers start: what a failure says, to see it again [default: random].

@@ -1,4 +1,4 @@
-//! A case: what a node's watches say, step by step.
+//! A case: how a node is set up, and what its watches say, step by step.
 
 use k8s_openapi::{
     api::{
@@ -12,23 +12,54 @@ use serde::{Deserialize, Serialize};
 /// What the oracle is asked, and what a failure prints.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Case {
-    /// The node that the clients are on.
-    pub(crate) node: String,
+    pub(crate) config: Config,
     /// Both sides are looked at after each.
     pub(crate) steps: Vec<Vec<Op>>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Op {
-    pub(crate) op: Verb,
-    pub(crate) object: Object,
+/// The node that the clients are on. See `Config` in `oracle/main.go`; what stands here besides is a
+/// flag of socklb's only.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Config {
+    pub(crate) node: String,
+    pub(crate) interfaces: Vec<String>,
+    pub(crate) families: Vec<String>,
+    pub(crate) node_port_addresses: Vec<String>,
+    pub(crate) detect_local: String,
+    #[serde(rename = "podCIDRs")]
+    pub(crate) pod_cidrs: Vec<String>,
+    pub(crate) localhost_nodeports: bool,
+    pub(crate) external_ips: bool,
+    pub(crate) proxy_name: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Verb {
-    Apply,
-    Delete,
+/// See `Op` in `oracle/cluster.go`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "op", rename_all = "lowercase")]
+pub(crate) enum Op {
+    Apply {
+        object: Object,
+    },
+    Delete {
+        object: Object,
+    },
+    /// The watch of a kind was lost: what it missed is in this list, or not in it.
+    List {
+        kind: Kind,
+        objects: Vec<Object>,
+    },
+    /// Both sides start, or start anew, with these objects.
+    Start {
+        objects: Vec<Object>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub(crate) enum Kind {
+    Service,
+    EndpointSlice,
+    Node,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -40,17 +71,34 @@ pub(crate) enum Object {
 }
 
 /// Kind, namespace and name.
-pub(crate) type Key = (u8, String, String);
+pub(crate) type Key = (Kind, String, String);
 
 impl Object {
     pub(crate) fn key(&self) -> Key {
         let (kind, meta) = match self {
-            Self::Service(service) => (0, &service.metadata),
-            Self::Slice(slice) => (1, &slice.metadata),
-            Self::Node(node) => (2, &node.metadata),
+            Self::Service(service) => (Kind::Service, &service.metadata),
+            Self::Slice(slice) => (Kind::EndpointSlice, &slice.metadata),
+            Self::Node(node) => (Kind::Node, &node.metadata),
         };
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         (kind, text(&meta.namespace), text(&meta.name))
+    }
+}
+
+impl Op {
+    /// The objects that it shows.
+    pub(crate) fn objects_mut(&mut self) -> &mut [Object] {
+        match self {
+            Self::Apply { object } | Self::Delete { object } => std::slice::from_mut(object),
+            Self::List { objects, .. } | Self::Start { objects } => objects,
+        }
+    }
+
+    pub(crate) fn objects(&self) -> &[Object] {
+        match self {
+            Self::Apply { object } | Self::Delete { object } => std::slice::from_ref(object),
+            Self::List { objects, .. } | Self::Start { objects } => objects,
+        }
     }
 }
 

@@ -1,96 +1,223 @@
 //! Where socklb differs from kube-proxy on purpose, and why. Nothing else may differ.
 //!
 //! Three more stand where they act: what several slices say of one address ([`super::duplicates`]),
-//! who gets a contested frontend ([`super::outcome::FrontendText`]), and whose topology counts at
-//! another node's address (`elsewhere` in `oracle/proxier.go`). That `default/kubernetes` keeps its
-//! last endpoints is decided later than what is compared here.
+//! that a node's addresses are followed (`follow` in `oracle/node.go`, J2), and that those in its status
+//! are its own even if no interface has them (`addresses`, I3). That `default/kubernetes` keeps its
+//! last endpoints is not compared: no Service has that name.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use lb_agent::policy::is_connectable;
+use k8s_openapi::api::{
+    core::v1::{Service, ServiceSpec},
+    discovery::v1::EndpointSlice,
+};
+use lb_agent::{policy::is_connectable, sources::translate};
 
 use super::{
-    case::{Case, Object, Op, Verb, label},
-    objects::SERVICE_NAME,
-    program::Empty,
+    case::{Config, Key, Kind, Object, Op, label},
+    claims::Claims,
+    objects::{PROXY_NAME, SERVICE_NAME},
+    outcome::{Fate, Outcome, Packet},
+    program::{Answer, Place, Verdict},
 };
 
 /// A rule that says what kube-proxy is asked otherwise, or what else is expected than it answers.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Deviation {
-    /// SCTP ports are not served: no hook sees an SCTP socket. All that is counted of them is.
-    Sctp,
     /// An external address that is unspecified, multicast, loopback or link-local is read as one that
-    /// is none: to the first two no socket is ever connected, and the others are every machine's own.
-    /// kube-proxy programs them; the API has come to forbid them.
+    /// is none (A9): to the first two no socket is ever connected, and the others are every machine's
+    /// own. kube-proxy programs them; the API has come to forbid them.
     Unconnectable,
-    /// Spaces around an external address do not matter. kube-proxy says so of ranges only, and skips
-    /// the address; the API lets none through, but files do.
+    /// Spaces around an external address do not matter (A9). kube-proxy says so of ranges only, and
+    /// skips the address; the API lets none through, but files do.
     Spaces,
-    /// Where kube-proxy drops packets (F2), the caller gets EHOSTUNREACH: a hook decides about the
-    /// socket, not about packets, and the prompt error says what the timeout would have said.
-    Unreachable,
-    /// A Service without `ipFamilies` or `clusterIPs` is read as the API server would fill them in.
-    /// socklb reads files too, which nobody filled in; kube-proxy serves less of such a Service.
+    /// A Service without `ipFamilies` or `clusterIPs` is read as the API server would fill them in
+    /// (A5). socklb reads files too, which nobody filled in; kube-proxy serves less of such a Service.
     FilledIn,
     /// A slice that moves to another Service leaves the first one. kube-proxy takes it in under its
     /// new Service and never out of the old one, until it restarts: it is asked as if the slice had
     /// been deleted in between.
     MovedSlice,
+    /// With `--service-proxy-name` it is that other proxy, for which kube-proxy leaves Services alone
+    /// (A1): kube-proxy is shown them without their label, and others with one.
+    ProxyName,
+    /// `--external-ips=false` leaves external addresses out (E10). kube-proxy is shown one of the same
+    /// family that nobody dials: its port is externally accessible all the same (D1).
+    ExternalIps,
+    /// A Service that names its own cluster IP as an external address has it as its cluster IP (E10):
+    /// kube-proxy is shown another external address.
+    OwnClusterIp,
+    /// `--nodeport-addresses=primary` means no address of a family of which the Node has none (I1).
+    Primary,
+    /// `--localhost-nodeports` holds for all of 127.0.0.0/8 and ::1 (I4); kube-proxy's nftables mode
+    /// has nothing of it. A loopback address is answered as one of the node's own.
+    Localhost,
+    /// Where kube-proxy drops packets (F2), the caller gets EHOSTUNREACH: a hook decides about the
+    /// socket, not about packets, and the prompt error says what the timeout would have said.
+    Unreachable,
+    /// What another node would choose by the policy Cluster is chosen by this node's topology (E5).
+    Topology,
+    /// Another timeout of affinity holds from the next connection on (H2). Sets in memory keep the one
+    /// that they were made with; those of Linux 6.18 take the new one too.
+    Timeout,
+    /// A connection is translated once (E12): an endpoint whose address is a cluster IP is dialled,
+    /// where kube-proxy's rules reject what has just been translated.
+    Once,
+    /// Of several Services that want one frontend, one has it by rule: see [`super::claims`].
+    Contested,
 }
 
 /// How often each one made a difference.
 pub(crate) type Applied = BTreeMap<Deviation, usize>;
 
-fn count(applied: &mut Applied, deviation: Deviation) {
+pub(crate) fn count(applied: &mut Applied, deviation: Deviation) {
     *applied.entry(deviation).or_default() += 1;
 }
 
-type Rewrite = fn(Object) -> Object;
+type Rewrite = fn(&Config, &mut Service);
 
-/// Those that show kube-proxy another object.
+/// Those that show kube-proxy another Service, in this order.
 const REWRITES: &[(Deviation, Rewrite)] = &[
+    (Deviation::ProxyName, renamed),
     (Deviation::Spaces, trimmed),
     (Deviation::Unconnectable, connectable),
+    (Deviation::ExternalIps, without_external_ips),
     (Deviation::FilledIn, filled_in),
+    (Deviation::OwnClusterIp, own_cluster_ip),
 ];
 
-/// The case as kube-proxy is asked it.
-pub(crate) fn asked(case: &Case, applied: &mut Applied) -> Case {
-    let mut slices = BTreeMap::new();
-    let mut ask = |op: &Op| {
-        let mut object = op.object.clone();
+/// What kube-proxy is told instead of what socklb is told.
+pub(crate) struct Asked {
+    config: Config,
+    slices: BTreeMap<Key, EndpointSlice>,
+}
+
+impl Asked {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { config: config.clone(), slices: BTreeMap::new() }
+    }
+
+    pub(crate) fn config(&self, applied: &mut Applied) -> Config {
+        let mut config = self.config.clone();
+        if config.node_port_addresses == ["primary"] {
+            count(applied, Deviation::Primary);
+            config.node_port_addresses = vec!["primary-only".to_owned()];
+        }
+        config
+    }
+
+    pub(crate) fn ops(&mut self, ops: &[Op], applied: &mut Applied) -> Vec<Op> {
+        let mut asked = Vec::new();
+        for op in ops {
+            let mut op = op.clone();
+            for object in op.objects_mut() {
+                self.rewrite(object, applied);
+            }
+            let known = self.slices.clone();
+            match &op {
+                Op::Delete { object } => drop(self.slices.remove(&object.key())),
+                Op::Start { .. } | Op::List { kind: Kind::EndpointSlice, .. } => {
+                    self.slices.clear()
+                }
+                Op::Apply { .. } | Op::List { .. } => {}
+            }
+            for object in op.objects() {
+                let (Object::Slice(slice), false) = (object, matches!(op, Op::Delete { .. }))
+                else {
+                    continue;
+                };
+                self.slices.insert(object.key(), (**slice).clone());
+                let before = known.get(&object.key());
+                if let Some(before) = before.filter(|before| owner(before) != owner(slice))
+                    && !matches!(op, Op::Start { .. })
+                {
+                    count(applied, Deviation::MovedSlice);
+                    asked.push(Op::Delete { object: Object::Slice(before.clone().into()) });
+                }
+            }
+            asked.push(op);
+        }
+        asked
+    }
+
+    fn rewrite(&self, object: &mut Object, applied: &mut Applied) {
+        let Object::Service(service) = object else { return };
         for (deviation, rewrite) in REWRITES {
-            let rewritten = rewrite(object.clone());
-            if rewritten != object {
+            let before = service.clone();
+            rewrite(&self.config, service);
+            if *service != before {
                 count(applied, *deviation);
-                object = rewritten;
             }
         }
-        let mut ops = Vec::new();
-        if let Object::Slice(slice) = &object {
-            let before = match op.op {
-                Verb::Apply => slices.insert(object.key(), slice.clone()),
-                Verb::Delete => slices.remove(&object.key()),
-            };
-            if let Some(before) = before.filter(|before| owner(before) != owner(slice)) {
-                count(applied, Deviation::MovedSlice);
-                ops.push(Op { op: Verb::Delete, object: Object::Slice(before) });
-            }
+    }
+
+    /// Where kube-proxy is asked about; none: nobody knows what it would say.
+    pub(crate) fn to(
+        &self,
+        packet: &Packet,
+        claims: &Claims,
+        applied: &mut Applied,
+    ) -> Option<SocketAddr> {
+        if !packet.to.ip().is_loopback()
+            || !self.config.localhost_nodeports
+            || packet.place != Place::Host
+        {
+            return Some(packet.to);
         }
-        ops.push(Op { op: op.op, object });
-        ops
-    };
-    let steps = case.steps.iter().map(|step| step.iter().flat_map(&mut ask).collect()).collect();
-    Case { node: case.node.clone(), steps }
+        let ipv4 = packet.to.is_ipv4();
+        let mut list = self.config.node_port_addresses.iter().filter_map(|text| {
+            let (ip, bits) = text.split_once('/')?;
+            let ip: IpAddr = ip.parse().ok()?;
+            (ip.is_ipv4() == ipv4).then_some((ip, bits == "0"))
+        });
+        // Of lists, only those that have all of a family.
+        if !list.all(|(_, all)| all) || self.config.node_port_addresses == ["primary"] {
+            return None;
+        }
+        let own = self.config.interfaces.iter().map(|ip| ip.parse::<IpAddr>().expect("an address"));
+        let stand_in = own.into_iter().find(|ip| ip.is_ipv4() == ipv4)?;
+        let stand_in = SocketAddr::new(stand_in, packet.to.port());
+        if claims.is_frontend(stand_in) {
+            return None;
+        }
+        count(applied, Deviation::Localhost);
+        Some(stand_in)
+    }
 }
 
 fn owner(slice: &EndpointSlice) -> Option<&str> {
     label(&slice.metadata, SERVICE_NAME)
 }
 
-fn connectable(mut object: Object) -> Object {
+fn renamed(config: &Config, service: &mut Service) {
+    let Some(name) = &config.proxy_name else { return };
+    let labels = service.metadata.labels.get_or_insert_default();
+    if labels.get(PROXY_NAME) == Some(name) {
+        labels.remove(PROXY_NAME);
+    } else {
+        labels.insert(PROXY_NAME.to_owned(), "another".to_owned());
+    }
+}
+
+fn without_external_ips(config: &Config, service: &mut Service) {
+    let spec = service.spec.as_mut().filter(|_| !config.external_ips);
+    let ips = spec.into_iter().flat_map(|spec| &mut spec.external_ips).flatten();
+    ips.for_each(leave_out);
+}
+
+/// Shows kube-proxy one of the same family that nobody dials.
+fn leave_out(ip: &mut String) {
+    match translate::address(ip) {
+        Ok(IpAddr::V4(_)) => "203.0.113.251".clone_into(ip),
+        Ok(IpAddr::V6(_)) => "2001:db8:ffff::251".clone_into(ip),
+        Err(_) => {}
+    }
+}
+
+fn connectable(_: &Config, service: &mut Service) {
     let nobodys = |ip: &&mut String| match ip.parse() {
         Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_link_local() || !is_connectable(ip.into()),
         Ok(IpAddr::V6(ip)) => {
@@ -98,59 +225,70 @@ fn connectable(mut object: Object) -> Object {
         }
         Err(_) => false,
     };
-    external(&mut object).filter(nobodys).for_each(String::clear);
-    object
+    external(service).filter(nobodys).for_each(String::clear);
 }
 
-fn trimmed(mut object: Object) -> Object {
-    external(&mut object).for_each(|ip| *ip = ip.trim().to_owned());
-    object
+fn trimmed(_: &Config, service: &mut Service) {
+    external(service).for_each(|ip| *ip = ip.trim().to_owned());
 }
 
 /// The addresses that a Service has from outside.
-fn external(object: &mut Object) -> impl Iterator<Item = &mut String> {
-    let service = match object {
-        Object::Service(service) => Some(service),
-        Object::Slice(_) | Object::Node(_) => None,
-    };
-    service.into_iter().flat_map(|service| {
-        let ips = service.spec.iter_mut().flat_map(|spec| &mut spec.external_ips).flatten();
-        let balancers = service.status.iter_mut().flat_map(|status| &mut status.load_balancer);
-        let ingress = balancers.flat_map(|balancer| &mut balancer.ingress).flatten();
-        ips.chain(ingress.flat_map(|ingress| &mut ingress.ip))
-    })
+fn external(service: &mut Service) -> impl Iterator<Item = &mut String> {
+    let ips = service.spec.iter_mut().flat_map(|spec| &mut spec.external_ips).flatten();
+    let balancers = service.status.iter_mut().flat_map(|status| &mut status.load_balancer);
+    let ingress = balancers.flat_map(|balancer| &mut balancer.ingress).flatten();
+    ips.chain(ingress.flat_map(|ingress| &mut ingress.ip))
 }
 
 /// As the API server does on creation, for a Service that has a cluster IP.
-fn filled_in(mut object: Object) -> Object {
-    if let Object::Service(service) = &mut object
-        && let Some(spec) = &mut service.spec
+fn filled_in(_: &Config, service: &mut Service) {
+    if let Some(spec) = &mut service.spec
         && let Some(first) = spec.cluster_ip.clone().filter(|ip| !matches!(&**ip, "" | "None"))
     {
         let ips = spec.cluster_ips.get_or_insert_with(|| vec![first]);
         let family = |ip: &String| if ip.contains(':') { "IPv6" } else { "IPv4" }.to_owned();
         spec.ip_families.get_or_insert_with(|| ips.iter().map(family).collect());
     }
-    object
 }
 
-/// Whether socklb has a frontend of the protocol.
-pub(crate) fn is_served(protocol: &str, applied: &mut Applied) -> bool {
-    let served = protocol != "SCTP";
-    if !served {
-        count(applied, Deviation::Sctp);
-    }
-    served
+fn own_cluster_ip(_: &Config, service: &mut Service) {
+    let own = |spec: &ServiceSpec| -> BTreeSet<IpAddr> {
+        let ips = spec.cluster_ips.iter().flatten();
+        ips.filter_map(|ip| translate::address(ip).ok()).collect()
+    };
+    let own = service.spec.as_ref().map(own).unwrap_or_default();
+    let is_own = |ip: &&mut String| translate::address(ip).is_ok_and(|ip| own.contains(&ip));
+    external(service).filter(is_own).for_each(leave_out);
 }
 
-/// What an empty set of endpoints means to the caller.
-pub(crate) fn empty(kube_proxy: Option<Empty>, applied: &mut Applied) -> &'static str {
-    match kube_proxy {
-        None => "",
-        Some(Empty::Refuse) => "refuse",
-        Some(Empty::Drop) => {
+/// What socklb is to do where kube-proxy does so.
+pub(crate) fn wanted(answer: &Answer, applied: &mut Applied) -> Outcome {
+    match answer.verdict {
+        Verdict::None => Fate::Untouched.into(),
+        Verdict::Reject if answer.by == "cluster-ips-check" => Fate::UnknownPort.into(),
+        Verdict::Reject => Fate::Refused.into(),
+        Verdict::Drop if answer.by.starts_with("firewall-") => Fate::Denied.into(),
+        Verdict::Drop => {
             count(applied, Deviation::Unreachable);
-            "unreachable"
+            Fate::Unreachable.into()
+        }
+        Verdict::Forward => {
+            let reached = answer.reached.iter();
+            if reached.clone().any(|it| !it.then.is_empty()) {
+                count(applied, Deviation::Once);
+            }
+            let mut backends: BTreeSet<SocketAddr> = reached.map(|it| it.endpoint).collect();
+            if let Some(here) = &answer.here {
+                let here: BTreeSet<SocketAddr> = here.iter().copied().collect();
+                if backends != here {
+                    count(applied, Deviation::Topology);
+                    backends = here;
+                }
+            }
+            if answer.affinity != answer.timeout {
+                count(applied, Deviation::Timeout);
+            }
+            Outcome { fate: Fate::Forwarded, backends, affinity: answer.timeout }
         }
     }
 }

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use proptest::{collection::vec, prelude::*};
+use proptest::{
+    bool::weighted, collection::vec, option::weighted as weighted_option, prelude::*,
+    sample::select,
+};
 
 use super::{
-    case::{Case, Key, Object, Op, Verb},
+    case::{Case, Config, Key, Kind, Object, Op},
     duplicates::settle,
     objects::{OWN, node},
     services::service,
@@ -35,14 +38,97 @@ fn edit() -> impl Strategy<Value = Edit> {
     ]
 }
 
+/// How both sides hear of a step.
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    /// Each change by itself.
+    Events,
+    /// The watches were lost: a list of each kind of which something changed.
+    Lists,
+    /// They were away, and start anew.
+    Start,
+}
+
 pub(crate) fn case() -> impl Strategy<Value = Case> {
-    (first(), vec(vec(edit(), 0..4), 0..5)).prop_map(|(first, mut rest)| {
-        rest.insert(0, first);
+    let told = prop_oneof![
+        8 => Just(Told::Events),
+        1 => Just(Told::Lists),
+        1 => Just(Told::Start),
+    ];
+    let rest = vec((told, vec(edit(), 0..4)), 0..5);
+    (config(), any::<bool>(), first(), rest).prop_map(|(config, late, first, rest)| {
         let mut live = BTreeMap::new();
-        let steps = rest.into_iter().map(|edits| step(&mut live, edits));
-        let steps = steps.filter(|step| !step.is_empty()).collect();
-        Case { node: OWN.to_owned(), steps }
+        let mut ops = step(&mut live, first);
+        // They find it all when they start, or hear of it later, in any order.
+        if late {
+            ops.insert(0, Op::Start { objects: Vec::new() });
+        } else {
+            ops = vec![start(&live)];
+        }
+        let mut steps = vec![ops];
+        for (told, edits) in rest {
+            let ops = step(&mut live, edits);
+            steps.push(match told {
+                Told::Events => ops,
+                Told::Lists => lists(&live, &ops),
+                Told::Start => vec![start(&live)],
+            });
+        }
+        steps.retain(|step| !step.is_empty());
+        Case { config, steps }
     })
+}
+
+fn start(live: &Live) -> Op {
+    Op::Start { objects: live.values().cloned().collect() }
+}
+
+fn lists(live: &Live, missed: &[Op]) -> Vec<Op> {
+    let kinds: BTreeSet<Kind> =
+        missed.iter().flat_map(Op::objects).map(|object| object.key().0).collect();
+    let list = |kind| {
+        let all = live.iter().filter(|(key, _)| key.0 == kind).map(|(_, object)| object.clone());
+        Op::List { kind, objects: all.collect() }
+    };
+    kinds.into_iter().map(list).collect()
+}
+
+prop_compose! {
+    fn config()(
+        // An address of a load balancer, as those without one of the cloud's give to nodes.
+        vip in weighted_option(0.3, Just("198.51.100.1")),
+        families in prop_oneof![
+            8 => Just(vec!["IPv4", "IPv6"]),
+            1 => Just(vec!["IPv4"]),
+            1 => Just(vec!["IPv6"]),
+        ],
+        node_port_addresses in prop_oneof![
+            8 => Just(vec![]),
+            1 => Just(vec!["primary"]),
+            1 => Just(vec!["10.0.0.0/24"]),
+            1 => Just(vec!["fd00::100/128", "203.0.113.0/24"]),
+            1 => Just(vec!["0.0.0.0/0", "fd00::/64"]),
+            1 => Just(vec!["10.0.0.1/32", "10.0.0.2/32", "2001:db8::/32"]),
+        ],
+        detect_local in select(vec!["NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"]),
+        localhost_nodeports in weighted(0.3),
+        external_ips in weighted(0.85),
+        proxy_name in weighted_option(0.1, Just("another".to_owned())),
+    ) -> Config {
+        let owned = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect();
+        let interfaces = ["10.0.0.100", "fd00::100"].into_iter().chain(vip);
+        Config {
+            node: OWN.to_owned(),
+            interfaces: owned(interfaces.collect()),
+            families: owned(families),
+            node_port_addresses: owned(node_port_addresses),
+            detect_local: detect_local.to_owned(),
+            pod_cidrs: owned(vec!["10.1.0.0/16", "fd00:1::/64"]),
+            localhost_nodeports,
+            external_ips,
+            proxy_name,
+        }
+    }
 }
 
 /// What a proxy finds when it starts: something of everything, in any order.
@@ -64,44 +150,35 @@ fn step(live: &mut Live, edits: Vec<Edit>) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut changed = BTreeSet::new();
     for edit in edits {
-        let (op, object) = match edit {
-            Edit::Apply(object) => (Verb::Apply, object),
-            Edit::Delete(which) => match pick(live, which, |object| Some(object.clone())) {
-                Some(object) => (Verb::Delete, object),
-                None => continue,
-            },
-            Edit::Service(which, field, from) => match pick(live, which, as_service) {
-                Some(service) => {
-                    (Verb::Apply, Object::Service(Box::new(graft_service(service, field, *from))))
+        let object = match edit {
+            Edit::Apply(object) => Some(object),
+            Edit::Delete(which) => {
+                if let Some(object) = pick(live, which, |object| Some(object.clone())) {
+                    live.remove(&object.key());
+                    changed.remove(&object.key());
+                    ops.push(Op::Delete { object });
                 }
-                None => continue,
-            },
-            Edit::Slice(which, field, from) => match pick(live, which, as_slice) {
-                Some(slice) => {
-                    let slice = graft_slice(slice, field, *from);
-                    (Verb::Apply, Object::Slice(Box::new(slice)))
-                }
-                None => continue,
-            },
+                None
+            }
+            Edit::Service(which, field, from) => pick(live, which, as_service)
+                .map(|service| Object::Service(Box::new(graft_service(service, field, *from)))),
+            Edit::Slice(which, field, from) => pick(live, which, as_slice)
+                .map(|slice| Object::Slice(Box::new(graft_slice(slice, field, *from)))),
         };
-        let key = object.key();
-        if op == Verb::Delete {
-            live.remove(&key);
-            changed.remove(&key);
-        } else {
-            live.insert(key.clone(), object.clone());
-            changed.insert(key);
+        if let Some(object) = object {
+            live.insert(object.key(), object.clone());
+            changed.insert(object.key());
+            ops.push(Op::Apply { object });
         }
-        ops.push(Op { op, object });
     }
     settle(live, &changed);
     // What counts after the step is the last that was said of each object.
     for op in ops.iter_mut().rev() {
-        if op.op == Verb::Apply
-            && let key = op.object.key()
+        if let Op::Apply { object } = op
+            && let key = object.key()
             && changed.remove(&key)
         {
-            op.object = live[&key].clone();
+            *object = live[&key].clone();
         }
     }
     ops

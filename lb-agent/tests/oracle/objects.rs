@@ -13,6 +13,7 @@ use proptest::{collection::vec, option::weighted, prelude::*, sample::select};
 
 pub(crate) const OWN: &str = "self";
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -36,7 +37,7 @@ pub(super) fn meta(namespace: &str, name: &str, labels: &[(&str, Option<String>)
 /// Name and protocol of a port; few, so that Services and slices often mean the same one.
 pub(super) fn port() -> impl Strategy<Value = (Option<String>, Option<String>)> {
     let ports = prop_oneof![
-        6 => Just((Some("http"), Some("TCP"))),
+        10 => Just((Some("http"), Some("TCP"))),
         2 => Just((Some("http"), None)),
         4 => Just((Some("dns"), Some("UDP"))),
         2 => Just((Some("dns"), Some("TCP"))),

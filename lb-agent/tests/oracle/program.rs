@@ -2,58 +2,55 @@
 
 use std::{
     io::{BufRead as _, BufReader, BufWriter, Write as _},
+    net::{IpAddr, SocketAddr},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::case::Case;
+use super::case::{Config, Op};
 
 /// The variable that names it.
 pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
 
-/// What kube-proxy would do after a step.
+/// See `Request` in `oracle/main.go`.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Request<'a> {
+    Start(&'a Config),
+    Step(&'a [Op]),
+    Ask(&'a [Question]),
+}
+
+/// See `State` in `oracle/state.go`.
 #[derive(Debug, Deserialize)]
-pub(crate) struct View {
-    pub(crate) frontends: Vec<Frontend>,
+pub(crate) struct State {
+    pub(crate) claims: Vec<Claim>,
     pub(crate) health: Vec<Health>,
     #[serde(rename = "noLocal")]
     pub(crate) no_local: Vec<NoLocal>,
 }
 
-/// See `Frontend` in `oracle/proxier.go`.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Frontend {
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Claim {
+    /// Namespace and name.
     pub(crate) service: String,
-    pub(crate) port: String,
     pub(crate) protocol: String,
     pub(crate) family: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: Right,
     pub(crate) address: String,
     pub(crate) number: u16,
-    pub(crate) endpoints: Vec<String>,
-    pub(crate) empty: Option<Empty>,
-    pub(crate) affinity: u32,
-    #[serde(default)]
-    pub(crate) sources: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-pub(crate) enum Kind {
-    Address,
-    OwnNode,
-    OtherNode,
+/// By which right a Service claims a frontend.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Right {
+    Cluster,
+    Balancer,
+    External,
+    Node,
 }
 
-/// What an empty list of endpoints means (F1, F2).
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Empty {
-    Refuse,
-    Drop,
-}
-
-/// See `Health` in `oracle/proxier.go`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Health {
     pub(crate) service: String,
@@ -62,13 +59,65 @@ pub(crate) struct Health {
     pub(crate) local: usize,
 }
 
-/// See `NoLocal` in `oracle/proxier.go`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct NoLocal {
-    pub(crate) service: String,
     pub(crate) family: String,
     pub(crate) internal: usize,
     pub(crate) external: usize,
+}
+
+/// Where a client is.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Place {
+    /// A pod of the node.
+    Pod,
+    /// The node itself.
+    Host,
+}
+
+/// See `Question` in `oracle/trace.go`.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Question {
+    pub(crate) from: Place,
+    pub(crate) source: IpAddr,
+    pub(crate) to: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) protocol: &'static str,
+    pub(crate) only: String,
+}
+
+/// See `Answer` in `oracle/trace.go`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Answer {
+    #[serde(default)]
+    pub(crate) node: String,
+    pub(crate) verdict: Verdict,
+    #[serde(default)]
+    pub(crate) by: String,
+    #[serde(default)]
+    pub(crate) reached: Vec<Reached>,
+    pub(crate) here: Option<Vec<SocketAddr>>,
+    #[serde(default)]
+    pub(crate) affinity: u32,
+    #[serde(default)]
+    pub(crate) timeout: u32,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verdict {
+    None,
+    Forward,
+    Reject,
+    Drop,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Reached {
+    pub(crate) endpoint: SocketAddr,
+    #[serde(default)]
+    pub(crate) then: String,
 }
 
 pub(crate) struct Program {
@@ -92,19 +141,36 @@ impl Program {
         Self { child, to, from, line: String::new() }
     }
 
-    /// One view for each step.
-    pub(crate) fn ask(&mut self, case: &Case) -> Vec<View> {
+    /// A cluster without objects.
+    pub(crate) fn begin(&mut self, config: &Config) {
+        self.say(&Request::Start(config));
+    }
+
+    /// Tells it what the API server says.
+    pub(crate) fn step(&mut self, ops: &[Op]) -> State {
+        self.say(&Request::Step(ops));
+        self.hear()
+    }
+
+    /// What becomes of each packet.
+    pub(crate) fn ask(&mut self, questions: &[Question]) -> Vec<Answer> {
+        self.say(&Request::Ask(questions));
+        let answers: Vec<Answer> = self.hear();
+        assert_eq!(answers.len(), questions.len(), "the oracle answers what it was asked");
+        answers
+    }
+
+    fn say(&mut self, request: &Request<'_>) {
         let to = self.to.as_mut().expect("it is open until the end");
-        serde_json::to_writer(&mut *to, case).expect("the oracle listens");
+        serde_json::to_writer(&mut *to, request).expect("the oracle listens");
         to.write_all(b"\n").and_then(|()| to.flush()).expect("the oracle listens");
-        let mut views = Vec::with_capacity(case.steps.len());
-        for _ in &case.steps {
-            self.line.clear();
-            let read = self.from.read_line(&mut self.line).expect("the oracle answers");
-            assert!(read > 0, "the oracle ended early, about\n{}", case.yaml());
-            views.push(serde_json::from_str(&self.line).expect("the oracle's JSON"));
-        }
-        views
+    }
+
+    fn hear<T: DeserializeOwned>(&mut self) -> T {
+        self.line.clear();
+        let read = self.from.read_line(&mut self.line).expect("the oracle answers");
+        assert!(read > 0, "the oracle ended early");
+        serde_json::from_str(&self.line).expect("the oracle's JSON")
     }
 }
 

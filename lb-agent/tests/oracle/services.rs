@@ -17,9 +17,7 @@ use proptest::{
     sample::select,
 };
 
-use super::objects::{meta, port, text};
-
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+use super::objects::{PROXY_NAME, meta, port, text};
 
 /// `clusterIP`, `clusterIPs` and `ipFamilies`, in whatever state an upgrade or a file left them.
 type Addresses = (Option<String>, Option<Vec<String>>, Option<Vec<String>>);
@@ -96,6 +94,11 @@ const EXTERNAL: &[&str] = &[
     "::ffff:192.0.2.4",
     " 192.0.2.5 ",
     "fe80::1",
+    // What is somebody's already: a cluster IP, a pod's, another node's.
+    "10.96.0.2",
+    "fd00:96::2",
+    "10.1.0.3",
+    "10.0.0.2",
 ];
 
 fn ingress() -> impl Strategy<Value = LoadBalancerIngress> {
@@ -106,6 +109,13 @@ fn ingress() -> impl Strategy<Value = LoadBalancerIngress> {
         "2001:db8::2",
         "2001:db8::3",
         "127.0.0.1",
+        // A cluster IP, a pod's, this node's and another node's.
+        "10.96.0.1",
+        "10.1.0.3",
+        "10.0.0.1",
+        "10.0.0.100",
+        "10.0.0.2",
+        "fd00::100",
     ]);
     let mode = prop_oneof![3 => Just(None), 2 => Just(Some("VIP")), 1 => Just(Some("Proxy"))];
     (weighted(0.9, ip), weighted(0.1, text(&["lb.example"])), mode).prop_map(
@@ -139,6 +149,9 @@ const SOURCES: &[&str] = &[
     "010.001.000.000/016",
     "203.0.113.000/025",
     "10.1.2.3/16",
+    "10.1.0.248/29",
+    "10.0.0.64/26",
+    "198.51.100.0/24",
     "192.0.2.1/32",
     "0.0.0.0/0",
     "fd00::/8",
@@ -198,10 +211,10 @@ prop_compose! {
     pub(crate) fn service()(
         (namespace, name) in prop_oneof![
             12 => Just(("default", "a")),
-            2 => Just(("default", "b")),
+            4 => Just(("default", "b")),
             1 => Just(("other", "a")),
         ],
-        proxy in weighted(0.05, text(&["", "another"])),
+        proxy in weighted(0.08, text(&["", "another"])),
         created in of(0..3i64),
         spec in spec(),
         ingress in weighted(0.5, vec(ingress(), 0..3)),

@@ -31,7 +31,7 @@ prop_compose! {
 
 /// As the API demands: no name twice.
 fn slice_ports() -> impl Strategy<Value = Option<Vec<EndpointPort>>> {
-    let ports = prop_oneof![1 => vec(slice_port(), 0..1), 15 => vec(slice_port(), 1..4)];
+    let ports = prop_oneof![1 => vec(slice_port(), 0..1), 15 => vec(slice_port(), 2..7)];
     weighted(0.97, ports).prop_map(|ports| {
         let mut names = BTreeSet::new();
         let mut is_new = |port: &EndpointPort| {
@@ -132,8 +132,19 @@ prop_compose! {
 
 /// The address type goes with the name: it never changes.
 pub(crate) fn slice() -> impl Strategy<Value = EndpointSlice> {
-    const V4: &[&str] = &["10.1.0.1", "10.1.0.2", "10.01.0.002", "10.1.0.3", "10.1.0.4"];
-    const V6: &[&str] = &["fd00:1::1", "fd00:1::2", "fd00:1:0::2", "fd00:1::3"];
+    // Pods, this node and another, and a cluster IP.
+    const V4: &[&str] = &[
+        "10.1.0.1",
+        "10.1.0.2",
+        "10.01.0.002",
+        "10.1.0.3",
+        "10.1.0.4",
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.96.0.2",
+    ];
+    const V6: &[&str] =
+        &["fd00:1::1", "fd00:1::2", "fd00:1:0::2", "fd00:1::3", "fd00::1", "fd00:96::2"];
     prop_oneof![
         6 => slice_of("IPv4", &["a-1", "a-2", "a-3"], V4),
         5 => slice_of("IPv6", &["a-6", "a-66"], V6),

@@ -1,126 +1,251 @@
-//! Our side: objects, as the sources translate them, into the model and through the policy.
+//! Our side: objects, as the sources translate them, through the whole control plane into maps in
+//! memory, and packets that ask these maps as the programs do.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
-    sync::Arc,
-};
+use std::{cell::Cell, collections::BTreeMap, net::SocketAddr};
 
 use lb_agent::{
-    model::{Change, Cluster, NodeAddr, ObjectRef, Scope, Settings, shared},
-    policy::{BackendSet, Empty, HealthCheck, NoLocal, PerFamily, Served, serve},
+    maps::{Memory, Snapshot},
+    model::{Change, Families, NodePortAddresses, Settings, shared},
+    pipeline::{Pipeline, View},
+    policy::{HealthCheck, NoLocal, PerFamily},
     sources::translate,
+};
+use lb_common::{
+    Caller, Flow, Origin, Prior, Set, Verdict,
+    abi::{self, Addr, AffinityKey, Bond},
+    choose, is_confined, select,
 };
 
 use super::{
-    case::{Case, Object, Op, Verb},
-    outcome::{Outcome, Outcomes, text},
-    program::Kind,
+    case::{Config, Kind, Object, Op},
+    outcome::{Fate, Outcome, Packet, Stated},
+    program::Place,
 };
 
-/// What socklb does after each step.
-pub(crate) fn socklb(case: &Case) -> Vec<Outcomes> {
-    let node_name: Arc<str> = shared(&case.node);
-    let mut cluster = Cluster::new(Settings { node_name, ..Settings::default() });
-    cluster.apply(Change::ListedServices(BTreeMap::new()));
-    cluster.apply(Change::ListedSlices(BTreeMap::new()));
-    cluster.apply(Change::ListedNodes(BTreeMap::new()));
-    // As the agent does: only what a change touches is looked at again.
-    let mut all = BTreeMap::new();
-    let mut outcomes = Vec::with_capacity(case.steps.len());
-    for step in &case.steps {
-        let touched: BTreeSet<_> = step.iter().flat_map(|op| cluster.apply(change(op))).collect();
-        for name in touched {
-            let served = serve(&cluster, &name);
-            all.insert(name, served);
-        }
-        outcomes.push(look(&cluster, &all));
-    }
-    outcomes
+/// Cookies of network namespaces.
+const HOST: u64 = 1;
+const POD: u64 = 2;
+const SERVICES: u32 = 1024;
+const BACKENDS: u32 = 8192;
+
+/// An agent on the node of the case.
+pub(crate) struct Socklb {
+    config: Config,
+    pipeline: Pipeline<Memory>,
 }
 
-/// An op as the sources say it.
-fn change(op: &Op) -> Change {
-    let is_there = op.op == Verb::Apply;
-    match &op.object {
-        Object::Service(object) => {
-            // The sources look at the name: this is the proxy that was given none (A1).
-            let is_ours = translate::proxy_name(object).is_none();
-            let model = translate::service(object).0.filter(|_| is_there && is_ours);
-            Change::Service(translate::object_ref(&object.metadata), model)
-        }
-        Object::Slice(object) => {
-            let model = translate::slice(object).0;
-            Change::Slice(translate::object_ref(&object.metadata), model.filter(|_| is_there))
-        }
-        Object::Node(object) => {
-            let model = translate::node(object).0;
-            let name = object.metadata.name.as_deref().unwrap_or_default();
-            Change::Node(shared(name), model.filter(|_| is_there))
-        }
+impl Socklb {
+    pub(crate) fn new(config: &Config) -> Self {
+        let maps = Memory::new(SERVICES, BACKENDS);
+        let snapshot = maps.snapshot();
+        Self { config: config.clone(), pipeline: pipeline(config, maps, &snapshot) }
     }
-}
 
-fn look(cluster: &Cluster, all: &BTreeMap<ObjectRef, Served>) -> Outcomes {
-    let addresses = cluster.node_addresses().into_iter();
-    let nodes: Vec<IpAddr> =
-        addresses.filter(|(_, of)| *of == NodeAddr::Other).map(|(ip, _)| ip).collect();
-    let mut outcomes = Outcomes::default();
-    for (name, served) in all {
-        for set in &served.sets {
-            for frontend in &set.frontends {
-                let kind = match frontend.scope {
-                    Scope::Any => Kind::Address,
-                    Scope::OwnNode => Kind::OwnNode,
-                    Scope::OtherNodes | Scope::Node => continue,
-                };
-                add(&mut outcomes, set, kind, frontend.addr);
-            }
-            others(&mut outcomes, set, &served.sets, &nodes);
-        }
-        if let Some(HealthCheck { port, local }) = served.health_check {
-            for (family, local) in [("IPv4", local.ipv4), ("IPv6", local.ipv6)] {
-                let local = local.map(|local| (format!("{name}:{port} ({family})"), local));
-                outcomes.health.extend(local);
+    /// Takes in what the API server says, and writes what follows from it.
+    pub(crate) fn step(&mut self, ops: &[Op]) {
+        for op in ops {
+            match op {
+                Op::Apply { object } => self.change(object, true),
+                Op::Delete { object } => self.change(object, false),
+                Op::List { kind, objects } => self.list(*kind, objects),
+                Op::Start { objects } => self.start(objects),
             }
         }
-        let PerFamily { ipv4, ipv6 } = served.no_local;
-        for (family, NoLocal { internal, external }) in [("IPv4", ipv4), ("IPv6", ipv6)] {
-            outcomes.count_no_local(&name.to_string(), family, (internal, external));
+        let report = self.pipeline.sync();
+        assert!(
+            report.failed.is_empty() && report.addresses.is_none(),
+            "there is room: {report:?}"
+        );
+        self.pipeline.reclaim().expect("memory");
+    }
+
+    /// Another agent goes on from the maps.
+    fn start(&mut self, objects: &[Object]) {
+        let maps = self.pipeline.store().clone();
+        let snapshot = maps.snapshot();
+        self.pipeline = pipeline(&self.config, maps, &snapshot);
+        for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
+            let all = objects.iter().filter(|object| object.key().0 == kind);
+            self.list(kind, &all.cloned().collect::<Vec<_>>());
         }
     }
-    outcomes
-}
 
-/// What a client gets that dials a node port at the address of another node.
-fn others(outcomes: &mut Outcomes, set: &BackendSet, sets: &[BackendSet], nodes: &[IpAddr]) {
-    for all in set.frontends.iter().filter(|it| it.scope == Scope::OtherNodes) {
-        let family = nodes.iter().filter(|ip| ip.is_ipv4() == all.addr.is_ipv4());
-        for ip in family {
-            let addr = SocketAddr::new(*ip, all.addr.port());
-            // That address alone goes before all other nodes.
-            let own = sets.iter().find(|set| {
-                set.port.protocol == all.protocol
-                    && set.frontends.iter().any(|it| it.scope == Scope::Node && it.addr == addr)
+    fn list(&mut self, kind: Kind, objects: &[Object]) {
+        let (mut services, mut slices) = (BTreeMap::new(), BTreeMap::new());
+        let mut nodes = BTreeMap::new();
+        for object in objects {
+            match self.says(object, true) {
+                Change::Service(name, Some(model)) => drop(services.insert(name, model)),
+                Change::Slice(name, Some(model)) => drop(slices.insert(name, model)),
+                Change::Node(name, Some(model)) => drop(nodes.insert(name, model)),
+                _ => {}
+            }
+        }
+        self.pipeline.change(match kind {
+            Kind::Service => Change::ListedServices(services),
+            Kind::EndpointSlice => Change::ListedSlices(slices),
+            Kind::Node => Change::ListedNodes(nodes),
+        });
+    }
+
+    fn change(&mut self, object: &Object, is_there: bool) {
+        let change = self.says(object, is_there);
+        self.pipeline.change(change);
+    }
+
+    /// An object as the sources say it.
+    fn says(&self, object: &Object, is_there: bool) -> Change {
+        match object {
+            Object::Service(object) => {
+                // The sources look at the name (A1).
+                let is_ours = translate::proxy_name(object) == self.config.proxy_name.as_deref();
+                let model = translate::service(object).0.filter(|_| is_there && is_ours);
+                Change::Service(translate::object_ref(&object.metadata), model)
+            }
+            Object::Slice(object) => {
+                let model = translate::slice(object).0;
+                Change::Slice(translate::object_ref(&object.metadata), model.filter(|_| is_there))
+            }
+            Object::Node(object) => {
+                let model = translate::node(object).0;
+                let name = object.metadata.name.as_deref().unwrap_or_default();
+                Change::Node(shared(name), model.filter(|_| is_there))
+            }
+        }
+    }
+
+    /// The frontends that the maps have at addresses that clients dial.
+    pub(crate) fn frontends(&self) -> impl Iterator<Item = (SocketAddr, &'static str)> {
+        let services = self.pipeline.store().snapshot().services.into_keys();
+        services
+            .filter(|key| key.scope == abi::SCOPE_ANY)
+            .map(|key| (key.peer.into(), if key.protocol == abi::UDP { "UDP" } else { "TCP" }))
+    }
+
+    /// Where a packet leads.
+    pub(crate) fn ask(&self, packet: &Packet) -> Outcome {
+        let maps = self.pipeline.store();
+        let protocol = if packet.protocol == "UDP" { abi::UDP } else { abi::TCP };
+        let flow = Flow { peer: packet.to.into(), protocol };
+        let socket = Socket::of(packet);
+        let mut set = Set::NONE;
+        choose(maps, &socket, &flow, &Prior::NONE, &mut set);
+        let mut outcome = Outcome::default();
+        let mut fates = Vec::new();
+        for i in 0..set.range.count.max(1) {
+            socket.random.set(nth(i, set.range.count.max(1)));
+            fates.push(match select(maps, &socket, &flow, &Prior::NONE) {
+                Verdict::Miss => Fate::Untouched,
+                Verdict::Forward(to) if is_confined(maps, &flow, socket.source, &to.peer) => {
+                    Fate::Refused
+                }
+                Verdict::Forward(to) => {
+                    outcome.backends.insert(to.peer.into());
+                    outcome.affinity = set.affinity;
+                    Fate::Forwarded
+                }
+                Verdict::Refuse(_) => Fate::Refused,
+                Verdict::UnknownPort => Fate::UnknownPort,
+                Verdict::Unreachable(_) => Fate::Unreachable,
+                Verdict::Denied(_) => Fate::Denied,
+                other => panic!("{packet}: {other:?}"),
             });
-            add(outcomes, own.unwrap_or(set), Kind::OtherNode, addr);
         }
+        let forwarded = fates.contains(&Fate::Forwarded);
+        outcome.fate = if forwarded { Fate::Forwarded } else { fates[0] };
+        outcome
+    }
+
+    /// What the agent says of itself.
+    pub(crate) fn stated(&self) -> Stated {
+        let mut stated = Stated::default();
+        for (name, HealthCheck { port, local }) in self.pipeline.health_checks() {
+            for (family, local) in families(&self.config, *local) {
+                let local = local.map(|local| (format!("{name}:{port} ({family})"), local));
+                stated.health.extend(local);
+            }
+        }
+        for counts in self.pipeline.no_local().values() {
+            for (family, NoLocal { internal, external }) in families(&self.config, *counts) {
+                stated.count_no_local(family, internal, external);
+            }
+        }
+        stated
     }
 }
 
-fn add(outcomes: &mut Outcomes, set: &BackendSet, kind: Kind, addr: SocketAddr) {
-    let outcome = Outcome {
-        backends: set.backends.iter().copied().collect(),
-        empty: match set.empty {
-            _ if !set.backends.is_empty() => "",
-            Empty::Refuse => "refuse",
-            Empty::Unreachable => "unreachable",
-        },
-        affinity: set.affinity.map_or(0, NonZeroU32::get),
-        sources: set.sources.iter().map(ToString::to_string).collect(),
+fn families<T>(config: &Config, both: PerFamily<T>) -> impl Iterator<Item = (&'static str, T)> {
+    let PerFamily { ipv4, ipv6 } = both;
+    let has = |family: &str| config.families.iter().any(|of| of == family);
+    let (v4, v6) = (has("IPv4"), has("IPv6"));
+    let all = [("IPv4", ipv4, v4), ("IPv6", ipv6, v6)].into_iter();
+    all.filter(|(_, _, has)| *has).map(|(family, value, _)| (family, value))
+}
+
+fn pipeline(config: &Config, maps: Memory, snapshot: &Snapshot) -> Pipeline<Memory> {
+    let list = config.node_port_addresses.join(",");
+    let nodeport_addresses: NodePortAddresses = list.parse().expect("ranges");
+    let has = |family: &str| config.families.iter().any(|of| of == family);
+    let settings = Settings {
+        node_name: shared(&config.node),
+        external_ips: config.external_ips,
+        nodeport_addresses,
+        localhost_nodeports: config.localhost_nodeports,
+        families: Families { ipv4: has("IPv4"), ipv6: has("IPv6") },
     };
-    let text = text(&set.port.to_string(), kind, addr, set.port.protocol.name());
-    let twice = outcomes.frontends.insert(text.clone(), outcome).is_some();
-    assert!(!twice, "{text} stands in two sets");
+    let view = View { settings, host_netns: HOST, ..View::default() };
+    let mut pipeline = Pipeline::with_view(view, maps, snapshot);
+    let loopback = ["127.0.0.1", "::1"].map(|ip| ip.parse().expect("an address"));
+    let local = config.interfaces.iter().map(|ip| ip.parse().expect("an address"));
+    pipeline.change(Change::LocalAddresses(local.chain(loopback).collect()));
+    pipeline
+}
+
+/// A number with which [`lb_common::pick`] takes the `i`-th of so many.
+fn nth(i: u32, count: u32) -> u32 {
+    let first = (u64::from(i) << 32).div_ceil(u64::from(count));
+    u32::try_from(first).expect("i is below count")
+}
+
+/// The socket that sends the packet. It is bound to its address.
+struct Socket {
+    netns: u64,
+    source: Addr,
+    random: Cell<u32>,
+}
+
+impl Socket {
+    fn of(packet: &Packet) -> Self {
+        let netns = match packet.place {
+            Place::Pod => POD,
+            Place::Host => HOST,
+        };
+        Self { netns, source: packet.source.into(), random: Cell::new(0) }
+    }
+}
+
+impl Caller for Socket {
+    fn random(&self, _: &Flow) -> u32 {
+        self.random.get()
+    }
+
+    fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    fn source(&self) -> Addr {
+        self.source
+    }
+
+    fn come_from(&self, _: Addr) -> Origin {
+        Origin::Settled
+    }
+
+    fn now(&self) -> u64 {
+        1
+    }
+
+    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
+        true
+    }
 }

@@ -1,0 +1,140 @@
+//! Both sides after each step, asked about the same packets.
+
+use std::collections::BTreeMap;
+
+use super::{
+    case::{Case, Key, Object, Op},
+    claims::Claims,
+    deviations::{Applied, Asked, Deviation, count, wanted},
+    outcome::{Fate, Outcome, Packet, Stated, difference, stated_differences},
+    packets::{Targets, packets, targets},
+    program::{Answer, Program, Question, State},
+    socklb::Socklb,
+};
+
+/// What was compared, so that nobody takes silence for agreement.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) steps: usize,
+    pub(crate) packets: usize,
+    pub(crate) fates: BTreeMap<Fate, usize>,
+    pub(crate) with_affinity: usize,
+    pub(crate) at_other_nodes: usize,
+    pub(crate) contested: usize,
+    pub(crate) health_checks: usize,
+    pub(crate) no_local: usize,
+    pub(crate) lists: usize,
+    pub(crate) starts: usize,
+    pub(crate) deviations: Applied,
+}
+
+impl Seen {
+    fn note(&mut self, outcome: &Outcome) {
+        self.packets += 1;
+        *self.fates.entry(outcome.fate).or_default() += 1;
+        self.with_affinity += usize::from(outcome.affinity > 0);
+    }
+}
+
+/// Says where the two sides differ after the first step after which they do.
+pub(crate) fn compare(program: &mut Program, case: &Case, seen: &mut Seen) -> Result<(), String> {
+    let mut asked = Asked::new(&case.config);
+    program.begin(&asked.config(&mut seen.deviations));
+    let mut sides = Sides {
+        case,
+        socklb: Socklb::new(&case.config),
+        program,
+        live: BTreeMap::new(),
+        before: Targets::new(),
+    };
+    for (i, step) in case.steps.iter().enumerate() {
+        seen.steps += 1;
+        let state = sides.program.step(&asked.ops(step, &mut seen.deviations));
+        sides.socklb.step(step);
+        sides.follow(step, seen);
+        let mut lines = Vec::new();
+        sides.statements(&state, seen, &mut lines);
+        sides.packets(&asked, &state, seen, &mut lines);
+        if !lines.is_empty() {
+            return Err(format!("after step {}:\n{}", i + 1, lines.join("\n")));
+        }
+    }
+    Ok(())
+}
+
+struct Sides<'a> {
+    case: &'a Case,
+    socklb: Socklb,
+    program: &'a mut Program,
+    /// The objects that there are.
+    live: BTreeMap<Key, Object>,
+    /// Where packets went after the step before.
+    before: Targets,
+}
+
+impl Sides<'_> {
+    fn follow(&mut self, step: &[Op], seen: &mut Seen) {
+        for op in step {
+            match op {
+                Op::Delete { object } => drop(self.live.remove(&object.key())),
+                Op::Apply { .. } => {}
+                Op::List { kind, .. } => {
+                    seen.lists += 1;
+                    self.live.retain(|key, _| key.0 != *kind);
+                }
+                Op::Start { .. } => {
+                    seen.starts += 1;
+                    self.live.clear();
+                }
+            }
+            if !matches!(op, Op::Delete { .. }) {
+                let objects = op.objects().iter();
+                self.live.extend(objects.map(|object| (object.key(), object.clone())));
+            }
+        }
+    }
+
+    fn statements(&self, state: &State, seen: &mut Seen, lines: &mut Vec<String>) {
+        let wanted = Stated::from(state);
+        seen.health_checks += wanted.health.len();
+        seen.no_local += wanted.no_local.len();
+        stated_differences(&wanted, &self.socklb.stated(), lines);
+    }
+
+    fn packets(&mut self, asked: &Asked, state: &State, seen: &mut Seen, lines: &mut Vec<String>) {
+        let claims = Claims::new(&state.claims, &self.live);
+        let now = targets(&self.case.config, &self.live);
+        let mut all = now.clone();
+        all.append(&mut self.before);
+        all.extend(self.socklb.frontends());
+        self.before = now;
+        let (packets, questions): (Vec<Packet>, Vec<Question>) = packets(&self.case.config, &all)
+            .into_iter()
+            .filter_map(|packet| Some((packet, question(&packet, asked, &claims, seen)?)))
+            .unzip();
+        let answers: Vec<Answer> = self.program.ask(&questions);
+        for (packet, answer) in packets.iter().zip(&answers) {
+            let wanted = wanted(answer, &mut seen.deviations);
+            seen.note(&wanted);
+            seen.at_other_nodes += usize::from(!answer.node.is_empty());
+            lines.extend(difference(packet, &wanted, &self.socklb.ask(packet)));
+        }
+    }
+}
+
+fn question(packet: &Packet, asked: &Asked, claims: &Claims, seen: &mut Seen) -> Option<Question> {
+    let to = asked.to(packet, claims, &mut seen.deviations)?;
+    let only = claims.owner(to, packet.protocol);
+    if !only.is_empty() {
+        seen.contested += 1;
+        count(&mut seen.deviations, Deviation::Contested);
+    }
+    Some(Question {
+        from: packet.place,
+        source: packet.source,
+        to: to.ip(),
+        port: to.port(),
+        protocol: packet.protocol,
+        only,
+    })
+}
