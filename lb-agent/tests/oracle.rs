@@ -6,10 +6,13 @@
 mod oracle {
     pub(crate) mod case;
     pub(crate) mod claims;
+    pub(crate) mod coverage;
     pub(crate) mod deviations;
     pub(crate) mod duplicates;
     pub(crate) mod history;
     pub(crate) mod judge;
+    pub(crate) mod mistakes;
+    pub(crate) mod mutations;
     pub(crate) mod objects;
     pub(crate) mod outcome;
     pub(crate) mod packets;
@@ -20,24 +23,35 @@ mod oracle {
 }
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     env,
     fmt::Write as _,
     fs,
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use oracle::{
     case::Case,
+    coverage::{self, Coverage},
     history::case,
-    judge::{Seen, compare},
+    judge::{Seen, compare, matters},
+    mistakes::MUTATIONS,
+    mutations::Mutation,
     outcome::Fate,
     program::{PROGRAM, Program},
 };
-use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
+use proptest::{
+    strategy::{Strategy as _, ValueTree as _},
+    test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner},
+};
 
-const CASES: u32 = 3_000;
+const CASES: u32 = 2_000;
+/// Within so many cases each mistake is found.
+const MISTAKES: usize = 3_000;
 /// Processes, each with a part of the cases.
 const WORKERS: u32 = 2;
 /// Unoptimized, the generators hold many large objects by value.
@@ -66,39 +80,66 @@ fn number(variable: &str) -> Option<u64> {
     Some(env::var(variable).ok()?.parse().expect("the number of cases and the seed are numbers"))
 }
 
-#[test]
-fn socklb_decides_as_kube_proxy_does() {
+fn start_number() -> u64 {
+    number("SOCKLB_ORACLE_SEED").unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+        now.as_secs()
+    })
+}
+
+fn require_program() {
     assert!(
         env::var_os(PROGRAM).is_some(),
         "{PROGRAM} names no program of oracle/: `cargo xtask oracle` builds it and runs this"
     );
+}
+
+fn runner(cases: u32, seed: u64) -> TestRunner {
+    TestRunner::new(Config {
+        cases,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..Config::default()
+    })
+}
+
+/// Runs as many workers as there are processes.
+fn in_parallel<T: Send + 'static>(work: impl Fn(u32) -> T + Clone + Send + 'static) -> Vec<T> {
+    let workers: Vec<_> = (0..WORKERS)
+        .map(|i| {
+            let work = work.clone();
+            let worker = thread::Builder::new().stack_size(STACK);
+            worker.spawn(move || work(i)).expect("a thread")
+        })
+        .collect();
+    workers.into_iter().map(|it| it.join().expect("a worker")).collect()
+}
+
+#[test]
+fn packets_go_where_kube_proxy_s_rules_let_them_go() {
+    require_program();
     if let Some(file) = env::var_os("SOCKLB_ORACLE_REPLAY") {
         let text = fs::read_to_string(&file).expect("the file is there");
         let case = Case::from_yaml(&text);
-        let outcome = compare(&mut Program::start(), &case, &mut Seen::default());
-        assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
+        let outcome = compare(&mut Program::start(), &case, &mut Seen::default(), None);
+        assert!(outcome.is_ok(), "{}", outcome.err().unwrap_or_default());
         return;
     }
     let cases = number("SOCKLB_ORACLE_CASES").map_or(CASES, |cases| cases.try_into().expect("u32"));
-    let seed = number("SOCKLB_ORACLE_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
-        now.as_secs()
-    });
+    let seed = start_number();
     let started = Instant::now();
-    let shares = (0..WORKERS).map(|i| (i, cases / WORKERS + u32::from(i < cases % WORKERS)));
-    let workers: Vec<_> = shares
-        .map(|(i, cases)| {
-            let seed = seed.wrapping_add(u64::from(i) << 32);
-            let worker = thread::Builder::new().stack_size(STACK);
-            worker.spawn(move || work(cases, seed)).expect("a thread")
-        })
-        .collect();
-    let ends: Vec<_> = workers.into_iter().map(|it| it.join().expect("a worker")).collect();
+    let ends = in_parallel(move |i| {
+        let share = cases / WORKERS + u32::from(i < cases % WORKERS);
+        work(share, seed.wrapping_add(u64::from(i) << 32))
+    });
     let mut failures = String::new();
+    let mut coverage = Coverage::new();
     for (i, end) in ends.into_iter().enumerate() {
         match end {
-            Ok(tally) => {
+            Ok((tally, of_worker)) => {
                 eprintln!("{tally:#?}");
+                coverage::add(&mut coverage, &of_worker);
                 assert!(cases < CASES || is_of_everything(&tally), "a subject is hardly seen");
             }
             Err((difference, case)) => {
@@ -114,29 +155,73 @@ fn socklb_decides_as_kube_proxy_does() {
             }
         }
     }
+    eprintln!("{}", coverage::table(&coverage));
     eprintln!("{cases} cases of seed {seed} in {:.1?}", started.elapsed());
     assert!(failures.is_empty(), "{failures}");
 }
 
 /// Compares so many cases; else the difference and the smallest case that shows one.
-fn work(cases: u32, seed: u64) -> Result<Seen, (String, String)> {
-    let mut program = Program::start();
-    let mut tally = Seen::default();
-    let mut runner = TestRunner::new(Config {
-        cases,
-        rng_seed: RngSeed::Fixed(seed),
-        failure_persistence: None,
-        max_shrink_iters: 20_000,
-        ..Config::default()
-    });
-    let cell = std::cell::RefCell::new((&mut program, &mut tally));
-    let end = runner.run(&case(), |case| {
-        let (program, tally) = &mut *cell.borrow_mut();
-        compare(program, &case, tally).map_err(TestCaseError::fail)
+fn work(cases: u32, seed: u64) -> Result<(Seen, Coverage), (String, String)> {
+    // Not in the course of shrinking: what is counted then is a case that fails.
+    let state = RefCell::new((Program::start(), Seen::default(), Coverage::new()));
+    let end = runner(cases, seed).run(&case(), |case| {
+        let (program, tally, coverage) = &mut *state.borrow_mut();
+        let record = compare(program, &case, tally, None).map_err(TestCaseError::fail)?;
+        let set = coverage::note(&case, coverage);
+        if let Some(place) = coverage::next(&set, coverage) {
+            let mattered = matters(program, &coverage::without(&case, place), &record);
+            coverage::tried(coverage, place, mattered);
+        }
+        Ok(())
     });
     match end {
-        Ok(()) => Ok(tally),
+        Ok(()) => {
+            let (_, tally, coverage) = state.into_inner();
+            Ok((tally, coverage))
+        }
         Err(TestError::Fail(reason, case)) => Err((reason.to_string(), case.yaml())),
         Err(TestError::Abort(reason)) => Err((reason.to_string(), String::new())),
     }
+}
+
+/// Who forgets a rule is found out: see [`oracle::mistakes`].
+#[test]
+fn each_mistake_is_found() {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    require_program();
+    let seed = start_number();
+    let found: BTreeMap<usize, Option<usize>> = in_parallel(move |_| {
+        let mut found = Vec::new();
+        loop {
+            let i = NEXT.fetch_add(1, Ordering::Relaxed);
+            let Some(mutation) = MUTATIONS.get(i) else { return found };
+            found.push((i, find(mutation, seed)));
+        }
+    })
+    .into_iter()
+    .flatten()
+    .collect();
+    let mut table = "| rule | the mistake | found in case |\n|---|---|---|\n".to_owned();
+    let mut missed = Vec::new();
+    for (i, case) in found {
+        let Mutation { rule, mistake, .. } = &MUTATIONS[i];
+        let number = case.map_or_else(|| "not".to_owned(), |case| case.to_string());
+        writeln!(table, "| {rule} | {mistake} | {number} |").expect("memory");
+        missed.extend(case.is_none().then(|| format!("{rule}: {mistake}")));
+    }
+    eprintln!("{table}\nMistakes, with cases of seed {seed}.");
+    assert!(missed.is_empty(), "not found within {MISTAKES} cases: {missed:?}");
+}
+
+/// The number of the first case that shows the mistake.
+fn find(mutation: &Mutation, seed: u64) -> Option<usize> {
+    let (mut program, mut runner) = (Program::start(), runner(1, seed));
+    let strategy = case();
+    (1..=MISTAKES).find(|_| {
+        let case = strategy.new_tree(&mut runner).expect("a case").current();
+        let mut differs =
+            |mutation| compare(&mut program, &case, &mut Seen::default(), mutation).is_err();
+        // Not for another reason.
+        mutation.concerns(&case) && differs(Some(mutation)) && !differs(None)
+    })
 }

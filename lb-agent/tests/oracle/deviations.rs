@@ -120,7 +120,7 @@ impl Asked {
             match &op {
                 Op::Delete { object } => drop(self.slices.remove(&object.key())),
                 Op::Start { .. } | Op::List { kind: Kind::EndpointSlice, .. } => {
-                    self.slices.clear()
+                    self.slices.clear();
                 }
                 Op::Apply { .. } | Op::List { .. } => {}
             }

@@ -113,7 +113,7 @@ prop_compose! {
         detect_local in select(vec!["NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"]),
         localhost_nodeports in weighted(0.3),
         external_ips in weighted(0.85),
-        proxy_name in weighted_option(0.1, Just("another".to_owned())),
+        proxy_name in weighted_option(0.05, Just("another".to_owned())),
     ) -> Config {
         let owned = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect();
         let interfaces = ["10.0.0.100", "fd00::100"].into_iter().chain(vip);

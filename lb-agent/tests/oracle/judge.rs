@@ -1,4 +1,5 @@
-//! Both sides after each step, asked about the same packets.
+//! Both sides after each step, asked about the same packets; and kube-proxy's side alone, asked once more
+//! without a field.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +7,7 @@ use super::{
     case::{Case, Key, Object, Op},
     claims::Claims,
     deviations::{Applied, Asked, Deviation, count, wanted},
+    mutations::Mutation,
     outcome::{Fate, Outcome, Packet, Stated, difference, stated_differences},
     packets::{Targets, packets, targets},
     program::{Answer, Program, Question, State},
@@ -36,22 +38,38 @@ impl Seen {
     }
 }
 
-/// Says where the two sides differ after the first step after which they do.
-pub(crate) fn compare(program: &mut Program, case: &Case, seen: &mut Seen) -> Result<(), String> {
+/// What kube-proxy was asked after a step, and what is to be done by its answers.
+pub(crate) struct Recorded {
+    stated: Stated,
+    packets: Vec<(Packet, Outcome)>,
+}
+
+/// Says where the two sides differ after the first step after which they do; else what was compared.
+pub(crate) fn compare(
+    program: &mut Program,
+    case: &Case,
+    seen: &mut Seen,
+    mutation: Option<&Mutation>,
+) -> Result<Vec<Recorded>, String> {
     let mut asked = Asked::new(&case.config);
     program.begin(&asked.config(&mut seen.deviations));
+    let config = mutation.map_or_else(|| case.config.clone(), |it| it.config(&case.config));
     let mut sides = Sides {
         case,
-        socklb: Socklb::new(&case.config),
+        socklb: Socklb::new(&config),
         program,
         live: BTreeMap::new(),
         before: Targets::new(),
+        record: Vec::new(),
     };
     for (i, step) in case.steps.iter().enumerate() {
         seen.steps += 1;
         let state = sides.program.step(&asked.ops(step, &mut seen.deviations));
-        sides.socklb.step(step);
-        sides.follow(step, seen);
+        match mutation {
+            Some(mutation) => sides.socklb.step(&mutation.ops(&sides.live, step)),
+            None => sides.socklb.step(step),
+        }
+        follow(&mut sides.live, step, seen);
         let mut lines = Vec::new();
         sides.statements(&state, seen, &mut lines);
         sides.packets(&asked, &state, seen, &mut lines);
@@ -59,7 +77,53 @@ pub(crate) fn compare(program: &mut Program, case: &Case, seen: &mut Seen) -> Re
             return Err(format!("after step {}:\n{}", i + 1, lines.join("\n")));
         }
     }
-    Ok(())
+    Ok(sides.record)
+}
+
+/// Whether kube-proxy answers anything otherwise in another case that has the same steps.
+pub(crate) fn matters(program: &mut Program, other: &Case, record: &[Recorded]) -> bool {
+    let mut asked = Asked::new(&other.config);
+    let (mut seen, mut live) = (Seen::default(), BTreeMap::new());
+    program.begin(&asked.config(&mut seen.deviations));
+    for (step, recorded) in other.steps.iter().zip(record) {
+        let state = program.step(&asked.ops(step, &mut seen.deviations));
+        follow(&mut live, step, &mut seen);
+        let claims = Claims::new(&state.claims, &live);
+        let same = recorded.packets.iter();
+        let (questions, outcomes): (Vec<Question>, Vec<&Outcome>) = same
+            .filter_map(|(packet, was)| Some((question(packet, &asked, &claims, &mut seen)?, was)))
+            .unzip();
+        let answers = program.ask(&questions);
+        let mut pairs = answers.iter().zip(outcomes);
+        if Stated::from(&state) != recorded.stated
+            || pairs.any(|(answer, was)| wanted(answer, &mut seen.deviations) != *was)
+        {
+            return true;
+        }
+    }
+    false
+}
+
+/// Keeps the objects that there are.
+fn follow(live: &mut BTreeMap<Key, Object>, step: &[Op], seen: &mut Seen) {
+    for op in step {
+        match op {
+            Op::Delete { object } => drop(live.remove(&object.key())),
+            Op::Apply { .. } => {}
+            Op::List { kind, .. } => {
+                seen.lists += 1;
+                live.retain(|key, _| key.0 != *kind);
+            }
+            Op::Start { .. } => {
+                seen.starts += 1;
+                live.clear();
+            }
+        }
+        if !matches!(op, Op::Delete { .. }) {
+            let objects = op.objects().iter();
+            live.extend(objects.map(|object| (object.key(), object.clone())));
+        }
+    }
 }
 
 struct Sides<'a> {
@@ -70,30 +134,10 @@ struct Sides<'a> {
     live: BTreeMap<Key, Object>,
     /// Where packets went after the step before.
     before: Targets,
+    record: Vec<Recorded>,
 }
 
 impl Sides<'_> {
-    fn follow(&mut self, step: &[Op], seen: &mut Seen) {
-        for op in step {
-            match op {
-                Op::Delete { object } => drop(self.live.remove(&object.key())),
-                Op::Apply { .. } => {}
-                Op::List { kind, .. } => {
-                    seen.lists += 1;
-                    self.live.retain(|key, _| key.0 != *kind);
-                }
-                Op::Start { .. } => {
-                    seen.starts += 1;
-                    self.live.clear();
-                }
-            }
-            if !matches!(op, Op::Delete { .. }) {
-                let objects = op.objects().iter();
-                self.live.extend(objects.map(|object| (object.key(), object.clone())));
-            }
-        }
-    }
-
     fn statements(&self, state: &State, seen: &mut Seen, lines: &mut Vec<String>) {
         let wanted = Stated::from(state);
         seen.health_checks += wanted.health.len();
@@ -113,12 +157,15 @@ impl Sides<'_> {
             .filter_map(|packet| Some((packet, question(&packet, asked, &claims, seen)?)))
             .unzip();
         let answers: Vec<Answer> = self.program.ask(&questions);
-        for (packet, answer) in packets.iter().zip(&answers) {
+        let mut recorded = Vec::with_capacity(packets.len());
+        for (packet, answer) in packets.into_iter().zip(&answers) {
             let wanted = wanted(answer, &mut seen.deviations);
             seen.note(&wanted);
             seen.at_other_nodes += usize::from(!answer.node.is_empty());
-            lines.extend(difference(packet, &wanted, &self.socklb.ask(packet)));
+            lines.extend(difference(&packet, &wanted, &self.socklb.ask(&packet)));
+            recorded.push((packet, wanted));
         }
+        self.record.push(Recorded { stated: Stated::from(state), packets: recorded });
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn meta(namespace: &str, name: &str, labels: &[(&str, Option<String>)
 /// Name and protocol of a port; few, so that Services and slices often mean the same one.
 pub(super) fn port() -> impl Strategy<Value = (Option<String>, Option<String>)> {
     let ports = prop_oneof![
-        10 => Just((Some("http"), Some("TCP"))),
+        20 => Just((Some("http"), Some("TCP"))),
         2 => Just((Some("http"), None)),
         4 => Just((Some("dns"), Some("UDP"))),
         2 => Just((Some("dns"), Some("TCP"))),

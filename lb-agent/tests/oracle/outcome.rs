@@ -43,6 +43,8 @@ pub(crate) enum Fate {
     Unreachable,
     /// By source ranges: EACCES.
     Denied,
+    /// The maps contradict themselves.
+    Damaged,
 }
 
 /// Where a packet leads.
@@ -74,7 +76,7 @@ impl fmt::Display for Outcome {
 }
 
 /// What a proxy says of itself.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Eq, PartialEq)]
 pub(crate) struct Stated {
     /// What health check node ports say (K1, K3): `default/a:32000 (IPv4)`.
     pub(crate) health: BTreeMap<String, usize>,

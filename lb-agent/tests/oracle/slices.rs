@@ -106,6 +106,16 @@ fn hinted((endpoint, dropped): (Endpoint, (bool, bool, bool)), style: Style) -> 
     Endpoint { hints, ..endpoint }
 }
 
+/// As of pods that all go at once.
+fn left(mut endpoint: Endpoint, leaving: bool) -> Endpoint {
+    if leaving {
+        let conditions = endpoint.conditions.get_or_insert_default();
+        conditions.ready = Some(false);
+        conditions.terminating = Some(true);
+    }
+    endpoint
+}
+
 prop_compose! {
     fn slice_of(
         address_type: &'static str,
@@ -117,15 +127,22 @@ prop_compose! {
         service in weighted(0.97, prop_oneof![16 => text(&["a"]), 4 => text(&["b"]), 1 => text(&[""])]),
         headless in weighted(0.05, text(&["", "yes"])),
         ports in slice_ports(),
-        style in select(vec![Style::None, Style::Zones, Style::Nodes, Style::Both, Style::Mixed]),
+        style in prop_oneof![
+            2 => Just(Style::None),
+            4 => Just(Style::Zones),
+            4 => Just(Style::Nodes),
+            2 => Just(Style::Both),
+            1 => Just(Style::Mixed),
+        ],
         endpoints in weighted(0.97, vec(endpoint(addresses), 0..6)),
+        leaving in prop::bool::weighted(0.25),
     ) -> EndpointSlice {
         EndpointSlice {
             metadata: meta(namespace, name, &[(SERVICE_NAME, service), (HEADLESS, headless)]),
             address_type: address_type.to_owned(),
             ports,
             endpoints: endpoints
-                .map(|all| all.into_iter().map(|endpoint| hinted(endpoint, style)).collect()),
+                .map(|all| all.into_iter().map(|it| left(hinted(it, style), leaving)).collect()),
         }
     }
 }

@@ -148,7 +148,11 @@ impl Socklb {
                 Verdict::UnknownPort => Fate::UnknownPort,
                 Verdict::Unreachable(_) => Fate::Unreachable,
                 Verdict::Denied(_) => Fate::Denied,
-                other => panic!("{packet}: {other:?}"),
+                Verdict::Unstable => Fate::Damaged,
+                Verdict::Stay
+                | Verdict::Reserved
+                | Verdict::UnknownClient(_)
+                | Verdict::Confined => unreachable!("{packet}: {set:?}"),
             });
         }
         let forwarded = fates.contains(&Fate::Forwarded);

@@ -1,0 +1,189 @@
+//! Mistakes: socklb is told, or set up, as if it did not know a rule. Who judges it well finds each of
+//! them. They stand in [`super::mistakes`].
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    core::v1::{Node, Service, ServiceSpec},
+    discovery::v1::{Endpoint, EndpointConditions, EndpointSlice},
+};
+
+use super::{
+    case::{Case, Config, Key, Kind, Object, Op},
+    objects::OWN,
+};
+
+pub(crate) struct Mutation {
+    /// The rule of docs/kube-proxy.md.
+    pub(crate) rule: &'static str,
+    pub(crate) mistake: &'static str,
+    how: How,
+}
+
+/// What becomes of that which socklb is told.
+pub(super) enum How {
+    Config(fn(&mut Config)),
+    Service(fn(&mut Service)),
+    Spec(fn(&mut ServiceSpec)),
+    Slice(fn(&mut EndpointSlice)),
+    Endpoint(fn(&mut Endpoint)),
+    Node(fn(&mut Node)),
+    /// With the objects that were there before the step.
+    Ops(fn(&Live, &[Op]) -> Vec<Op>),
+}
+
+pub(super) type Live = BTreeMap<Key, Object>;
+
+pub(super) const fn rule(rule: &'static str, mistake: &'static str, how: How) -> Mutation {
+    Mutation { rule, mistake, how }
+}
+
+impl Mutation {
+    pub(crate) fn config(&self, config: &Config) -> Config {
+        let mut config = config.clone();
+        if let How::Config(how) = self.how {
+            how(&mut config);
+        }
+        config
+    }
+
+    /// What socklb is told, with the objects that were there before.
+    pub(crate) fn ops(&self, live: &Live, ops: &[Op]) -> Vec<Op> {
+        if let How::Ops(how) = self.how {
+            return how(live, ops);
+        }
+        let mut ops = ops.to_vec();
+        ops.iter_mut().flat_map(Op::objects_mut).for_each(|object| self.object(object));
+        ops
+    }
+
+    fn object(&self, object: &mut Object) {
+        match (&self.how, object) {
+            (How::Service(how), Object::Service(service)) => how(service),
+            (How::Spec(how), Object::Service(service)) => {
+                service.spec.iter_mut().for_each(how);
+            }
+            (How::Slice(how), Object::Slice(slice)) => how(slice),
+            (How::Endpoint(how), Object::Slice(slice)) => {
+                slice.endpoints.iter_mut().flatten().for_each(how);
+            }
+            (How::Node(how), Object::Node(node)) => how(node),
+            _ => {}
+        }
+    }
+
+    /// Whether the case is told otherwise at all.
+    pub(crate) fn concerns(&self, case: &Case) -> bool {
+        !matches!(self.how, How::Config(_)) || self.config(&case.config) != case.config
+    }
+}
+
+pub(super) fn unlabel(service: &mut Service, label: &str) {
+    service.metadata.labels.iter_mut().for_each(|labels| drop(labels.remove(label)));
+}
+
+pub(super) fn drop_label(slice: &mut EndpointSlice, label: &str) {
+    slice.metadata.labels.iter_mut().for_each(|labels| drop(labels.remove(label)));
+}
+
+pub(super) fn conditions(endpoint: &mut Endpoint) -> &mut EndpointConditions {
+    endpoint.conditions.get_or_insert_default()
+}
+
+pub(super) fn ingress(
+    service: &mut Service,
+) -> impl Iterator<Item = &mut k8s_openapi::api::core::v1::LoadBalancerIngress> {
+    let status = service.status.iter_mut().flat_map(|status| &mut status.load_balancer);
+    status.flat_map(|balancer| &mut balancer.ingress).flatten()
+}
+
+pub(super) fn apply(object: Object) -> Op {
+    Op::Apply { object }
+}
+
+fn is(object: &Object, kind: Kind) -> bool {
+    object.key().0 == kind
+}
+
+pub(super) fn first_services(live: &Live, ops: &[Op]) -> Vec<Op> {
+    let known = |object: &Object| is(object, Kind::Service) && live.contains_key(&object.key());
+    let ops = ops.iter().filter(|op| !matches!(op, Op::Apply { object } if known(object)));
+    ops.cloned().collect()
+}
+
+/// Only slices that end in -1, -6 or -f.
+pub(super) fn first_slices(_: &Live, ops: &[Op]) -> Vec<Op> {
+    let mut ops = ops.to_vec();
+    for object in ops.iter_mut().flat_map(Op::objects_mut) {
+        if let Object::Slice(slice) = object
+            && matches!(slice.metadata.name.as_deref(), Some("a-2" | "a-3" | "a-66"))
+        {
+            slice.endpoints = None;
+        }
+    }
+    ops
+}
+
+pub(super) fn all_slices_go(live: &Live, ops: &[Op]) -> Vec<Op> {
+    let mut told = Vec::new();
+    for op in ops {
+        if let Op::Delete { object } = op
+            && is(object, Kind::EndpointSlice)
+        {
+            let slices = live.values().filter(|object| is(object, Kind::EndpointSlice));
+            told.extend(slices.cloned().map(|object| Op::Delete { object }));
+        }
+        told.push(op.clone());
+    }
+    told
+}
+
+fn own_node(object: &Object) -> Option<&Node> {
+    match object {
+        Object::Node(node) if node.metadata.name.as_deref() == Some(OWN) => Some(node),
+        _ => None,
+    }
+}
+
+/// Before each deletion of the own Node, what `change` makes of it.
+fn before_deletion(ops: &[Op], change: fn(&mut Node)) -> Vec<Op> {
+    let mut told = Vec::new();
+    for op in ops {
+        if let Op::Delete { object } = op
+            && let Some(node) = own_node(object)
+        {
+            let mut node = node.clone();
+            change(&mut node);
+            told.push(apply(Object::Node(node.into())));
+        }
+        told.push(op.clone());
+    }
+    told
+}
+
+pub(super) fn zone_goes(_: &Live, ops: &[Op]) -> Vec<Op> {
+    before_deletion(ops, |node| node.metadata.labels = None)
+}
+
+/// The status says another address, since socklb keeps the last one.
+pub(super) fn addresses_go(_: &Live, ops: &[Op]) -> Vec<Op> {
+    before_deletion(ops, |node| {
+        let addresses = node.status.iter_mut().flat_map(|status| &mut status.addresses).flatten();
+        for address in addresses {
+            address.address =
+                if address.address.contains(':') { "2001:db8:f::1" } else { "192.0.2.77" }.into();
+        }
+    })
+}
+
+pub(super) fn own_addresses_go(_: &Live, ops: &[Op]) -> Vec<Op> {
+    let mut ops = ops.to_vec();
+    for object in ops.iter_mut().flat_map(Op::objects_mut) {
+        if own_node(object).is_some()
+            && let Object::Node(node) = object
+        {
+            node.status = None;
+        }
+    }
+    ops
+}
