@@ -23,6 +23,8 @@ enum Edit {
     Service(usize, u8, Box<Service>),
     Slice(usize, u8, Box<EndpointSlice>),
     Delete(usize),
+    /// Nothing goes on from a Node that is gone but what outlives it.
+    DeleteOwnNode,
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
@@ -35,6 +37,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         4 => (any::<usize>(), 0..4u8, slice())
             .prop_map(|(which, field, it)| Edit::Slice(which, field, it.into())),
         2 => any::<usize>().prop_map(Edit::Delete),
+        1 => Just(Edit::DeleteOwnNode),
     ]
 }
 
@@ -153,11 +156,13 @@ fn step(live: &mut Live, edits: Vec<Edit>) -> Vec<Op> {
         let object = match edit {
             Edit::Apply(object) => Some(object),
             Edit::Delete(which) => {
-                if let Some(object) = pick(live, which, |object| Some(object.clone())) {
-                    live.remove(&object.key());
-                    changed.remove(&object.key());
-                    ops.push(Op::Delete { object });
-                }
+                let object = pick(live, which, |object| Some(object.clone()));
+                ops.extend(object.map(|object| delete(live, &mut changed, object)));
+                None
+            }
+            Edit::DeleteOwnNode => {
+                let own = live.get(&(Kind::Node, String::new(), OWN.to_owned())).cloned();
+                ops.extend(own.map(|object| delete(live, &mut changed, object)));
                 None
             }
             Edit::Service(which, field, from) => pick(live, which, as_service)
@@ -182,6 +187,12 @@ fn step(live: &mut Live, edits: Vec<Edit>) -> Vec<Op> {
         }
     }
     ops
+}
+
+fn delete(live: &mut Live, changed: &mut BTreeSet<Key>, object: Object) -> Op {
+    live.remove(&object.key());
+    changed.remove(&object.key());
+    Op::Delete { object }
 }
 
 fn pick<T>(live: &Live, which: usize, of: fn(&Object) -> Option<T>) -> Option<T> {

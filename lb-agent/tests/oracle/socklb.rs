@@ -136,7 +136,9 @@ impl Socklb {
             socket.random.set(nth(i, set.range.count.max(1)));
             fates.push(match select(maps, &socket, &flow, &Prior::NONE) {
                 Verdict::Miss => Fate::Untouched,
-                Verdict::Forward(to) if is_confined(maps, &flow, socket.source, &to.peer) => {
+                Verdict::Forward(to)
+                    if is_confined(maps, flow.peer.addr, socket.source, &to.peer) =>
+                {
                     Fate::Refused
                 }
                 Verdict::Forward(to) => {
