@@ -111,6 +111,7 @@ fn a_cgroup_has_a_bound_and_others_have_their_own() {
         };
         assert!(soon(half));
         assert_eq!(exchange(&late, services[0], &pods).1, services[0]);
+        enter(&first.dir);
         let again = busy(&services, &pods, 1);
         assert_eq!(is_remembered(world, &again[0]), [true, true]);
         drop(first);
