@@ -42,12 +42,15 @@ mod kernel {
     mod health_ports;
     mod home;
     mod hung_files;
+    mod inner_cluster;
+    mod interfaces;
     mod kept;
     mod kube_proxy;
     mod languages;
     mod lbctl;
     mod meddled;
     mod node_cgroup;
+    mod node_local_dns;
     mod node_port_claims;
     mod node_ports;
     mod node_ports_elsewhere;
@@ -60,6 +63,8 @@ mod kernel {
     mod renamed;
     mod resize;
     mod restart;
+    mod seen;
+    mod shared_ports;
     mod source_addresses;
     mod sources;
     mod spread;

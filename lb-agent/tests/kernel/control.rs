@@ -1,6 +1,6 @@
 //! The control plane in this process, on the real maps: what a test says is known at once.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::Path};
 
 use lb_agent::{
     datapath::{Datapath, Sizes},
@@ -9,6 +9,7 @@ use lb_agent::{
         Change, Conditions, Endpoint, Node, ObjectRef, Protocol, Service, ServicePort, Slice,
         SlicePort, Trigger,
     },
+    pins::Pins,
     pipeline::{Pipeline, Report, View},
 };
 use lb_common::abi::Counter;
@@ -42,8 +43,22 @@ impl Control {
         view: View,
         objects: impl IntoIterator<Item = Change>,
     ) -> Self {
-        let (mut datapath, maps) = Datapath::load(&world.pins(), sizes).unwrap();
-        datapath.attach(world.cgroup()).unwrap();
+        Self::new((&world.pins(), world.cgroup()), sizes, view, objects)
+    }
+
+    /// Attached to another cgroup, with pins elsewhere.
+    pub(crate) fn start_at(pins: &Pins, cgroup: &Path) -> Self {
+        Self::new((pins, cgroup), SIZES, View::default(), [])
+    }
+
+    fn new(
+        (pins, cgroup): (&Pins, &Path),
+        sizes: Sizes,
+        view: View,
+        objects: impl IntoIterator<Item = Change>,
+    ) -> Self {
+        let (mut datapath, maps) = Datapath::load(pins, sizes).unwrap();
+        datapath.attach(cgroup).unwrap();
         let snapshot = maps.snapshot().unwrap();
         let mut control = Self { pipeline: Pipeline::with_view(view, maps, &snapshot) };
         control.pipeline.change(Change::ListedNodes([].into()));

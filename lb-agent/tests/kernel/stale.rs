@@ -79,6 +79,7 @@ fn blocked_readers_wake_in_every_namespace() {
         let (condemned, outcome) = look.sweep(&Known::default());
         // By now, and not some day.
         assert!(waiting.iter().all(|socket| peer(socket) == Err(Errno::ENOTCONN)));
+        assert!(waiting.iter().all(|socket| socket.local_addr().unwrap().port() == 0));
         assert!(condemned.iter().all(|(_, reason)| *reason == Reason::Stale));
         assert_eq!(condemned.len(), waiting.len());
         assert_eq!((outcome.destroyed, outcome.gone, outcome.failed), (waiting.len(), 0, 0));
