@@ -49,9 +49,9 @@ use proptest::{
     test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner},
 };
 
-const CASES: u32 = 2_000;
+const CASES: u32 = 3_000;
 /// Within so many cases each mistake is found, and of these, which are always the same.
-const MISTAKES: usize = 3_000;
+const MISTAKES: usize = 1_000;
 const MISTAKES_SEED: u64 = 1;
 /// Processes, each with a part of the cases.
 const WORKERS: u32 = 2;

@@ -19,7 +19,7 @@ pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
 /// Builds the program of `oracle/` first, unless SOCKLB_ORACLE names one.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How many clusters [default: 2000].
+    /// How many clusters [default: 3000].
     #[arg(long, value_name = "N")]
     cases: Option<u32>,
     /// Where the random numbers start: what a failure says, to see it again [default: random].

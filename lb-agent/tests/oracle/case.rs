@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) pod_cidrs: Vec<String>,
     pub(crate) localhost_nodeports: bool,
     pub(crate) external_ips: bool,
+    /// Whether a port that a cluster IP lacks is refused.
+    pub(crate) refuse_unknown_ports: bool,
     pub(crate) proxy_name: Option<String>,
 }
 

@@ -63,6 +63,7 @@ pub(crate) const FLAGS: &[(&str, Without)] = &[
     ("--nodeport-addresses", |config| config.node_port_addresses.clear()),
     ("--localhost-nodeports", |config| config.localhost_nodeports = false),
     ("--external-ips=false", |config| config.external_ips = true),
+    ("--unknown-port=pass", |config| config.refuse_unknown_ports = true),
     ("--service-proxy-name", |config| config.proxy_name = None),
     ("--detect-local-mode", |config| config.detect_local = "NodeCIDR".into()),
 ];

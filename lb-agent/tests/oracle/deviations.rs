@@ -50,6 +50,8 @@ pub(crate) enum Deviation {
     /// A Service that names its own cluster IP as an external address has it as its cluster IP (E10):
     /// kube-proxy is shown another external address.
     OwnClusterIp,
+    /// `--unknown-port=pass` leaves a port that a cluster IP lacks alone (E12).
+    UnknownPort,
     /// `--nodeport-addresses=primary` means no address of a family of which the Node has none (I1).
     Primary,
     /// `--localhost-nodeports` holds for all of 127.0.0.0/8 and ::1 (I4); kube-proxy's nftables mode
@@ -262,9 +264,13 @@ fn own_cluster_ip(_: &Config, service: &mut Service) {
 }
 
 /// What socklb is to do where kube-proxy does so.
-pub(crate) fn wanted(answer: &Answer, applied: &mut Applied) -> Outcome {
+pub(crate) fn wanted(config: &Config, answer: &Answer, applied: &mut Applied) -> Outcome {
     match answer.verdict {
         Verdict::None => Fate::Untouched.into(),
+        Verdict::Reject if answer.by == "cluster-ips-check" && !config.refuse_unknown_ports => {
+            count(applied, Deviation::UnknownPort);
+            Fate::Untouched.into()
+        }
         Verdict::Reject if answer.by == "cluster-ips-check" => Fate::UnknownPort.into(),
         Verdict::Reject => Fate::Refused.into(),
         Verdict::Drop if answer.by.starts_with("firewall-") => Fate::Denied.into(),

@@ -13,7 +13,7 @@ use super::{
     duplicates::settle,
     objects::{OWN, node},
     services::service,
-    slices::slice,
+    slices::{Style, slice},
 };
 
 #[derive(Clone, Debug)]
@@ -27,14 +27,14 @@ enum Edit {
     DeleteOwnNode,
 }
 
-fn edit() -> impl Strategy<Value = Edit> {
+fn edit(style: Option<Style>) -> impl Strategy<Value = Edit> {
     prop_oneof![
         4 => service().prop_map(|it| Edit::Apply(Object::Service(it.into()))),
-        6 => slice().prop_map(|it| Edit::Apply(Object::Slice(it.into()))),
+        6 => slice(style).prop_map(|it| Edit::Apply(Object::Slice(it.into()))),
         2 => node().prop_map(|it| Edit::Apply(Object::Node(it.into()))),
         4 => (any::<usize>(), 0..10u8, service())
             .prop_map(|(which, field, it)| Edit::Service(which, field, it.into())),
-        4 => (any::<usize>(), 0..4u8, slice())
+        4 => (any::<usize>(), 0..4u8, slice(style))
             .prop_map(|(which, field, it)| Edit::Slice(which, field, it.into())),
         2 => any::<usize>().prop_map(Edit::Delete),
         1 => Just(Edit::DeleteOwnNode),
@@ -58,8 +58,18 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
         1 => Just(Told::Lists),
         1 => Just(Told::Start),
     ];
-    let rest = vec((told, vec(edit(), 0..4)), 0..5);
-    (config(), any::<bool>(), first(), rest).prop_map(|(config, late, first, rest)| {
+    // Half of the time one controller writes all hints, as real ones do.
+    let style = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(Style::Zones)),
+        1 => Just(Some(Style::Nodes)),
+    ];
+    style.prop_flat_map(move |style| cases(style, told.clone()))
+}
+
+fn cases(style: Option<Style>, told: impl Strategy<Value = Told>) -> impl Strategy<Value = Case> {
+    let rest = vec((told, vec(edit(style), 0..4)), 0..5);
+    (config(), any::<bool>(), first(style), rest).prop_map(|(config, late, first, rest)| {
         let mut live = BTreeMap::new();
         let mut ops = step(&mut live, first);
         // They find it all when they start, or hear of it later, in any order.
@@ -116,6 +126,7 @@ prop_compose! {
         detect_local in select(vec!["NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"]),
         localhost_nodeports in weighted(0.3),
         external_ips in weighted(0.85),
+        refuse_unknown_ports in weighted(0.85),
         proxy_name in weighted_option(0.05, Just("another".to_owned())),
     ) -> Config {
         let owned = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect();
@@ -129,16 +140,17 @@ prop_compose! {
             pod_cidrs: owned(vec!["10.1.0.0/16", "fd00:1::/64"]),
             localhost_nodeports,
             external_ips,
+            refuse_unknown_ports,
             proxy_name,
         }
     }
 }
 
 /// What a proxy finds when it starts: something of everything, in any order.
-fn first() -> impl Strategy<Value = Vec<Edit>> {
+fn first(style: Option<Style>) -> impl Strategy<Value = Vec<Edit>> {
     let place = any::<u8>();
     let services = vec((place, service().prop_map(|it| Object::Service(it.into()))), 1..3);
-    let slices = vec((place, slice().prop_map(|it| Object::Slice(it.into()))), 1..9);
+    let slices = vec((place, slice(style).prop_map(|it| Object::Slice(it.into()))), 1..9);
     let nodes = vec((place, node().prop_map(|it| Object::Node(it.into()))), 0..4);
     (services, slices, nodes).prop_map(|(services, slices, nodes)| {
         let mut all = [services, slices, nodes].concat();

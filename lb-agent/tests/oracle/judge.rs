@@ -56,6 +56,7 @@ pub(crate) fn compare(
     let config = mutation.map_or_else(|| case.config.clone(), |it| it.config(&case.config));
     let mut sides = Sides {
         case,
+        mutation,
         socklb: Socklb::new(&config),
         program,
         live: BTreeMap::new(),
@@ -96,7 +97,8 @@ pub(crate) fn matters(program: &mut Program, other: &Case, record: &[Recorded]) 
         let answers = program.ask(&questions);
         let mut pairs = answers.iter().zip(outcomes);
         if Stated::from(&state) != recorded.stated
-            || pairs.any(|(answer, was)| wanted(answer, &mut seen.deviations) != *was)
+            || pairs
+                .any(|(answer, was)| wanted(&other.config, answer, &mut seen.deviations) != *was)
         {
             return true;
         }
@@ -128,6 +130,7 @@ fn follow(live: &mut BTreeMap<Key, Object>, step: &[Op], seen: &mut Seen) {
 
 struct Sides<'a> {
     case: &'a Case,
+    mutation: Option<&'a Mutation>,
     socklb: Socklb,
     program: &'a mut Program,
     /// The objects that there are.
@@ -159,10 +162,11 @@ impl Sides<'_> {
         let answers: Vec<Answer> = self.program.ask(&questions);
         let mut recorded = Vec::with_capacity(packets.len());
         for (packet, answer) in packets.into_iter().zip(&answers) {
-            let wanted = wanted(answer, &mut seen.deviations);
+            let wanted = wanted(&self.case.config, answer, &mut seen.deviations);
             seen.note(&wanted);
             seen.at_other_nodes += usize::from(!answer.node.is_empty());
-            lines.extend(difference(&packet, &wanted, &self.socklb.ask(&packet)));
+            let sent = self.mutation.map_or(packet, |it| it.packet(packet));
+            lines.extend(difference(&packet, &wanted, &self.socklb.ask(&sent)));
             recorded.push((packet, wanted));
         }
         self.record.push(Recorded { stated: Stated::from(state), packets: recorded });

@@ -6,9 +6,12 @@ use super::{
     case::{Config, Op},
     mutations::{
         How, Mutation, addresses_go, all_slices_go, apply, conditions, drop_label, first_services,
-        first_slices, ingress, own_addresses_go, rule, unlabel, zone_goes,
+        first_slices, ingress, no_others_if_external_is_local, no_others_if_internal_is_local,
+        open_without_slices, own_addresses_go, rule, unlabel, zone_goes,
     },
     objects::{HEADLESS, OWN, PROXY_NAME, SERVICE_NAME},
+    packets::ip,
+    program::Place,
 };
 
 pub(crate) const MUTATIONS: &[Mutation] = &[
@@ -175,6 +178,15 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         }),
     ),
     rule(
+        "D6",
+        "knows no terminating endpoint of its own",
+        How::Endpoint(|it| {
+            if it.node_name.as_deref() == Some(OWN) && conditions(it).terminating == Some(true) {
+                conditions(it).serving = Some(false);
+            }
+        }),
+    ),
+    rule(
         "D8",
         "lets hints count though an endpoint has none",
         How::Slice(|it| {
@@ -234,6 +246,12 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         }),
     ),
     rule(
+        "E2, F2",
+        "lets the internal policy say which endpoints there are",
+        How::Ops(no_others_if_internal_is_local),
+    ),
+    rule("E3", "takes pods and the node for strangers", How::Ops(no_others_if_external_is_local)),
+    rule(
         "E5",
         "does not know other nodes",
         How::Node(|it| {
@@ -265,6 +283,13 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         }),
     ),
     rule(
+        "E12",
+        "does not refuse a port that nobody has",
+        How::Config(|it| {
+            it.refuse_unknown_ports = false;
+        }),
+    ),
+    rule(
         "E, claims",
         "lets a younger Service have a frontend",
         How::Service(|it| {
@@ -288,6 +313,15 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
             );
         }),
     ),
+    rule(
+        "G2",
+        "judges the node as one of its pods",
+        How::Packet(|it| {
+            if it.place == Place::Host {
+                it.source = if it.to.is_ipv4() { ip("10.1.0.250") } else { ip("fd00:1::fa") };
+            }
+        }),
+    ),
     rule("G3", "does not let the node itself in", How::Ops(own_addresses_go)),
     rule(
         "G4",
@@ -299,6 +333,14 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
                         .into();
                 }
             });
+        }),
+    ),
+    rule("G5", "lets everybody in while there are no endpoints", How::Ops(open_without_slices)),
+    rule(
+        "G6",
+        "judges everybody by an address of its own",
+        How::Packet(|it| {
+            it.source = if it.to.is_ipv4() { ip("192.0.2.1") } else { ip("2001:db8::77") };
         }),
     ),
     rule("H1", "knows no affinity", How::Spec(|it| it.session_affinity = None)),

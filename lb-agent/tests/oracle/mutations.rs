@@ -9,8 +9,9 @@ use k8s_openapi::api::{
 };
 
 use super::{
-    case::{Case, Config, Key, Kind, Object, Op},
-    objects::OWN,
+    case::{Case, Config, Key, Kind, Object, Op, label},
+    objects::{OWN, SERVICE_NAME},
+    outcome::Packet,
 };
 
 pub(crate) struct Mutation {
@@ -28,6 +29,8 @@ pub(super) enum How {
     Slice(fn(&mut EndpointSlice)),
     Endpoint(fn(&mut Endpoint)),
     Node(fn(&mut Node)),
+    /// It takes a packet for another one.
+    Packet(fn(&mut Packet)),
     /// With the objects that were there before the step.
     Ops(fn(&Live, &[Op]) -> Vec<Op>),
 }
@@ -55,6 +58,14 @@ impl Mutation {
         let mut ops = ops.to_vec();
         ops.iter_mut().flat_map(Op::objects_mut).for_each(|object| self.object(object));
         ops
+    }
+
+    /// The packet that socklb is asked about.
+    pub(crate) fn packet(&self, mut packet: Packet) -> Packet {
+        if let How::Packet(how) = self.how {
+            how(&mut packet);
+        }
+        packet
     }
 
     fn object(&self, object: &mut Object) {
@@ -183,6 +194,66 @@ pub(super) fn own_addresses_go(_: &Live, ops: &[Op]) -> Vec<Op> {
             && let Object::Node(node) = object
         {
             node.status = None;
+        }
+    }
+    ops
+}
+
+/// The Service of a slice.
+fn service_of<'a>(live: &'a Live, slice: &EndpointSlice) -> Option<&'a ServiceSpec> {
+    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+    let name = label(&slice.metadata, SERVICE_NAME)?.to_owned();
+    match live.get(&(Kind::Service, namespace, name))? {
+        Object::Service(service) => service.spec.as_ref(),
+        Object::Slice(_) | Object::Node(_) => None,
+    }
+}
+
+/// The objects before the step, and those that it shows.
+fn with_shown(live: &Live, ops: &[Op]) -> Live {
+    let shown = ops.iter().flat_map(Op::objects).map(|object| (object.key(), object.clone()));
+    live.clone().into_iter().chain(shown).collect()
+}
+
+pub(super) fn no_others_if_external_is_local(live: &Live, ops: &[Op]) -> Vec<Op> {
+    no_others(live, ops, |spec| spec.external_traffic_policy.as_deref())
+}
+
+pub(super) fn no_others_if_internal_is_local(live: &Live, ops: &[Op]) -> Vec<Op> {
+    no_others(live, ops, |spec| spec.internal_traffic_policy.as_deref())
+}
+
+/// Without the endpoints of other nodes, where the Service has that policy Local.
+fn no_others(live: &Live, ops: &[Op], policy: fn(&ServiceSpec) -> Option<&str>) -> Vec<Op> {
+    let all = with_shown(live, ops);
+    let mut ops = ops.to_vec();
+    for object in ops.iter_mut().flat_map(Op::objects_mut) {
+        let Object::Slice(slice) = object else { continue };
+        if service_of(&all, slice).and_then(policy) == Some("Local") {
+            let endpoints = slice.endpoints.iter_mut();
+            endpoints.for_each(|all| all.retain(|it| it.node_name.as_deref() == Some(OWN)));
+        }
+    }
+    ops
+}
+
+pub(super) fn open_without_slices(live: &Live, ops: &[Op]) -> Vec<Op> {
+    let all = with_shown(live, ops);
+    let has_slice = |service: &Service| {
+        all.values().any(|object| match object {
+            Object::Slice(slice) => {
+                label(&slice.metadata, SERVICE_NAME) == service.metadata.name.as_deref()
+            }
+            Object::Service(_) | Object::Node(_) => false,
+        })
+    };
+    let mut ops = ops.to_vec();
+    for object in ops.iter_mut().flat_map(Op::objects_mut) {
+        if let Object::Service(service) = object
+            && !has_slice(service)
+            && let Some(spec) = &mut service.spec
+        {
+            spec.load_balancer_source_ranges = None;
         }
     }
     ops

@@ -53,7 +53,7 @@ pub(super) fn port() -> impl Strategy<Value = (Option<String>, Option<String>)> 
 prop_compose! {
     pub(crate) fn node()(
         (name, number) in prop_oneof![
-            3 => Just((OWN, 1)),
+            6 => Just((OWN, 1)),
             2 => Just(("b", 2)),
             1 => Just(("c", 3)),
         ],

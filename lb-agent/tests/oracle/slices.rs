@@ -52,7 +52,7 @@ fn conditions() -> impl Strategy<Value = Option<EndpointConditions>> {
 
 /// Whether the endpoints of a slice have hints: what one controller does to all, or somebody to some.
 #[derive(Clone, Copy, Debug)]
-enum Style {
+pub(crate) enum Style {
     None,
     Zones,
     Nodes,
@@ -121,19 +121,14 @@ prop_compose! {
         address_type: &'static str,
         names: &'static [&'static str],
         addresses: &'static [&'static str],
+        style: Option<Style>,
     )(
         namespace in prop_oneof![15 => Just("default"), 1 => Just("other")],
         name in select(names),
         service in weighted(0.97, prop_oneof![16 => text(&["a"]), 4 => text(&["b"]), 1 => text(&[""])]),
         headless in weighted(0.05, text(&["", "yes"])),
         ports in slice_ports(),
-        style in prop_oneof![
-            2 => Just(Style::None),
-            4 => Just(Style::Zones),
-            4 => Just(Style::Nodes),
-            2 => Just(Style::Both),
-            1 => Just(Style::Mixed),
-        ],
+        own_style in select(vec![Style::None, Style::Zones, Style::Nodes, Style::Both, Style::Mixed]),
         endpoints in weighted(0.97, vec(endpoint(addresses), 0..6)),
         leaving in prop::bool::weighted(0.25),
     ) -> EndpointSlice {
@@ -142,13 +137,14 @@ prop_compose! {
             address_type: address_type.to_owned(),
             ports,
             endpoints: endpoints
-                .map(|all| all.into_iter().map(|it| left(hinted(it, style), leaving)).collect()),
+                .map(|all| all.into_iter().map(|it| left(hinted(it, style.unwrap_or(own_style)), leaving)).collect()),
         }
     }
 }
 
-/// The address type goes with the name: it never changes.
-pub(crate) fn slice() -> impl Strategy<Value = EndpointSlice> {
+/// The address type goes with the name: it never changes. Endpoints have the hints of `style`, or of
+/// any.
+pub(crate) fn slice(style: Option<Style>) -> impl Strategy<Value = EndpointSlice> {
     // Pods, this node and another, and a cluster IP.
     const V4: &[&str] = &[
         "10.1.0.1",
@@ -163,8 +159,8 @@ pub(crate) fn slice() -> impl Strategy<Value = EndpointSlice> {
     const V6: &[&str] =
         &["fd00:1::1", "fd00:1::2", "fd00:1:0::2", "fd00:1::3", "fd00::1", "fd00:96::2"];
     prop_oneof![
-        6 => slice_of("IPv4", &["a-1", "a-2", "a-3"], V4),
-        5 => slice_of("IPv6", &["a-6", "a-66"], V6),
-        1 => slice_of("FQDN", &["a-f"], &["pod.example"]),
+        6 => slice_of("IPv4", &["a-1", "a-2", "a-3"], V4, style),
+        5 => slice_of("IPv6", &["a-6", "a-66"], V6, style),
+        1 => slice_of("FQDN", &["a-f"], &["pod.example"], style),
     ]
 }

@@ -6,7 +6,7 @@ use std::{cell::Cell, collections::BTreeMap, net::SocketAddr};
 use lb_agent::{
     maps::{Memory, Snapshot},
     model::{Change, Families, NodePortAddresses, Settings, shared},
-    pipeline::{Pipeline, View},
+    pipeline::{Pipeline, UnknownPorts, View},
     policy::{HealthCheck, NoLocal, PerFamily},
     sources::translate,
 };
@@ -199,7 +199,9 @@ fn pipeline(config: &Config, maps: Memory, snapshot: &Snapshot) -> Pipeline<Memo
         localhost_nodeports: config.localhost_nodeports,
         families: Families { ipv4: has("IPv4"), ipv6: has("IPv6") },
     };
-    let view = View { settings, host_netns: HOST, ..View::default() };
+    let unknown_ports =
+        if config.refuse_unknown_ports { UnknownPorts::Refuse } else { UnknownPorts::Pass };
+    let view = View { settings, unknown_ports, host_netns: HOST, ..View::default() };
     let mut pipeline = Pipeline::with_view(view, maps, snapshot);
     let loopback = ["127.0.0.1", "::1"].map(|ip| ip.parse().expect("an address"));
     let local = config.interfaces.iter().map(|ip| ip.parse().expect("an address"));
