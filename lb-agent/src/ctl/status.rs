@@ -285,22 +285,16 @@ impl Status {
             table.push(vec![program.name.to_owned(), state, program.cgroup_text()]);
         }
         table.write(out, true)?;
-
-        let mut table = Table::new(&["MAP", "USED", "SIZE", "FILL"]);
-        if self.maps.is_empty() {
-            return Ok(());
+        if !self.maps.is_empty() {
+            writeln!(out)?;
+            let mut table = Table::new(&["MAP", "USED", "SIZE", "FILL"]);
+            for fill in &self.maps {
+                let ratio = percent(fill.ratio());
+                let numbers = [fill.used.to_string(), fill.size.to_string(), ratio];
+                table.push([fill.name.to_owned()].into_iter().chain(numbers).collect());
+            }
+            table.write(out, true)?;
         }
-        writeln!(out)?;
-        for fill in &self.maps {
-            let ratio = percent(fill.ratio());
-            table.push(vec![
-                fill.name.to_owned(),
-                fill.used.to_string(),
-                fill.size.to_string(),
-                ratio,
-            ]);
-        }
-        table.write(out, true)?;
 
         if !self.counters.is_empty() {
             writeln!(out)?;
