@@ -83,6 +83,7 @@ mod kernel {
     mod udp_refusal;
     mod udp_sticky;
     mod unknown_ports;
+    mod unpinned;
     mod untouched;
     mod unwritable;
     mod uring;

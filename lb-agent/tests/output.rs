@@ -5,7 +5,7 @@
 
 use std::{
     fs::{File, Permissions},
-    io::{self, Read as _},
+    io::{self, BufRead as _, BufReader, Read as _},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Output, Stdio},
@@ -352,20 +352,53 @@ fn colours() {
     assert!(!colours(false, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
 }
 
+/// The same plugin worked when the agent began, and its credentials have expired.
+#[test]
+fn a_credential_plugin_that_works_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, plugin) = (dir.path().join("config"), dir.path().join("plugin"));
+    let script = "#!/bin/sh\n[ -e \"$0.ran\" ] && { echo no session >&2; exit 3; }\n: >\"$0.ran\"\n\
+                  echo '{\"apiVersion\": \"client.authentication.k8s.io/v1\", \"kind\": \
+                  \"ExecCredential\", \"status\": {\"token\": \"x\", \"expirationTimestamp\": \
+                  \"2020-01-01T00:00:00Z\"}}'\n";
+    std::fs::write(&plugin, script).unwrap();
+    std::fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+    let plugin = plugin.display();
+    std::fs::write(&file, kubeconfig(&format!("command: {plugin}"))).unwrap();
+    let mut agent = agent();
+    agent.arg("--dry-run").arg(format!("--kubeconfig={}", file.display())).env("NO_COLOR", "1");
+    // It tries for 30 s, unless it is ended.
+    let mut child = agent.stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let found = said.find(|line| line.contains("ERROR"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let place = format!("(users[ops].user.exec of the kubeconfig {})", file.display());
+    let wanted = format!(
+        "the credential plugin `{plugin}` {place} failed (exit status: 3): no session kind="
+    );
+    let found = found.unwrap();
+    assert!(found.contains(&wanted) && found.contains("run it by hand"), "{found}");
+}
+
+/// The user `ops` has this plugin.
+fn kubeconfig(exec: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+         contexts: [{{name: a, context: {{cluster: c, user: ops}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
+         users: [{{name: ops, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, \
+         interactiveMode: Never, {exec}}}}}}}]\n"
+    )
+}
+
 /// Which program, where it is named, and what to do.
 #[test]
 fn a_credential_plugin_that_does_not_work() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config");
     let said = |exec: &str| {
-        let config = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
-             contexts: [{{name: a, context: {{cluster: c, user: ops}}}}]\n\
-             clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:1'}}}}]\n\
-             users: [{{name: ops, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, \
-             interactiveMode: Never, {exec}}}}}}}]\n"
-        );
-        std::fs::write(&file, config).unwrap();
+        std::fs::write(&file, kubeconfig(exec)).unwrap();
         let kubeconfig = format!("--kubeconfig={}", file.display());
         let output = lb_agent(&["--dry-run", "--log=off", &kubeconfig]);
         assert_eq!(output.status.code(), Some(1));

@@ -90,8 +90,13 @@ impl Fill {
 /// Whether both programs that translate are attached to a cgroup that is still there.
 pub(super) fn is_attached(pins: &Pins) -> Result<bool, Failure> {
     let mut programs = programs::find(pins)?;
+    if programs.iter().any(|program| program.state == State::Missing) {
+        // If that cannot be known, it is missing.
+        let _ = others::find(&mut programs, id_of_services(pins.maps().ok().flatten().as_deref()));
+    }
     programs.retain(|program| program.name.starts_with("connect"));
-    Ok(programs.iter().all(|program| program.state == State::Attached))
+    let at_work = [State::Attached, State::Unpinned];
+    Ok(programs.iter().all(|program| at_work.contains(&program.state)))
 }
 
 /// Without maps there is something to tell only if there is an agent that has still to make them, or
@@ -110,7 +115,7 @@ pub(super) fn run(
         Err(failure) => return Err(failure),
     };
     let live_maps = pins.maps().map_err(|error| failure::kernel(&what(), &error))?;
-    let programs = programs::find(pins)?;
+    let mut programs = programs::find(pins)?;
     let unpinned: Vec<_> =
         STORAGE.into_iter().filter(|name| !pins.storage(name).exists()).collect();
     let (mut fills, mut counts) = (Vec::new(), Vec::new());
@@ -124,8 +129,10 @@ pub(super) fn run(
         }
     }
     let counters = counts.into_iter().filter(|(_, count)| *count > 0);
+    let others = others::find(&mut programs, id_of_services(live_maps.as_deref()))
+        .map_err(|error| failure::cgroup(&error))?;
     let mut found = Status {
-        others: others::find(&programs).map_err(|error| failure::cgroup(&error))?,
+        others,
         interrupted: pins.interrupted_links().map_err(|e| failure::kernel(&what(), &e))?,
         counters: counters.map(|(counter, count)| (counter.name(), count)).collect(),
         api_version: API_VERSION,
@@ -176,6 +183,11 @@ fn more_fills(dir: &Path, maps: &Pinned, snapshot: &Snapshot) -> Result<Vec<Fill
     used.into_iter().map(fill).collect()
 }
 
+/// The kernel's id of the map of services in a directory of maps.
+fn id_of_services(maps: Option<&Path>) -> Option<u32> {
+    MapInfo::from_pin(maps?.join(SERVICES)).ok().map(|info| info.id())
+}
+
 /// The flag of `lb-agent` that makes a map larger; none if it has one size.
 fn flag(map: &str) -> Option<&'static str> {
     match map {
@@ -215,6 +227,14 @@ impl Status {
                 _ => "the agent attaches them once it knows all Services",
             };
             problems.push(format!("not attached: {}; {remedy}", missing.join(", ")));
+        }
+        let pinless = self.in_state(State::Unpinned);
+        if !pinless.is_empty() {
+            problems.push(format!(
+                "at work, but the pin is gone of: {}; the agent pins them again within 30 s, see its log \
+                 if it does not",
+                pinless.join(", ")
+            ));
         }
         let detached = self.in_state(State::CgroupGone);
         if !detached.is_empty() {

@@ -5,13 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
-    path::Path,
+    path::PathBuf,
 };
 
-use aya::programs::loaded_programs;
+use aya::programs::{ProgramInfo, loaded_programs};
 use serde::Serialize;
 
-use super::programs::Attachment;
+use super::programs::{Attachment, State};
 use crate::{
     datapath::effective,
     pins::{ATTACH_TYPES, PROGRAMS},
@@ -36,13 +36,14 @@ impl Other {
     }
 }
 
-/// All of them, in the cgroups of our programs and those above.
-pub(super) fn find(ours: &[Attachment]) -> io::Result<Vec<Other>> {
-    let cgroups: BTreeSet<&Path> = ours.iter().filter_map(|p| p.cgroup.as_deref()).collect();
+/// All of them, in the cgroups of our programs and those above. One that uses our map of services,
+/// which has this id, is ours, and has lost its pin: that is noted in `ours`.
+pub(super) fn find(ours: &mut [Attachment], services: Option<u32>) -> io::Result<Vec<Other>> {
+    let cgroups: BTreeSet<PathBuf> = ours.iter().filter_map(|p| p.cgroup.clone()).collect();
     let own: BTreeSet<u32> = ours.iter().filter_map(|program| program.program_id).collect();
     let mut found = BTreeSet::new();
     for cgroup in cgroups {
-        let cgroup = match File::open(cgroup) {
+        let cgroup = match File::open(&cgroup) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             cgroup => cgroup?,
         };
@@ -56,18 +57,28 @@ pub(super) fn find(ours: &[Attachment]) -> io::Result<Vec<Other>> {
         return Ok(Vec::new());
     }
     // Not everybody who may ask for the programs of a cgroup may look at them.
-    let names: BTreeMap<u32, String> = loaded_programs()
-        .flatten()
-        .map(|info| (info.id(), info.name_as_str().unwrap_or_default().to_owned()))
-        .collect();
+    let programs: BTreeMap<u32, ProgramInfo> =
+        loaded_programs().flatten().map(|info| (info.id(), info)).collect();
+    let uses_our_maps = |id: &u32| {
+        let maps = programs.get(id).and_then(|info| info.map_ids().ok().flatten());
+        services.is_some_and(|services| maps.is_some_and(|maps| maps.contains(&services)))
+    };
+    for program in ours.iter_mut().filter(|program| program.state == State::Missing) {
+        let is_it = |(hook, id): &&(&str, u32)| *hook == program.name && uses_our_maps(id);
+        if let Some(place) = found.iter().find(is_it).copied() {
+            found.remove(&place);
+            (program.state, program.program_id) = (State::Unpinned, Some(place.1));
+        }
+    }
     let mut others: Vec<Other> = found
         .into_iter()
-        .map(|(hook, id)| Other {
-            hook,
-            name: names.get(&id).cloned().unwrap_or_default(),
-            program_id: id,
-        })
+        .map(|(hook, id)| Other { hook, name: name(&programs, id), program_id: id })
         .collect();
     others.sort();
     Ok(others)
+}
+
+fn name(programs: &BTreeMap<u32, ProgramInfo>, id: u32) -> String {
+    let name = programs.get(&id).and_then(ProgramInfo::name_as_str);
+    name.unwrap_or_default().to_owned()
 }

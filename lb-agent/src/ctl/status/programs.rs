@@ -39,8 +39,10 @@ pub(super) struct Attachment {
 pub(super) enum State {
     /// At work.
     Attached,
-    /// No link is pinned.
+    /// No link is pinned, and it is not at work.
     Missing,
+    /// At work by a link that has lost its pin.
+    Unpinned,
     /// A link is pinned, but what it led to was removed.
     CgroupGone,
 }
@@ -50,6 +52,7 @@ impl fmt::Display for State {
         f.write_str(match self {
             Self::Attached => "attached",
             Self::Missing => "missing",
+            Self::Unpinned => "unpinned",
             Self::CgroupGone => "detached",
         })
     }
@@ -58,7 +61,7 @@ impl fmt::Display for State {
 impl Attachment {
     pub(super) fn cgroup_text(&self) -> String {
         match (self.state, &self.cgroup, self.cgroup_id) {
-            (State::Missing, ..) => NONE.to_owned(),
+            (State::Missing | State::Unpinned, ..) => NONE.to_owned(),
             (State::CgroupGone, ..) => "<gone>".to_owned(),
             (State::Attached, Some(path), _) => path.display().to_string(),
             // Another cgroup namespace, or no cgroup2 mounted here.
