@@ -289,8 +289,8 @@ fn the_error_that_ends_the_agent() {
     assert!(error.starts_with("cannot read the directory /nowhere/at/all: "), "{plain}");
     for log in ["info", "off", "debug"] {
         let said = run(&["--log-format=json", "--log", log]);
-        let lines =
-            said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let lines = said.lines().map(|line| serde_json::from_str(line).unwrap());
+        let lines: Vec<serde_json::Value> = lines.collect();
         let last = lines.last().unwrap();
         assert_eq!(last["level"], "ERROR", "{said}");
         assert_eq!(last["target"], "lb_agent", "{said}");

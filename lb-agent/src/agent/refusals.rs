@@ -190,7 +190,9 @@ mod tests {
 
             // Of what is there already, too: a set, a frontend.
             pipeline.store_mut().refuses = Some(map);
-            web("10.1.0.2").into_iter().for_each(|change| pipeline.change(change));
+            for change in web("10.1.0.2") {
+                pipeline.change(change);
+            }
             refusals.wrote(&pipeline.sync().writes, false);
             assert_eq!(refusals.verdict().unwrap_err(), text);
             pipeline.store_mut().refuses = None;

@@ -77,10 +77,10 @@ impl<'de> Deserializer<'de> for Strict<'_> {
         let Self { value, at, found } = self;
         match value {
             Value::Array(items) => {
-                visitor.visit_seq(Items { items: items.into_iter().enumerate(), at, found })
+                visitor.visit_seq(Items { left: items.into_iter().enumerate(), at, found })
             }
             Value::Object(fields) => {
-                visitor.visit_map(Fields { fields: fields.into_iter(), value: None, at, found })
+                visitor.visit_map(Fields { left: fields.into_iter(), value: None, at, found })
             }
             value => value.deserialize_any(visitor),
         }
@@ -119,7 +119,7 @@ impl<'de> Deserializer<'de> for Strict<'_> {
 }
 
 struct Items<'a> {
-    items: std::iter::Enumerate<std::vec::IntoIter<Value>>,
+    left: std::iter::Enumerate<std::vec::IntoIter<Value>>,
     at: &'a At<'a>,
     found: &'a RefCell<Vec<Problem>>,
 }
@@ -131,18 +131,18 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, Error> {
-        let Some((item, value)) = self.items.next() else { return Ok(None) };
+        let Some((item, value)) = self.left.next() else { return Ok(None) };
         seed.deserialize(Strict { value, at: &At::Item(self.at, item), found: self.found })
             .map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
-        Some(self.items.len())
+        Some(self.left.len())
     }
 }
 
 struct Fields<'a> {
-    fields: serde_json::map::IntoIter,
+    left: serde_json::map::IntoIter,
     /// Of the field whose name was read last.
     value: Option<(String, Value)>,
     at: &'a At<'a>,
@@ -156,7 +156,7 @@ impl<'de> MapAccess<'de> for Fields<'_> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, Error> {
-        let Some((field, value)) = self.fields.next() else { return Ok(None) };
+        let Some((field, value)) = self.left.next() else { return Ok(None) };
         let name: StringDeserializer<Error> = field.clone().into_deserializer();
         self.value = Some((field, value));
         seed.deserialize(name).map(Some)
@@ -169,7 +169,7 @@ impl<'de> MapAccess<'de> for Fields<'_> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        Some(self.fields.len())
+        Some(self.left.len())
     }
 }
 
