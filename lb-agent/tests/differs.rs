@@ -32,8 +32,8 @@ fn each_test_that_it_names_exists() {
     assert!(named.len() > 30, "{named:?}");
     for name in named {
         let (file, test) = name.split_once("::").unwrap_or((name, ""));
-        let text = read(&format!("tests/{file}"));
-        let is_there = test.is_empty() || text.contains(&format!("#[test]\nfn {test}() {{"));
+        let source = read(&format!("tests/{file}"));
+        let is_there = test.is_empty() || source.contains(&format!("#[test]\nfn {test}() {{"));
         assert!(is_there, "docs/differs.md names {name}, which is not there");
     }
 }

@@ -437,11 +437,9 @@ pub fn last_used(flows: &[Sent], backend: Peer, best: &mut Answered) {
     let mut index = 0;
     while index < flows.len() {
         let flow = &flows[index];
-        if flow.is_via(&backend) {
-            if flow.last > best.last {
-                best.frontend = peer(flow.frontend, flow.frontend_port);
-                best.last = flow.last;
-            }
+        if flow.is_via(&backend) && flow.last > best.last {
+            best.frontend = peer(flow.frontend, flow.frontend_port);
+            best.last = flow.last;
         }
         index += 1;
     }
@@ -536,6 +534,7 @@ mod tests {
 
     const A: &str = "10.96.0.1:53";
     const B: &str = "10.96.0.2:53";
+    const C: &str = "10.96.0.3:53";
     const POD: &str = "10.0.0.1:53";
     const NEXT: &str = "10.0.0.2:53";
     const NOTHING: Sent = Sent {
@@ -792,7 +791,6 @@ mod tests {
             let place = record(&mut many.sets[0], &datagram, true);
             many.ask(datagram.question(place.index()));
         };
-        const C: &str = "10.96.0.3:53";
         for (to, now) in [(A, 1), (B, 3), (C, 5)] {
             send(to, now);
         }
