@@ -18,6 +18,8 @@ type Tables struct {
 	chains   map[string][][]string
 	elements map[string]map[string][]string
 	timeouts map[string]time.Duration
+	// clients are those that sets for affinity remember, and since when.
+	clients map[string]map[string]int
 }
 
 type base struct {
@@ -32,6 +34,7 @@ func newTables(fake *knftables.Fake) *Tables {
 		chains:   map[string][][]string{},
 		elements: map[string]map[string][]string{},
 		timeouts: map[string]time.Duration{},
+		clients:  map[string]map[string]int{},
 	}
 	for name, chain := range fake.Table.Chains {
 		for _, rule := range chain.Rules {
@@ -54,6 +57,10 @@ func newTables(fake *knftables.Fake) *Tables {
 		t.index(name, set.Elements)
 		if set.Timeout != nil {
 			t.timeouts[name] = *set.Timeout
+			t.clients[name] = map[string]int{}
+			for _, element := range set.Elements {
+				t.clients[name][element.Key[0]] = int(number(*element.Comment))
+			}
 		}
 	}
 	for name, of := range fake.Table.Maps {
@@ -241,6 +248,9 @@ func (r *run) lookUp(rule []string) (used int, matches bool) {
 			panic("no set " + operand)
 		}
 		_, is := elements[key]
+		if _, isAffinity := r.tables.clients[operand[1:]]; isAffinity {
+			is = r.remembers(operand[1:])
+		}
 		return used + 1, is == wanted
 	case operand == "{":
 		is := false

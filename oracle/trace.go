@@ -1,14 +1,17 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"sort"
+	"strconv"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/kubernetes/pkg/proxy"
+	"sigs.k8s.io/knftables"
 )
 
 // Question is the first packet of a connection.
@@ -21,6 +24,12 @@ type Question struct {
 	Protocol string `json:"protocol"`
 	// Only is a Service (namespace/name) that is asked about as if there were no others.
 	Only string `json:"only"`
+	// Known is whether the client may have been here before, by the clock Now, in seconds. All others
+	// are new.
+	Known bool `json:"known"`
+	Now   int  `json:"now"`
+	// Gets is the endpoint that the client gets, which is then remembered.
+	Gets string `json:"gets"`
 }
 
 // Answer is what becomes of it.
@@ -54,7 +63,9 @@ type Reached struct {
 // run is a packet on its way through one node, with one series of random choices.
 type run struct {
 	node     *Node
+	proxier  *Proxier
 	tables   *Tables
+	question *Question
 	fromHost bool
 	iif      string
 	saddr    netip.Addr
@@ -214,7 +225,9 @@ func (n *Node) trace(family v1.IPFamily, q Question, source, to netip.Addr, from
 	iif := map[string]string{"pod": podInterface, "host": "", "outside": outsideInterface}
 	packet := run{
 		node:     n,
+		proxier:  proxier,
 		tables:   tables,
+		question: &q,
 		fromHost: from == "host",
 		iif:      iif[from],
 		saddr:    source,
@@ -222,6 +235,7 @@ func (n *Node) trace(family v1.IPFamily, q Question, source, to netip.Addr, from
 		protocol: strings.ToLower(q.Protocol),
 		port:     q.Port,
 	}
+	gets := ""
 	packet.all(func(r *run) {
 		last := r.pass()
 		verdict := "none"
@@ -240,10 +254,16 @@ func (n *Node) trace(family v1.IPFamily, q Question, source, to netip.Addr, from
 		}
 		answer.Verdict, answer.Affinity, chain = verdict, r.affinity, r.policy
 		answer.Timeout = proxier.timeout(r.affinitySet)
+		if r.affinitySet != "" && q.Gets == netip.AddrPortFrom(r.daddr, r.port).String() {
+			gets = r.affinitySet
+		}
 	})
 	sort.Slice(answer.Reached, func(i, j int) bool {
 		return answer.Reached[i].Endpoint.Compare(answer.Reached[j].Endpoint) < 0
 	})
+	if gets != "" && err == nil {
+		err = proxier.remember(gets, source, q.Now)
+	}
 	return answer, chain, err
 }
 
@@ -255,7 +275,7 @@ func (n *Node) endpoints(family v1.IPFamily, only, chain string) ([]netip.AddrPo
 	}
 	var all []netip.AddrPort
 	protocol := strings.Split(chain, "/")[2]
-	packet := run{node: n, tables: tables, protocol: protocol}
+	packet := run{node: n, tables: tables, protocol: protocol, question: &Question{}}
 	packet.all(func(r *run) {
 		r.chain(chain)
 		if r.isTranslated {
@@ -280,4 +300,22 @@ func (p *Proxier) timeout(set string) int {
 		Protocol:       v1.Protocol(strings.ToUpper(parts[2])),
 	}
 	return p.Services()[port].StickyMaxAgeSeconds()
+}
+
+// remember does what an update of a set for affinity does.
+func (p *Proxier) remember(set string, client netip.Addr, now int) error {
+	at := strconv.Itoa(now)
+	tx := p.fake.NewTransaction()
+	tx.Add(&knftables.Element{Set: set, Key: []string{client.String()}, Comment: &at})
+	if err := p.fake.Run(context.Background(), tx); err != nil {
+		return err
+	}
+	p.tables = newTables(p.fake)
+	return nil
+}
+
+// remembers is whether a set for affinity has the client, and not for too long.
+func (r *run) remembers(set string) bool {
+	at, ok := r.tables.clients[set][r.saddr.String()]
+	return ok && r.question.Known && r.question.Now-at < r.proxier.timeout(set)
 }

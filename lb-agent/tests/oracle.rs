@@ -17,6 +17,7 @@ mod oracle {
     pub(crate) mod outcome;
     pub(crate) mod packets;
     pub(crate) mod program;
+    pub(crate) mod regular;
     pub(crate) mod services;
     pub(crate) mod slices;
     pub(crate) mod socklb;
@@ -37,6 +38,7 @@ use std::{
 use oracle::{
     case::Case,
     coverage::{self, Coverage},
+    deviations::Deviation,
     history::case,
     judge::{Seen, compare, matters},
     mistakes::MUTATIONS,
@@ -178,6 +180,21 @@ fn work(cases: u32, seed: u64) -> Result<(Seen, Coverage), (String, String)> {
         }
         Err(TestError::Fail(reason, case)) => Err((reason.to_string(), case.yaml())),
         Err(TestError::Abort(reason)) => Err((reason.to_string(), String::new())),
+    }
+}
+
+/// The two ways in which a client may come back to another endpoint than kube-proxy's.
+#[test]
+fn who_comes_back_may_find_another_endpoint() {
+    require_program();
+    for (text, deviation) in [
+        (include_str!("oracle/away.yaml"), Deviation::Away),
+        (include_str!("oracle/several.yaml"), Deviation::Several),
+    ] {
+        let mut tally = Seen::default();
+        let outcome = compare(&mut Program::start(), &Case::from_yaml(text), &mut tally, None);
+        assert!(outcome.is_ok(), "{}", outcome.err().unwrap_or_default());
+        assert_eq!(tally.deviations.get(&deviation), Some(&1), "{deviation:?}");
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Config {
     /// Whether a port that a cluster IP lacks is refused.
     pub(crate) refuse_unknown_ports: bool,
     pub(crate) proxy_name: Option<String>,
+    /// The seconds between two steps, after each of which a client comes back.
+    pub(crate) pause: u64,
 }
 
 /// See `Op` in `oracle/cluster.go`.

@@ -65,6 +65,12 @@ pub(crate) enum Deviation {
     /// Another timeout of affinity holds from the next connection on (H2). Sets in memory keep the one
     /// that they were made with; those of Linux 6.18 take the new one too.
     Timeout,
+    /// A client keeps its endpoint also if that was away for a while, and the client did not come
+    /// meanwhile (H1): it has one bond. kube-proxy's set for an endpoint goes with the endpoint.
+    Away,
+    /// A client that got several endpoints stays with the last of them (H1); in kube-proxy with the
+    /// first in its order.
+    Several,
     /// A connection is translated once (E12): an endpoint whose address is a cluster IP is dialled,
     /// where kube-proxy's rules reject what has just been translated.
     Once,

@@ -127,6 +127,7 @@ prop_compose! {
         localhost_nodeports in weighted(0.3),
         external_ips in weighted(0.85),
         refuse_unknown_ports in weighted(0.85),
+        pause in select(vec![0, 1, 10_000, 90_000]),
         proxy_name in weighted_option(0.05, Just("another".to_owned())),
     ) -> Config {
         let owned = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect();
@@ -142,6 +143,7 @@ prop_compose! {
             external_ips,
             refuse_unknown_ports,
             proxy_name,
+            pause,
         }
     }
 }

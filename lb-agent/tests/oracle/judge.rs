@@ -11,6 +11,7 @@ use super::{
     outcome::{Fate, Outcome, Packet, Stated, difference, stated_differences},
     packets::{Targets, packets, targets},
     program::{Answer, Program, Question, State},
+    regular::Regular,
     socklb::Socklb,
 };
 
@@ -27,6 +28,9 @@ pub(crate) struct Seen {
     pub(crate) no_local: usize,
     pub(crate) lists: usize,
     pub(crate) starts: usize,
+    /// Visits of a client that comes back, and how often it was remembered.
+    pub(crate) visits: usize,
+    pub(crate) remembered: usize,
     pub(crate) deviations: Applied,
 }
 
@@ -62,6 +66,7 @@ pub(crate) fn compare(
         live: BTreeMap::new(),
         before: Targets::new(),
         record: Vec::new(),
+        regular: Regular::default(),
     };
     for (i, step) in case.steps.iter().enumerate() {
         seen.steps += 1;
@@ -138,6 +143,7 @@ struct Sides<'a> {
     /// Where packets went after the step before.
     before: Targets,
     record: Vec<Recorded>,
+    regular: Regular,
 }
 
 impl Sides<'_> {
@@ -161,15 +167,25 @@ impl Sides<'_> {
             .unzip();
         let answers: Vec<Answer> = self.program.ask(&questions);
         let mut recorded = Vec::with_capacity(packets.len());
-        for (packet, answer) in packets.into_iter().zip(&answers) {
+        let mut sticky = None;
+        for ((packet, question), answer) in packets.into_iter().zip(questions).zip(&answers) {
             let wanted = wanted(&self.case.config, answer, &mut seen.deviations);
             seen.note(&wanted);
             seen.at_other_nodes += usize::from(!answer.node.is_empty());
             let sent = self.mutation.map_or(packet, |it| it.packet(packet));
             lines.extend(difference(&packet, &wanted, &self.socklb.ask(&sent)));
+            let is_candidate = question.only.is_empty() && answer.node.is_empty();
+            if is_candidate && self.regular.may_be(&packet, &wanted) {
+                sticky.get_or_insert((packet, question, wanted.clone()));
+            }
             recorded.push((packet, wanted));
         }
         self.record.push(Recorded { stated: Stated::from(state), packets: recorded });
+        if lines.is_empty() {
+            self.regular.pause(self.case.config.pause, self.socklb.config().pause);
+            let Self { regular, program, socklb, .. } = self;
+            lines.extend(regular.visit(sticky, program, socklb, seen));
+        }
     }
 }
 
@@ -187,5 +203,8 @@ fn question(packet: &Packet, asked: &Asked, claims: &Claims, seen: &mut Seen) ->
         port: to.port(),
         protocol: packet.protocol,
         only,
+        known: false,
+        now: 0,
+        gets: String::new(),
     })
 }

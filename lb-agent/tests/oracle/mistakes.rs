@@ -344,6 +344,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         }),
     ),
     rule("H1", "knows no affinity", How::Spec(|it| it.session_affinity = None)),
+    rule("H1", "forgets its clients", How::Config(|it| it.pause = 100_000)),
+    rule("H2", "keeps its clients for ever", How::Config(|it| it.pause = 0)),
     rule(
         "H2",
         "takes another timeout when none is given",

@@ -79,6 +79,9 @@ pub(crate) enum Place {
 /// See `Question` in `oracle/trace.go`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Question {
+    pub(crate) known: bool,
+    pub(crate) now: u64,
+    pub(crate) gets: String,
     pub(crate) from: Place,
     pub(crate) source: IpAddr,
     pub(crate) to: IpAddr,

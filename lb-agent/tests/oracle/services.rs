@@ -138,7 +138,7 @@ fn affinity() -> impl Strategy<Value = (Option<String>, Option<SessionAffinityCo
     let affinity = prop_oneof![
         2 => Just(None),
         1 => Just(Some("None".to_owned())),
-        2 => Just(Some("ClientIP".to_owned())),
+        4 => Just(Some("ClientIP".to_owned())),
     ];
     (affinity, config)
 }

@@ -1,7 +1,11 @@
 //! Our side: objects, as the sources translate them, through the whole control plane into maps in
 //! memory, and packets that ask these maps as the programs do.
 
-use std::{cell::Cell, collections::BTreeMap, net::SocketAddr};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use lb_agent::{
     maps::{Memory, Snapshot},
@@ -11,8 +15,11 @@ use lb_agent::{
     sources::translate,
 };
 use lb_common::{
-    Caller, Flow, Origin, Prior, Set, Verdict,
-    abi::{self, Addr, AffinityKey, Bond},
+    Caller, Flow, Origin, Prior, Set, Tables, Verdict,
+    abi::{
+        self, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
+        SourceKey,
+    },
     choose, is_confined, select,
 };
 
@@ -32,13 +39,58 @@ const BACKENDS: u32 = 8192;
 pub(crate) struct Socklb {
     config: Config,
     pipeline: Pipeline<Memory>,
+    /// The map of bonds, which the agent does not write.
+    bonds: Bonds,
+}
+
+type Bonds = HashMap<AffinityKey, Bond>;
+
+/// The maps with their bonds.
+struct Remembering<'a> {
+    maps: &'a Memory,
+    bonds: &'a Bonds,
+}
+
+impl Tables for Remembering<'_> {
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.maps.service(key)
+    }
+
+    fn backend(&self, index: u32) -> Option<Backend> {
+        self.maps.backend(index)
+    }
+
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        self.maps.address(addr)
+    }
+
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        self.maps.client(key)
+    }
+
+    fn allows(&self, client: &SourceKey) -> bool {
+        self.maps.allows(client)
+    }
+
+    fn bond(&self, key: &AffinityKey) -> Bond {
+        self.bonds.get(key).copied().unwrap_or(Bond::NONE)
+    }
 }
 
 impl Socklb {
     pub(crate) fn new(config: &Config) -> Self {
         let maps = Memory::new(SERVICES, BACKENDS);
         let snapshot = maps.snapshot();
-        Self { config: config.clone(), pipeline: pipeline(config, maps, &snapshot) }
+        Self {
+            config: config.clone(),
+            pipeline: pipeline(config, maps, &snapshot),
+            bonds: Bonds::new(),
+        }
+    }
+
+    /// What it was started with.
+    pub(crate) const fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Takes in what the API server says, and writes what follows from it.
@@ -162,6 +214,35 @@ impl Socklb {
         outcome
     }
 
+    /// Where a packet leads whose client may have been here before, at a time in seconds. The client
+    /// gets the backend that it is to get, which is then remembered.
+    pub(crate) fn comes_back(
+        &mut self,
+        packet: &Packet,
+        now: u64,
+        gets: Option<SocketAddr>,
+    ) -> BTreeSet<SocketAddr> {
+        let protocol = if packet.protocol == "UDP" { abi::UDP } else { abi::TCP };
+        let flow = Flow { peer: packet.to.into(), protocol };
+        let maps = Remembering { maps: self.pipeline.store(), bonds: &self.bonds };
+        let mut set = Set::NONE;
+        let socket = Socket { now: (now + 1) * 1_000_000_000, ..Socket::of(packet) };
+        choose(&maps, &socket, &flow, &Prior::NONE, &mut set);
+        let mut backends = BTreeSet::new();
+        let mut bond = None;
+        for i in 0..set.range.count.max(1) {
+            socket.random.set(nth(i, set.range.count.max(1)));
+            if let Verdict::Forward(to) = select(&maps, &socket, &flow, &Prior::NONE) {
+                backends.insert(to.peer.into());
+                if gets == Some(to.peer.into()) {
+                    bond = socket.bond.take();
+                }
+            }
+        }
+        self.bonds.extend(bond);
+        backends
+    }
+
     /// What the agent says of itself.
     pub(crate) fn stated(&self) -> Stated {
         let mut stated = Stated::default();
@@ -220,6 +301,9 @@ struct Socket {
     netns: u64,
     source: Addr,
     random: Cell<u32>,
+    now: u64,
+    /// What it was bound to last.
+    bond: Cell<Option<(AffinityKey, Bond)>>,
 }
 
 impl Socket {
@@ -228,7 +312,13 @@ impl Socket {
             Place::Pod => POD,
             Place::Host => HOST,
         };
-        Self { netns, source: packet.source.into(), random: Cell::new(0) }
+        Self {
+            netns,
+            source: packet.source.into(),
+            random: Cell::new(0),
+            now: 1,
+            bond: Cell::new(None),
+        }
     }
 }
 
@@ -250,10 +340,11 @@ impl Caller for Socket {
     }
 
     fn now(&self) -> u64 {
-        1
+        self.now
     }
 
-    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
+    fn bind(&self, key: &AffinityKey, _: &Bond, bond: &mut Bond) -> bool {
+        self.bond.set(Some((*key, *bond)));
         true
     }
 }
