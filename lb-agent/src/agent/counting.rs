@@ -92,41 +92,42 @@ mod tests {
 
     use super::{super::task::tests::logged, *};
 
+    impl<S: Send + 'static> Counting<S> {
+        /// Counts at once.
+        async fn count(
+            &mut self,
+            open: impl FnOnce() -> Result<S> + Send + 'static,
+            count: impl FnOnce(&mut S, bool) -> Result<Counted> + Send + 'static,
+        ) -> Option<Counted> {
+            self.begin(Duration::ZERO, open, count);
+            assert!(self.task.is_running(), "it is not begun");
+            self.result().await
+        }
+    }
+
     #[test]
     fn it_goes_on_whatever_goes_wrong() {
         logged(async |log| {
             let mut counting = Counting::<u32>::new();
-            let now = Duration::ZERO;
-            counting.begin(now, || Ok(1), |_, _| panic!("a bug"));
-            assert_eq!(counting.result().await, None);
+            let all = Some(Counted::default());
+            assert_eq!(counting.count(|| Ok(1), |_, _| panic!("a bug")).await, None);
             let text = log.text();
             assert!(text.contains("ERROR") && text.contains("a bug"), "{text}");
             // Not over and over again, and from the beginning.
             counting.begin(counting.period(), || panic!("too early"), |_, _| panic!());
             assert!(!counting.task.is_running());
-            counting.begin(
-                now,
-                || Ok(2),
-                |storage, _| {
-                    assert_eq!(*storage, 2);
-                    *storage = 3;
-                    Ok(Counted::default())
-                },
-            );
-            assert_eq!(counting.result().await, Some(Counted::default()));
+            let change = |storage: &mut u32, _| {
+                assert_eq!(std::mem::replace(storage, 3), 2);
+                Ok(Counted::default())
+            };
+            assert_eq!(counting.count(|| Ok(2), change).await, all);
             // What is open stays open, until something goes wrong.
-            counting.begin(
-                now,
-                || panic!("it is open"),
-                |storage, _| bail!("no rights, {storage}"),
-            );
-            assert_eq!(counting.result().await, None);
+            let fail = |storage: &mut u32, _| bail!("no rights, {storage}");
+            assert_eq!(counting.count(|| panic!("it is open"), fail).await, None);
             for _ in 0..2 {
-                counting.begin(now, || bail!("no rights, 3"), |_, _| panic!());
-                assert_eq!(counting.result().await, None);
+                assert_eq!(counting.count(|| bail!("no rights, 3"), |_, _| panic!()).await, None);
             }
-            counting.begin(now, || Ok(4), |_, _| Ok(Counted::default()));
-            assert_eq!(counting.result().await, Some(Counted::default()));
+            assert_eq!(counting.count(|| Ok(4), |_, _| Ok(Counted::default())).await, all);
             let text = log.text();
             assert_eq!(text.matches("no rights, 3").count(), 1, "{text}");
             assert_eq!(text.matches("counted again").count(), 1, "{text}");
@@ -139,15 +140,11 @@ mod tests {
             let mut counting = Counting::<()>::new();
             let mut all = Vec::new();
             for n in 0..13u32 {
-                counting.begin(
-                    Duration::ZERO,
-                    || Ok(()),
-                    move |(), all| {
-                        let more_flows = [(1, Held::MAX_MORE_FLOWS / 2 + n % 2)].into();
-                        Ok(Counted { bytes: [("all", usize::from(all))].into(), more_flows })
-                    },
-                );
-                all.push(counting.result().await.unwrap().bytes["all"]);
+                let count = move |(): &mut (), all| {
+                    let more_flows = [(1, Held::MAX_MORE_FLOWS / 2 + n % 2)].into();
+                    Ok(Counted { bytes: [("all", usize::from(all))].into(), more_flows })
+                };
+                all.push(counting.count(|| Ok(()), count).await.unwrap().bytes["all"]);
                 assert_eq!(counting.period(), if n % 2 == 1 { IN_HASTE } else { PERIOD });
             }
             assert_eq!(all, [1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]);
