@@ -73,6 +73,8 @@ impl Pod {
         for ip in ips {
             self.ip(&format!("address add {ip} dev lo{}", nodad(ip.is_ipv6())));
         }
+        // An IPv6 address can be bound before its route is there: until then who connects there gets
+        // ENETUNREACH, a second later.
         let works = || ips.iter().all(|ip| hears_itself(*ip).is_ok());
         assert!(soon(|| self.there.within(works)), "{}", self.routes());
         self.there.within(|| Backends::start(ips))

@@ -75,6 +75,7 @@ fn a_file_system_that_does_not_answer_fails_the_probes_until_it_does() {
         };
         assert!(some_day(|| fails(&all())), "{:?}\n{}", all(), agent.log());
         let told = "nothing in the directory is followed until it does";
+        agent.wait_for(told);
         assert_eq!(agent.log().matches(told).count(), 1, "{}", agent.log());
         assert!(udp_backend(V4).is_ok(), "what is written serves");
 
@@ -87,7 +88,7 @@ fn a_file_system_that_does_not_answer_fails_the_probes_until_it_does() {
             "{}",
             agent.log()
         );
-        assert!(agent.log().contains("z.yaml: file: cannot be read"), "{}", agent.log());
+        agent.wait_for("z.yaml: file: cannot be read");
     });
 }
 

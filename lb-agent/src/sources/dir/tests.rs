@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
+use notify::{RecursiveMode, Watcher as _, recommended_watcher};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
@@ -10,6 +11,25 @@ use crate::sources::BACKLOG;
 
 /// Much longer than anything should take: a machine may be slow, the answer must be right.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until this user may have some more inotify instances: all of his processes share 128.
+pub(super) fn await_inotify() {
+    const SPARE: usize = 4;
+    let dir = TempDir::new().unwrap();
+    let watch = |_| {
+        let mut watcher = recommended_watcher(|_: notify::Result<notify::Event>| {})?;
+        watcher.watch(dir.path(), RecursiveMode::NonRecursive).map(|()| watcher)
+    };
+    let begun = Instant::now();
+    while let Err(error) = (0..SPARE).map(watch).collect::<notify::Result<Vec<_>>>() {
+        assert!(
+            begun.elapsed() < 4 * DEADLINE,
+            "this test needs inotify, and other processes of this user leave nothing of \
+             fs.inotify.max_user_instances or max_user_watches: {error}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
 
 fn service(name: &str) -> String {
     format!(
@@ -61,6 +81,7 @@ impl Running {
 
 #[tokio::test]
 async fn changes_are_taken_up_through_inotify() {
+    await_inotify();
     let dir = TempDir::new().unwrap();
     let path = |name: &str| dir.path().join(name);
     fs::write(path("a.yaml"), service("a")).unwrap();
@@ -112,6 +133,7 @@ async fn changes_are_taken_up_through_inotify() {
 async fn a_writer_that_takes_its_time_is_waited_for() {
     use std::io::Write as _;
 
+    await_inotify();
     let dir = TempDir::new().unwrap();
     let path = |name: &str| dir.path().join(name);
     fs::write(path("a.yaml"), service("a")).unwrap();

@@ -237,7 +237,7 @@ fn is_link(path: &Path) -> bool {
 mod tests {
     use notify::event::DataChange;
 
-    use super::*;
+    use super::{super::tests::await_inotify, *};
 
     const WRITTEN: EventKind = EventKind::Modify(ModifyKind::Data(DataChange::Any));
     const CLOSED: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
@@ -287,6 +287,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_watch_moves_to_the_directory_that_has_the_path() {
+        await_inotify();
         let parent = tempfile::TempDir::new().unwrap();
         let path = parent.path().join("dir");
         fs::create_dir(&path).unwrap();
