@@ -70,13 +70,13 @@ fn is_of_everything(seen: &Seen) -> bool {
         Fate::Denied,
     ];
     let Seen { with_affinity, at_other_nodes, contested, health_checks, .. } = seen;
-    let Seen { no_local, lists, starts, .. } = seen;
+    let Seen { no_local, lists, starts, remembered, .. } = seen;
     fates
         .iter()
         .map(|fate| seen.fates.get(fate).copied().unwrap_or_default())
         .chain([*with_affinity, *at_other_nodes, *contested, *health_checks])
-        .chain([*no_local, *lists, *starts])
-        .all(|seen| seen > 100)
+        .chain([*no_local, *lists, *starts, *remembered])
+        .all(|seen| seen > 30)
 }
 
 fn number(variable: &str) -> Option<u64> {
