@@ -1,8 +1,9 @@
 //! Puts the BPF object into `OUT_DIR/socklb-bpf`: `SOCKLB_BPF_OBJECT=FILE` as it is, or else built
 //! from `lb-ebpf` with the pinned nightly.
 
-#[path = "../xtask/src/pins.rs"]
+#[path = "../xtask/tools/src/pins.rs"]
 #[expect(dead_code, reason = "only one of the pins matters here")]
+#[expect(unreachable_pub, reason = "what is a module here is part of a library elsewhere")]
 mod pins;
 
 use std::{env, fs, path::PathBuf};

@@ -86,7 +86,7 @@ fn number(variable: &str) -> Option<u64> {
 fn require_program() {
     assert!(
         env::var_os(PROGRAM).is_some(),
-        "{PROGRAM} names no program of oracle/: `cargo xtask oracle` builds it and runs this"
+        "{PROGRAM} names no program of xtask/oracle/: `cargo xtask oracle` builds it and runs this"
     );
 }
 

@@ -12,8 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
-
-use crate::{
+use tools::{
     cargo::{cargo, executables, workspace},
     exec::{announce, ask},
     pins,

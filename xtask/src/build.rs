@@ -3,8 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
-
-use crate::{
+use tools::{
     cargo::{Executable, cargo, executables},
     setup::{self, Scope},
 };

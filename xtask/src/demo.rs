@@ -23,14 +23,14 @@ use std::{
 };
 
 use anyhow::Result;
-
-use crate::{
-    build,
+use tools::{
     exec::{myself, say},
     root::{become_root, require_root},
     setup::{self, Scope},
     turn::{self, Turn},
 };
+
+use crate::build;
 
 /// Show the main job: Services in, connections out, in network namespaces with no way out.
 #[derive(clap::Args)]
@@ -153,7 +153,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::exec::answer;
+    use tools::exec::answer;
 
     /// The guard, with a script in place of this program; it keeps a diary.
     fn guard(name: &str, keep: bool, play: &str) -> (Command, PathBuf) {

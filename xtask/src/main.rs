@@ -1,55 +1,70 @@
 //! The project's tasks: `cargo xtask --help`. Each brings what it needs.
+//!
+//! What builds and runs socklb is here. What tests it is the testbed, the crate `lab`, which is
+//! compiled when one of its tasks is called, and not before.
 
 mod bench;
 mod build;
-mod cache;
-mod cargo;
-mod cluster;
 mod demo;
-mod e2e;
-mod exec;
-mod image;
-mod kernels;
-mod kind;
-mod kube;
-mod kube_demo;
-mod manifest;
-mod oracle;
-mod path;
-mod pins;
-mod root;
 mod run;
-mod setup;
-mod stories;
-mod telling;
-mod test;
-mod turn;
-mod wait;
 
-use std::process::ExitCode;
+use std::{
+    env,
+    process::{Command, ExitCode},
+};
 
 use anyhow::Result;
 use clap::Parser as _;
+use tools::{cargo::workspace, exec::become_it, setup};
 
 /// The project's tasks. Each brings what it needs, and says what it installs.
 #[derive(clap::Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 80)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true,
+    max_term_width = 80
+)]
 enum Task {
     Setup(setup::Args),
     Build(build::Args),
     Run(run::Args),
     Demo(demo::Args),
     Bench(bench::Args),
-    Image(image::Args),
-    Cluster(cluster::Args),
-    E2e(e2e::Args),
-    Kernels(kernels::Args),
-    Kind(kind::Args),
-    Kube(kube::Args),
-    KubeDemo(kube_demo::Args),
-    Manifest(manifest::Args),
-    Oracle(oracle::Args),
-    Test(test::Args),
+    #[command(flatten)]
+    Lab(Lab),
+}
+
+/// The tasks of the testbed; their words are its own.
+#[derive(clap::Subcommand)]
+enum Lab {
+    /// Make a container image, and print where its archive is.
+    Image(Words),
+    /// A real Kubernetes on this machine: boxes of namespaces with no way out.
+    Cluster(Words),
+    /// Run Kubernetes' own tests of its network in the cluster that is up.
+    E2e(Words),
+    /// Boot other kernels, load the programs there and run kernel tests, by software emulation.
+    Kernels(Words),
+    /// A cluster in Docker, with socklb in place of kube-proxy.
+    Kind(Words),
+    /// Build Kubernetes' own programs for the tests, and print where they are.
+    Kube(Words),
+    /// Show the main job in a cluster in which socklb runs.
+    KubeDemo(Words),
+    /// Write deploy/socklb.yaml anew from the Helm chart.
+    Manifest(Words),
+    /// Compare socklb's decisions with those of kube-proxy's own code.
+    Oracle(Words),
+    /// Run the test suite, or some layers of it.
+    Test(Words),
+}
+
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+struct Words {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _words: Vec<std::ffi::OsString>,
 }
 
 fn main() -> ExitCode {
@@ -64,19 +79,19 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Setup(args) => setup::run(args),
         Task::Build(args) => build::run(args),
         Task::Run(args) => run::run(args),
-        Task::Bench(args) => bench::run(args),
         Task::Demo(args) => demo::run(args),
-        Task::Image(args) => image::run(args),
-        Task::Cluster(args) => cluster::run(args),
-        Task::E2e(args) => e2e::run(args),
-        Task::Kernels(args) => kernels::run(args),
-        Task::Kind(args) => kind::run(args),
-        Task::Kube(args) => kube::run(args),
-        Task::KubeDemo(args) => kube_demo::run(args),
-        Task::Manifest(args) => manifest::run(args),
-        Task::Oracle(args) => oracle::run(args),
-        Task::Test(args) => Ok(test::run(args)),
+        Task::Bench(args) => bench::run(args),
+        Task::Lab(_) => lab(),
     }
+}
+
+/// The testbed with all words of this command line, in this process's place.
+fn lab() -> Result<ExitCode> {
+    // The cargo that runs this, which any stable is.
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let manifest = workspace().join("Cargo.toml");
+    cargo.args(["run", "--quiet", "--package", "lab", "--manifest-path"]).arg(manifest).arg("--");
+    become_it(cargo.args(env::args_os().skip(1)))
 }
 
 #[cfg(test)]
@@ -89,8 +104,16 @@ mod tests {
     fn the_command_line_is_sound() {
         Task::command().debug_assert();
         Task::try_parse_from(["xtask", "run", "--release", "--", "--dry-run"]).unwrap();
-        Task::try_parse_from(["xtask", "test", "unit", "kernel", "--", "a_name"]).unwrap();
-        Task::try_parse_from(["xtask", "test", "no-such-layer"]).map(drop).unwrap_err();
+        Task::try_parse_from(["xtask", "no-such-task"]).map(drop).unwrap_err();
+    }
+
+    #[test]
+    fn words_of_the_testbed_are_not_looked_at() {
+        for words in [&["test", "--help"][..], &["test", "unit", "--", "a"], &["kube", "--", "-x"]]
+        {
+            let parsed = Task::try_parse_from(["xtask"].iter().chain(words)).unwrap();
+            assert!(matches!(parsed, Task::Lab(_)), "{words:?}");
+        }
     }
 
     /// Whatever the terminal: 80 columns, which each has.

@@ -7,12 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-
-use crate::{
-    build,
+use tools::{
     exec::announce,
     root::{as_root, require_root},
 };
+
+use crate::build;
 
 /// Build, then run lb-agent as root.
 #[derive(clap::Args)]

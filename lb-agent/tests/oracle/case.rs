@@ -17,7 +17,7 @@ pub(crate) struct Case {
     pub(crate) steps: Vec<Vec<Op>>,
 }
 
-/// The node that the clients are on. See `Config` in `oracle/main.go`; what stands here besides is a
+/// The node that the clients are on. See `Config` in `xtask/oracle/main.go`; what stands here besides is a
 /// flag of socklb's only.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -38,7 +38,7 @@ pub(crate) struct Config {
     pub(crate) pause: u64,
 }
 
-/// See `Op` in `oracle/cluster.go`.
+/// See `Op` in `xtask/oracle/cluster.go`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub(crate) enum Op {

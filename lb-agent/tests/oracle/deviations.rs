@@ -1,7 +1,7 @@
 //! Where socklb differs from kube-proxy on purpose, and why. Nothing else may differ.
 //!
 //! Three more stand where they act: what several slices say of one address ([`super::duplicates`]),
-//! that a node's addresses are followed (`follow` in `oracle/node.go`, J2), and that those in its status
+//! that a node's addresses are followed (`follow` in `xtask/oracle/node.go`, J2), and that those in its status
 //! are its own even if no interface has them (`addresses`, I3). That `default/kubernetes` keeps its
 //! last endpoints is not compared: no Service has that name.
 

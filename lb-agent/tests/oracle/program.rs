@@ -1,4 +1,4 @@
-//! The other side: the program of `oracle/`, one process for many cases.
+//! The other side: the program of `xtask/oracle/`, one process for many cases.
 
 use std::{
     io::{BufRead as _, BufReader, BufWriter, Write as _},
@@ -13,7 +13,7 @@ use super::case::{Config, Op};
 /// The variable that names it.
 pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
 
-/// See `Request` in `oracle/main.go`.
+/// See `Request` in `xtask/oracle/main.go`.
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Request<'a> {
@@ -22,7 +22,7 @@ enum Request<'a> {
     Ask(&'a [Question]),
 }
 
-/// See `State` in `oracle/state.go`.
+/// See `State` in `xtask/oracle/state.go`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct State {
     pub(crate) claims: Vec<Claim>,
@@ -76,7 +76,7 @@ pub(crate) enum Place {
     Host,
 }
 
-/// See `Question` in `oracle/trace.go`.
+/// See `Question` in `xtask/oracle/trace.go`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Question {
     pub(crate) known: bool,
@@ -90,7 +90,7 @@ pub(crate) struct Question {
     pub(crate) only: String,
 }
 
-/// See `Answer` in `oracle/trace.go`.
+/// See `Answer` in `xtask/oracle/trace.go`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Answer {
     #[serde(default)]

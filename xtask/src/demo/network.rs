@@ -11,9 +11,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use tools::exec::{answer, feed};
 
 use super::place::{HOME, home};
-use crate::exec::{answer, feed};
 
 /// The namespace of the node itself.
 pub(super) const NODE: &str = "node";

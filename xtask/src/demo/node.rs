@@ -12,6 +12,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use tools::{
+    exec::{answer, show},
+    wait::{Not, until},
+};
 
 use super::{
     client::Outcome,
@@ -20,10 +24,6 @@ use super::{
     place::{Cgroups, home, make_home},
     services::{self, NODE_NAME, SERVICE, TARGET_PORT},
     spread::Spread,
-};
-use crate::{
-    exec::{answer, show},
-    wait::{Not, until},
 };
 
 /// What must become so, must be so by then. Usually it is at once; the machine may be busy.

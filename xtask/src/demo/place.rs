@@ -25,8 +25,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Error, Result, anyhow};
-
-use crate::{
+use tools::{
     exec::answer,
     wait::{Not, until},
 };

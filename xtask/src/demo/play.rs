@@ -8,6 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use tools::{
+    exec::{say, show},
+    telling::{self, paragraph},
+    turn::{self, Turn},
+};
 
 use super::{
     network::Pod,
@@ -15,11 +20,6 @@ use super::{
     place::{self, HOME, home},
     services::{self, SERVICE, TARGET_PORT},
     spread::Spread,
-};
-use crate::{
-    exec::{say, show},
-    telling::{self, paragraph},
-    turn::{self, Turn},
 };
 
 const ENETUNREACH: i32 = 101;

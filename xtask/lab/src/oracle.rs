@@ -1,0 +1,51 @@
+//! `oracle`: socklb and kube-proxy's own code on the same random clusters.
+
+use std::{env, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use tools::{
+    cargo::{cargo, workspace},
+    exec::exec,
+    setup::{self, Scope},
+};
+
+use crate::kube;
+
+/// The variable that names the program of `xtask/oracle/`.
+pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
+
+/// Compare what socklb writes with the rules that kube-proxy writes, on random clusters.
+///
+/// Builds the program of `xtask/oracle/` first, unless SOCKLB_ORACLE names one.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How many clusters [default: 3000].
+    #[arg(long, value_name = "N")]
+    cases: Option<u32>,
+    /// Where the random numbers start: what a failure says, to see it again [default: random].
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// One case, as a failure prints it, instead of random ones.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "seed"])]
+    replay: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    setup::ensure(&[Scope::Agent, Scope::Programs])?;
+    let program = env::var_os(PROGRAM).map_or_else(kube::oracle, |path| Ok(path.into()))?;
+    let mut test = cargo();
+    test.env(PROGRAM, workspace().join(program));
+    if let Some(cases) = args.cases {
+        test.env("SOCKLB_ORACLE_CASES", cases.to_string());
+    }
+    if let Some(seed) = args.seed {
+        test.env("SOCKLB_ORACLE_SEED", seed.to_string());
+    }
+    if let Some(file) = &args.replay {
+        let file = file.canonicalize().with_context(|| format!("no {}", file.display()))?;
+        test.env("SOCKLB_ORACLE_REPLAY", file);
+    }
+    test.args(["test", "--package", "lb-agent", "--test", "oracle", "--", "--nocapture"]);
+    exec(&mut test)?;
+    Ok(ExitCode::SUCCESS)
+}
