@@ -8,15 +8,15 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Addr, Caller as _, Flow, Origin, Port,
-    abi::{Peer, UDP},
+    Addr, Caller, Flow, Origin, Port,
+    abi::{AffinityKey, Bond, Peer, UDP},
     heard::{self, Exchange, Heard, MAX_SLOTS, Slot},
     is_known,
 };
 
 use crate::{
     connection::{sk, sk_field, sk_words},
-    maps::{Hook, Kernel, now},
+    maps::{Maps, netns, now},
     storage,
 };
 
@@ -44,22 +44,15 @@ macro_rules! locked {
 /// A socket that is not about to send anything.
 struct Receiving<'a>(&'a SockAddrContext);
 
-impl Hook for Receiving<'_> {
-    const CONNECTS: bool = false;
-
-    #[inline(always)]
-    fn context(&self) -> &SockAddrContext {
-        self.0
-    }
-
-    #[inline(always)]
-    fn dialled(&self) -> Addr {
-        Addr::from_words([0; 4])
-    }
-
+impl Caller for Receiving<'_> {
     #[inline(always)]
     fn random(&self, _: &Flow) -> u32 {
         0
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        netns(self.0)
     }
 
     #[inline(always)]
@@ -70,6 +63,16 @@ impl Hook for Receiving<'_> {
     #[inline(always)]
     fn come_from(&self, _: Addr) -> Origin {
         Origin::Open
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        now()
+    }
+
+    #[inline(always)]
+    fn bind(&self, _: &AffinityKey, _: &Bond, _: &mut Bond) -> bool {
+        true
     }
 }
 
@@ -87,16 +90,14 @@ fn exchange(ctx: &SockAddrContext, flow: &Flow) -> Option<Exchange> {
     // An IPv6 socket has both, where it talks IPv4.
     let addr = if flow.peer.addr.is_v4() { v4 } else { v6 };
     let own = Peer { addr, port: Port::from_raw(port.to_be()) };
-    Some(Exchange::new(Kernel(&Receiving(ctx)).netns(), own, flow.peer))
+    Some(Exchange::new(netns(ctx), own, flow.peer))
 }
 
 /// Takes in that the socket received a datagram from the flow's peer that answers nothing. False if
 /// there is no room for that: the answer will be taken for a question to a Service.
 #[inline(never)]
 pub(crate) fn hear(ctx: &SockAddrContext, flow: &Flow) -> bool {
-    let hook = Receiving(ctx);
-    let kernel = Kernel(&hook);
-    if !is_known(&kernel, &kernel, flow) || storage::is_client(ctx, flow) {
+    if !is_known(&Maps, &Receiving(ctx), flow) || storage::is_client(ctx, flow) {
         return true;
     }
     let Some(exchange) = exchange(ctx, flow) else { return true };

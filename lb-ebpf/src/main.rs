@@ -5,6 +5,7 @@
 
 mod connection;
 mod heard;
+mod hook;
 mod maps;
 mod socket;
 mod storage;
@@ -14,12 +15,13 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
+use hook::{Asker, Hook};
 use lb_common::{
     ATTEMPTS, Addr, Caller as _, Flow, Origin, Prior, Set, Verdict,
     abi::{Counter, TCP, UDP},
     bind, choose, flow_bits,
 };
-use maps::{Hook, Kernel, count};
+use maps::{Maps, count};
 use socket::{Socket, V4, V6};
 
 /// Let the system call go on, with whatever address now stands in the context.
@@ -242,9 +244,9 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
     while attempt < ATTEMPTS {
         match forward(hook, flow, to, set) {
             Fate::ToBackend => {
-                let kernel = Kernel(hook);
-                if set.affinity == 0 || bind(&kernel, &kernel, set, to) {
-                    if kernel.is_confined_from(&to.backend) {
+                let asker = Asker(hook);
+                if set.affinity == 0 || bind(&Maps, &asker, set, to) {
+                    if asker.is_confined_from(&to.backend) {
                         fail(Verdict::Confined);
                         return Fate::Nowhere;
                     }
@@ -265,8 +267,7 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
 /// The first step: whatever the client is bound to.
 #[inline(never)]
 fn forward<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate {
-    let kernel = Kernel(hook);
-    let mut verdict = choose(&kernel, &kernel, flow, to, set);
+    let mut verdict = choose(&Maps, &Asker(hook), flow, to, set);
     // What goes to the socket's own peer goes where connect() has left it. Of an IPv4 connection of an
     // IPv6 socket, the kernel shows also what is sent without an address.
     if !H::CONNECTS

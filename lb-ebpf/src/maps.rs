@@ -14,16 +14,14 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    ATTEMPTS, Addr, Caller, Flow, Origin, Range, Tables,
+    ATTEMPTS, Addr, Range, Tables,
     abi::{
         Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry,
         ClientKey, Counter, FILTER_WORDS, Held, Name, Peer, Service, ServiceEntry, ServiceKey,
         SourceKey,
     },
-    find, is_confined,
+    find,
 };
-
-use crate::heard;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -65,31 +63,6 @@ static GENERATIONS: Array<u32, 1> = Array::new();
 #[btf_map(name = "held")]
 static HELD: HashMap<u64, Held, { Held::MAX_CGROUPS as usize }, NO_PREALLOC> = HashMap::new();
 
-/// The lookup's view of the maps, and of the socket that asks.
-pub(crate) struct Kernel<'a, H>(pub(crate) &'a H);
-
-/// A socket in one of the hooks that choose.
-pub(crate) trait Hook {
-    /// Whether it is a connect(), and no datagram.
-    const CONNECTS: bool;
-    /// What the helpers take.
-    fn context(&self) -> &SockAddrContext;
-    /// See [`Caller::random`].
-    fn random(&self, flow: &Flow) -> u32;
-    /// See [`Caller::source`].
-    fn source(&self) -> Addr;
-    /// See [`Caller::come_from`].
-    fn come_from(&self, addr: Addr) -> Origin;
-    /// The address that was given.
-    fn dialled(&self) -> Addr;
-}
-
-/// A function of its own, for what is rare.
-#[inline(never)]
-fn confined<H: Hook>(hook: &H, backend: &Peer) -> bool {
-    is_confined(&Kernel(hook), hook.dialled(), hook.source(), backend)
-}
-
 /// Word by word: LLVM may make a call of it otherwise, and a lock is held.
 #[inline(always)]
 fn copy(to: &mut Bond, from: &Bond) {
@@ -110,13 +83,15 @@ fn copy(to: &mut Bond, from: &Bond) {
 extern "C" fn find_backend(place: u64, port_and_generation: u64, high: u64, low: u64) -> i32 {
     let [first, count]: [u32; 2] = bytemuck::must_cast(place);
     let [port, generation]: [u32; 2] = bytemuck::must_cast(port_and_generation);
-    let records = Kernel(&());
     #[expect(clippy::cast_possible_truncation, reason = "it was made of 16 bits")]
     let order = (high, low, port as u16);
-    find(&records, Range { first, count, generation }, order).map_or(-1, i32::from)
+    find(&Maps, Range { first, count, generation }, order).map_or(-1, i32::from)
 }
 
-impl<H> Tables for Kernel<'_, H> {
+/// The maps, as the lookup reads them.
+pub(crate) struct Maps;
+
+impl Tables for Maps {
     #[inline(always)]
     fn find(&self, range: Range, backend: &Peer) -> Option<bool> {
         let (high, low, port) = backend.order();
@@ -213,67 +188,29 @@ impl<H> Tables for Kernel<'_, H> {
     }
 }
 
-impl<H: Hook> Caller for Kernel<'_, H> {
-    #[inline(always)]
-    fn is_confined_from(&self, backend: &Peer) -> bool {
-        let dialled = self.0.dialled();
-        (dialled.is_loopback() || dialled.is_unspecified()) && confined(self.0, backend)
-    }
-
-    #[inline(always)]
-    fn answers(&self, flow: &Flow) -> bool {
-        heard::answers(self.0.context(), flow)
-    }
-
-    #[inline(always)]
-    fn random(&self, flow: &Flow) -> u32 {
-        self.0.random(flow)
-    }
-
-    #[inline(always)]
-    fn netns(&self) -> u64 {
-        // SAFETY: the context is valid.
-        unsafe { bpf_get_netns_cookie(self.0.context().as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn source(&self) -> Addr {
-        self.0.source()
-    }
-
-    #[inline(always)]
-    fn come_from(&self, addr: Addr) -> Origin {
-        self.0.come_from(addr)
-    }
-
-    #[inline(always)]
-    fn now(&self) -> u64 {
-        now()
-    }
-
-    #[inline(always)]
-    fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
-        // The first bond of a client is made in an element that says nothing yet.
-        let entry = AFFINITY.get_ptr_mut(key).or_else(|| {
-            make_room(key.netns, bytemuck::must_cast([key.service, key.family]));
-            AFFINITY.get_ptr_mut(key)
-        });
-        let Some(entry) = entry else { return true };
-        // SAFETY: as for `Tables::bond`.
-        unsafe {
-            bpf_spin_lock(ptr::addr_of_mut!((*entry).lock).cast());
-            let now = &mut (*entry).bond;
-            let mut in_force = true;
-            if (*entry).key == *key {
-                in_force = !now.is_made()
-                    || (before.used == now.used && before.backend == now.backend)
-                    || now.backend == bond.backend;
-                if in_force { copy(now, bond) } else { copy(bond, now) }
-            }
-            // Else the element is another client's by now, and this one has no bond.
-            bpf_spin_unlock(ptr::addr_of_mut!((*entry).lock).cast());
-            in_force
+/// See [`Caller::bind`](lb_common::Caller::bind).
+#[inline(always)]
+pub(crate) fn bind(key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
+    // The first bond of a client is made in an element that says nothing yet.
+    let entry = AFFINITY.get_ptr_mut(key).or_else(|| {
+        make_room(key.netns, bytemuck::must_cast([key.service, key.family]));
+        AFFINITY.get_ptr_mut(key)
+    });
+    let Some(entry) = entry else { return true };
+    // SAFETY: as for `Tables::bond`.
+    unsafe {
+        bpf_spin_lock(ptr::addr_of_mut!((*entry).lock).cast());
+        let now = &mut (*entry).bond;
+        let mut in_force = true;
+        if (*entry).key == *key {
+            in_force = !now.is_made()
+                || (before.used == now.used && before.backend == now.backend)
+                || now.backend == bond.backend;
+            if in_force { copy(now, bond) } else { copy(bond, now) }
         }
+        // Else the element is another client's by now, and this one has no bond.
+        bpf_spin_unlock(ptr::addr_of_mut!((*entry).lock).cast());
+        in_force
     }
 }
 
@@ -345,6 +282,13 @@ pub(crate) fn current_cgroup() -> u64 {
 static MAX_BONDS: Global<u32> = Global::new(Held::FEW_BONDS);
 static NOTHING: Held = Held::NOTHING;
 const EEXIST: i32 = -17;
+
+/// The cookie of the network namespace of the socket.
+#[inline(always)]
+pub(crate) fn netns(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is valid.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
 
 /// Nanoseconds of the monotonic clock.
 #[inline(always)]

@@ -1,0 +1,81 @@
+//! The sockets of the hooks that choose, and what the lookup asks of them.
+
+use aya_ebpf::programs::SockAddrContext;
+use lb_common::{
+    Addr, Caller, Flow, Origin,
+    abi::{AffinityKey, Bond, Peer},
+    is_confined,
+};
+
+use crate::{
+    heard,
+    maps::{self, Maps},
+};
+
+/// A socket in one of the hooks that choose.
+pub(crate) trait Hook {
+    /// Whether it is a connect(), and no datagram.
+    const CONNECTS: bool;
+    /// What the helpers take.
+    fn context(&self) -> &SockAddrContext;
+    /// See [`Caller::random`].
+    fn random(&self, flow: &Flow) -> u32;
+    /// See [`Caller::source`].
+    fn source(&self) -> Addr;
+    /// See [`Caller::come_from`].
+    fn come_from(&self, addr: Addr) -> Origin;
+    /// The address that was given.
+    fn dialled(&self) -> Addr;
+}
+
+/// A function of its own, for what is rare.
+#[inline(never)]
+fn confined<H: Hook>(hook: &H, backend: &Peer) -> bool {
+    is_confined(&Maps, hook.dialled(), hook.source(), backend)
+}
+
+/// The socket of a hook, as the lookup asks it.
+pub(crate) struct Asker<'a, H>(pub(crate) &'a H);
+
+impl<H: Hook> Caller for Asker<'_, H> {
+    #[inline(always)]
+    fn is_confined_from(&self, backend: &Peer) -> bool {
+        let dialled = self.0.dialled();
+        (dialled.is_loopback() || dialled.is_unspecified()) && confined(self.0, backend)
+    }
+
+    #[inline(always)]
+    fn answers(&self, flow: &Flow) -> bool {
+        heard::answers(self.0.context(), flow)
+    }
+
+    #[inline(always)]
+    fn random(&self, flow: &Flow) -> u32 {
+        self.0.random(flow)
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        maps::netns(self.0.context())
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Addr {
+        self.0.source()
+    }
+
+    #[inline(always)]
+    fn come_from(&self, addr: Addr) -> Origin {
+        self.0.come_from(addr)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        maps::now()
+    }
+
+    #[inline(always)]
+    fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
+        maps::bind(key, before, bond)
+    }
+}
