@@ -2,7 +2,7 @@
 //!
 //! Each node and the control plane is a *box* ([`machine`]): a set of namespaces with a cgroup of
 //! its own in every hierarchy, which to everything inside is a machine. Nothing of it can reach
-//! anything outside, and nothing of it is left when it is taken away ([`sweep`]).
+//! anything outside, and nothing of it is left when it is taken away ([`mod@sweep`]).
 //!
 //! | file | |
 //! |---|---|

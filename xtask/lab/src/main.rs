@@ -13,6 +13,7 @@ mod kubectl;
 mod manifest;
 mod oracle;
 mod stories;
+mod structure;
 mod test;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Task {
     KubeDemo(kube_demo::Args),
     Manifest(manifest::Args),
     Oracle(oracle::Args),
+    #[command(hide = true)]
+    Structure(structure::Args),
     Test(test::Args),
 }
 
@@ -59,6 +62,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::KubeDemo(args) => kube_demo::run(args),
         Task::Manifest(args) => manifest::run(args),
         Task::Oracle(args) => oracle::run(args),
+        Task::Structure(args) => structure::run(args),
         Task::Test(args) => Ok(test::run(args)),
     }
 }

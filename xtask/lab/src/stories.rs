@@ -6,6 +6,7 @@
 mod agents;
 mod all;
 mod away;
+mod clock;
 mod demo;
 mod load;
 mod proxy;

@@ -1,10 +1,6 @@
 //! Requests by the clock, out of a pod, each on a connection of its own.
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeSet,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
@@ -207,11 +203,6 @@ impl Summary {
 
 fn json_of(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_default()
-}
-
-/// The time of day, in seconds, as the load says it.
-pub(super) fn unix() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// [`web_that_stays`] for 5 s.

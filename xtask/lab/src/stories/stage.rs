@@ -12,7 +12,7 @@ use tools::{
     wait::{Not, until},
 };
 
-use super::{Args, load::unix};
+use super::{Args, clock::unix};
 use crate::{
     cluster::{Cluster, Container, SOCKLB},
     kubectl::Kubectl,

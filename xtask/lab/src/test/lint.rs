@@ -1,10 +1,10 @@
 //! What is wrong with the code before it runs.
 
-use std::{env::consts::ARCH, process::Command};
+use std::{env::consts::ARCH, path::PathBuf, process::Command};
 
 use tools::{
     cargo::{cargo, cargo_of, prebuilt_object},
-    exec::ask,
+    exec::{ask, myself},
     pins,
 };
 
@@ -36,18 +36,25 @@ pub(super) const CHECKS: &[Check] = &[
         },
     },
     Check {
+        name: "crates and modules",
+        command: || {
+            let mut structure = Command::new(this()?);
+            structure.arg("structure");
+            Ok(structure)
+        },
+    },
+    Check {
         name: "licences and sources",
         command: || Ok(words(cargo(), "deny check bans licenses sources")),
     },
     Check { name: "advisories", command: advisories },
-    Check {
-        name: "Helm chart and manifest",
-        command: || match std::env::current_exe() {
-            Ok(program) => Ok(manifest::check(&program)),
-            Err(_) => Err("this program does not know where it is"),
-        },
-    },
+    Check { name: "Helm chart and manifest", command: || Ok(manifest::check(&this()?)) },
 ];
+
+/// This program.
+fn this() -> Result<PathBuf, &'static str> {
+    myself().map_err(|_| "this program does not know where it is")
+}
 
 /// Clippy for the target and with the `cfg` that the build of `lb-agent` uses.
 fn programs(features: &str) -> Result<Command, &'static str> {
