@@ -18,6 +18,12 @@ mod upkeep;
 use std::{io::Write as _, path::Path};
 
 use anyhow::{Context as _, Result, bail};
+use lb_core::{
+    model::Families,
+    pipeline::{Pipeline, View},
+    printable::Output,
+    sockets::Choices,
+};
 use tokio::task::JoinError;
 
 use self::{follow::Agent, source::Followed, stop::Stop};
@@ -27,10 +33,7 @@ use crate::{
     config::{Config, Source},
     datapath::{self, Datapath, Sizes},
     host, kube_proxy,
-    model::Families,
     pins::{Pins, shown},
-    pipeline::{Pipeline, View},
-    printable::Output,
     sockets,
     sources::local,
     sysctls,
@@ -82,7 +85,7 @@ fn view(config: &Config, node: &str, families: Families) -> View {
     });
     let settings = config.settings(node, families);
     let reserved = canary::SENTINELS.to_vec();
-    View { settings, unknown_ports: config.unknown_port, host_netns, reserved }
+    View { settings, sockets: Choices { unknown_ports: config.unknown_port, host_netns, reserved } }
 }
 
 /// The families that the kernel has. What is missing is said once (J3).

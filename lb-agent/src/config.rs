@@ -2,13 +2,19 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use clap::{ArgAction, CommandFactory as _, Parser, ValueEnum, error::ErrorKind};
+use clap::{
+    ArgAction, CommandFactory as _, Parser, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser as _},
+    error::ErrorKind,
+};
+use lb_core::{
+    model::{Families, NodePortAddresses, Settings},
+    sockets::UnknownPorts,
+};
 
 use crate::{
     admin::server::{self, BindAddress},
     log,
-    model::{Families, NodePortAddresses, Settings},
-    pipeline::UnknownPorts,
 };
 
 /// Socket-level load balancing for Kubernetes Services: connections from this node's sockets to a
@@ -77,7 +83,8 @@ pub struct Config {
     pub max_affinity: u32,
     /// What happens at a port that a cluster IP lacks: `refuse` (ECONNREFUSED at once), or `pass`: the
     /// packets leave as they are.
-    #[arg(long, env = "SOCKLB_UNKNOWN_PORT", default_value = "refuse", value_name = "WHAT")]
+    #[arg(long, env = "SOCKLB_UNKNOWN_PORT", default_value = "refuse", value_name = "WHAT",
+          value_parser = PossibleValuesParser::new(UnknownPorts::NAMES).try_map(|name| name.parse::<UnknownPorts>()))]
     pub unknown_port: UnknownPorts,
     /// Which established TCP connections are ended: `never`, or `deleted`: those to endpoints that are
     /// in no EndpointSlice any more.

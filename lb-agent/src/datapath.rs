@@ -30,6 +30,10 @@ use lb_common::abi::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, GENERATIONS, HEARD,
     HELD, Held, MAX_BONDS, MORE_FLOWS, NAMES, SERVICES, SOCKETS, SOURCES,
 };
+use lb_core::{
+    op::Op,
+    store::{Snapshot, Store as _, max_names},
+};
 
 use self::floor::on_this_kernel;
 pub use self::{
@@ -37,8 +41,7 @@ pub use self::{
     verify::{Finding, Problem},
 };
 use crate::{
-    maps::Op,
-    maps::{Access, Pinned, Snapshot, Store as _, max_names, probe, probe_beside_storage},
+    maps::{Access, Pinned, probe, probe_beside_storage},
     pins::{self, HomeError, PROGRAMS, Pins, shown},
 };
 

@@ -1,16 +1,19 @@
 //! The log: which lines are written, how they look, and the last one.
 
+mod fields;
+
 use std::{error::Error, io, io::Write as _, panic, str::FromStr};
 
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
+use lb_core::printable::Output;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
 
-use crate::printable::{Fields, Output};
+use self::fields::Fields;
 
 /// Form of the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -44,33 +47,23 @@ const CRATES: [&str; 15] = [
     "tower_http",
 ];
 /// The modules of lb-agent.
-const MODULES: [&str; 26] = [
-    "addresses",
+const MODULES: [&str; 16] = [
     "admin",
     "agent",
-    "blocks",
     "canary",
-    "claims",
     "config",
     "ctl",
     "datapath",
-    "dump",
     "host",
     "kube_proxy",
     "log",
     "maps",
-    "model",
     "mounts",
     "node_cgroup",
     "pins",
-    "pipeline",
-    "plan",
-    "policy",
-    "printable",
     "sockets",
     "sources",
     "sysctls",
-    "tables",
 ];
 
 impl FromStr for Filter {
@@ -227,7 +220,7 @@ mod tests {
             ("lb-agent=debug", "\"lb-agent\" is no part of lb-agent: use one of aya,"),
             ("=debug", "\"\" is no part of lb-agent"),
             ("lb_agnet=debug", "\"lb_agnet\" is no part of lb-agent"),
-            ("lb_agent::sorces=debug", "lb_agent has no module \"sorces\": use one of addresses,"),
+            ("lb_agent::sorces=debug", "lb_agent has no module \"sorces\": use one of admin,"),
             ("lb_agent[span]=debug", "is no part of lb-agent"),
         ] {
             let error = text.parse::<Filter>().unwrap_err();

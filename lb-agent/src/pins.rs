@@ -16,6 +16,7 @@
 
 mod home;
 mod link;
+mod places;
 mod removal;
 
 use std::{

@@ -28,15 +28,17 @@ use std::{
 };
 
 use bytemuck::Zeroable as _;
-use lb_agent::{
-    dump,
-    maps::Op,
-    maps::{Memory, Snapshot, Store, StoreError},
-    model::{Change, Settings},
-    pipeline::{Pipeline, Report, UnknownPorts, View},
-    sources::dir::{Files, Listing},
-};
+use lb_agent::sources::dir::{Files, Listing};
 use lb_common::abi::Backend;
+use lb_core::{
+    dump,
+    memory::Memory,
+    model::{Change, Settings},
+    op::Op,
+    pipeline::{Pipeline, Report, View},
+    sockets::{Choices, UnknownPorts},
+    store::{Snapshot, Store, StoreError},
+};
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases");
 /// Different series of failures and orders, per case.
@@ -113,7 +115,11 @@ impl Case {
             _ => UnknownPorts::Refuse,
         };
         let settings = Settings { node_name, ..Settings::default() };
-        Pipeline::with_view(View { settings, unknown_ports, ..View::default() }, store, snapshot)
+        Pipeline::with_view(
+            View { settings, sockets: Choices { unknown_ports, ..Choices::default() } },
+            store,
+            snapshot,
+        )
     }
 
     fn print(&self) -> String {
@@ -173,6 +179,10 @@ impl Store for Faulty {
         self.memory.reserve(generation)
     }
 
+    fn read(&self) -> Result<Snapshot, StoreError> {
+        self.memory.read()
+    }
+
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {
         self.memory.records(block, count)
     }
@@ -206,7 +216,7 @@ impl Random {
 /// The maps, and what did not get into them.
 fn state(snapshot: &Snapshot, report: &Report) -> String {
     let mut text = dump::text(snapshot);
-    for (name, error) in &report.failed {
+    for (name, error) in &report.sockets.failed {
         text += &format!("failed {name}: {error}\n");
     }
     for (name, lost) in &report.lost {
@@ -259,7 +269,7 @@ fn run_plain(case: &Case) -> Result<Case, String> {
         for change in changes {
             fresh.change(change);
         }
-        assert_eq!(fresh.sync().ops, 0, "half of what is known is nothing");
+        assert_eq!(fresh.sync().sockets.ops, 0, "half of what is known is nothing");
         fresh.change(last.unwrap());
         let mut ops = String::new();
         fresh.sync_with(&mut |op| ops += &format!("  {op}\n"));
@@ -284,9 +294,13 @@ fn run_faulty(case: &Case, seed: u64) -> Result<usize, String> {
         let mut syncs = 0;
         let report = loop {
             let report = pipeline.sync();
-            let injected = report.failed.values().any(|e| e.to_string().contains("injected"));
+            let injected =
+                report.sockets.failed.values().any(|e| e.to_string().contains("injected"));
             // What failed for want of room may have it after what else this sync did.
-            if report.ops == 0 && !injected && pipeline.is_dirty() != report.failed.is_empty() {
+            if report.sockets.ops == 0
+                && !injected
+                && pipeline.is_dirty() != report.sockets.failed.is_empty()
+            {
                 break report;
             }
             syncs += 1;
@@ -389,7 +403,7 @@ fn run_meddled(case: &Case, seed: u64) -> Result<usize, String> {
         let mut syncs = 0;
         let settle = |pipeline: &mut Pipeline<Memory>, syncs: &mut usize| loop {
             let report = pipeline.sync();
-            if report.ops == 0 && pipeline.is_dirty() != report.failed.is_empty() {
+            if report.sockets.ops == 0 && pipeline.is_dirty() != report.sockets.failed.is_empty() {
                 break report;
             }
             *syncs += 1;
@@ -401,8 +415,7 @@ fn run_meddled(case: &Case, seed: u64) -> Result<usize, String> {
         for op in &ops {
             pipeline.store_mut().apply(op).unwrap();
         }
-        let snapshot = pipeline.store().snapshot();
-        pipeline.readopt(&snapshot);
+        assert!(pipeline.adopt().is_empty());
         let report = settle(&mut pipeline, &mut syncs);
         let mut done = String::new();
         for op in &ops {
@@ -447,7 +460,7 @@ impl Reference {
         for change in changes.clone() {
             self.plain.change(change);
         }
-        self.failed = self.plain.sync().failed.len();
+        self.failed = self.plain.sync().sockets.failed.len();
         if let Some(roomy) = &mut self.roomy {
             for change in changes.clone() {
                 roomy.change(change);
@@ -463,8 +476,8 @@ impl Reference {
         let found = meaning(found);
         let wanted = meaning(self.roomy.as_ref().unwrap_or(&self.plain).store());
         let same = match self.roomy {
-            None => found == wanted && report.failed.len() == self.failed,
-            Some(_) if report.failed.is_empty() => found == wanted,
+            None => found == wanted && report.sockets.failed.len() == self.failed,
+            Some(_) if report.sockets.failed.is_empty() => found == wanted,
             // What is there is some whole set of a Service that is still there; a Service without
             // a slice is one of those.
             Some(_) => found.lines().all(|line| match line.split_once(" -> ") {
@@ -479,7 +492,7 @@ impl Reference {
         if same {
             return Ok(());
         }
-        let failed: Vec<_> = report.failed.values().map(ToString::to_string).collect();
+        let failed: Vec<_> = report.sockets.failed.values().map(ToString::to_string).collect();
         Err(format!("step {}: failed: {failed:?}\n{}", self.steps, diff(&wanted, &found)))
     }
 }
@@ -597,7 +610,7 @@ fn a_thousand_endpoints_with_fifty_ports() {
     for endpoints in [1000, 999, 0, 1000] {
         wide(50, endpoints).changes().into_iter().for_each(|change| pipeline.change(change));
         let report = pipeline.sync();
-        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        assert!(report.sockets.failed.is_empty(), "{:?}", report.sockets.failed);
         let dump = meaning(pipeline.store());
         assert_eq!(dump.lines().count(), 50 + 1, "and the cluster IP");
         let frontends = dump.lines().filter(|line| !line.starts_with("address"));
@@ -619,7 +632,7 @@ fn a_thousand_endpoints_with_fifty_ports() {
     let snapshot = pipeline.store().snapshot();
     let mut fresh = Pipeline::new(Memory::from(&snapshot), &snapshot);
     wide(50, 1000).changes().into_iter().for_each(|change| fresh.change(change));
-    assert_eq!(fresh.sync().ops, 0);
+    assert_eq!(fresh.sync().sockets.ops, 0);
 }
 
 /// How often the maps were waited for.
@@ -632,6 +645,10 @@ impl Store for Patient {
 
     fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
         self.0.reserve(generation)
+    }
+
+    fn read(&self) -> Result<Snapshot, StoreError> {
+        self.0.read()
     }
 
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {
@@ -675,7 +692,7 @@ fn in_large_maps(listing: &Listing) -> String {
     let maps = Memory::new(4096, 1 << 20);
     let mut pipeline = Pipeline::new(maps.clone(), &maps.snapshot());
     listing.clone().changes().into_iter().for_each(|change| pipeline.change(change));
-    assert!(pipeline.sync().failed.is_empty());
+    assert!(pipeline.sync().sockets.failed.is_empty());
     meaning(pipeline.store())
 }
 
@@ -709,11 +726,15 @@ fn services_that_fill_more_than_half_of_the_map_go_on_changing() {
                 }
                 listing.clone().changes().into_iter().for_each(|change| pipeline.change(change));
                 let report = pipeline.sync();
-                assert!(report.failed.is_empty(), "{max}, step {step}: {:?}", report.failed);
+                assert!(
+                    report.sockets.failed.is_empty(),
+                    "{max}, step {step}: {:?}",
+                    report.sockets.failed
+                );
                 assert!(meaning(&pipeline.store().0) == in_large_maps(&listing), "{max}: {step}");
                 let waited = std::mem::take(&mut pipeline.store_mut().1);
                 assert!(4 * waited < services * ports.len(), "step {step}: waited {waited} times");
-                assert_eq!(report.ops > 0, !restarted, "{max}, step {step}");
+                assert_eq!(report.sockets.ops > 0, !restarted, "{max}, step {step}");
             }
         }
     }
@@ -731,7 +752,7 @@ fn four_hundred_ports_with_four_hundred_endpoints() {
         let listing = crowd(1, ports, &endpoints);
         listing.clone().changes().into_iter().for_each(|change| pipeline.change(change));
         let report = pipeline.sync();
-        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        assert!(report.sockets.failed.is_empty(), "{:?}", report.sockets.failed);
         let right = in_large_maps(&listing);
         assert!(meaning(&pipeline.store().0) == right, "{endpoints:?}");
         let waited = std::mem::take(&mut pipeline.store_mut().1);
@@ -748,7 +769,7 @@ fn a_change_waits_only_where_room_is_lacking() {
     let mut waited = |endpoints: &[usize]| {
         let listing = crowd(1, 0..10, endpoints);
         listing.changes().into_iter().for_each(|change| pipeline.change(change));
-        let failed = pipeline.sync().failed;
+        let failed = pipeline.sync().sockets.failed;
         (std::mem::take(&mut pipeline.store_mut().1), failed.into_values().next())
     };
     assert!(matches!(waited(&all(0..40)), (0, None)));

@@ -12,10 +12,8 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use lb_agent::{
-    model::Change,
-    sources::translate::{self, object_ref},
-};
+use lb_agent::sources::translate::{self, object_ref};
+use lb_core::model::Change;
 
 /// The port of every Service.
 pub(crate) const PORT: u16 = 80;

@@ -9,10 +9,9 @@ use anyhow::{Result, ensure};
 use lb_agent::{
     datapath::{Datapath, Sizes},
     maps::Pinned,
-    model::Change,
     pins::Pins,
-    pipeline::{Pipeline, Report},
 };
+use lb_core::{model::Change, pipeline::Pipeline, sockets::Report};
 
 use crate::{
     cluster::{Cluster, Shape, event},
@@ -149,7 +148,7 @@ fn deliver(
     for change in changes {
         pipeline.change(change);
     }
-    let Report { failed, ops, .. } = pipeline.sync();
+    let Report { failed, ops, .. } = pipeline.sync().sockets;
     ensure!(failed.is_empty(), "not written: {failed:?}");
     Ok(ops)
 }

@@ -9,9 +9,8 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+use lb_core::{model::ObjectRef, printable::Printable};
 use tokio::{sync::mpsc, time::timeout};
-
-use crate::{model::ObjectRef, printable::Printable};
 
 /// How Events call us.
 const CONTROLLER: &str = "socklb";

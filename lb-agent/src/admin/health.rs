@@ -12,15 +12,13 @@ use std::{
 };
 
 use k8s_openapi::jiff::Timestamp;
+use lb_core::printable::Printable;
 
 use super::{
     Family, Moment,
     readiness::{Readiness, Reason},
 };
-use crate::{
-    printable::Printable,
-    sources::{Standstill, Wait},
-};
+use crate::sources::{Standstill, Wait};
 
 /// A change must be in force after this time: two of kube-proxy's sync periods (K5).
 pub const TIMEOUT: Duration = Duration::from_secs(60);

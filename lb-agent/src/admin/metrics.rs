@@ -4,14 +4,15 @@
 mod kube_proxy;
 pub(super) mod make;
 mod own;
+mod process;
 
 use std::time::{Duration, SystemTime};
 
 use lb_common::abi::Counter;
 use prometheus::{Registry, TextEncoder};
 
-use self::{kube_proxy::KubeProxy, make::Make, own::Own};
-use super::{Family, process::Process};
+use self::{kube_proxy::KubeProxy, make::Make, own::Own, process::Process};
+use super::Family;
 use crate::sockets::Reason;
 
 /// How much a sync looked at.

@@ -3,7 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`health`] | whether the proxy does its work; pure state |
-//! | [`metrics`], `process` | what is counted, in Prometheus' text format |
+//! | [`metrics`] | what is counted, in Prometheus' text format |
 //! | [`server`] | the two HTTP servers, on a thread of their own |
 //! | [`readiness`] | what `lbctl status` is told |
 //! | [`node_ports`] | a server for each `healthCheckNodePort` |
@@ -18,7 +18,6 @@ pub mod health;
 mod http;
 pub mod metrics;
 pub mod node_ports;
-mod process;
 pub mod readiness;
 pub mod server;
 
@@ -32,6 +31,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use lb_core::{model::ObjectRef, policy::HealthCheck};
 
 pub use self::{events::Events, health::Health, metrics::Metrics, node_ports::NodePorts};
 use self::{
@@ -39,7 +39,6 @@ use self::{
     readiness::Desk,
     server::{Servers, Settings, StartError, Which},
 };
-use crate::{model::ObjectRef, policy::HealthCheck};
 
 /// An IP family, by the names that Kubernetes gives them.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -13,13 +13,13 @@ use hyper::{
     StatusCode,
     header::{CONNECTION, HeaderName, HeaderValue},
 };
+use lb_core::{model::ObjectRef, policy::HealthCheck};
 use tokio::{net::TcpListener, runtime::Handle};
 
 use super::{
     SharedHealth,
     http::{self, Answer, Limits, Response},
 };
-use crate::{model::ObjectRef, policy::HealthCheck};
 
 /// Most connections at a time on one port.
 const LIMITS: Limits = Limits::new(32);

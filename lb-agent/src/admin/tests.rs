@@ -11,9 +11,10 @@ use std::{
     time::Duration,
 };
 
+use lb_core::policy::PerFamily;
+
 use super::*;
 use crate::admin::server::BindAddress;
-use crate::policy::PerFamily;
 
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -3,12 +3,11 @@
 use std::{collections::BTreeMap, future::pending};
 
 use lb_common::abi::{Client, ClientKey};
+use lb_core::{model::Cluster, pipeline::Pipeline};
 use tokio::sync::watch;
 
 use crate::{
     maps::Pinned,
-    model::Cluster,
-    pipeline::Pipeline,
     sockets::{self, Followed, Question},
 };
 

@@ -7,15 +7,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Error, Result, bail};
+use lb_core::{memory::Memory, pipeline::Pipeline, printable::Output, store::Snapshot};
 
 use super::{ended, families, source, source::Followed, troubles::Troubles, view};
 use crate::{
     config::Config,
     host, log,
-    maps::{Access, Memory, Pinned, Snapshot},
+    maps::{Access, Pinned},
     pins::{self, Pins, shown},
-    pipeline::Pipeline,
-    printable::Output,
     sources::Standstill,
 };
 
@@ -67,12 +66,12 @@ pub(super) async fn run(config: &Config) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
         other => other?,
     }
-    writeln!(out, "{} services, {} ops", report.looked_at.len(), report.ops)?;
+    writeln!(out, "{} services, {} ops", report.looked_at.len(), report.sockets.ops)?;
     let (mut troubles, now) = (Troubles::default(), Instant::now());
     troubles.tell(&report, now);
     troubles.tell_all(now);
-    if !report.failed.is_empty() {
-        bail!("{} Services cannot be written", report.failed.len());
+    if !report.sockets.failed.is_empty() {
+        bail!("{} Services cannot be written", report.sockets.failed.len());
     }
     Ok(())
 }

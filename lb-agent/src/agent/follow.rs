@@ -3,7 +3,12 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use aya::maps::MapError;
+use lb_core::{
+    model::Change,
+    pipeline::{Pipeline, Report},
+    plan::PlanError,
+    sockets::{SOCKETS, SyncError},
+};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
@@ -25,11 +30,8 @@ use crate::{
     config::{Config, TerminateTcp},
     datapath::Datapath,
     maps::Pinned,
-    model::Change,
     node_cgroup::Cgroup,
     pins::Pins,
-    pipeline::{Pipeline, Report, SyncError},
-    plan::PlanError,
     sockets::Kind,
 };
 
@@ -213,18 +215,14 @@ impl Agent {
 
     /// Goes on from what the maps really say.
     fn read_maps(&mut self, admin: &Admin) {
-        match self.pipeline.store().snapshot() {
-            Ok(snapshot) => {
-                self.pipeline.readopt(&snapshot);
-                self.pace.has_read();
-                self.compared = Instant::now();
-                self.refusals.read(Ok(()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the pinned maps");
-                self.refusals.read(Err(explained(&error)));
-            }
+        let unread = self.pipeline.adopt().remove(SOCKETS);
+        if let Some(error) = &unread {
+            tracing::warn!("{error}");
+        } else {
+            self.pace.has_read();
+            self.compared = Instant::now();
         }
+        self.refusals.read(unread.map_or(Ok(()), Err));
         admin.maps_written(self.refusals.verdict());
     }
 
@@ -236,7 +234,7 @@ impl Agent {
         self.upkeep.before_sync(&mut self.pipeline);
         let report = self.pipeline.sync();
         let took = started.elapsed();
-        if self.takeover.is_time(report.failed.is_empty(), started) || self.is_attached {
+        if self.takeover.is_time(report.sockets.failed.is_empty(), started) || self.is_attached {
             self.attach()?;
         } else if full {
             tracing::error!(
@@ -249,18 +247,23 @@ impl Agent {
         }
         if full && self.is_attached {
             let frontends = self.pipeline.tables().services().len();
-            tracing::info!(frontends, ops = report.ops, ?took, "in sync");
+            tracing::info!(frontends, ops = report.sockets.ops, ?took, "in sync");
         } else {
-            tracing::debug!(services = report.looked_at.len(), ops = report.ops, ?took, "sync");
+            tracing::debug!(
+                services = report.looked_at.len(),
+                ops = report.sockets.ops,
+                ?took,
+                "sync"
+            );
         }
         self.troubles.tell(&report, Instant::now());
         let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
-        if report.addresses.is_some() || report.failed.values().any(refused) {
+        if report.sockets.addresses.is_some() || report.sockets.failed.values().any(refused) {
             self.pace.doubt();
         }
         // Services that failed, or damage that could not be removed.
         let failing = self.pipeline.is_dirty();
-        if report.ops > 0 {
+        if report.sockets.ops > 0 {
             self.changed = Instant::now();
         }
         self.tell(admin, &report, full, took);
@@ -271,8 +274,8 @@ impl Agent {
     /// In the order of kube-proxy (M4).
     fn tell(&mut self, admin: &mut Admin, report: &Report, full: bool, took: Duration) {
         let kind = if full { SyncKind::Full } else { SyncKind::Partial };
-        let complete = report.failed.is_empty() && report.addresses.is_none();
-        self.refusals.wrote(&report.writes, complete && !self.pipeline.is_dirty());
+        let complete = report.sockets.failed.is_empty() && report.sockets.addresses.is_none();
+        self.refusals.wrote(&report.sockets.writes, complete && !self.pipeline.is_dirty());
         let refusals = self.refusals.verdict();
         let outcome = match (self.is_attached, complete, &refusals) {
             (false, ..) => Outcome::Failed,
@@ -304,7 +307,7 @@ impl Agent {
         let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         metrics.map_use(Map::Services, services, size(tables.max_services()));
         metrics.map_use(Map::Backends, size(blocks.used()), size(blocks.capacity()));
-        for error in report.failed.values() {
+        for error in report.sockets.failed.values() {
             match error {
                 SyncError::Plan(PlanError::ServicesFull { .. }) => metrics.map_full(Map::Services),
                 SyncError::Plan(PlanError::BackendsFull { .. }) => metrics.map_full(Map::Backends),
@@ -328,14 +331,6 @@ impl Agent {
             self.upkeep.attached(self.datapath.pins(), cgroup.path());
         }
         Ok(())
-    }
-}
-
-/// What the kernel said, without the name of the call.
-fn explained(error: &MapError) -> String {
-    match error {
-        MapError::SyscallError(error) => error.io_error.to_string(),
-        other => other.to_string(),
     }
 }
 

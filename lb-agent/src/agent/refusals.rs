@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::pipeline::Writes;
+use lb_core::sockets::Writes;
 
 /// The maps that take nothing, and whether they can be read.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl Refusals {
             .maps
             .iter()
             .map(|(map, error)| format!("the kernel takes nothing for the map {map}: {error}"));
-        let unread = self.unread.iter().map(|error| format!("the maps cannot be read: {error}"));
+        let unread = self.unread.iter().cloned();
         let all: Vec<_> = refused.chain(unread).collect();
         if all.is_empty() { Ok(()) } else { Err(all.join("; ")) }
     }
@@ -52,13 +52,15 @@ mod tests {
     use lb_common::abi::{Backend, FILTER, GENERATIONS};
 
     use super::*;
-    use crate::{
-        maps::{Memory, Op, Store, StoreError},
+    use lb_core::{
+        memory::Memory,
         model::{
             Change, Conditions, Endpoint, ObjectRef, Protocol, Service, ServicePort, Slice,
             SlicePort, Trigger,
         },
+        op::Op,
         pipeline::Pipeline,
+        store::{Snapshot, Store, StoreError},
     };
 
     fn writes(of: &[(&'static str, usize, Option<&str>)]) -> BTreeMap<&'static str, Writes> {
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn maps_that_cannot_be_read() {
         let mut refusals = Refusals::default();
-        refusals.read(Err("no memory".into()));
+        refusals.read(Err("the maps cannot be read: no memory".into()));
         refusals.wrote(&writes(&[("names", 0, Some("not permitted"))]), false);
         let text = refusals.verdict().unwrap_err();
         assert_eq!(
@@ -135,6 +137,10 @@ mod tests {
         fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
             self.ask(GENERATIONS)?;
             self.maps.reserve(generation)
+        }
+
+        fn read(&self) -> Result<Snapshot, StoreError> {
+            self.maps.read()
         }
 
         fn records(&self, block: u32, count: u32) -> Vec<Backend> {
@@ -179,13 +185,13 @@ mod tests {
             let mut refusals = Refusals::default();
             let text = format!("the kernel takes nothing for the map {map}: no memory");
             for _ in 0..2 {
-                refusals.wrote(&pipeline.sync().writes, false);
+                refusals.wrote(&pipeline.sync().sockets.writes, false);
                 assert_eq!(refusals.verdict().unwrap_err(), text);
             }
             pipeline.store_mut().refuses = None;
             let report = pipeline.sync();
-            assert!(report.failed.is_empty(), "{:?}", report.failed);
-            refusals.wrote(&report.writes, false);
+            assert!(report.sockets.failed.is_empty(), "{:?}", report.sockets.failed);
+            refusals.wrote(&report.sockets.writes, false);
             assert_eq!(refusals.verdict(), Ok(()), "{map}");
 
             // Of what is there already, too: a set, a frontend.
@@ -193,20 +199,20 @@ mod tests {
             for change in web("10.1.0.2") {
                 pipeline.change(change);
             }
-            refusals.wrote(&pipeline.sync().writes, false);
+            refusals.wrote(&pipeline.sync().sockets.writes, false);
             assert_eq!(refusals.verdict().unwrap_err(), text);
             pipeline.store_mut().refuses = None;
-            refusals.wrote(&pipeline.sync().writes, false);
+            refusals.wrote(&pipeline.sync().sockets.writes, false);
             assert_eq!(refusals.verdict(), Ok(()), "{map}");
 
             // A frontend that goes is no set.
             if map == FILTER {
                 pipeline.store_mut().refuses = Some(map);
                 pipeline.change(Change::Service(ObjectRef::new("default", "web"), None));
-                refusals.wrote(&pipeline.sync().writes, false);
+                refusals.wrote(&pipeline.sync().sockets.writes, false);
                 assert_eq!(refusals.verdict().unwrap_err(), text);
                 pipeline.store_mut().refuses = None;
-                refusals.wrote(&pipeline.sync().writes, false);
+                refusals.wrote(&pipeline.sync().sockets.writes, false);
                 assert_eq!(refusals.verdict(), Ok(()));
             }
         }

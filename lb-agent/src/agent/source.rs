@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use kube::Client;
+use lb_core::model::Change;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -11,7 +12,6 @@ use tokio::{
 
 use crate::{
     config::{Config, Source},
-    model::Change,
     sources::{self, BACKLOG, Changes, Standstill, Wait, dir, local::Local},
 };
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{model::ObjectRef, pipeline::Report};
+use lb_core::{model::ObjectRef, pipeline::Report};
 
 /// How many Services are named one by one when many have the same trouble.
 const NAMED: usize = 5;
@@ -30,8 +30,12 @@ struct Unmatched {
 
 impl Troubles {
     pub(super) fn tell(&mut self, report: &Report, now: Instant) {
-        let failed: BTreeMap<_, _> =
-            report.failed.iter().map(|(name, error)| (name.clone(), error.to_string())).collect();
+        let failed: BTreeMap<_, _> = report
+            .sockets
+            .failed
+            .iter()
+            .map(|(name, error)| (name.clone(), error.to_string()))
+            .collect();
         let new: Vec<_> =
             failed.iter().filter(|(name, _)| !self.failed.contains_key(name)).collect();
         for (service, error) in new.iter().take(NAMED) {
@@ -46,7 +50,7 @@ impl Troubles {
         }
         self.failed = failed;
 
-        let addresses = report.addresses.as_ref().map(ToString::to_string);
+        let addresses = report.sockets.addresses.as_ref().map(ToString::to_string);
         if addresses != self.addresses {
             if let Some(error) = &addresses {
                 tracing::error!("not all addresses are known to the programs: {error}");
@@ -57,6 +61,10 @@ impl Troubles {
         }
 
         self.take_unmatched(report, now);
+
+        for (op, error) in &report.sockets.unrepaired {
+            tracing::warn!(%op, %error, "cannot remove a damaged entry; trying again");
+        }
 
         // Whoever was looked at and is not among the losers has what it asks for.
         self.lost.retain(|service, _| {
@@ -131,7 +139,7 @@ mod tests {
     use std::{collections::BTreeSet, sync::Arc, sync::Mutex};
 
     use super::*;
-    use crate::policy;
+    use lb_core::policy;
 
     fn web() -> ObjectRef {
         ObjectRef::new("default", "web")

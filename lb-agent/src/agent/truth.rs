@@ -12,12 +12,16 @@ use lb_common::{
     abi::{Address, Peer, SCOPE_OTHER_NODES, SCOPE_OWN_NODE, ServiceKey, Translation},
     select,
 };
-
-use crate::{
-    maps::{Exchanges, Onlooker, Store},
+use lb_core::{
     model::{PortRef, Protocol},
+    onlooker::Onlooker,
     pipeline::Pipeline,
     policy,
+    store::Store,
+};
+
+use crate::{
+    maps::Exchanges,
     sockets::{Found, Truth},
 };
 
@@ -90,13 +94,14 @@ mod tests {
     use bytemuck::Zeroable as _;
 
     use super::*;
-    use crate::{
-        maps::Memory,
+    use lb_core::{
+        memory::Memory,
         model::{
             Change, Conditions, Endpoint, ObjectRef, Service, ServicePort, Settings, Slice,
             SlicePort, Trigger,
         },
         pipeline::View,
+        sockets::Choices,
     };
 
     const FRONTEND: &str = "10.96.0.10:53";
@@ -127,7 +132,7 @@ mod tests {
 
         fn say(&mut self, changes: impl IntoIterator<Item = Change>) {
             changes.into_iter().for_each(|change| self.pipeline.change(change));
-            assert!(self.pipeline.sync().failed.is_empty());
+            assert!(self.pipeline.sync().sockets.failed.is_empty());
         }
 
         /// What the programs store of a connection now, in UDP and in TCP.
@@ -322,7 +327,7 @@ mod tests {
         let maps = Memory::new(64, 64);
         let snapshot = maps.snapshot();
         let settings = Settings { localhost_nodeports: true, ..Settings::default() };
-        let view = View { settings, host_netns: 1, ..View::default() };
+        let view = View { settings, sockets: Choices { host_netns: 1, ..Choices::default() } };
         let mut world = World { pipeline: Pipeline::with_view(view, maps, &snapshot) };
         world.say([
             Change::ListedNodes([].into()),

@@ -8,6 +8,7 @@ use std::{
 };
 
 use lb_common::abi::Counter;
+use lb_core::pipeline::{Pipeline, Report};
 use tokio::sync::mpsc;
 
 use super::{clients::Clients, counting::Counting, task::Task, truth::InForce};
@@ -15,7 +16,6 @@ use crate::{
     admin::{Admin, Family},
     maps::{Bonds, Counters, Exchanges, Pinned},
     pins::Pins,
-    pipeline::{Pipeline, Report},
     sockets::{self, Found, Gone, Kind, News, Reason, Storage, Sweeper},
 };
 
@@ -90,11 +90,11 @@ impl Upkeep {
             return;
         }
         let were_away = std::mem::take(&mut self.were_away);
-        let flows = |kind: &Kind| report.protocols.contains(&kind.protocol());
+        let flows = |kind: &Kind| report.sockets.protocols.contains(&kind.protocol());
         if were_away || self.kinds.iter().filter(|kind| **kind != Kind::Dialling).any(flows) {
             sweeper.look();
         }
-        if were_away || report.appeared {
+        if were_away || report.sockets.appeared {
             sweeper.look_for_dialling();
         }
     }

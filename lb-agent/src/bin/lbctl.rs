@@ -6,10 +6,8 @@ use std::{
 };
 
 use clap::Parser as _;
-use lb_agent::{
-    ctl::{self, Cli},
-    printable::Output,
-};
+use lb_agent::ctl::{self, Cli};
+use lb_core::printable::Output;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -30,7 +30,7 @@ pub enum Command {
     /// `services` has a row for each frontend: an address with port and protocol, or a NodePort at the
     /// addresses of this node (own-node-ipv4:30080/tcp), at those of others (other-nodes-ipv4:30080/tcp), or
     /// at that of one other node, where it serves by endpoints of its own. BACKENDS is how many a connection
-    /// may get there; 0: none, and it is refused; <unreachable>: the traffic policy allows none of them here.
+    /// may get there; 0: none, and it is refused; `<unreachable>`: the traffic policy allows none of them here.
     ///
     /// `backends` has a row for each endpoint of each service port, whatever the number of its frontends.
     /// FLOWS are the connections and datagrams that it gets: `all`, or `old`, when only UDP flows that are

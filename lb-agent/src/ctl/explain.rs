@@ -13,6 +13,10 @@ use lb_common::{
     Flow, Tables, Verdict,
     abi::{self, Backend, Peer},
 };
+use lb_core::{
+    dump::{self, API_VERSION, Entry},
+    store::Snapshot,
+};
 use serde::Serialize;
 
 use self::lookup::{Candidate, Outcome, Who, meant, outcome, peer_of};
@@ -22,8 +26,7 @@ use super::{
     json,
 };
 use crate::{
-    dump::{self, API_VERSION, Entry},
-    maps::{self, Pinned, Snapshot},
+    maps::{self, Pinned},
     sockets,
 };
 
@@ -334,7 +337,7 @@ impl<'a> Hit<'a> {
     }
 }
 
-/// As [`PortRef`](crate::model::PortRef) prints itself.
+/// As [`PortRef`](lb_core::model::PortRef) prints itself.
 fn full_name([namespace, name, port]: [&str; 3]) -> String {
     match (name, port) {
         ("", _) => "<unknown>".to_owned(),

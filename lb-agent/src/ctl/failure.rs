@@ -62,7 +62,7 @@ pub enum Failure {
 }
 
 impl Answer {
-    /// See [`CODES`].
+    /// See `CODES`.
     pub const fn code(self) -> u8 {
         match self {
             Self::Yes => 0,
@@ -75,7 +75,7 @@ impl Answer {
 }
 
 impl Failure {
-    /// See [`CODES`].
+    /// See `CODES`.
     pub const fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,

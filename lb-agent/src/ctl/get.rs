@@ -9,6 +9,11 @@ use std::{
     io::{self, Write},
 };
 
+use lb_core::{
+    dump::{self, BackendItem, Entry, Fate, List, ServiceItem},
+    store::Snapshot,
+};
+
 use self::near::not_found;
 pub(super) use self::others::{Others, counters};
 use super::{
@@ -17,10 +22,6 @@ use super::{
     json,
     table::{Table, or_none},
     target::{ServiceName, Target, is_label},
-};
-use crate::{
-    dump::{self, BackendItem, Entry, Fate, List, ServiceItem},
-    maps::Snapshot,
 };
 
 /// What stands for a Service whose name the maps do not know.
@@ -248,11 +249,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{
-        ctl::{Cli, Command},
-        dump::sample,
-        maps::{Memory, Op, Store as _},
-    };
+    use crate::ctl::{Cli, Command};
+    use lb_core::{dump::sample, memory::Memory, op::Op, store::Store as _};
 
     /// Answer, standard output, standard error.
     fn get_from(memory: &Memory, words: &str) -> (Answer, String, String) {

@@ -14,7 +14,7 @@ mod target;
 
 use std::io::{self, Write};
 
-use crate::printable;
+use lb_core::printable;
 
 pub use self::{
     cli::{Cli, Command},

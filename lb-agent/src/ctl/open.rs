@@ -6,10 +6,11 @@ use std::{
 };
 
 use lb_common::abi::LAYOUT;
+use lb_core::store::Snapshot;
 
 use super::failure::{self, Failure};
 use crate::{
-    maps::{Access, Pinned, Snapshot},
+    maps::{Access, Pinned},
     mounts,
     pins::{self, Pins, shown},
 };

@@ -15,6 +15,10 @@ use aya::maps::{MapError, MapInfo};
 use lb_common::abi::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, HEARD, LAYOUT, NAMES, SERVICES, SOURCES,
 };
+use lb_core::{
+    dump::API_VERSION,
+    store::{Snapshot, max_names},
+};
 use serde::Serialize;
 
 use self::{
@@ -32,8 +36,7 @@ use super::{
 };
 use crate::{
     datapath::STORAGE,
-    dump::API_VERSION,
-    maps::{Exchanges, Pinned, Snapshot, max_names},
+    maps::{Exchanges, Pinned},
     pins::{Pins, shown},
 };
 
@@ -344,7 +347,8 @@ mod tests {
     use serde_json::json;
 
     use super::{agent::Silence, *};
-    use crate::{admin::readiness::Reason, dump::sample};
+    use crate::admin::readiness::Reason;
+    use lb_core::dump::sample;
 
     fn program(name: &'static str, cgroup_id: u64) -> Attachment {
         Attachment {

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::printable::Printable;
+use lb_core::printable::Printable;
 
 /// What stands in a cell that has nothing to say.
 pub(super) const NONE: &str = "<none>";

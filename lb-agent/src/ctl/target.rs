@@ -10,8 +10,7 @@ use lb_common::{
     Addr, Flow, Port,
     abi::{self, Peer, ServiceKey},
 };
-
-use crate::{dump::Entry, maps::Snapshot, model::Protocol};
+use lb_core::{dump::Entry, model::Protocol, store::Snapshot};
 
 /// `NAME`, `NAMESPACE/NAME`, either with `:PORT`; or `ADDR`, `ADDR:PORT`, `ADDR:PORT/tcp`: every form
 /// in which `lbctl` itself names something.

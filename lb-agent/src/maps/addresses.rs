@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use bytemuck::must_cast;
 use lb_common::abi::{ADDRESSES, Addr, Address, AddressEntry, FILTER, FILTER_WORDS, bpf_spin_lock};
+use lb_core::op::Known;
 
 use super::{
-    Access, Known, OpenError,
-    pinned::{BPF_F_LOCK, gone, hash, open},
+    Access, OpenError,
+    one::{BPF_F_LOCK, gone, hash, open},
 };
 
 const ADDR: usize = size_of::<Addr>();

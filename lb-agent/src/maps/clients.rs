@@ -12,13 +12,15 @@ use lb_common::abi::{
     AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, Client, ClientEntry, ClientKey, SOURCES,
     SourceKey,
 };
+use lb_core::{
+    model::Cidr,
+    store::{source_key, source_range},
+};
 
 use super::{
     OpenError,
-    pinned::{BPF_F_LOCK, gone, hash, is_full, open},
-    source_key, source_range,
+    one::{BPF_F_LOCK, gone, hash, is_full, open},
 };
-use crate::policy::Cidr;
 
 const SOURCE: usize = size_of::<SourceKey>();
 const FROM: usize = size_of::<ClientKey>();

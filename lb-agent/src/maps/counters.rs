@@ -5,7 +5,7 @@ use std::path::Path;
 use aya::maps::{Map, MapError, PerCpuArray};
 use lb_common::abi::{COUNTERS, Counter};
 
-use super::{OpenError, pinned::open};
+use super::{OpenError, one::open};
 
 /// The counters, summed over CPUs.
 pub struct Counters(PerCpuArray<aya::maps::MapData, u64>);

@@ -16,7 +16,7 @@ use std::{
 use aya::maps::{Array, Map, MapData, MapError};
 use lb_common::abi::GENERATIONS;
 
-use super::pinned::{OpenError, open};
+use super::one::{OpenError, open};
 
 /// How many are reserved at a time.
 const BATCH: u32 = 1024;

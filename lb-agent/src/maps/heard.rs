@@ -10,7 +10,7 @@ use lb_common::{
 use super::{
     OpenError,
     bonds::now,
-    pinned::{gone, hash},
+    one::{gone, hash},
 };
 use crate::pins::Pins;
 

@@ -13,7 +13,7 @@ use lb_common::abi::{HELD, Held};
 
 use super::{
     OpenError,
-    pinned::{BPF_F_LOCK, gone, hash},
+    one::{BPF_F_LOCK, gone, hash},
 };
 
 const HELD_SIZE: usize = size_of::<Held>();

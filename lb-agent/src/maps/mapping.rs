@@ -34,9 +34,10 @@ use std::{
 };
 
 use lb_common::abi::{BACKENDS, Backend};
+use lb_core::store::{StoreError, last_generation};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::{Access, StoreError, last_generation};
+use super::Access;
 
 /// Memory that programs read while it is written.
 trait Records {

@@ -1,8 +1,8 @@
 //! The real maps, through their pins.
 
-use std::{collections::BTreeMap, io, os::fd::AsFd as _, path::Path};
+use std::{collections::BTreeMap, os::fd::AsFd as _, path::Path};
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::MapError;
 use bytemuck::must_cast;
 use lb_common::{
     ATTEMPTS, Tables,
@@ -12,66 +12,20 @@ use lb_common::{
         ServiceKey, SourceKey, bpf_spin_lock,
     },
 };
+use lb_core::{
+    model::PortRef,
+    op::Op,
+    store::{Snapshot, Store, StoreError},
+};
 
 use super::{
-    Op, Snapshot, Store, StoreError, addresses::Addresses, clients::Clients,
-    generations::Generations, grace, mapping::Mapping,
+    addresses::Addresses,
+    clients::Clients,
+    generations::Generations,
+    grace,
+    mapping::Mapping,
+    one::{Access, BPF_F_LOCK, Bytes, OpenError, explained, gone, hash, is_full, open},
 };
-use crate::{model::PortRef, pins::shown};
-
-/// Whether the maps are opened to be changed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Access {
-    /// To look at.
-    Read,
-    /// To change.
-    Write,
-}
-
-/// Why pinned maps could not be opened or read.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// There is no such pin, or no permission to open it.
-    #[error("cannot open the pinned map {}", name(path))]
-    Open {
-        /// The pin.
-        path: String,
-        /// What was wrong.
-        #[source]
-        error: MapError,
-    },
-    /// The pin is no map of this layout.
-    #[error(
-        "{} is not a map of this version of socklb: {what}; `lb-agent --cleanup` removes all \
-         pins, or choose another --bpffs",
-        name(path)
-    )]
-    Foreign {
-        /// The pin.
-        path: String,
-        /// What is different.
-        what: String,
-    },
-    /// The map's memory cannot be reached.
-    #[error("cannot map the memory of {}", name(path))]
-    Memory {
-        /// The pin.
-        path: String,
-        /// What the kernel said.
-        #[source]
-        error: io::Error,
-    },
-}
-
-/// What people call a pin.
-fn name(path: &str) -> String {
-    shown(Path::new(path)).display().to_string()
-}
-
-type Bytes<K, V> = HashMap<MapData, K, V>;
-
-/// Change a value where it stands, see [`ServiceEntry`]; insert it if there is none.
-pub(crate) const BPF_F_LOCK: u64 = 4;
 
 const KEY: usize = size_of::<ServiceKey>();
 const SERVICE: usize = size_of::<ServiceEntry>();
@@ -170,26 +124,6 @@ impl Pinned {
             blocks,
         })
     }
-}
-
-pub(super) fn open(dir: &Path, name: &str) -> Result<(MapData, u32), OpenError> {
-    let path = dir.join(name);
-    let fail = |error| OpenError::Open { path: path.display().to_string(), error };
-    let data = MapData::from_pin(&path).map_err(fail)?;
-    let max_entries = data.info().map_err(fail)?.max_entries();
-    Ok((data, max_entries))
-}
-
-pub(super) fn hash<K: aya::Pod, V: aya::Pod>(
-    dir: &Path,
-    name: &str,
-) -> Result<(Bytes<K, V>, u32), OpenError> {
-    let (data, max_entries) = open(dir, name)?;
-    let map = HashMap::try_from(Map::HashMap(data)).map_err(|error| OpenError::Foreign {
-        path: dir.join(name).display().to_string(),
-        what: error.to_string(),
-    })?;
-    Ok((map, max_entries))
 }
 
 /// The address that clients dial, if the key says it: a NodePort is at whatever a node's address is.
@@ -294,6 +228,10 @@ impl Store for Pinned {
         generations.reserve(generation).map_err(|e| kernel("update", GENERATIONS, &e))
     }
 
+    fn read(&self) -> Result<Snapshot, StoreError> {
+        self.snapshot().map_err(|error| StoreError::Unreadable(explained(&error)))
+    }
+
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {
         self.backends.read(block, count)
     }
@@ -304,36 +242,12 @@ impl Store for Pinned {
     }
 }
 
-/// What is to be removed and is not there is removed.
-pub(crate) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
-        other => other,
-    }
-}
-
-/// A trie without room says ENOSPC, a hash E2BIG.
-pub(super) fn is_full(error: &MapError) -> bool {
-    matches!(errno(error), Some(libc::E2BIG | libc::ENOSPC))
-}
-
-pub(super) fn errno(error: &MapError) -> Option<i32> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    }
-}
-
 fn kernel(call: &'static str, map: &'static str, error: &MapError) -> StoreError {
     // The size of the clients map is no flag's.
     if map != CLIENTS && is_full(error) {
         return StoreError::Full { map, flag: "--max-services" };
     }
-    let error = match error {
-        MapError::SyscallError(error) => error.io_error.to_string(),
-        other => other.to_string(),
-    };
-    StoreError::Kernel { call, map, error }
+    StoreError::Kernel { call, map, error: explained(error) }
 }
 
 impl Tables for Pinned {

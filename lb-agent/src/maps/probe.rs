@@ -16,7 +16,7 @@ use lb_common::{
 
 use super::{
     OpenError,
-    pinned::{BPF_F_LOCK, errno, hash},
+    one::{BPF_F_LOCK, errno, hash},
 };
 
 /// What is wrong with one of the maps in `dir`, which are all there; none if they do their work, or

@@ -18,7 +18,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{Flock, FlockArg, OFlag},
     sys::{
         stat::{FileStat, Mode, fchmod, fstat, major, minor, mkdirat},
         statfs::{BPF_FS_MAGIC, FsType, fstatfs},
@@ -26,7 +26,10 @@ use nix::{
     unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
-use super::removal;
+use super::{
+    places::{beneath, place},
+    removal,
+};
 
 /// The directory's name in the bpffs.
 pub(super) const NAME: &str = "socklb";
@@ -221,15 +224,6 @@ pub(super) fn is_same(one: &File, other: &File) -> bool {
     matches!((inode(one), inode(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Opens the directory `name` in `parent`, and nothing that a link of that name leads to.
-pub(super) fn beneath(parent: &File, name: &str, flags: OFlag) -> Result<File, Errno> {
-    let resolve = ResolveFlag::RESOLVE_BENEATH
-        | ResolveFlag::RESOLVE_NO_SYMLINKS
-        | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    let flags = flags | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    openat2(parent, name, OpenHow::new().flags(flags).resolve(resolve)).map(File::from)
-}
-
 fn io_error(what: &'static str, path: &Path) -> impl Fn(Errno) -> HomeError {
     move |errno| HomeError::Io { what, path: path.to_owned(), error: errno.into() }
 }
@@ -284,12 +278,6 @@ fn open(bpffs: &Path, purpose: Purpose, kind: FsType) -> Result<Option<(File, Fi
         tracing::info!(path = %path.display(), before, "is root's alone now");
     }
     Ok(Some((parent, dir)))
-}
-
-/// Opens a directory as a place, which needs no right to read what is there.
-pub(super) fn place(path: &Path) -> Result<File, Errno> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    nix::fcntl::open(path, flags, Mode::empty()).map(File::from)
 }
 
 /// Nobody else may have put anything into the directory of pins.

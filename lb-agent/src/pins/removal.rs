@@ -15,7 +15,7 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 
-use super::home::{beneath, place};
+use super::places::{beneath, place};
 
 /// Removes the directory `name` in `parent`; whether it was there. What is no directory is an error,
 /// and stays.

@@ -9,12 +9,12 @@ use std::{fs, io};
 
 use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
 use lb_common::abi::{Addr, Peer, Port};
+use lb_core::model::Protocol;
 
 use super::{
     Kind, namespaces,
     netlink::{Netlink, attributes},
 };
-use crate::model::Protocol;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;

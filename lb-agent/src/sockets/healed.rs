@@ -47,7 +47,7 @@ mod tests {
     use lb_common::abi::Translation;
 
     use super::*;
-    use crate::model::Protocol;
+    use lb_core::model::Protocol;
 
     #[test]
     fn the_same_socket_with_the_same_peer_waits() {

@@ -6,9 +6,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Peer, Translation};
+use lb_core::model::Protocol;
 
 use super::Found;
-use crate::model::Protocol;
 
 /// What the agent knows: what stands in the maps, not what is still to be written.
 pub trait Truth {

@@ -44,11 +44,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lb_common::abi::{FORMER, Peer, SOCKETS, Translation};
+use lb_core::model::Protocol;
 
-use crate::{
-    model::Protocol,
-    pins::{Pins, shown},
-};
+use crate::pins::{Pins, shown};
 
 mod agenda;
 mod clients;

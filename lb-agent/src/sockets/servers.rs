@@ -182,7 +182,7 @@ mod tests {
     fn a_server_is_told_by_its_port_where_nobody_says_who_chose_it() {
         let peer = std::net::SocketAddr::from(([192, 0, 2, 1], 30053));
         // Its own port is 40000.
-        let found = Found::sample(crate::model::Protocol::Udp, peer);
+        let found = Found::sample(lb_core::model::Protocol::Udp, peer);
         assert!(!Servers::Outside(32768..=60999).contain(&found));
         assert!(Servers::Outside(1024..=39999).contain(&found));
         assert!(Servers::Known([found.cookie].into()).contain(&found));

@@ -18,15 +18,13 @@ use kube::{
     core::DeserializeGuard,
     runtime::{utils::Backoff as _, watcher},
 };
+use lb_core::model::{Change, ObjectRef};
 use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 
 pub use self::access::{Access, Server};
 use super::{Changes, Problem, Problems, Wait, Waits, lasting::Lasting, translate};
-use crate::{
-    log,
-    model::{Change, ObjectRef},
-};
+use crate::log;
 
 /// The label that names a Service's proxy (A1).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -79,7 +77,7 @@ trait Kind: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send
 }
 
 impl Kind for KubeService {
-    type Model = crate::model::Service;
+    type Model = lb_core::model::Service;
     const NAME: &'static str = "Service";
 
     fn translate(&self) -> translate::Translated<Self::Model> {
@@ -96,7 +94,7 @@ impl Kind for KubeService {
 }
 
 impl Kind for EndpointSlice {
-    type Model = crate::model::Slice;
+    type Model = lb_core::model::Slice;
     const NAME: &'static str = "EndpointSlice";
 
     fn translate(&self) -> translate::Translated<Self::Model> {
@@ -113,7 +111,7 @@ impl Kind for EndpointSlice {
 }
 
 impl Kind for KubeNode {
-    type Model = crate::model::Node;
+    type Model = lb_core::model::Node;
     const NAME: &'static str = "Node";
     /// A Node has some 20 kB, most of it names of images.
     const PAGE: u32 = 100;

@@ -6,14 +6,12 @@
 use std::{collections::BTreeSet, fs, io, net::IpAddr, os::fd::OwnedFd, time::Duration};
 
 use anyhow::{Context as _, Result};
+use lb_core::model::{Change, Families};
 use nix::ifaddrs::getifaddrs;
 use tokio::io::unix::AsyncFd;
 
 use super::Changes;
-use crate::{
-    model::{Change, Families},
-    sockets::netlink,
-};
+use crate::sockets::netlink;
 
 /// How often the addresses are read without any sign.
 const RESCAN: Duration = Duration::from_secs(15);

@@ -17,10 +17,10 @@ pub mod translate;
 
 use std::collections::BTreeMap;
 
+use lb_core::model::Change;
 use tokio::sync::{mpsc, watch};
 
 pub use self::problems::{Problem, Problems};
-use crate::model::Change;
 
 /// Where a source sends what it learns. Bounded: a source that is faster than the maps waits.
 pub type Changes = mpsc::Sender<Change>;

@@ -19,17 +19,17 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
-
-use self::names::Sort;
-pub use self::node::node;
-use super::Problem;
-use crate::{
+use lb_core::{
     model::{
         Conditions, Endpoint, Hints, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
         Trigger, parse_ip, shared,
     },
     policy::is_connectable,
 };
+
+use self::names::Sort;
+pub use self::node::node;
+use super::Problem;
 
 /// Another proxy is to serve the Service (kube-proxy A1).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
-use lb_agent::{
-    maps::{Known, Memory, Snapshot},
-    model::{Change, ObjectRef, PortRef},
-};
 use lb_common::abi::{self, Backend, ServiceKey};
+use lb_core::{
+    memory::Memory,
+    model::{Change, ObjectRef, PortRef},
+    op::Known,
+    store::Snapshot,
+};
 use proptest::{collection::vec, prelude::*, sample::select as one_of};
 
 use super::{

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_agent::{
-    maps::{Memory, Snapshot},
-    model::{Endpoint, Frontend, ObjectRef, PortRef, Protocol, Service, ServicePort},
-};
 use lb_common::abi::{self, Backend, ServiceKey};
+use lb_core::{
+    memory::Memory,
+    model::{Endpoint, Frontend, ObjectRef, PortRef, Protocol, Service, ServicePort},
+    store::Snapshot,
+};
 
 use super::{
     damage::repair,
@@ -38,8 +39,8 @@ fn a_block_given_up_before_a_restart_is_not_overwritten() {
     world.sync(u64::MAX << 1, false);
     world.restart(None, true);
     let report = world.sync(0, true);
-    assert_eq!(report.failed.len(), 1, "without a grace period there is no room");
-    assert!(world.sync(0, false).failed.is_empty());
+    assert_eq!(report.sockets.failed.len(), 1, "without a grace period there is no room");
+    assert!(world.sync(0, false).sockets.failed.is_empty());
     world.finish();
 }
 
@@ -56,18 +57,18 @@ fn a_frontend_whose_new_owner_does_not_fit_stays_with_the_old_one() {
         Edit::Slice(ObjectRef::new("default", of), Some(slice))
     };
     say(&mut world, [of("b", web(2, ip("10.96.0.1"), 80)), slice("b", 0..2)]);
-    assert!(world.sync(0, false).failed.is_empty());
+    assert!(world.sync(0, false).sockets.failed.is_empty());
     say(&mut world, [of("a", web(1, ip("10.96.0.1"), 80)), slice("a", 0..2)]);
     for _ in 0..2 {
-        let failed: Vec<ObjectRef> = world.sync(0, false).failed.into_keys().collect();
+        let failed: Vec<ObjectRef> = world.sync(0, false).sockets.failed.into_keys().collect();
         assert_eq!(failed, [ObjectRef::new("default", "a")]);
     }
     // It gives up: nothing is left of it, and b has what it had.
     say(&mut world, [of("a", None)]);
-    assert_eq!(world.sync(0, false).ops, 0);
+    assert_eq!(world.sync(0, false).sockets.ops, 0);
     // It fits: b's block is given up, and its name.
     say(&mut world, [of("a", web(1, ip("10.96.0.1"), 80)), slice("a", 0..1)]);
-    assert!(world.sync(0, false).failed.is_empty());
+    assert!(world.sync(0, false).sockets.failed.is_empty());
     world.finish();
 }
 
@@ -217,7 +218,7 @@ fn a_port_that_does_not_fit_is_not_refused() {
     let mut more = web(1, address, 80);
     more.ports.extend([81, 82].map(|n| ServicePort::new(n.to_string(), Protocol::Tcp, n)));
     say(&mut world, [of("a", more)]);
-    assert_eq!(world.sync(0, false).failed.len(), 1);
+    assert_eq!(world.sync(0, false).sockets.failed.len(), 1);
     assert!(world.pipeline.store().addresses.is_empty());
     world.finish();
 }
@@ -234,9 +235,9 @@ fn a_frontend_that_is_left_to_its_old_owner_keeps_its_ranges() {
         ..web(2, ip("10.96.0.2"), 80)
     };
     say(&mut world, [of("b", guarded)]);
-    assert!(world.sync(0, false).failed.is_empty());
+    assert!(world.sync(0, false).sockets.failed.is_empty());
     say(&mut world, [of("a", web(1, vip, 80))]);
-    assert_eq!(world.sync(0, false).failed.len(), 1, "no room for a block");
+    assert_eq!(world.sync(0, false).sockets.failed.len(), 1, "no room for a block");
     assert_eq!(world.pipeline.store().sources.len(), 1);
     // Now there is: the entry changes hands, and the ranges go.
     say(&mut world, [of("b", None)]);

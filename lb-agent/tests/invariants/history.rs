@@ -6,7 +6,7 @@ use std::{
     num::{NonZeroU16, NonZeroU32},
 };
 
-use lb_agent::model::{
+use lb_core::model::{
     Cidr, Conditions, Endpoint, Node, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
     Trigger,
 };

@@ -1,12 +1,14 @@
 //! Ranges of clients change around those that all of them have: a range goes only after every reader
 //! who may look for it.
 
-use lb_agent::{
-    maps::{Memory, Op, Snapshot, Store, StoreError},
-    model::{Change, ObjectRef, Protocol, Service, ServicePort},
-    pipeline::Pipeline,
-};
 use lb_common::abi::Backend;
+use lb_core::{
+    memory::Memory,
+    model::{Change, ObjectRef, Protocol, Service, ServicePort},
+    op::Op,
+    pipeline::Pipeline,
+    store::{Snapshot, Store, StoreError},
+};
 
 /// What happens to the maps, in order.
 #[derive(Debug)]
@@ -26,6 +28,10 @@ impl Store for Logged {
 
     fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
         self.0.reserve(generation)
+    }
+
+    fn read(&self) -> Result<Snapshot, StoreError> {
+        self.0.read()
     }
 
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {
@@ -55,7 +61,7 @@ fn a_range_goes_after_those_who_look_for_it() {
             ..Service::default()
         });
         pipeline.change(Change::Service(ObjectRef::new("default", "web"), service));
-        assert!(pipeline.sync().failed.is_empty());
+        assert!(pipeline.sync().sockets.failed.is_empty());
         std::mem::take(&mut pipeline.store_mut().1)
     };
     assert_eq!(put(Some(&["10.0.0.0/8"])), ["service", "range", "service"]);

@@ -1,6 +1,6 @@
 //! The properties.
 
-use lb_agent::model::ObjectRef;
+use lb_core::model::ObjectRef;
 use proptest::{collection::vec, prelude::*};
 
 use super::{

@@ -7,14 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use lb_agent::{
-    maps::Known,
+use lb_common::abi::{Action, Addr, Address, ServiceKey};
+use lb_core::{
     model::{
         Change, Cidr, Endpoint, Frontend, Node, ObjectRef, PortRef, Protocol, Scope, Service,
         ServicePort, Slice,
     },
+    op::Known,
 };
-use lb_common::abi::{Action, Addr, Address, ServiceKey};
 
 /// The node that looks at the cluster.
 pub(super) const HERE: &str = "n1";

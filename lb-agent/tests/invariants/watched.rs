@@ -6,16 +6,19 @@ use std::{
 };
 
 use bytemuck::Zeroable as _;
-use lb_agent::{
-    maps::{Known, Memory, Onlooker, Op, Snapshot, Store, StoreError},
-    model::{Cidr, PortRef},
-};
 use lb_common::{
     ATTEMPTS, Addr, Flow, Prior, Tables, Verdict,
     abi::{
         self, Action, Address, AffinityKey, Backend, Bond, Client, ClientKey, ServiceKey, SourceKey,
     },
     pick, select,
+};
+use lb_core::{
+    memory::Memory,
+    model::{Cidr, PortRef},
+    onlooker::Onlooker,
+    op::{Known, Op},
+    store::{Snapshot, Store, StoreError},
 };
 
 use super::truth::{Set, Sets, Truth};
@@ -404,6 +407,10 @@ impl Store for Watched {
 
     fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
         self.memory.reserve(generation)
+    }
+
+    fn read(&self) -> Result<Snapshot, StoreError> {
+        self.memory.read()
     }
 
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {

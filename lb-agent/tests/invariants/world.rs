@@ -5,15 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use lb_agent::{
-    maps::Snapshot,
-    model::Settings,
+use lb_core::{
     model::{
-        Change, Conditions, Endpoint, ObjectRef, PortRef, Protocol, Service, ServicePort, Slice,
-        SlicePort, Trigger,
+        Change, Conditions, Endpoint, ObjectRef, PortRef, Protocol, Service, ServicePort, Settings,
+        Slice, SlicePort, Trigger,
     },
-    pipeline::{Pipeline, Report, SyncError, View},
+    pipeline::{Pipeline, Report, View},
     plan::PlanError,
+    sockets::SyncError,
+    store::Snapshot,
 };
 
 use super::{
@@ -195,7 +195,11 @@ impl World {
         let used: BTreeSet<u32> = snapshot.services.values().map(|service| service.id).collect();
         if settled && names.keys().all(|id| used.contains(id)) {
             let report = self.sync(0, true);
-            assert_eq!((report.ops, &self.pipeline.store().names), (0, &names), "after a restart");
+            assert_eq!(
+                (report.sockets.ops, &self.pipeline.store().names),
+                (0, &names),
+                "after a restart"
+            );
         }
     }
 
@@ -221,7 +225,7 @@ impl World {
 
         let store = self.pipeline.store();
         let sets = store.sets();
-        let failed = |port: &PortRef| report.failed.contains_key(&port.service);
+        let failed = |port: &PortRef| report.sockets.failed.contains_key(&port.service);
         for (key, set) in &store.new {
             assert!(sets.get(key) == Some(set) || failed(&set.port), "{key:?}: no {set:?}");
         }
@@ -242,15 +246,15 @@ impl World {
             let failed = promised || store.names.get(id).is_some_and(failed);
             assert!(failed || store.new.iter().any(asks), "{range} is left of id {id}");
         }
-        if report.addresses.is_none() {
+        if report.sockets.addresses.is_none() {
             assert_eq!(store.addresses, self.told.addresses(&store.services), "addresses");
         }
         for (id, port) in &store.names {
             assert!(used.contains(id) || failed(port), "id {id} is left of {port}");
         }
         if self.roomy && faults == 0 && !grace_fails {
-            assert!(report.failed.is_empty(), "{:?}", report.failed);
-            assert!(report.addresses.is_none());
+            assert!(report.sockets.failed.is_empty(), "{:?}", report.sockets.failed);
+            assert!(report.sockets.addresses.is_none());
         }
         if faults == 0 && !grace_fails {
             self.check_room(&report);
@@ -261,10 +265,10 @@ impl World {
         }
         self.check_mirror();
 
-        let fine = report.failed.is_empty() && report.addresses.is_none();
+        let fine = report.sockets.failed.is_empty() && report.sockets.addresses.is_none();
         assert_eq!(self.pipeline.is_dirty(), !fine, "what failed is retried");
         if fine {
-            assert_eq!(self.pipeline.sync().ops, 0, "nothing to do");
+            assert_eq!(self.pipeline.sync().sockets.ops, 0, "nothing to do");
         }
         report
     }
@@ -280,7 +284,7 @@ impl World {
             end = block + len;
         }
         widest = widest.max(self.pipeline.tables().blocks().capacity() - end);
-        for (name, error) in &report.failed {
+        for (name, error) in &report.sockets.failed {
             let SyncError::Plan(PlanError::BackendsFull { needed, .. }) = error else { continue };
             let room = usize::try_from(widest).unwrap();
             assert!(*needed > room, "{name} failed, with room for {room} records: {error}");
@@ -330,7 +334,7 @@ impl World {
         self.list_slices();
         self.list_nodes();
         for _ in 0..4 {
-            if self.sync(0, false).failed.is_empty() {
+            if self.sync(0, false).sockets.failed.is_empty() {
                 break;
             }
         }

@@ -3,8 +3,8 @@
 
 use std::{net::IpAddr, num::NonZeroU32, process::Command};
 
-use lb_agent::{
-    datapath::Sizes,
+use lb_agent::datapath::Sizes;
+use lb_core::{
     model::{Endpoint, Protocol, Service, ServicePort, Settings},
     pipeline::View,
 };

@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::{datapath::Sizes, maps::Bonds, model::Service, pipeline::View};
+use lb_agent::{datapath::Sizes, maps::Bonds};
+use lb_core::{model::Service, pipeline::View};
 
 use super::{
     affinity::{SIZES, endpoints, of_each, of_ports},

@@ -2,8 +2,9 @@
 
 use std::{net::UdpSocket, time::Duration};
 
-use lb_agent::{datapath::Sizes, maps::Bonds, pipeline::View, sockets::Gone};
+use lb_agent::{datapath::Sizes, maps::Bonds, sockets::Gone};
 use lb_common::abi::{Counter, Held};
+use lb_core::pipeline::View;
 
 use super::{
     affinity::{SIZES, endpoints, of_each, of_ports},

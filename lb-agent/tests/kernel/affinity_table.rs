@@ -9,8 +9,12 @@ use std::{
     thread,
 };
 
-use lb_agent::{datapath::Sizes, maps::Bonds, model::Service, pipeline::View};
+use lb_agent::{datapath::Sizes, maps::Bonds};
 use lb_common::abi::Counter;
+use lb_core::{
+    model::{Change, Service},
+    pipeline::View,
+};
 
 use super::{
     affinity::{LONG, SIZES, endpoints, of_each, of_ports},
@@ -19,7 +23,6 @@ use super::{
     flips::udp_backend,
     world::World,
 };
-use lb_agent::model::Change;
 
 /// Of two first connections at one time, the second one follows the first.
 #[test]

@@ -10,14 +10,12 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use lb_agent::{
-    maps::Exchanges,
-    model::{Change, Service, Settings},
-};
+use lb_agent::maps::Exchanges;
 use lb_common::{
     abi::{Counter, HEARD},
     heard::{MAX_SLOTS, SLOTS},
 };
+use lb_core::model::{Change, Service, Settings};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };

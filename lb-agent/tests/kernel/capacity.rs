@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use lb_agent::{
-    datapath::{Datapath, Sizes},
+use lb_agent::datapath::{Datapath, Sizes};
+use lb_core::{
     model::{Change, ObjectRef, Protocol, Service, Slice},
-    pipeline::{Pipeline, SyncError},
+    pipeline::Pipeline,
     plan::PlanError,
+    sockets::SyncError,
 };
 
 use super::{
@@ -66,8 +67,8 @@ fn seventy_thousand_services() {
 
         let mut pipeline = start(ROOM);
         let report = pipeline.sync();
-        assert_eq!(report.failed.len(), usize::try_from(SERVICES - ROOM).unwrap());
-        let (first, error) = report.failed.first_key_value().unwrap();
+        assert_eq!(report.sockets.failed.len(), usize::try_from(SERVICES - ROOM).unwrap());
+        let (first, error) = report.sockets.failed.first_key_value().unwrap();
         println!("{first}: {error}");
         assert_eq!(*first, name(ROOM), "in the order of names");
         assert!(matches!(error, SyncError::Plan(PlanError::ServicesFull { .. })));
@@ -78,7 +79,7 @@ fn seventy_thousand_services() {
         // Room that becomes free is used.
         pipeline.change(Change::Service(name(7), None));
         let report = pipeline.sync();
-        assert_eq!(report.failed.len(), usize::try_from(SERVICES - ROOM - 1).unwrap());
+        assert_eq!(report.sockets.failed.len(), usize::try_from(SERVICES - ROOM - 1).unwrap());
         assert!(!reaches(7) && reaches(ROOM), "the next in line has its place");
         let before = pinned(world);
         drop(pipeline);
@@ -86,7 +87,7 @@ fn seventy_thousand_services() {
         let mut pipeline = start(1 << 17);
         assert!(reaches(0) && reaches(ROOM), "before anything is synced");
         let report = pipeline.sync();
-        assert_eq!(report.failed.len(), 0);
+        assert_eq!(report.sockets.failed.len(), 0);
         assert!([0, 7, 40_000, ROOM - 1, ROOM, SERVICES - 1].into_iter().all(reaches));
         // What was there is as it was.
         let mut after = pinned(world);

@@ -4,15 +4,18 @@ use std::{net::IpAddr, path::Path};
 
 use lb_agent::{
     datapath::{Datapath, Sizes},
-    maps::{Access, Counters, Pinned, Snapshot},
+    maps::{Access, Counters, Pinned},
+    pins::Pins,
+};
+use lb_common::abi::Counter;
+use lb_core::{
     model::{
         Change, Conditions, Endpoint, Node, ObjectRef, Protocol, Service, ServicePort, Slice,
         SlicePort, Trigger,
     },
-    pins::Pins,
     pipeline::{Pipeline, Report, View},
+    store::Snapshot,
 };
-use lb_common::abi::Counter;
 
 use super::world::{PORT, World};
 
@@ -74,21 +77,21 @@ impl Control {
             self.pipeline.change(change);
         }
         let report = self.sync();
-        assert!(report.failed.is_empty(), "{:?}", report.failed);
-        assert!(report.addresses.is_none(), "{:?}", report.addresses);
+        assert!(report.sockets.failed.is_empty(), "{:?}", report.sockets.failed);
+        assert!(report.sockets.addresses.is_none(), "{:?}", report.sockets.addresses);
         report
     }
 
     /// A Service at `port` of these addresses, TCP and UDP, and its backends, all at [`PORT`].
     pub(crate) fn put(&mut self, name: &str, ips: &[&str], port: u16, backends: &[IpAddr]) {
         self.change(name, Some((ips, port, backends)));
-        assert_eq!(self.sync().failed.len(), 0);
+        assert_eq!(self.sync().sockets.failed.len(), 0);
     }
 
     /// The Service is gone.
     pub(crate) fn delete(&mut self, name: &str) {
         self.change(name, None);
-        assert_eq!(self.sync().failed.len(), 0);
+        assert_eq!(self.sync().sockets.failed.len(), 0);
     }
 
     pub(crate) fn change(&mut self, name: &str, service: Option<(&[&str], u16, &[IpAddr])>) {

@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr, process::Command, time::Instant};
 
-use lb_agent::{
-    datapath::Sizes,
-    model::{Endpoint, Protocol, Service, ServicePort},
-};
+use lb_agent::datapath::Sizes;
+use lb_core::model::{Endpoint, Protocol, Service, ServicePort};
 
 use super::{
     affinity::LONG,

@@ -9,10 +9,8 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::{
-    model::Protocol,
-    sockets::{Kind, Reason},
-};
+use lb_agent::sockets::{Kind, Reason};
+use lb_core::model::Protocol;
 use nix::errno::Errno;
 
 use super::{

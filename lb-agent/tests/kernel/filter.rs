@@ -8,10 +8,14 @@ use std::{
 use aya::maps::{Array, Map, MapData};
 use lb_agent::{
     datapath::MAX_NODE_ADDRESSES,
-    maps::{Access, Known, Op, Pinned, Store as _},
-    model::{Cidr, Service},
+    maps::{Access, Pinned},
 };
 use lb_common::abi::{Addr, Address, Client, ClientKey, FILTER, FILTER_WORDS};
+use lb_core::{
+    model::{Cidr, Service},
+    op::{Known, Op},
+    store::Store as _,
+};
 
 use super::{
     control::{Control, SIZES, ips, ready, serve, service},

@@ -12,11 +12,9 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use lb_agent::{
-    model::Protocol,
-    sockets::{self, Found, Kind, Outcome, Reason, Scanner, Sight, Truth, judge},
-};
+use lb_agent::sockets::{self, Found, Kind, Outcome, Reason, Scanner, Sight, Truth, judge};
 use lb_common::abi::Translation;
+use lb_core::model::Protocol;
 use nix::sched::{CloneFlags, unshare};
 
 use super::world::{World, network};

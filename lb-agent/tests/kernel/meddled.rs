@@ -5,9 +5,10 @@ use std::fs;
 
 use lb_agent::{
     datapath::Datapath,
-    maps::{Access, Op, Pinned, Store as _},
+    maps::{Access, Pinned},
     pins::Pins,
 };
+use lb_core::{op::Op, store::Store as _};
 use nix::mount::MsFlags;
 
 use super::{
@@ -47,7 +48,7 @@ fn what_somebody_did_to_the_maps_is_undone_with_the_rest() {
         let mut maps = Pinned::open(&world.pins().maps().unwrap().unwrap(), Access::Write).unwrap();
         let of = |name: &str| {
             let id = good.names.iter().find(|(_, port)| {
-                *port.service.name == *name && port.protocol == lb_agent::model::Protocol::Udp
+                *port.service.name == *name && port.protocol == lb_core::model::Protocol::Udp
             });
             let id = *id.unwrap().0;
             good.services.iter().find(|(_, service)| service.id == id).unwrap()

@@ -1,7 +1,7 @@
 //! Two Services, one frontend: the older one has it, and the other inherits it. With several
 //! Services at one cluster IP, each has its ports.
 
-use lb_agent::{
+use lb_core::{
     model::{Change, Service, Settings},
     pipeline::View,
 };

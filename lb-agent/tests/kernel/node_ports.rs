@@ -5,9 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
 };
 
-use lb_agent::{
+use lb_core::{
     model::{Change, NodePortAddresses, Service, Settings},
     pipeline::View,
+    sockets::Choices,
 };
 use nix::errno::Errno;
 
@@ -42,7 +43,7 @@ pub(super) fn objects() -> [Change; 2] {
 /// On the node "a".
 pub(super) fn view(settings: Settings) -> View {
     let settings = Settings { node_name: "a".into(), ..settings };
-    View { settings, host_netns: cookie(), ..View::default() }
+    View { settings, sockets: Choices { host_netns: cookie(), ..Choices::default() } }
 }
 
 fn start(world: &World, settings: Settings) -> Control {
@@ -161,7 +162,7 @@ fn at_loopback() {
         });
         drop(control);
         // Nobody knows which namespace is the host's, or nobody asked for it.
-        let nowhere = View { host_netns: 0, ..view(settings) };
+        let nowhere = View { settings, ..View::default() };
         for view in [nowhere, view(Settings::default())] {
             let all = objects().into_iter().chain([local(&OWN), node("a", &["127.0.0.1"])]);
             let _control = Control::start_as(world, SIZES, view, all);

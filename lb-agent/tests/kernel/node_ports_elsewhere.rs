@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use lb_agent::model::{Change, Endpoint, Service, Settings};
+use lb_core::model::{Change, Endpoint, Service, Settings};
 use nix::errno::Errno;
 
 use super::{

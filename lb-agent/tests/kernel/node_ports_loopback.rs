@@ -8,11 +8,9 @@ use std::{
     process::Command,
 };
 
-use lb_agent::{
-    maps::{Access, Pinned},
-    model::{Service, Settings},
-};
+use lb_agent::maps::{Access, Pinned};
 use lb_common::abi::Counter;
+use lb_core::model::{Service, Settings};
 use nix::{
     errno::Errno,
     libc,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use lb_agent::model::{Change, Conditions, Endpoint, Hints, Node, Service, Settings};
+use lb_core::model::{Change, Conditions, Endpoint, Hints, Node, Service, Settings};
 use nix::errno::Errno;
 
 use super::{

@@ -9,12 +9,14 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use lb_agent::{
-    datapath::Sizes,
-    maps::{Known, Op, Store as _},
-    pipeline::{UnknownPorts, View},
-};
+use lb_agent::datapath::Sizes;
 use lb_common::abi::{ADDRESSES, Addr, Address, AddressEntry};
+use lb_core::{
+    op::{Known, Op},
+    pipeline::View,
+    sockets::{Choices, UnknownPorts},
+    store::Store as _,
+};
 
 use super::{
     control::{Control, ROOMY},
@@ -40,7 +42,10 @@ fn churn_in(
     World::run(|world| {
         let sets = [[1, 2, 3, 4].map(backend4), [5, 6, 7, 8].map(backend4)];
         // A refusal is what goes wrong here, so a port that is gone for a moment must not be one.
-        let view = View { unknown_ports: UnknownPorts::Pass, ..View::default() };
+        let view = View {
+            sockets: Choices { unknown_ports: UnknownPorts::Pass, ..Choices::default() },
+            ..View::default()
+        };
         let mut control = Control::start_as(world, sizes, view, []);
         control.put("a", &[A], 80, &sets[0]);
         control.put("b", &[B], 80, &sets[1]);

@@ -40,7 +40,7 @@ fn ports_and_services_get_other_names() {
         let stream = TcpStream::connect(V4).unwrap();
         for (service, ports) in [("web", ["a", "b"]), ("web", ["b", "a"]), ("shop", ["a", "b"])] {
             yaml::put_as(world, "web", service, ports, "10.96.0.10", &endpoint);
-            let is_there = |name: &lb_agent::model::PortRef| {
+            let is_there = |name: &lb_core::model::PortRef| {
                 *name.service.name == *service && *name.port == *ports[0]
             };
             assert!(soon(|| pinned(world).names.values().any(is_there)), "{service} {ports:?}");

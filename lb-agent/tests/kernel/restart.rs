@@ -2,10 +2,8 @@
 
 use std::{net::SocketAddr, sync::atomic::Ordering, thread, time::Duration};
 
-use lb_agent::{
-    maps::Snapshot,
-    pins::{PROGRAMS, open_link},
-};
+use lb_agent::pins::{PROGRAMS, open_link};
+use lb_core::store::Snapshot;
 
 use super::{
     agent::Agent,

@@ -15,11 +15,11 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use lb_agent::model::Service;
 use lb_common::{
     Addr,
     abi::{CLIENTS, Client, ClientKey, Counter},
 };
+use lb_core::model::Service;
 use nix::{
     errno::Errno,
     sys::socket::{

@@ -9,11 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::model::{Change, Endpoint, Service};
 use lb_common::{
     Addr,
     abi::{Client, ClientKey, Counter},
 };
+use lb_core::model::{Change, Endpoint, Service};
 use nix::errno::Errno;
 
 use super::{

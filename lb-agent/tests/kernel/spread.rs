@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_agent::maps::{Op, Store as _};
 use lb_common::abi::{Backend, Service, ServiceKey};
+use lb_core::{op::Op, store::Store as _};
 
 use super::{
     connect::V4,

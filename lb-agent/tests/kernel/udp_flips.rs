@@ -11,11 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::{
-    datapath::Sizes,
-    maps::{Op, Store as _},
-};
+use lb_agent::datapath::Sizes;
 use lb_common::abi::{Backend, UDP};
+use lb_core::{op::Op, store::Store as _};
 
 use super::{
     affinity::{LONG, endpoints, sticky},

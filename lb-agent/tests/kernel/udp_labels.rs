@@ -12,10 +12,8 @@ use super::{
     pods::{Pods, at, client, exchange, mapped, pipelined, pod4},
     world::{PORT, World, backend4, backend6},
 };
-use lb_agent::{
-    datapath::Sizes,
-    model::{Change, Protocol, ServicePort, SlicePort},
-};
+use lb_agent::datapath::Sizes;
+use lb_core::model::{Change, Protocol, ServicePort, SlicePort};
 
 const A: &str = "10.96.0.1:80";
 const B: &str = "10.96.0.2:80";
@@ -196,7 +194,7 @@ fn two_ports_of_one_service() {
                 .collect();
             control.pipeline.change(Change::Slice(object("web"), Some(slice)));
             control.pipeline.change(Change::Service(object("web"), Some(web.clone())));
-            assert!(control.sync().failed.is_empty());
+            assert!(control.sync().sockets.failed.is_empty());
             let pods = Pods::at([PORT, PORT + 1].map(|port| (backend4(1), port).into()));
             let client = client(true);
             let [one, two] = ["10.96.0.10:53", "10.96.0.10:54"].map(at);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::model::Protocol;
+use lb_core::model::{Change, Protocol};
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -27,7 +27,6 @@ use super::{
     world::{World, backend4, backend6, soon},
     yaml,
 };
-use lb_agent::model::Change;
 
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();

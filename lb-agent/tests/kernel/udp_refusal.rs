@@ -1,6 +1,6 @@
 //! A datagram that has nowhere to go fails at once, and nothing leaves.
 
-use lb_agent::model::Change;
+use lb_core::model::Change;
 use nix::{errno::Errno, sys::socket::MsgFlags};
 
 use super::{
@@ -64,7 +64,7 @@ fn no_way_out_no_datagram() {
         local.internal_local = true;
         control.pipeline.change(Change::Slice(object("web"), Some(slice("web", &ips))));
         control.pipeline.change(Change::Service(object("web"), Some(local)));
-        assert!(control.sync().failed.is_empty());
+        assert!(control.sync().sockets.failed.is_empty());
         refused(&pods, [V4, V6, MAPPED], Errno::EHOSTUNREACH);
 
         control.put("web", &IPS, 80, &ips);

@@ -5,10 +5,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_agent::{
-    datapath::Sizes,
-    model::{Change, Conditions},
-};
+use lb_agent::datapath::Sizes;
+use lb_core::model::{Change, Conditions};
 use nix::errno::Errno;
 
 use super::{
@@ -40,7 +38,7 @@ fn put(control: &mut Control, endpoints: &[(IpAddr, Conditions)], internal_local
     service.internal_local = internal_local;
     control.pipeline.change(Change::Slice(object("web"), Some(slice)));
     control.pipeline.change(Change::Service(object("web"), Some(service)));
-    assert!(control.sync().failed.is_empty());
+    assert!(control.sync().sockets.failed.is_empty());
 }
 
 #[test]

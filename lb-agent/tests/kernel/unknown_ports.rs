@@ -2,8 +2,11 @@
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
-use lb_agent::pipeline::{UnknownPorts, View};
 use lb_common::abi::Counter;
+use lb_core::{
+    pipeline::View,
+    sockets::{Choices, UnknownPorts},
+};
 use nix::errno::Errno;
 
 use super::{
@@ -51,7 +54,10 @@ fn it_is_refused_at_once() {
 #[test]
 fn it_passes_if_it_is_to() {
     World::run(|world| {
-        let pass = || View { unknown_ports: UnknownPorts::Pass, ..View::default() };
+        let pass = || View {
+            sockets: Choices { unknown_ports: UnknownPorts::Pass, ..Choices::default() },
+            ..View::default()
+        };
         let mut control = Control::start_as(world, SIZES, pass(), []);
         put(&mut control);
         UNKNOWN.into_iter().for_each(is_untouched);

@@ -9,6 +9,7 @@ use std::{
     process::Command,
 };
 
+use lb_core::model::{Change, Protocol};
 use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, SockaddrStorage, bind},
@@ -22,7 +23,6 @@ use super::{
     raw::{dial, disconnect, errno, exotic, peer, udp, udp_socket},
     world::{PORT, World, backend4, backend6, take_away},
 };
-use lb_agent::model::{Change, Protocol};
 
 #[test]
 fn another_address_or_protocol() {
@@ -35,7 +35,7 @@ fn another_address_or_protocol() {
         let slice = super::control::slice("tcp-only", &[backend4(1), backend6(1)]);
         control.pipeline.change(Change::Service(name.clone(), Some(tcp_only)));
         control.pipeline.change(Change::Slice(name, Some(slice)));
-        assert!(control.sync().failed.is_empty());
+        assert!(control.sync().sockets.failed.is_empty());
 
         for to in ["10.96.0.11:80", "[fd00:96::b]:80", "[::ffff:10.96.0.11]:80"] {
             let to: SocketAddr = to.parse().unwrap();

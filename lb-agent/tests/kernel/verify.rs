@@ -12,9 +12,12 @@ use lb_agent::{
     canary::{self, Failure, SENTINELS},
     datapath::{Datapath, Finding, Problem},
     maps::Pinned,
-    model::Change,
     pins::{PROGRAMS, Pins, open_link},
+};
+use lb_core::{
+    model::Change,
     pipeline::{Pipeline, View},
+    sockets::Choices,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -37,14 +40,17 @@ impl Subject {
         let (mut datapath, maps) = Datapath::load(pins, SIZES).unwrap();
         datapath.attach(cgroup).unwrap();
         let snapshot = maps.snapshot().unwrap();
-        let view = View { reserved: SENTINELS.to_vec(), ..View::default() };
+        let view = View {
+            sockets: Choices { reserved: SENTINELS.to_vec(), ..Choices::default() },
+            ..View::default()
+        };
         let mut pipeline = Pipeline::with_view(view, maps, &snapshot);
         let web = (object("web"), service(&["10.96.0.10"], 80));
         pipeline.change(Change::ListedNodes([].into()));
         pipeline.change(Change::ListedServices([web].into()));
         let slice = (object("web-1"), slice("web", &[backend4(1)]));
         pipeline.change(Change::ListedSlices([slice].into()));
-        assert!(pipeline.sync().failed.is_empty());
+        assert!(pipeline.sync().sockets.failed.is_empty());
         Self { datapath, cgroup: cgroup.to_owned(), _pipeline: pipeline }
     }
 

@@ -14,7 +14,8 @@ use k8s_openapi::api::{
     core::v1::{Service, ServiceSpec},
     discovery::v1::EndpointSlice,
 };
-use lb_agent::{policy::is_connectable, sources::translate};
+use lb_agent::sources::translate;
+use lb_core::policy::is_connectable;
 
 use super::{
     case::{Config, Key, Kind, Object, Op, label},

@@ -7,13 +7,7 @@ use std::{
     net::SocketAddr,
 };
 
-use lb_agent::{
-    maps::{Memory, Snapshot},
-    model::{Change, Families, NodePortAddresses, Settings, shared},
-    pipeline::{Pipeline, UnknownPorts, View},
-    policy::{HealthCheck, NoLocal, PerFamily},
-    sources::translate,
-};
+use lb_agent::sources::translate;
 use lb_common::{
     Caller, Flow, Origin, Prior, Set, Tables, Verdict,
     abi::{
@@ -21,6 +15,14 @@ use lb_common::{
         SourceKey,
     },
     choose, is_confined, select,
+};
+use lb_core::{
+    memory::Memory,
+    model::{Change, Families, NodePortAddresses, Settings, shared},
+    pipeline::{Pipeline, View},
+    policy::{HealthCheck, NoLocal, PerFamily},
+    sockets::{Choices, UnknownPorts},
+    store::Snapshot,
 };
 
 use super::{
@@ -105,7 +107,7 @@ impl Socklb {
         }
         let report = self.pipeline.sync();
         assert!(
-            report.failed.is_empty() && report.addresses.is_none(),
+            report.sockets.failed.is_empty() && report.sockets.addresses.is_none(),
             "there is room: {report:?}"
         );
         self.pipeline.reclaim().expect("memory");
@@ -282,7 +284,10 @@ fn pipeline(config: &Config, maps: Memory, snapshot: &Snapshot) -> Pipeline<Memo
     };
     let unknown_ports =
         if config.refuse_unknown_ports { UnknownPorts::Refuse } else { UnknownPorts::Pass };
-    let view = View { settings, unknown_ports, host_netns: HOST, ..View::default() };
+    let view = View {
+        settings,
+        sockets: Choices { unknown_ports, host_netns: HOST, ..Choices::default() },
+    };
     let mut pipeline = Pipeline::with_view(view, maps, snapshot);
     let loopback = ["127.0.0.1", "::1"].map(|ip| ip.parse().expect("an address"));
     let local = config.interfaces.iter().map(|ip| ip.parse().expect("an address"));

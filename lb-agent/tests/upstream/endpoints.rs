@@ -1,6 +1,6 @@
 //! endpointslicecache_test.go and endpointschangetracker_test.go: which endpoints a port has.
 
-use lb_agent::{
+use lb_core::{
     model::{ObjectRef, PortRef, Protocol},
     policy,
 };

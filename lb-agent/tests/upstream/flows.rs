@@ -1,6 +1,6 @@
 //! The packet-flow tables of nftables/proxier_test.go: frontends, no endpoints, ranges, node ports.
 
-use lb_agent::model::{NodePortAddresses, Protocol, Settings};
+use lb_core::model::{NodePortAddresses, Protocol, Settings};
 
 use super::lab::{Lab, NODE, NODE_ALT, POD, node, service, slice};
 

@@ -5,10 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_agent::{
+use lb_agent::sources::dir::Files;
+use lb_core::{
     model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, Protocol, Scope, Settings},
     policy::{self, BackendSet, Empty, Served},
-    sources::dir::Files,
 };
 
 pub(crate) const POD: &str = "10.0.0.2";
@@ -88,7 +88,8 @@ impl Lab {
         });
         let Some(set) = found else {
             let names: Vec<_> = self.cluster.service_names().cloned().collect();
-            let mut known = names.iter().flat_map(|name| policy::cluster_ips(&self.cluster, name));
+            let mut known =
+                names.iter().flat_map(|name| policy::serve(&self.cluster, name).cluster_ips);
             return if known.any(|ip| ip == to.ip()) { "REJECT" } else { "" }.to_owned();
         };
         let client: IpAddr = client.parse().unwrap();

@@ -1,6 +1,6 @@
 //! util/nodeport_addresses_test.go and node_test.go: a node's addresses.
 
-use lb_agent::model::{Change, Cluster, Node, NodeAddr, NodePortAddresses, Settings};
+use lb_core::model::{Change, Cluster, Node, NodeAddr, NodePortAddresses, Settings};
 
 use super::lab::{Lab, node};
 

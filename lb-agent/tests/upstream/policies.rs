@@ -1,6 +1,6 @@
 //! The packet-flow tables of nftables/proxier_test.go: traffic policies and terminating endpoints.
 
-use lb_agent::policy::{HealthCheck, NoLocal, PerFamily};
+use lb_core::policy::{HealthCheck, NoLocal, PerFamily};
 
 use super::lab::{Lab, NODE, POD, service, slice};
 

@@ -14,11 +14,11 @@ use aya::{
 };
 use lb_agent::{
     datapath::{Datapath, MAX_NODE_ADDRESSES, Sizes},
-    maps::{Pinned, max_names},
+    maps::Pinned,
     pins::{PROGRAMS, Pins},
-    pipeline::Pipeline,
 };
 use lb_common::abi::{ADDRESSES, BACKENDS, FILTER, NAMES, SERVICES};
+use lb_core::{pipeline::Pipeline, store::max_names};
 
 use super::{floor, targets::Dial};
 use crate::{cluster::Shape, lab::Lab};
@@ -112,7 +112,7 @@ fn socklb(
         pipeline.change(change);
     }
     let report = pipeline.sync();
-    ensure!(report.failed.is_empty(), "not written: {:?}", report.failed);
+    ensure!(report.sockets.failed.is_empty(), "not written: {:?}", report.sockets.failed);
     datapath.attach(&cgroup)?;
     let held = Held::Socklb { _datapath: Box::new(datapath), _pipeline: pipeline };
     let name = name.to_owned();

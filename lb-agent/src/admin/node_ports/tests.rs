@@ -4,14 +4,13 @@ use std::{
     time::Duration,
 };
 
+use lb_core::policy::PerFamily;
+
 use super::*;
-use crate::{
-    admin::{
-        Family, Health, Moment,
-        server::Servers,
-        tests::{ask, connect, free_port, get, nowhere},
-    },
-    policy::PerFamily,
+use crate::admin::{
+    Family, Health, Moment,
+    server::Servers,
+    tests::{ask, connect, free_port, get, nowhere},
 };
 
 struct Bench {

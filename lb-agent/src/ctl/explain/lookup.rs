@@ -16,8 +16,7 @@ use lb_common::{
     },
     is_confined, select,
 };
-
-use crate::maps::Onlooker;
+use lb_core::onlooker::Onlooker;
 
 /// The client that asks.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -244,7 +243,7 @@ mod tests {
     use lb_common::pick;
 
     use super::*;
-    use crate::{dump::sample, maps::Memory};
+    use lb_core::{dump::sample, memory::Memory};
 
     #[test]
     fn random_bits_lead_to_the_candidate_they_are_made_for() {

@@ -6,17 +6,15 @@ use std::{
 };
 
 use lb_common::abi::{Client, ClientKey};
+use lb_core::dump::{API_VERSION, List};
 use serde::Serialize;
 
 use super::{once, write};
-use crate::{
-    ctl::{
-        cli::{Get, GetOutput},
-        json,
-        table::Table,
-        target::Target,
-    },
-    dump::{API_VERSION, List},
+use crate::ctl::{
+    cli::{Get, GetOutput},
+    json,
+    table::Table,
+    target::Target,
 };
 
 /// A client, as JSON has it.

@@ -1,12 +1,11 @@
 //! What to say of a target that is not there.
 
+use lb_core::dump::{self, Entry};
+
 use super::place;
-use crate::{
-    ctl::{
-        cli::Get,
-        target::{ServiceName, Target},
-    },
-    dump::{self, Entry},
+use crate::ctl::{
+    cli::Get,
+    target::{ServiceName, Target},
 };
 
 /// What is missing, and the near misses.

@@ -6,6 +6,11 @@ use std::{
 };
 
 use lb_common::abi::{self, Addr, AffinityKey, Bond, Client, ClientKey, Counter};
+use lb_core::{
+    dump::{self, API_VERSION, Entry, List},
+    op::Known,
+    store::Snapshot,
+};
 use serde::Serialize;
 
 use super::{
@@ -20,8 +25,7 @@ use crate::{
         table::{Table, or_none},
         target::{Address, Target},
     },
-    dump::{self, API_VERSION, Entry, List},
-    maps::{self, Counters, Known, Pinned, Snapshot},
+    maps::{self, Counters, Pinned},
     pins::{Pins, shown},
 };
 
@@ -329,7 +333,7 @@ fn write_counters(get: &Get, list: &List<CounterItem>, out: &mut dyn Write) -> i
 /// A client that stays with a backend of [`dump::sample::rich`], and one that did.
 #[cfg(test)]
 pub(super) fn sample() -> Others {
-    use crate::dump::sample::peer;
+    use lb_core::dump::sample::peer;
 
     let bond = |netns, used, backend| {
         let key = AffinityKey { netns, service: 4, family: 4 };

@@ -8,15 +8,16 @@ use std::{
     fmt,
 };
 
+use lb_core::{
+    model::{Change, Node, ObjectRef, Service, Slice},
+    printable::Printable,
+};
+
 use super::{
     object::{Named, Object},
     parse::{Document, Format, parse},
 };
-use crate::{
-    model::{Change, Node, ObjectRef, Service, Slice},
-    printable::Printable,
-    sources::Problem,
-};
+use crate::sources::Problem;
 
 /// The files, by name.
 #[derive(Debug, Default)]

@@ -25,6 +25,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use lb_core::model::Change;
 use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
@@ -38,7 +39,6 @@ use self::{
     watch::Watch,
 };
 use super::{Changes, Problems, Standstill, Trouble, Wait, Waits, lasting::Lasting};
-use crate::model::Change;
 
 /// From the first sign of a change to the look at the files: a burst of changes is one.
 const SETTLE: Duration = Duration::from_millis(15);

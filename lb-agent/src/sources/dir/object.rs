@@ -6,6 +6,7 @@ use k8s_openapi::api::{
     core::v1::{Node as KubeNode, Service as KubeService},
     discovery::v1::EndpointSlice,
 };
+use lb_core::model::{Node, ObjectRef, Service, Slice};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor},
@@ -16,12 +17,9 @@ use super::{
     bounded::{Bounded, Left},
     strict,
 };
-use crate::{
-    model::{Node, ObjectRef, Service, Slice},
-    sources::{
-        Problem,
-        translate::{self, Translated},
-    },
+use crate::sources::{
+    Problem,
+    translate::{self, Translated},
 };
 
 /// An object, already in our words.

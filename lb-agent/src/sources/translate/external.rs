@@ -6,9 +6,9 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Service as KubeService, ServiceSpec};
+use lb_core::model::{Cidr, Service};
 
 use super::{Problem, address};
-use crate::model::{Cidr, Service};
 
 /// How long a client stays with its backend if it is not said, seconds (H2).
 const AFFINITY: NonZeroU32 = NonZeroU32::new(10_800).expect("three hours");

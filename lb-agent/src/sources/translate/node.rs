@@ -1,9 +1,9 @@
 //! Nodes in our words.
 
 use k8s_openapi::api::core::v1::Node as KubeNode;
+use lb_core::model::{Node, parse_ip, shared};
 
 use super::{Problem, Translated, label, names::Sort, object_ref};
-use crate::model::{Node, parse_ip, shared};
 
 /// The zone that the node is in (D11).
 const ZONE: &str = "topology.kubernetes.io/zone";

@@ -2,7 +2,7 @@
 
 use lb_common::abi::Name;
 
-use super::StoreError;
+use crate::store::StoreError;
 use crate::{
     model::{ObjectRef, PortRef, Protocol},
     printable::Printable,

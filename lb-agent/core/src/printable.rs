@@ -9,12 +9,6 @@ use std::{
     io,
 };
 
-use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::fmt::{
-    FormatFields,
-    format::{DefaultFields, Writer},
-};
-
 /// Whether the character says how others are to be shown, rather than to be one.
 const fn is_harmful(c: char) -> bool {
     c.is_control()
@@ -121,22 +115,6 @@ impl<W: io::Write> io::Write for Output<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
-    }
-}
-
-/// The fields of a line of the text log, its message among them.
-#[derive(Debug, Default)]
-pub struct Fields(DefaultFields);
-
-impl<'writer> FormatFields<'writer> for Fields {
-    fn format_fields<R: RecordFields>(
-        &self,
-        mut writer: Writer<'writer>,
-        fields: R,
-    ) -> fmt::Result {
-        let mut text = String::new();
-        self.0.format_fields(Writer::new(&mut text), fields)?;
-        write!(writer, "{}", Printable(text))
     }
 }
 

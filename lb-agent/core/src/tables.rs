@@ -13,9 +13,9 @@ use lb_common::abi::{Addr, Service, ServiceKey};
 
 use crate::{
     blocks::Blocks,
-    maps::{Known, Op, Snapshot},
-    model::{Frontend, ObjectRef, PortRef, Protocol, Scope},
-    policy::Cidr,
+    model::{Cidr, ObjectRef, PortRef, Protocol},
+    op::{Known, Op},
+    store::Snapshot,
 };
 
 /// The mirror of the maps.
@@ -249,24 +249,5 @@ impl Tables {
     /// Frees the retired blocks, see `Blocks::reclaim`.
     pub fn reclaim(&mut self) {
         self.blocks.reclaim();
-    }
-}
-
-impl From<&Frontend> for ServiceKey {
-    fn from(frontend: &Frontend) -> Self {
-        Self {
-            peer: frontend.addr.into(),
-            protocol: frontend.protocol.number(),
-            scope: frontend.scope.code(),
-        }
-    }
-}
-
-impl Frontend {
-    /// The frontend behind a key; none if the key is none of ours.
-    pub fn from_key(key: &ServiceKey) -> Option<Self> {
-        let protocol = Protocol::from_number(key.protocol)?;
-        let scope = Scope::from_code(key.scope)?;
-        Some(Self { addr: key.peer.into(), protocol, scope })
     }
 }

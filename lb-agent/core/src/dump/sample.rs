@@ -1,20 +1,25 @@
 //! A few Services in memory, for the tests of whoever prints them.
 
+#![expect(clippy::unwrap_used, reason = "for tests")]
+
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{self, Address, Backend, Peer, Service, ServiceKey};
 
 use crate::{
-    maps::{Known, Memory, Op, Store as _},
+    memory::Memory,
     model::{ObjectRef, PortRef, Protocol},
+    op::{Known, Op},
+    store::Store as _,
 };
 
-pub(crate) fn peer(text: &str) -> Peer {
+/// An address and a port, from text.
+pub fn peer(text: &str) -> Peer {
     text.parse::<SocketAddr>().unwrap().into()
 }
 
 /// Puts a set of `backends` at `block` for the frontends.
-pub(crate) fn put(
+pub fn put(
     memory: &mut Memory,
     (id, namespace, name, port): (u32, &str, &str, &str),
     frontends: &[&str],
@@ -42,7 +47,7 @@ pub(crate) fn put(
 }
 
 /// A Service of two families, one of one, and one without endpoints.
-pub(crate) fn memory() -> Memory {
+pub fn memory() -> Memory {
     let mut memory = Memory::new(16, 64);
     put(&mut memory, (3, "kube-system", "kube-dns", "dns"), &["10.96.0.2:53"], 9, &[]);
     put(
@@ -58,7 +63,7 @@ pub(crate) fn memory() -> Memory {
 }
 
 /// A Service of UDP with affinity and kept backends; and one with a NodePort, and with source ranges.
-pub(crate) fn rich() -> Memory {
+pub fn rich() -> Memory {
     let mut memory = Memory::new(16, 64);
     let mut set = |id, block, keys: &[(&str, u8)], protocol, count, records: Vec<Backend>| {
         let generation = block + 100;

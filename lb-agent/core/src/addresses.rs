@@ -9,8 +9,8 @@ use std::{
 use lb_common::abi::{Addr, Address};
 
 use crate::{
-    maps::{Known, Op},
     model::ObjectRef,
+    op::{Known, Op},
 };
 
 /// Who needs which address. The maps follow, address by address.
@@ -42,8 +42,8 @@ impl Addresses {
     }
 
     /// Addresses at which everything is to be refused, for as long as the agent runs.
-    pub fn reserve(&mut self, addresses: &[IpAddr]) {
-        self.reserved.extend(addresses.iter().copied().map(Addr::from));
+    pub fn reserve(&mut self, addresses: Vec<IpAddr>) {
+        self.reserved.extend(addresses.into_iter().map(Addr::from));
         self.changed.extend(&self.reserved);
     }
 
@@ -192,7 +192,7 @@ mod tests {
     fn a_reserved_address_stays_and_is_one_s_own_no_more() {
         let mut addresses = Addresses::default();
         let ip: IpAddr = "127.115.108.98".parse().unwrap();
-        addresses.reserve(&[ip]);
+        addresses.reserve(vec![ip]);
         let known = Known { flags: Address::RESERVED, netns: 0 };
         let put = Op::PutAddress { addr: ip.into(), known };
         assert_eq!(addresses.plan(&[].into()), [put]);

@@ -68,6 +68,8 @@ impl BackendSet {
 pub struct Served {
     /// Its backend sets. No two of a port and family mean the same, and no frontend is in two.
     pub sets: Vec<BackendSet>,
+    /// Its cluster IPs, if it has a port: at any other port of theirs, nobody is there (E12).
+    pub cluster_ips: Vec<IpAddr>,
     /// What its health check node port is to say.
     pub health_check: Option<HealthCheck>,
     /// Its ports that have endpoints, but by a Local policy none for this node (F2).
@@ -110,12 +112,6 @@ impl<T> PerFamily<T> {
     const fn of(&mut self, ipv4: bool) -> &mut T {
         if ipv4 { &mut self.ipv4 } else { &mut self.ipv6 }
     }
-}
-
-/// The cluster IPs of a Service that has a port: at any other port of theirs, nobody is there (E12).
-pub fn cluster_ips(cluster: &Cluster, name: &ObjectRef) -> Vec<IpAddr> {
-    let service = cluster.service(name).filter(|service| !service.ports.is_empty());
-    service.map_or_else(Vec::new, |service| serve::cluster_ips(cluster, service).collect())
 }
 
 /// Whether a flow to this endpoint of the port may go on: the port is still there, and the endpoint

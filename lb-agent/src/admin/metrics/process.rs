@@ -5,7 +5,7 @@ use std::fs;
 use nix::unistd::{SysconfVar, sysconf};
 use prometheus::{Counter, Gauge, IntGauge, Result};
 
-use super::metrics::make::Make;
+use super::make::Make;
 
 #[derive(Debug)]
 pub(super) struct Process {

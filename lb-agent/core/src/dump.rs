@@ -5,8 +5,8 @@
 //! The JSON is an interface: fields are added, never renamed; another [`API_VERSION`] would be
 //! another schema.
 
-#[cfg(test)]
-pub(crate) mod sample;
+#[cfg(any(test, feature = "sample"))]
+pub mod sample;
 
 use std::{
     borrow::Cow,
@@ -19,9 +19,9 @@ use lb_common::abi::{Action, Backend, Peer, Service, ServiceKey};
 use serde::Serialize;
 
 use crate::{
-    maps::KeyText,
-    maps::Snapshot,
     model::{Cidr, PortRef, Protocol, Scope},
+    op::KeyText,
+    store::Snapshot,
 };
 
 /// Names the schema of all JSON that `lbctl` prints.
@@ -414,10 +414,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        dump::sample::memory,
-        maps::{Op, Store as _},
-    };
+    use crate::{dump::sample::memory, op::Op, store::Store as _};
 
     #[test]
     fn text_is_sorted_by_name_and_has_no_volatile_numbers() {

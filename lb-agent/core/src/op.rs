@@ -1,5 +1,5 @@
 //! What is done to the maps: pure data, which the planner makes, `--dry-run` prints and a
-//! [`Store`](super::Store) carries out.
+//! [`Store`](crate::store::Store) carries out.
 
 use std::fmt;
 
@@ -7,10 +7,7 @@ use lb_common::abi::{
     ADDRESSES, Action, Addr, Address, Backend, NAMES, SERVICES, SOURCES, Service, ServiceKey,
 };
 
-use crate::{
-    model::{Frontend, PortRef},
-    policy::Cidr,
-};
+use crate::model::{Cidr, Frontend, PortRef};
 
 /// One change to the maps.
 #[derive(Clone, Debug, Eq, PartialEq)]

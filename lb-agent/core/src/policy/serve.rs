@@ -27,7 +27,11 @@ pub fn serve(cluster: &Cluster, name: &ObjectRef) -> Served {
             }
         }
     }
-    if let Some(port) = service.health_check_node_port.filter(|_| !service.ports.is_empty()) {
+    if service.ports.is_empty() {
+        return served;
+    }
+    served.cluster_ips = cluster_ips(cluster, service).collect();
+    if let Some(port) = service.health_check_node_port {
         let mut local = PerFamily::default();
         for ip in cluster_ips(cluster, service) {
             *local.of(ip.is_ipv4()) = Some(local_ready(cluster, name, ip.is_ipv4()));
@@ -38,7 +42,7 @@ pub fn serve(cluster: &Cluster, name: &ObjectRef) -> Served {
 }
 
 /// The cluster IPs of the families that are served.
-pub(super) fn cluster_ips(cluster: &Cluster, service: &Service) -> impl Iterator<Item = IpAddr> {
+fn cluster_ips(cluster: &Cluster, service: &Service) -> impl Iterator<Item = IpAddr> {
     let families = cluster.settings().families;
     service.cluster_ips.iter().copied().filter(move |ip| families.have(*ip))
 }

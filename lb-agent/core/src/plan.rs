@@ -16,9 +16,10 @@ use std::{
 use lb_common::abi::{Action, Backend, Service, ServiceKey};
 
 use crate::{
-    maps::{Op, Store},
-    model::{Frontend, ObjectRef, PortRef},
-    policy::{self, BackendSet, Cidr, Empty},
+    model::{Cidr, Frontend, ObjectRef, PortRef},
+    op::Op,
+    policy::{self, BackendSet, Empty},
+    store::Store,
     tables::Tables,
 };
 

@@ -17,8 +17,6 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::abi;
-
 pub use self::{
     address::{Cidr, parse_ip},
     cluster::Cluster,
@@ -64,8 +62,8 @@ impl Protocol {
     /// The IP protocol number.
     pub const fn number(self) -> u8 {
         match self {
-            Self::Tcp => abi::TCP,
-            Self::Udp => abi::UDP,
+            Self::Tcp => 6,
+            Self::Udp => 17,
             Self::Sctp => 132,
         }
     }
@@ -78,8 +76,8 @@ impl Protocol {
     /// The inverse of [`Protocol::number`], of those that are served: no other is in the maps.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
-            abi::TCP => Some(Self::Tcp),
-            abi::UDP => Some(Self::Udp),
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
             _ => None,
         }
     }
@@ -261,29 +259,6 @@ pub enum Scope {
     OtherNodes,
     /// For itself, an address of another node; goes before `OtherNodes`.
     Node,
-}
-
-impl Scope {
-    /// As it stands in a key of the maps.
-    pub const fn code(self) -> u8 {
-        match self {
-            Self::Any => abi::SCOPE_ANY,
-            Self::OwnNode => abi::SCOPE_OWN_NODE,
-            Self::OtherNodes => abi::SCOPE_OTHER_NODES,
-            Self::Node => abi::SCOPE_NODE,
-        }
-    }
-
-    /// The inverse of [`Scope::code`].
-    pub const fn from_code(code: u8) -> Option<Self> {
-        match code {
-            abi::SCOPE_ANY => Some(Self::Any),
-            abi::SCOPE_OWN_NODE => Some(Self::OwnNode),
-            abi::SCOPE_OTHER_NODES => Some(Self::OtherNodes),
-            abi::SCOPE_NODE => Some(Self::Node),
-            _ => None,
-        }
-    }
 }
 
 /// An address that clients dial.

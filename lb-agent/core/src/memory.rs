@@ -11,8 +11,11 @@ use lb_common::{
     },
 };
 
-use super::{Known, Op, Snapshot, Store, StoreError, last_generation, max_names};
-use crate::{model::PortRef, policy::Cidr};
+use crate::model::{Cidr, PortRef};
+use crate::{
+    op::{Known, Op},
+    store::{Snapshot, Store, StoreError, last_generation, max_names},
+};
 
 /// Maps in memory. They know the limits of real ones, and no others.
 #[derive(Clone, Debug)]
@@ -150,6 +153,10 @@ impl Store for Memory {
     fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
         self.last_generation = generation;
         Ok(())
+    }
+
+    fn read(&self) -> Result<Snapshot, StoreError> {
+        Ok(self.snapshot())
     }
 
     fn records(&self, block: u32, count: u32) -> Vec<Backend> {

@@ -1,25 +1,26 @@
-//! From changes to written maps: model → policy → claims → plan → store, for the Services that a
-//! change touched.
+//! The engine for the sockets of this node: plan → store, mirrored in [`Tables`].
 //!
-//! What fails stays marked and is tried again; what worked stays. Nothing is written before all
-//! lists are whole.
+//! What fails stays wanted and is tried again; what worked stays.
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     net::IpAddr,
-    time::Duration,
+    str::FromStr,
 };
 
 use lb_common::abi::{self, Addr, Address, LOOPBACK_NET, ServiceKey};
 
 use crate::{
     addresses::Addresses,
-    claims::{Claims, Lost},
-    maps::{Known, Op, Snapshot, Store, StoreError},
-    model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, PortRef, Protocol, Settings, Trigger},
+    claims::Claims,
+    engine::{Engine, NodeAddresses, Outcome, Wanted},
+    model::{Frontend, NodeAddr, ObjectRef, Protocol},
+    op::{Known, Op},
     plan::{PlanError, endings, plan, present, remains, room},
-    policy::{self, BackendSet, HealthCheck, NoLocal, PerFamily, Served, Unmatched},
+    policy::{BackendSet, Served},
+    store::{Snapshot, Store, StoreError},
     tables::Tables,
 };
 
@@ -43,11 +44,12 @@ pub struct Writes {
     pub refused: Option<String>,
 }
 
+/// What the engine is called.
+pub const SOCKETS: &str = "sockets";
+
 /// What a sync did.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Services looked at.
-    pub looked_at: BTreeSet<ObjectRef>,
     /// Ops carried out.
     pub ops: usize,
     /// What became of them, by the map.
@@ -60,49 +62,24 @@ pub struct Report {
     pub appeared: bool,
     /// Why what addresses stand for is not in the maps as it should be.
     pub addresses: Option<StoreError>,
-    /// Frontends that went to another Service, by the Service that did not get them.
-    pub lost: BTreeMap<ObjectRef, Vec<Lost>>,
-    /// Ports of slices that no port of their Service matches.
-    pub unmatched: BTreeMap<ObjectRef, Unmatched>,
-    /// What made the slices change that were taken in since the last sync.
-    pub triggers: Vec<Trigger>,
+    /// Damaged entries that could not be removed, and why; they are tried again with the next sync.
+    pub unrepaired: Vec<(Op, StoreError)>,
 }
 
-/// The control plane's state, and the maps it writes.
-#[derive(Debug)]
-pub struct Pipeline<S> {
-    cluster: Cluster,
-    claims: Claims,
-    tables: Tables,
-    store: S,
-    dirty: BTreeSet<ObjectRef>,
-    repairs: Vec<Op>,
-    addresses: Addresses,
-    /// Of [`Cluster::node_addresses`], as `addresses` knows them.
-    nodes_revision: Option<u64>,
-    unknown_ports: UnknownPorts,
-    host_netns: u64,
-    health_checks: BTreeMap<ObjectRef, HealthCheck>,
-    no_local: BTreeMap<ObjectRef, PerFamily<NoLocal>>,
-    synced: bool,
-}
-
-/// How a node looks at the cluster.
+/// What this engine is told of the node.
 #[derive(Clone, Debug, Default)]
-pub struct View {
-    /// What it is, and what it serves.
-    pub settings: Settings,
+pub struct Choices {
     /// What happens at a port that a cluster IP lacks.
     pub unknown_ports: UnknownPorts,
     /// The cookie of the host's network namespace, where loopback addresses are the node's; 0: not
     /// known, then NodePorts are not served there.
     pub host_netns: u64,
-    /// Addresses at which everything is refused: [`crate::canary::SENTINELS`], unless nobody asks.
+    /// Addresses at which everything is refused: those that the canary asks for, if one does.
     pub reserved: Vec<IpAddr>,
 }
 
 /// What happens at a port that a cluster IP lacks (E12).
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum UnknownPorts {
     /// ECONNREFUSED at once.
     #[default]
@@ -111,154 +88,105 @@ pub enum UnknownPorts {
     Pass,
 }
 
-impl<S: Store> Pipeline<S> {
-    /// A pipeline that goes on from what the maps say, of a node without a name.
-    pub fn new(store: S, snapshot: &Snapshot) -> Self {
-        Self::with_view(View::default(), store, snapshot)
-    }
+impl UnknownPorts {
+    /// As flags call them.
+    pub const NAMES: [&str; 2] = ["refuse", "pass"];
+}
 
-    /// A pipeline that goes on from what the maps say.
-    pub fn with_view(view: View, store: S, snapshot: &Snapshot) -> Self {
+impl FromStr for UnknownPorts {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "refuse" => Ok(Self::Refuse),
+            "pass" => Ok(Self::Pass),
+            _ => Err(format!("{name}: neither {}", Self::NAMES.join(" nor "))),
+        }
+    }
+}
+
+/// The mirror of the maps, and the maps.
+#[derive(Debug)]
+pub struct SocketEngine<S> {
+    tables: Tables,
+    store: S,
+    /// What is wanted and not written yet, or again.
+    pending: BTreeMap<ObjectRef, Served>,
+    /// What [`Tables::adopt`] could make no sense of.
+    repairs: Vec<Op>,
+    addresses: Addresses,
+    unknown_ports: UnknownPorts,
+    host_netns: u64,
+    lacks_all: bool,
+}
+
+impl<S: Store> SocketEngine<S> {
+    /// An engine that goes on from what the maps say.
+    pub fn new(choices: Choices, store: S, snapshot: &Snapshot) -> Self {
+        let Choices { unknown_ports, host_netns, reserved } = choices;
         let (tables, repairs) = Tables::adopt(snapshot);
         let mut addresses = Addresses::default();
         addresses.found(tables.addresses().keys().copied());
-        addresses.reserve(&view.reserved);
+        addresses.reserve(reserved);
         Self {
-            cluster: Cluster::new(view.settings),
-            claims: Claims::default(),
             tables,
             store,
-            dirty: BTreeSet::new(),
+            pending: BTreeMap::new(),
             repairs,
             addresses,
-            nodes_revision: None,
-            unknown_ports: view.unknown_ports,
-            host_netns: view.host_netns,
-            health_checks: BTreeMap::new(),
-            no_local: BTreeMap::new(),
-            synced: false,
+            unknown_ports,
+            host_netns,
+            lacks_all: true,
         }
     }
 
-    /// Takes a change in; [`Pipeline::sync`] acts on it.
-    pub fn change(&mut self, change: Change) {
-        self.dirty.append(&mut self.cluster.apply(change));
-    }
-
-    /// Goes on from what the maps say now, whatever was believed of them: the next sync looks at
-    /// everything (M6).
-    pub fn readopt(&mut self, snapshot: &Snapshot) {
-        (self.tables, self.repairs) = Tables::adopt(snapshot);
-        self.addresses.found_anew(self.tables.addresses().keys().copied());
-        self.synced = false;
-    }
-
-    /// Whether the maps refuse [`View::reserved`], by what is known of them.
+    /// Whether the maps refuse everything at [`Choices::reserved`], by what is known of them.
     pub fn refuses_reserved(&self) -> bool {
         self.addresses.refuse_reserved(self.tables.addresses())
     }
 
-    /// Whether all is known but the Nodes.
-    pub fn lacks_only_nodes(&self) -> bool {
-        self.cluster.lacks_only_nodes()
-    }
-
-    /// Goes on without Nodes, which nobody lets us see.
-    pub fn go_on_without_nodes(&mut self) {
-        self.cluster.go_on_without_nodes();
-    }
-
-    /// Whether a sync would do something.
-    pub fn is_dirty(&self) -> bool {
-        self.cluster.complete()
-            && (!self.synced
-                || !self.dirty.is_empty()
-                || !self.repairs.is_empty()
-                || self.addresses.is_dirty()
-                || self.nodes_revision != Some(self.cluster.addresses_revision()))
-    }
-
-    /// Whether all that all lists said was looked at once.
-    pub const fn is_synced(&self) -> bool {
-        self.synced
-    }
-
-    /// Makes the maps say what is known of the Services that changed. Does nothing before all lists
-    /// are whole.
-    pub fn sync(&mut self) -> Report {
-        self.sync_with(&mut |_| {})
-    }
-
-    /// [`Pipeline::sync`], showing each op before it is carried out.
-    pub fn sync_with(&mut self, show: &mut dyn FnMut(&Op)) -> Report {
+    /// Makes the maps say what is wanted, showing each op before it is carried out.
+    pub fn write(&mut self, claims: &Claims, show: &mut dyn FnMut(&Op)) -> Report {
         let mut report = Report::default();
-        if !self.cluster.complete() {
-            return report;
-        }
-        if !self.synced {
-            // Also what the maps have and nobody asks for any more.
-            self.dirty.extend(self.tables.service_names());
-            self.dirty.extend(self.cluster.service_names().cloned());
-        }
-        report.triggers = self.cluster.take_triggers();
-        let mut wanted = self.wanted(&mut report);
+        let mut wanted = std::mem::take(&mut self.pending);
         loop {
             let ops = report.ops;
-            let waiting = self.write(&wanted, &mut report, show);
+            let waiting = self.write_services(&wanted, claims, &mut report, show);
             // What others gave up may have made room; what was promised may have been taken.
-            wanted.retain(|name, _| match report.failed.get(name) {
-                Some(error) => matches!(error, SyncError::Plan(_)),
-                None => waiting.contains(name),
-            });
+            let is_over = |name: &ObjectRef, error: Option<&SyncError>| match error {
+                Some(error) => !matches!(error, SyncError::Plan(_)),
+                None => !waiting.contains(name),
+            };
+            for (name, served) in std::mem::take(&mut wanted) {
+                let error = report.failed.get(&name);
+                if !is_over(&name, error) {
+                    wanted.insert(name, served);
+                } else if error.is_some() {
+                    self.pending.insert(name, served);
+                }
+            }
             if report.ops == ops {
                 break;
             }
         }
-        self.dirty.extend(wanted.into_keys());
-        self.dirty.extend(report.failed.keys().cloned());
+        self.pending.append(&mut wanted);
         self.write_addresses(&mut report, show);
         self.repair(&mut report, show);
-        self.synced = true;
         report
     }
 
-    /// What each Service that changed is to have, after all of them have claimed their frontends;
-    /// also those that won or lost a frontend by that.
-    fn wanted(&mut self, report: &mut Report) -> BTreeMap<ObjectRef, Vec<BackendSet>> {
-        let mut wanted = BTreeMap::new();
-        while let Some(name) = self.dirty.pop_first() {
-            let Served { sets, health_check, no_local } = policy::serve(&self.cluster, &name);
-            replace(&mut self.health_checks, &name, health_check);
-            let no_local = (no_local != PerFamily::default()).then_some(no_local);
-            replace(&mut self.no_local, &name, no_local);
-            if let Some(unmatched) = policy::unmatched(&self.cluster, &name) {
-                report.unmatched.insert(name.clone(), unmatched);
-            }
-            let service = self.cluster.service(&name);
-            self.dirty.append(&mut self.claims.stake(&name, service, &sets));
-            wanted.insert(name, sets);
-        }
-        for (name, sets) in &mut wanted {
-            let lost = self.claims.award(name, sets);
-            if !lost.is_empty() {
-                report.lost.insert(name.clone(), lost);
-            }
-        }
-        report.looked_at = wanted.keys().cloned().collect();
-        wanted
-    }
-
     /// Writes what is wanted; returns the Services that have entries promised to others.
-    fn write(
+    fn write_services(
         &mut self,
-        wanted: &BTreeMap<ObjectRef, Vec<BackendSet>>,
+        wanted: &BTreeMap<ObjectRef, Served>,
+        claims: &Claims,
         report: &mut Report,
         show: &mut dyn FnMut(&Op),
     ) -> BTreeSet<ObjectRef> {
         let mut waiting = BTreeSet::new();
-        for (name, sets) in wanted {
-            let promised = self.promised(name);
-            match self.write_one(name, sets, &promised, report, show) {
+        for (name, served) in wanted {
+            let promised = self.promised(name, claims);
+            match self.write_one(name, &served.sets, &promised, report, show) {
                 Ok(()) => {
                     report.failed.remove(name);
                 }
@@ -267,13 +195,14 @@ impl<S: Store> Pipeline<S> {
                 }
             }
             // Also if it failed: what stands there from before may be all of it.
-            let all = sets
+            let all = served
+                .sets
                 .iter()
                 .flat_map(|set| &set.frontends)
                 .all(|frontend| self.tables.service(&frontend.into()).is_some());
-            let ips = policy::cluster_ips(&self.cluster, name);
             let refuse = self.unknown_ports == UnknownPorts::Refuse;
-            self.addresses.set_cluster_ips(name, if refuse { &ips } else { &[] }, all);
+            let ips = if refuse { &served.cluster_ips[..] } else { &[] };
+            self.addresses.set_cluster_ips(name, ips, all);
             if !promised.is_empty() {
                 waiting.insert(name.clone());
             }
@@ -283,9 +212,9 @@ impl<S: Store> Pipeline<S> {
 
     /// The entries of a Service that another one is to have. They stay until that one replaces them:
     /// a frontend that changes hands never vanishes, even if its new owner does not fit.
-    fn promised(&self, name: &ObjectRef) -> BTreeSet<ServiceKey> {
+    fn promised(&self, name: &ObjectRef, claims: &Claims) -> BTreeSet<ServiceKey> {
         let keys = self.tables.ids_of(name).flat_map(|id| self.tables.keys_of(id));
-        let owner = |key| self.claims.owner(&Frontend::from_key(key)?);
+        let owner = |key| claims.owner(&Frontend::from_key(key)?);
         keys.filter(|key| owner(key).is_some_and(|owner| owner != name)).copied().collect()
     }
 
@@ -419,16 +348,6 @@ impl<S: Store> Pipeline<S> {
 
     /// Says what addresses stand for, after their ports are there.
     fn write_addresses(&mut self, report: &mut Report, show: &mut dyn FnMut(&Op)) {
-        let revision = self.cluster.addresses_revision();
-        if self.nodes_revision != Some(revision) {
-            let nodes = self.cluster.node_addresses().into_iter();
-            let net = self.cluster.serves_loopback_net();
-            let net = net.then_some((LOOPBACK_NET, NodeAddr::OwnLoopback));
-            let all = nodes.map(|(ip, node)| (Addr::from(ip), node)).chain(net);
-            let known = |(addr, node)| Some((addr, known(node, self.host_netns)?));
-            self.addresses.set_nodes(all.filter_map(known).collect());
-            self.nodes_revision = Some(revision);
-        }
         let ops = self.addresses.plan(self.tables.addresses());
         match self.execute(&ops, report, show) {
             Ok(()) => self.addresses.done(),
@@ -448,13 +367,13 @@ impl<S: Store> Pipeline<S> {
                 continue;
             }
             if let Err(error) = self.execute(std::slice::from_ref(&op), report, show) {
-                tracing::warn!(%op, %error, "cannot remove a damaged entry; trying again");
+                report.unrepaired.push((op.clone(), error));
                 self.repairs.push(op);
             }
         }
     }
 
-    /// Number of records that [`Pipeline::reclaim`] would set free.
+    /// Number of records that [`SocketEngine::reclaim`] would set free.
     pub fn retired(&self) -> u32 {
         self.tables.blocks().retired()
     }
@@ -464,31 +383,6 @@ impl<S: Store> Pipeline<S> {
         self.store.grace_period()?;
         self.tables.reclaim();
         Ok(())
-    }
-
-    /// What is known of the cluster.
-    pub const fn cluster(&self) -> &Cluster {
-        &self.cluster
-    }
-
-    /// How long a client of each service port with session affinity stays with its backend.
-    pub fn affinity_timeouts(&self) -> HashMap<u32, Duration> {
-        let timeout = |port: &PortRef| self.cluster.service(&port.service)?.affinity;
-        let of = |(port, id)| {
-            let seconds = timeout(port)?;
-            Some((id, Duration::from_secs(u64::from(seconds.get()))))
-        };
-        self.tables.ids().filter_map(of).collect()
-    }
-
-    /// What the health check node ports are to say.
-    pub const fn health_checks(&self) -> &BTreeMap<ObjectRef, HealthCheck> {
-        &self.health_checks
-    }
-
-    /// The Services that have endpoints, but by a Local policy none here.
-    pub const fn no_local(&self) -> &BTreeMap<ObjectRef, PerFamily<NoLocal>> {
-        &self.no_local
     }
 
     /// The mirror of the maps.
@@ -507,12 +401,53 @@ impl<S: Store> Pipeline<S> {
     }
 }
 
-/// Keeps what is said of a Service, if anything is.
-fn replace<T>(of: &mut BTreeMap<ObjectRef, T>, name: &ObjectRef, value: Option<T>) {
-    match value {
-        Some(value) => of.insert(name.clone(), value),
-        None => of.remove(name),
-    };
+impl<S: Store> Engine for SocketEngine<S> {
+    fn name(&self) -> &'static str {
+        SOCKETS
+    }
+
+    fn adopt(&mut self) -> Result<(), String> {
+        let snapshot = self.store.read().map_err(|error| error.to_string())?;
+        (self.tables, self.repairs) = Tables::adopt(&snapshot);
+        self.addresses.found_anew(self.tables.addresses().keys().copied());
+        self.lacks_all = true;
+        Ok(())
+    }
+
+    fn lacks_all(&self) -> bool {
+        self.lacks_all
+    }
+
+    fn want(&mut self, wanted: &Wanted) {
+        if wanted.is_whole {
+            self.pending.clear();
+            // Also what the maps have and nobody asks for any more.
+            let theirs = self.tables.service_names().into_iter();
+            self.pending.extend(theirs.map(|name| (name, Served::default())));
+            self.lacks_all = false;
+        }
+        let services = wanted.services.iter();
+        self.pending.extend(services.map(|(name, served)| (name.clone(), served.clone())));
+        if let Some(NodeAddresses { of, loopback_net }) = &wanted.addresses {
+            let net = loopback_net.then_some((LOOPBACK_NET, NodeAddr::OwnLoopback));
+            let all = of.iter().map(|(ip, node)| (Addr::from(*ip), *node)).chain(net);
+            let known = |(addr, node)| Some((addr, known(node, self.host_netns)?));
+            self.addresses.set_nodes(all.filter_map(known).collect());
+        }
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.lacks_all
+            || !self.pending.is_empty()
+            || !self.repairs.is_empty()
+            || self.addresses.is_dirty()
+    }
+
+    fn sync(&mut self, claims: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome {
+        let report = self.write(claims, &mut |op: &Op| show(op));
+        let failed = report.failed.into_iter().map(|(name, error)| (name, error.to_string()));
+        Outcome { ops: report.ops, failed: failed.collect() }
+    }
 }
 
 /// What the maps say of a node's address.

@@ -1,0 +1,65 @@
+//! What carries out what was decided. An engine has a mirror of what it wrote, plans the difference,
+//! and tries again what failed; none stops or hides another.
+
+use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
+
+use crate::{
+    claims::Claims,
+    model::{NodeAddr, ObjectRef},
+    policy::Served,
+};
+
+/// What is to be different from what was wanted before.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The Services that were decided about, each whole, with no frontend that is another one's. One
+    /// without sets is to go.
+    pub services: BTreeMap<ObjectRef, Served>,
+    /// Whether `services` are all there are: whatever else an engine has is to go.
+    pub is_whole: bool,
+    /// Which addresses are nodes', if that is different.
+    pub addresses: Option<NodeAddresses>,
+}
+
+/// Which addresses are nodes'.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct NodeAddresses {
+    /// Each address, and whose it is.
+    pub of: BTreeMap<IpAddr, NodeAddr>,
+    /// Whether all of 127.0.0.0/8 is this node's.
+    pub loopback_net: bool,
+}
+
+/// What came of a sync of one engine.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// How many changes were carried out.
+    pub ops: usize,
+    /// The Services that failed, and why; they are tried again with the next sync.
+    pub failed: BTreeMap<ObjectRef, String>,
+}
+
+/// One way of serving what is wanted.
+pub trait Engine {
+    /// What it is called.
+    fn name(&self) -> &'static str;
+
+    /// Reads what is really there and goes on from that, whatever was believed before: at the start, and
+    /// whenever somebody else may have written. All that is wanted must come next. On error nothing is
+    /// different.
+    fn adopt(&mut self) -> Result<(), String>;
+
+    /// Whether it was not told all that is wanted since it adopted what is there.
+    fn lacks_all(&self) -> bool;
+
+    /// Takes in what is wanted, and writes nothing.
+    fn want(&mut self, wanted: &Wanted);
+
+    /// Whether a sync would do something.
+    fn is_dirty(&self) -> bool;
+
+    /// Makes what is there say what is wanted, showing each change before it is carried out. What
+    /// fails stays as it was, and is tried again with the next sync; the rest goes on. A frontend that
+    /// is another Service's by `claims` stays until that one replaces it.
+    fn sync(&mut self, claims: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome;
+}

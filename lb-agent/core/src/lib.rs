@@ -1,0 +1,35 @@
+//! What a node is to serve, decided without seeing the machine: from what is said of Services to the
+//! records in the maps. Nothing here reads a file, a socket, a clock or the environment.
+//!
+//! The modules stand in the order of the data, see ARCHITECTURE.md.
+
+pub mod model;
+
+pub mod policy;
+
+pub mod claims;
+
+mod keys;
+mod names;
+pub mod op;
+
+pub mod store;
+
+pub mod memory;
+pub mod onlooker;
+
+mod blocks;
+pub mod tables;
+
+pub mod addresses;
+
+pub mod plan;
+
+pub mod decider;
+pub mod engine;
+pub mod sockets;
+
+pub mod pipeline;
+
+pub mod dump;
+pub mod printable;

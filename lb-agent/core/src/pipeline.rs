@@ -1,0 +1,353 @@
+//! One decider and its engines: changes in, written maps out. Nothing is written before all lists are
+//! whole.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Display,
+    time::Duration,
+};
+
+use crate::{
+    claims::Lost,
+    decider::{Decider, Decision},
+    engine::{Engine, Outcome},
+    model::{Change, Cluster, ObjectRef, PortRef, Settings, Trigger},
+    op::Op,
+    policy::{HealthCheck, NoLocal, PerFamily, Unmatched},
+    sockets::{self, Choices, SocketEngine},
+    store::{Snapshot, Store, StoreError},
+    tables::Tables,
+};
+
+/// What a sync did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Services decided about.
+    pub looked_at: BTreeSet<ObjectRef>,
+    /// Frontends that went to another Service, by the Service that did not get them.
+    pub lost: BTreeMap<ObjectRef, Vec<Lost>>,
+    /// Ports of slices that no port of their Service matches.
+    pub unmatched: BTreeMap<ObjectRef, Unmatched>,
+    /// What made the slices change that were taken in since the last sync.
+    pub triggers: Vec<Trigger>,
+    /// What became of it in the maps.
+    pub sockets: sockets::Report,
+    /// What became of it in the other engines, by their names.
+    pub others: BTreeMap<&'static str, Outcome>,
+}
+
+/// How a node looks at the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// What it is, and what it serves.
+    pub settings: Settings,
+    /// For its sockets.
+    pub sockets: Choices,
+}
+
+/// The decider, and the engines that carry out what it decides.
+pub struct Pipeline<S> {
+    decider: Decider,
+    sockets: SocketEngine<S>,
+    others: Vec<Box<dyn Engine>>,
+}
+
+impl<S: Store> Pipeline<S> {
+    /// A pipeline that goes on from what the maps say, of a node without a name.
+    pub fn new(store: S, snapshot: &Snapshot) -> Self {
+        Self::with_view(View::default(), store, snapshot)
+    }
+
+    /// A pipeline that goes on from what the maps say.
+    pub fn with_view(view: View, store: S, snapshot: &Snapshot) -> Self {
+        Self {
+            decider: Decider::new(view.settings),
+            sockets: SocketEngine::new(view.sockets, store, snapshot),
+            others: Vec::new(),
+        }
+    }
+
+    /// One more engine. It is told all that is wanted with the next sync.
+    pub fn add(&mut self, engine: Box<dyn Engine>) {
+        self.others.push(engine);
+    }
+
+    /// Takes a change in; [`Pipeline::sync`] acts on it.
+    pub fn change(&mut self, change: Change) {
+        self.decider.change(change);
+    }
+
+    /// Goes on without Nodes, which nobody lets us see.
+    pub fn go_on_without_nodes(&mut self) {
+        self.decider.go_on_without_nodes();
+    }
+
+    /// Whether a sync would do something.
+    pub fn is_dirty(&self) -> bool {
+        self.decider.is_complete()
+            && (self.decider.is_dirty()
+                || self.sockets.is_dirty()
+                || self.others.iter().any(|engine| engine.is_dirty()))
+    }
+
+    /// Makes every engine serve what is known of the Services that changed. Does nothing before all
+    /// lists are whole.
+    pub fn sync(&mut self) -> Report {
+        self.sync_with(&mut |_| {})
+    }
+
+    /// [`Pipeline::sync`], showing each op before it is carried out.
+    pub fn sync_with(&mut self, show: &mut dyn FnMut(&dyn Display)) -> Report {
+        if !self.decider.is_complete() {
+            return Report::default();
+        }
+        let lacks_all =
+            self.sockets.lacks_all() || self.others.iter().any(|engine| engine.lacks_all());
+        let Decision { wanted, lost, unmatched, triggers } = self.decider.decide(lacks_all);
+        self.sockets.want(&wanted);
+        for engine in &mut self.others {
+            engine.want(&wanted);
+        }
+        let looked_at = wanted.services.into_keys().collect();
+        let claims = self.decider.claims();
+        let sockets = self.sockets.write(claims, &mut |op: &Op| show(op));
+        let others = &mut self.others.iter_mut();
+        let others = others.map(|engine| (engine.name(), engine.sync(claims, show))).collect();
+        Report { looked_at, lost, unmatched, triggers, sockets, others }
+    }
+
+    /// Has every engine go on from what is really there, whatever was believed of it: the next sync
+    /// looks at everything (M6). Returns who could not read it, and why.
+    pub fn adopt(&mut self) -> BTreeMap<&'static str, String> {
+        let sockets: &mut dyn Engine = &mut self.sockets;
+        let all = std::iter::once(sockets)
+            .chain(self.others.iter_mut().map(|other| &mut **other as &mut dyn Engine));
+        all.filter_map(|engine| Some((engine.name(), engine.adopt().err()?))).collect()
+    }
+
+    /// Whether all that all lists said has reached the maps once, or what fails is known.
+    pub fn is_synced(&self) -> bool {
+        !self.sockets.lacks_all()
+    }
+
+    /// Whether the maps refuse everything at [`Choices::reserved`], by what is known of them.
+    pub fn refuses_reserved(&self) -> bool {
+        self.sockets.refuses_reserved()
+    }
+
+    /// Whether all is known but the Nodes.
+    pub fn lacks_only_nodes(&self) -> bool {
+        self.cluster().lacks_only_nodes()
+    }
+
+    /// Number of records that [`Pipeline::reclaim`] would set free.
+    pub fn retired(&self) -> u32 {
+        self.sockets.retired()
+    }
+
+    /// Makes retired blocks usable again. Waits for a grace period.
+    pub fn reclaim(&mut self) -> Result<(), StoreError> {
+        self.sockets.reclaim()
+    }
+
+    /// What is known of the cluster.
+    pub const fn cluster(&self) -> &Cluster {
+        self.decider.cluster()
+    }
+
+    /// How long a client of each service port with session affinity stays with its backend.
+    pub fn affinity_timeouts(&self) -> HashMap<u32, Duration> {
+        let timeout = |port: &PortRef| self.cluster().service(&port.service)?.affinity;
+        let of = |(port, id)| {
+            let seconds = timeout(port)?;
+            Some((id, Duration::from_secs(u64::from(seconds.get()))))
+        };
+        self.tables().ids().filter_map(of).collect()
+    }
+
+    /// What the health check node ports are to say.
+    pub const fn health_checks(&self) -> &BTreeMap<ObjectRef, HealthCheck> {
+        self.decider.health_checks()
+    }
+
+    /// The Services that have endpoints, but by a Local policy none here.
+    pub const fn no_local(&self) -> &BTreeMap<ObjectRef, PerFamily<NoLocal>> {
+        self.decider.no_local()
+    }
+
+    /// The mirror of the maps.
+    pub const fn tables(&self) -> &Tables {
+        self.sockets.tables()
+    }
+
+    /// The maps.
+    pub const fn store(&self) -> &S {
+        self.sockets.store()
+    }
+
+    /// The maps, to be tampered with.
+    pub const fn store_mut(&mut self) -> &mut S {
+        self.sockets.store_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
+    use super::*;
+    use crate::{
+        claims::Claims,
+        engine::Wanted,
+        memory::Memory,
+        model::{Protocol, Service, ServicePort},
+        policy::Served,
+    };
+
+    /// What an engine was told, and what of it stands.
+    #[derive(Default)]
+    struct Told {
+        wanted: BTreeMap<ObjectRef, Served>,
+        written: BTreeMap<ObjectRef, Served>,
+        lacks_all: bool,
+        /// Whether nothing works.
+        broken: bool,
+        syncs: usize,
+    }
+
+    #[derive(Clone, Default)]
+    struct Second(Rc<RefCell<Told>>);
+
+    impl Engine for Second {
+        fn name(&self) -> &'static str {
+            "second"
+        }
+
+        fn adopt(&mut self) -> Result<(), String> {
+            let mut told = self.0.borrow_mut();
+            if told.broken {
+                return Err("cannot be read".to_owned());
+            }
+            told.lacks_all = true;
+            Ok(())
+        }
+
+        fn lacks_all(&self) -> bool {
+            self.0.borrow().lacks_all
+        }
+
+        fn want(&mut self, wanted: &Wanted) {
+            let mut told = self.0.borrow_mut();
+            if wanted.is_whole {
+                told.wanted.clear();
+                told.lacks_all = false;
+            }
+            for (name, served) in &wanted.services {
+                if *served == Served::default() {
+                    told.wanted.remove(name);
+                } else {
+                    told.wanted.insert(name.clone(), served.clone());
+                }
+            }
+        }
+
+        fn is_dirty(&self) -> bool {
+            let told = self.0.borrow();
+            told.lacks_all || told.wanted != told.written
+        }
+
+        fn sync(&mut self, _: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome {
+            let mut told = self.0.borrow_mut();
+            told.syncs += 1;
+            if told.broken {
+                let all = told.wanted.keys();
+                let failed = all.map(|name| (name.clone(), "refused".to_owned())).collect();
+                return Outcome { ops: 0, failed };
+            }
+            show(&"all of it");
+            told.written = told.wanted.clone();
+            Outcome { ops: 1, failed: BTreeMap::new() }
+        }
+    }
+
+    fn name(of: u8) -> ObjectRef {
+        ObjectRef::new("default", format!("s{of}"))
+    }
+
+    fn service(of: u8) -> Change {
+        let service = Service {
+            cluster_ips: vec![[10, 96, 0, of].into()],
+            ports: vec![ServicePort::new("http", Protocol::Tcp, 80)],
+            ..Service::default()
+        };
+        Change::Service(name(of), Some(service))
+    }
+
+    fn pipeline() -> (Pipeline<Memory>, Second) {
+        let maps = Memory::new(64, 64);
+        let snapshot = maps.snapshot();
+        let mut pipeline = Pipeline::new(maps, &snapshot);
+        let second = Second::default();
+        second.0.borrow_mut().lacks_all = true;
+        pipeline.add(Box::new(second.clone()));
+        pipeline.change(Change::ListedNodes(BTreeMap::new()));
+        pipeline.change(Change::ListedSlices(BTreeMap::new()));
+        pipeline.change(Change::ListedServices(BTreeMap::new()));
+        (pipeline, second)
+    }
+
+    #[test]
+    fn an_engine_that_always_fails_keeps_no_other_from_its_work() {
+        let (mut pipeline, second) = pipeline();
+        second.0.borrow_mut().broken = true;
+        for of in 1..=9 {
+            pipeline.change(service(of));
+            let report = pipeline.sync();
+            assert!(report.sockets.failed.is_empty() && report.sockets.ops > 0, "{of}");
+            assert_eq!(pipeline.tables().services().len(), usize::from(of));
+            assert_eq!(report.others["second"].failed.len(), usize::from(of));
+            // It is tried again, and the other has nothing to do then.
+            assert!(pipeline.is_dirty());
+            assert_eq!(pipeline.sync().sockets.ops, 0);
+        }
+        assert_eq!(pipeline.adopt(), [("second", "cannot be read".to_owned())].into());
+        assert!(pipeline.sync().sockets.failed.is_empty() && pipeline.is_synced());
+
+        second.0.borrow_mut().broken = false;
+        let report = pipeline.sync();
+        assert!(report.others["second"].failed.is_empty() && !pipeline.is_dirty());
+        assert_eq!(second.0.borrow().written.len(), 9);
+    }
+
+    #[test]
+    fn an_engine_is_told_what_changed_and_after_adopting_all() {
+        let (mut pipeline, second) = pipeline();
+        pipeline.change(service(1));
+        pipeline.change(service(2));
+        pipeline.sync();
+        pipeline.change(Change::Service(name(1), None));
+        assert_eq!(pipeline.sync().looked_at, [name(1)].into());
+        assert_eq!(second.0.borrow().written.keys().collect::<Vec<_>>(), [&name(2)]);
+
+        // Somebody else wrote.
+        second.0.borrow_mut().written.clear();
+        assert!(pipeline.adopt().is_empty());
+        assert_eq!(pipeline.sync().looked_at, [name(2)].into());
+        assert_eq!(second.0.borrow().written.len(), 1);
+        assert!(!pipeline.is_dirty());
+    }
+
+    #[test]
+    fn nobody_is_told_anything_before_all_lists_are_whole() {
+        let maps = Memory::new(64, 64);
+        let mut pipeline = Pipeline::new(maps.clone(), &maps.snapshot());
+        let second = Second::default();
+        pipeline.add(Box::new(second.clone()));
+        pipeline.change(service(1));
+        pipeline.change(Change::ListedNodes(BTreeMap::new()));
+        pipeline.change(Change::ListedSlices(BTreeMap::new()));
+        assert!(!pipeline.is_dirty());
+        pipeline.sync();
+        assert_eq!(second.0.borrow().syncs, 0);
+    }
+}
