@@ -335,6 +335,11 @@ mod tests {
         assert_eq!(pipeline.sync().looked_at, [name(2)].into());
         assert_eq!(second.0.borrow().written.len(), 1);
         assert!(!pipeline.is_dirty());
+
+        // Only this engine lacks anything.
+        *second.0.borrow_mut() = Told { lacks_all: true, ..Told::default() };
+        assert_eq!(pipeline.sync().sockets.ops, 0);
+        assert_eq!(second.0.borrow().written.len(), 1);
     }
 
     #[test]
