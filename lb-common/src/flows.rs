@@ -126,7 +126,7 @@ pub struct Question {
     of: u16,
 }
 
-/// Bit of [`Question::flow`]: the flow is one of the socket's [`Few`], the question among its [`Many`].
+/// Bit of `Question::flow`: the flow is one of the socket's [`Few`], the question among its [`Many`].
 pub const FEW: u16 = 1 << 15;
 
 impl Question {
