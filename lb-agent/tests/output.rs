@@ -252,7 +252,7 @@ fn a_filter_of_one_part() {
     let dir = tempfile::tempdir().unwrap();
     let source = format!("--source=dir:{}", dir.path().display());
     for (filter, says) in
-        [("lb_agent::sockets=debug", true), ("lb_agent::sources=warn", false), ("off", false)]
+        [("lb_agent::pipeline=debug", true), ("lb_agent::sources=warn", false), ("off", false)]
     {
         let output = lb_agent(&["--dry-run", &source, "--log", filter]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));

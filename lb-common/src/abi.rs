@@ -9,7 +9,7 @@ use core::{
 use bytemuck::{Pod, Zeroable, must_cast};
 
 /// Version of everything in this module; part of the pin path (`<bpffs>/socklb/v<LAYOUT>`).
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// HASH: [`ServiceKey`] to [`ServiceEntry`].
 pub const SERVICES: &str = "services";

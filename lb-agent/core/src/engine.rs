@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     /// The Services that were decided about, each whole, with no frontend that is another one's. One
-    /// without sets is to go.
+    /// that is [`Served::default`] is to go.
     pub services: BTreeMap<ObjectRef, Served>,
     /// Whether `services` are all there are: whatever else an engine has is to go.
     pub is_whole: bool,
@@ -37,6 +37,8 @@ pub struct Outcome {
     pub ops: usize,
     /// The Services that failed, and why; they are tried again with the next sync.
     pub failed: BTreeMap<ObjectRef, String>,
+    /// What else failed.
+    pub beside: Vec<String>,
 }
 
 /// One way of serving what is wanted.

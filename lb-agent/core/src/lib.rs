@@ -1,5 +1,6 @@
 //! What a node is to serve, decided without seeing the machine: from what is said of Services to the
-//! records in the maps. Nothing here reads a file, a socket, a clock or the environment.
+//! records in the maps. Nothing here reads a file, a socket or
+//! the environment, and nothing waits.
 //!
 //! The modules stand in the order of the data, see ARCHITECTURE.md.
 

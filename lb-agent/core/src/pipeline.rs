@@ -125,6 +125,11 @@ impl<S: Store> Pipeline<S> {
         all.filter_map(|engine| Some((engine.name(), engine.adopt().err()?))).collect()
     }
 
+    /// Whether a sync would write to the maps.
+    pub fn writes_maps(&self) -> bool {
+        self.decider.is_complete() && (self.decider.is_dirty() || self.sockets.is_dirty())
+    }
+
     /// Whether all that all lists said has reached the maps once, or what fails is known.
     pub fn is_synced(&self) -> bool {
         !self.sockets.lacks_all()
@@ -262,11 +267,11 @@ mod tests {
             if told.broken {
                 let all = told.wanted.keys();
                 let failed = all.map(|name| (name.clone(), "refused".to_owned())).collect();
-                return Outcome { ops: 0, failed };
+                return Outcome { failed, ..Outcome::default() };
             }
             show(&"all of it");
             told.written = told.wanted.clone();
-            Outcome { ops: 1, failed: BTreeMap::new() }
+            Outcome { ops: 1, ..Outcome::default() }
         }
     }
 

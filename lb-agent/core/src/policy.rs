@@ -16,8 +16,7 @@ pub use self::{
     serve::serve,
     unmatched::{Unmatched, unmatched},
 };
-pub use crate::model::Cidr;
-use crate::model::{Cluster, Frontend, ObjectRef, PortRef};
+use crate::model::{Cidr, Cluster, Frontend, ObjectRef, PortRef};
 
 /// One set of endpoints, and the frontends that lead to it.
 #[derive(Clone, Debug, Eq, PartialEq)]

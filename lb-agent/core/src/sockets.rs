@@ -50,6 +50,8 @@ pub const SOCKETS: &str = "sockets";
 /// What a sync did.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// The Services whose entries were looked at.
+    pub looked_at: BTreeSet<ObjectRef>,
     /// Ops carried out.
     pub ops: usize,
     /// What became of them, by the map.
@@ -149,6 +151,7 @@ impl<S: Store> SocketEngine<S> {
     pub fn write(&mut self, claims: &Claims, show: &mut dyn FnMut(&Op)) -> Report {
         let mut report = Report::default();
         let mut wanted = std::mem::take(&mut self.pending);
+        report.looked_at = wanted.keys().cloned().collect();
         loop {
             let ops = report.ops;
             let waiting = self.write_services(&wanted, claims, &mut report, show);
@@ -446,7 +449,9 @@ impl<S: Store> Engine for SocketEngine<S> {
     fn sync(&mut self, claims: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome {
         let report = self.write(claims, &mut |op: &Op| show(op));
         let failed = report.failed.into_iter().map(|(name, error)| (name, error.to_string()));
-        Outcome { ops: report.ops, failed: failed.collect() }
+        let unrepaired = report.unrepaired.into_iter().map(|(_, error)| error);
+        let beside = report.addresses.into_iter().chain(unrepaired).map(|error| error.to_string());
+        Outcome { ops: report.ops, failed: failed.collect(), beside: beside.collect() }
     }
 }
 

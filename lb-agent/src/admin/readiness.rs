@@ -99,7 +99,12 @@ async fn run(address: SocketAddr, health: SharedHealth) {
             // An agent that has just ended may leave it to a child for an instant.
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {
-                    tracing::warn!("`lbctl status` cannot ask this agent, trying again: {error}");
+                    let remedy =
+                        "end the process that has the name of the socket: `ss -xlp | grep socklb`";
+                    tracing::warn!(
+                        remedy,
+                        "`lbctl status` cannot ask this agent, which tries again: {error}"
+                    );
                 }
                 sleep(RETRY).await;
             }

@@ -66,7 +66,7 @@ pub(super) async fn run(config: &Config) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
         other => other?,
     }
-    writeln!(out, "{} services, {} ops", report.looked_at.len(), report.sockets.ops)?;
+    writeln!(out, "{} services, {} ops", report.sockets.looked_at.len(), report.sockets.ops)?;
     let (mut troubles, now) = (Troubles::default(), Instant::now());
     troubles.tell(&report, now);
     troubles.tell_all(now);

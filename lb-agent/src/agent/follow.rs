@@ -215,7 +215,12 @@ impl Agent {
 
     /// Goes on from what the maps really say.
     fn read_maps(&mut self, admin: &Admin) {
-        let unread = self.pipeline.adopt().remove(SOCKETS);
+        let mut unread = self.pipeline.adopt();
+        let sockets = unread.remove(SOCKETS);
+        for (engine, error) in unread {
+            tracing::warn!(engine, "{error}");
+        }
+        let unread = sockets;
         if let Some(error) = &unread {
             tracing::warn!("{error}");
         } else {
@@ -250,7 +255,7 @@ impl Agent {
             tracing::info!(frontends, ops = report.sockets.ops, ?took, "in sync");
         } else {
             tracing::debug!(
-                services = report.looked_at.len(),
+                services = report.sockets.looked_at.len(),
                 ops = report.sockets.ops,
                 ?took,
                 "sync"
@@ -275,7 +280,7 @@ impl Agent {
     fn tell(&mut self, admin: &mut Admin, report: &Report, full: bool, took: Duration) {
         let kind = if full { SyncKind::Full } else { SyncKind::Partial };
         let complete = report.sockets.failed.is_empty() && report.sockets.addresses.is_none();
-        self.refusals.wrote(&report.sockets.writes, complete && !self.pipeline.is_dirty());
+        self.refusals.wrote(&report.sockets.writes, complete && !self.pipeline.writes_maps());
         let refusals = self.refusals.verdict();
         let outcome = match (self.is_attached, complete, &refusals) {
             (false, ..) => Outcome::Failed,

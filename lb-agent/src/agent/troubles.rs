@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{model::ObjectRef, pipeline::Report};
+use lb_core::{model::ObjectRef, pipeline::Report, policy};
 
 /// How many Services are named one by one when many have the same trouble.
 const NAMED: usize = 5;
@@ -23,7 +23,7 @@ pub(super) struct Troubles {
 
 /// Ports of slices that do not match those of the Service.
 struct Unmatched {
-    text: String,
+    of: policy::Unmatched,
     since: Instant,
     told: bool,
 }
@@ -87,18 +87,19 @@ impl Troubles {
             let over =
                 report.looked_at.contains(service) && !report.unmatched.contains_key(service);
             if over && known.told {
-                tracing::info!(%service, "the ports of EndpointSlices and Service match now");
+                tracing::info!(%service, "no EndpointSlice has ports any more that the Service does not have");
             }
             !over
         });
         for (service, unmatched) in &report.unmatched {
-            let text = unmatched.to_string();
+            let of = unmatched.clone();
             match self.unmatched.get_mut(service) {
-                Some(known) if known.text == text => {}
+                // In other slices, perhaps.
+                Some(known) if known.of.is_as(&of) => known.of = of,
                 // It has lasted, whatever it looks like now.
-                Some(known) => *known = Unmatched { text, since: known.since, told: false },
+                Some(known) => *known = Unmatched { of, since: known.since, told: false },
                 None => {
-                    let known = Unmatched { text, since: now, told: false };
+                    let known = Unmatched { of, since: now, told: false };
                     self.unmatched.insert(service.clone(), known);
                 }
             }
@@ -116,9 +117,9 @@ impl Troubles {
             known.told = true;
             count += 1;
             if count <= NAMED {
-                let remedy = "these endpoints serve nobody: give the port the same name and protocol \
-                              in the Service and in its slices";
-                tracing::warn!(%service, remedy, "{}", known.text);
+                let remedy = "nobody reaches endpoints at these ports: give each port the same name \
+                              and protocol in the Service and in its slices";
+                tracing::warn!(%service, remedy, "{}", known.of);
             }
         }
         if let Some(more) = count.checked_sub(NAMED).filter(|more| *more > 0) {
@@ -139,7 +140,6 @@ mod tests {
     use std::{collections::BTreeSet, sync::Arc, sync::Mutex};
 
     use super::*;
-    use lb_core::policy;
 
     fn web() -> ObjectRef {
         ObjectRef::new("default", "web")
@@ -203,7 +203,7 @@ mod tests {
             troubles.tell_lasting(at(100));
         });
         assert_eq!(said.lines().count(), 1, "{said}");
-        let text = " WARN ports of EndpointSlices that the Service has not: web (TCP) (in web-1); the \
+        let text = " WARN EndpointSlices have ports that the Service does not have: web (TCP) (in web-1); the \
                     Service has http (TCP) service=default/web remedy=";
         assert!(said.starts_with(text), "{said}");
 

@@ -1,8 +1,9 @@
 //! Which network namespaces are gone.
 //!
 //! The kernel tells nobody that a namespace ends, and has no list of them. So it is gone if it was found
-//! nowhere, twice in a row: no thread is in it, no process has an open file of it, it is mounted at none
-//! of the places that are known, and no process of those whose namespaces are asked about hides. What that
+//! nowhere, twice in a row: no thread is in it, no process whose open files may be listed has one of it
+//! (without CAP_DAC_READ_SEARCH root may list those of its own processes only), it is mounted at none of
+//! the places that are known, and no process of those whose namespaces are asked about hides. What that
 //! does not find is a namespace that lives on by a socket alone, or by a mount elsewhere with nobody in it.
 //! It must cost such a namespace little to be taken for gone.
 
@@ -83,7 +84,15 @@ fn sees_all(cgroup: &Path) -> io::Result<bool> {
                 ) => {}
             Err(error) => return Err(error),
         }
-        for entry in fs::read_dir(&directory).into_iter().flatten() {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            // Removed meanwhile.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 left.push(entry.path());

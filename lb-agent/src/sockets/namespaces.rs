@@ -9,11 +9,11 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -161,6 +161,16 @@ impl Namespaces {
     }
 }
 
+/// Opens a namespace, of the file system of another one. What a process has put into its place meanwhile
+/// is not opened, since that could wait for ever: it is not found.
+fn open(path: &Path, other: &File) -> io::Result<File> {
+    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    if place.metadata()?.dev() != other.metadata()?.dev() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))
+}
+
 /// What is in a directory; nothing if it cannot be read.
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
@@ -185,8 +195,9 @@ where
                 (Door::Own, Ok(home)) => Ok(setns(home, CloneFlags::CLONE_NEWNET)?),
                 (Door::Own, Err(error)) => Err(io::Error::from(error.kind())),
                 (Door::At(path), _) => {
-                    let file = File::open(path).map_err(|error| seen(path, error))?;
-                    setns(file, CloneFlags::CLONE_NEWNET)?;
+                    let home = home.as_ref().map_err(|error| io::Error::from(error.kind()))?;
+                    let door = open(path, home).map_err(|error| seen(path, error))?;
+                    setns(door, CloneFlags::CLONE_NEWNET)?;
                     away = true;
                     Ok(())
                 }

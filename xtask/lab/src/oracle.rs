@@ -46,6 +46,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         test.env("SOCKLB_ORACLE_REPLAY", file);
     }
     test.args(["test", "--package", "lb-agent", "--test", "oracle", "--", "--nocapture"]);
+    if args.replay.is_some() {
+        test.arg("socklb_decides_as_kube_proxy_does");
+    }
     exec(&mut test)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use tools::cargo::{cargo, workspace};
+use tools::{
+    cargo::{cargo, workspace},
+    exec::answer,
+};
 
 use self::modules::circles;
 
@@ -57,9 +60,8 @@ struct Package {
 fn packages() -> Result<Vec<Package>> {
     let mut metadata = cargo();
     metadata.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(workspace());
-    let output = metadata.output().context("cannot start cargo")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let metadata: Value = serde_json::from_str(&text).context("cargo metadata is no JSON")?;
+    let metadata: Value =
+        serde_json::from_str(&answer(&mut metadata)?).context("cargo metadata is no JSON")?;
     let all = metadata["packages"].as_array().context("cargo names no packages")?;
     all.iter().map(|it| package(it).context("cargo tells too little of a package")).collect()
 }

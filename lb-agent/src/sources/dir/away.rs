@@ -22,10 +22,11 @@ impl Away {
             let remedy = self.remedy(error);
             tracing::error!(
                 remedy,
-                "{what}; what is known of it stays in force, and lb-agent goes on as soon as it can"
+                "{what}; what was read before stays in force, and lb-agent tries again"
             );
-            trouble.send_replace(Some(Standstill { what, hangs: false }));
         }
+        // Also if nothing is written: a hang that ended with this error is told as over.
+        trouble.send_replace(Some(Standstill { what, hangs: false }));
     }
 
     /// It can be read. True if it could not.

@@ -288,7 +288,9 @@ mod tests {
         let list = "apiVersion: v1\nkind: ServiceList\nitem: [{metadata: {name: a}}]\n";
         assert_eq!(
             objects(list, Format::Yaml),
-            ["1 ServiceList item: there is no such field; it is ignored: did you mean items?"]
+            [
+                "1 ServiceList item: Kubernetes 1.36 has no such field; it is ignored: did you mean items?"
+            ]
         );
     }
 

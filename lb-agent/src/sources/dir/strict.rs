@@ -34,7 +34,7 @@ pub(super) fn unknown(at: impl fmt::Display, field: &str, known: &[&str]) -> Pro
         Some(likely) => format!("it is ignored: did you mean {likely}?"),
         None => "it is ignored: correct or remove it".to_owned(),
     };
-    Problem::new(at.to_string(), "there is no such field", remedy)
+    Problem::new(at.to_string(), "Kubernetes 1.36 has no such field", remedy)
 }
 
 /// The one of these that was meant, if that can be guessed.
@@ -248,7 +248,7 @@ mod tests {
                 }
                 fields.insert("qqqqqq".to_owned(), Value::Null);
                 added.push(format!(
-                    "{at}qqqqqq: there is no such field; it is ignored: correct or remove it"
+                    "{at}qqqqqq: Kubernetes 1.36 has no such field; it is ignored: correct or remove it"
                 ));
             }
             _ => {}
