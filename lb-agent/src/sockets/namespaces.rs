@@ -312,6 +312,18 @@ mod tests {
         assert_eq!(kind("/run/netns/a", libc::EACCES), io::ErrorKind::PermissionDenied);
     }
 
+    /// A process may put anything where a file of a namespace was seen.
+    #[test]
+    fn what_is_in_the_place_of_a_namespace_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let home = File::open("/proc/thread-self/ns/net").unwrap();
+        assert_eq!(open(&fifo, &home).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let again = open(Path::new("/proc/thread-self/ns/net"), &home).unwrap();
+        assert_eq!(again.metadata().unwrap().ino(), home.metadata().unwrap().ino());
+    }
+
     #[test]
     fn a_door_that_is_none_is_an_error_and_the_tour_goes_on() {
         let doors = ["/nowhere", "/proc/self/ns/uts", "/dev/null"];
