@@ -62,6 +62,8 @@ impl Agent {
         // A test that is killed takes its agents along.
         // SAFETY: the closure makes one system call.
         unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+        // Of a group of its own: it may be stopped, and an orphaned group with a stopped process is hung up.
+        command.process_group(0);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::new(Mutex::new(String::new()));

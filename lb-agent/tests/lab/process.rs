@@ -37,6 +37,8 @@ impl Process {
         let start = output.metadata().expect("a log file").len();
         let errors = output.try_clone().expect("a log file");
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        // Of a group of its own: it may be stopped, and an orphaned group with a stopped process is hung up.
+        command.process_group(0);
         let parent = getpid();
         // SAFETY: between fork and exec these are two system calls, and nothing is allocated.
         unsafe {
