@@ -181,7 +181,7 @@ fn somebody_else_in_the_place_of_the_agent() {
             .unwrap();
         other.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
         let agent = Agent::start(world);
-        agent.wait_for("`lbctl status` cannot ask this agent, trying again");
+        agent.wait_for("`lbctl status` cannot ask this agent, which tries again");
         let (code, text) = status(world);
         other.kill().unwrap();
         other.wait().unwrap();
