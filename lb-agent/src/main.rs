@@ -7,6 +7,7 @@ use clap::Parser as _;
 use lb_agent::{agent, config::Config, log};
 
 fn main() -> ExitCode {
+    give_memory_back();
     let config = Config::parse();
     if let Err(error) = config.check() {
         error.exit();
@@ -18,6 +19,16 @@ fn main() -> ExitCode {
             log::end(config.log_format, &error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// glibc takes a large block that is freed for a sign that more such will be needed, and from then on keeps
+/// what is freed. What is large here, the kernel's BTF and the programs, is needed once, at the start.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: there is no other thread yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
     }
 }
 
