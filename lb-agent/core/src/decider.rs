@@ -1,6 +1,9 @@
 //! From changes to what is wanted: model → policy → claims, for the Services that a change touched.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     claims::{Claims, Lost},
@@ -96,6 +99,9 @@ impl Decider {
                 lost.insert(name.clone(), others);
             }
         }
+        // Engines share them until they are written.
+        let services =
+            services.into_iter().map(|(name, served)| (name, Arc::new(served))).collect();
         let addresses = self.addresses();
         let triggers = self.cluster.take_triggers();
         Decision {

@@ -1,7 +1,7 @@
 //! What carries out what was decided. An engine has a mirror of what it wrote, plans the difference,
 //! and tries again what failed; none stops or hides another.
 
-use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Display, net::IpAddr, sync::Arc};
 
 use crate::{
     claims::Claims,
@@ -14,7 +14,7 @@ use crate::{
 pub struct Wanted {
     /// The Services that were decided about, each whole, with no frontend that is another one's. One
     /// that is [`Served::default`] is to go.
-    pub services: BTreeMap<ObjectRef, Served>,
+    pub services: BTreeMap<ObjectRef, Arc<Served>>,
     /// Whether `services` are all there are: whatever else an engine has is to go.
     pub is_whole: bool,
     /// Which addresses are nodes', if that is different.

@@ -198,7 +198,7 @@ impl<S: Store> Pipeline<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, rc::Rc};
+    use std::{cell::RefCell, rc::Rc, sync::Arc};
 
     use super::*;
     use crate::{
@@ -212,8 +212,8 @@ mod tests {
     /// What an engine was told, and what of it stands.
     #[derive(Default)]
     struct Told {
-        wanted: BTreeMap<ObjectRef, Served>,
-        written: BTreeMap<ObjectRef, Served>,
+        wanted: BTreeMap<ObjectRef, Arc<Served>>,
+        written: BTreeMap<ObjectRef, Arc<Served>>,
         lacks_all: bool,
         /// Whether nothing works.
         broken: bool,
@@ -248,7 +248,7 @@ mod tests {
                 told.lacks_all = false;
             }
             for (name, served) in &wanted.services {
-                if *served == Served::default() {
+                if **served == Served::default() {
                     told.wanted.remove(name);
                 } else {
                     told.wanted.insert(name.clone(), served.clone());

@@ -8,6 +8,7 @@ use std::{
     fmt::Display,
     net::IpAddr,
     str::FromStr,
+    sync::Arc,
 };
 
 use lb_common::abi::{self, Addr, Address, LOOPBACK_NET, ServiceKey};
@@ -113,7 +114,7 @@ pub struct SocketEngine<S> {
     tables: Tables,
     store: S,
     /// What is wanted and not written yet, or again.
-    pending: BTreeMap<ObjectRef, Served>,
+    pending: BTreeMap<ObjectRef, Arc<Served>>,
     /// What [`Tables::adopt`] could make no sense of.
     repairs: Vec<Op>,
     addresses: Addresses,
@@ -181,7 +182,7 @@ impl<S: Store> SocketEngine<S> {
     /// Writes what is wanted; returns the Services that have entries promised to others.
     fn write_services(
         &mut self,
-        wanted: &BTreeMap<ObjectRef, Served>,
+        wanted: &BTreeMap<ObjectRef, Arc<Served>>,
         claims: &Claims,
         report: &mut Report,
         show: &mut dyn FnMut(&Op),
@@ -426,11 +427,11 @@ impl<S: Store> Engine for SocketEngine<S> {
             self.pending.clear();
             // Also what the maps have and nobody asks for any more.
             let theirs = self.tables.service_names().into_iter();
-            self.pending.extend(theirs.map(|name| (name, Served::default())));
+            self.pending.extend(theirs.map(|name| (name, Arc::default())));
             self.lacks_all = false;
         }
         let services = wanted.services.iter();
-        self.pending.extend(services.map(|(name, served)| (name.clone(), served.clone())));
+        self.pending.extend(services.map(|(name, served)| (name.clone(), Arc::clone(served))));
         if let Some(NodeAddresses { of, loopback_net }) = &wanted.addresses {
             let net = loopback_net.then_some((LOOPBACK_NET, NodeAddr::OwnLoopback));
             let all = of.iter().map(|(ip, node)| (Addr::from(*ip), *node)).chain(net);

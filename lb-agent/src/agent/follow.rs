@@ -215,12 +215,11 @@ impl Agent {
 
     /// Goes on from what the maps really say.
     fn read_maps(&mut self, admin: &Admin) {
-        let mut unread = self.pipeline.adopt();
-        let sockets = unread.remove(SOCKETS);
-        for (engine, error) in unread {
+        let mut others = self.pipeline.adopt();
+        let unread = others.remove(SOCKETS);
+        for (engine, error) in others {
             tracing::warn!(engine, "{error}");
         }
-        let unread = sockets;
         if let Some(error) = &unread {
             tracing::warn!("{error}");
         } else {

@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod cargo;
 pub mod exec;
+pub mod help;
 pub mod path;
 pub mod pins;
 pub mod root;
