@@ -10,7 +10,9 @@
 //! - `-- remove FILE --`: the file is gone;
 //! - `-- expect --`: a sync, and what the maps say then; below it the Services that failed, the
 //!   frontends that went to another Service, and the slices whose ports do not match their Service's;
-//! - `-- warn --`, right behind it: what is wrong with the objects at that moment.
+//! - `-- outside --`, right behind it where the case asks: what packets get that come to the node from
+//!   elsewhere;
+//! - `-- warn --`, behind that: what is wrong with the objects at that moment.
 //!
 //! `UPDATE=1 cargo test --test cases` writes down what is. Each case runs four times: as it is,
 //! with a fresh pipeline that adopts the maps after each step and must find nothing to do; with one op
@@ -25,17 +27,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytemuck::Zeroable as _;
 use lb_agent::sources::dir::{Files, Listing};
 use lb_common::abi::Backend;
 use lb_core::{
+    decider::Decider,
     dump,
     memory::Memory,
-    model::{Change, Settings},
+    model::{Change, ObjectRef, Settings},
     op::Op,
     pipeline::{Pipeline, Report, View},
+    policy::Served,
     sockets::{Choices, UnknownPorts},
     store::{Snapshot, Store, StoreError},
 };
@@ -50,8 +55,17 @@ const SYNCS: usize = 200;
 enum Section {
     Apply(String, String),
     Remove(String),
-    /// What the maps say, and what is wrong.
-    Expect(String, String),
+    Expect(Expected),
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Expected {
+    /// What the maps say.
+    maps: String,
+    /// What packets from elsewhere get, if the case asks.
+    outside: Option<String>,
+    /// What is wrong.
+    wrong: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -63,19 +77,25 @@ struct Case {
 impl Case {
     fn parse(text: &str) -> Result<Self, String> {
         let mut case = Self { head: String::new(), sections: Vec::new() };
-        let mut warn = false;
+        // The part of an expectation.
+        let mut part = "";
         for (i, line) in text.lines().enumerate() {
             let title = line.strip_prefix("-- ").and_then(|rest| rest.strip_suffix(" --"));
             if let Some(title) = title {
-                warn = false;
+                part = title;
                 let section = match title.split_once(' ').unwrap_or((title, "")) {
                     ("apply", file) => Section::Apply(file.to_owned(), String::new()),
                     ("remove", file) => Section::Remove(file.to_owned()),
-                    ("expect", "") => Section::Expect(String::new(), String::new()),
-                    ("warn", "") if matches!(case.sections.last(), Some(Section::Expect(..))) => {
-                        warn = true;
-                        continue;
-                    }
+                    ("expect", "") => Section::Expect(Expected::default()),
+                    ("outside" | "warn", "") => match case.sections.last_mut() {
+                        Some(Section::Expect(expected)) if expected.wrong.is_empty() => {
+                            if part == "outside" {
+                                expected.outside.get_or_insert_default();
+                            }
+                            continue;
+                        }
+                        _ => return Err(format!("line {}: {line}", i + 1)),
+                    },
                     _ => return Err(format!("line {}: {line}", i + 1)),
                 };
                 case.sections.push(section);
@@ -83,8 +103,12 @@ impl Case {
             }
             let text = match case.sections.last_mut() {
                 None => &mut case.head,
-                Some(Section::Expect(_, text)) if warn => text,
-                Some(Section::Apply(_, text) | Section::Expect(text, _)) => text,
+                Some(Section::Expect(expected)) => match part {
+                    "warn" => &mut expected.wrong,
+                    "outside" => expected.outside.get_or_insert_default(),
+                    _ => &mut expected.maps,
+                },
+                Some(Section::Apply(_, text)) => text,
                 Some(Section::Remove(_)) if line.is_empty() => continue,
                 Some(Section::Remove(_)) => return Err(format!("line {}: {line}", i + 1)),
             };
@@ -107,16 +131,22 @@ impl Case {
         Memory::new(self.size("max-services"), self.size("max-backends"))
     }
 
+    fn settings(&self) -> Settings {
+        let node_name = self.header("node").unwrap_or_default().into();
+        Settings { node_name, ..Settings::default() }
+    }
+
     /// A pipeline on the case's node that goes on from what the maps say.
     fn pipeline<S: Store>(&self, store: S, snapshot: &Snapshot) -> Pipeline<S> {
-        let node_name = self.header("node").unwrap_or_default().into();
         let unknown_ports = match self.header("unknown-ports") {
             Some("pass") => UnknownPorts::Pass,
             _ => UnknownPorts::Refuse,
         };
-        let settings = Settings { node_name, ..Settings::default() };
         Pipeline::with_view(
-            View { settings, sockets: Choices { unknown_ports, ..Choices::default() } },
+            View {
+                settings: self.settings(),
+                sockets: Choices { unknown_ports, ..Choices::default() },
+            },
             store,
             snapshot,
         )
@@ -128,10 +158,16 @@ impl Case {
             text += &match section {
                 Section::Apply(file, content) => format!("-- apply {file} --\n{content}"),
                 Section::Remove(file) => format!("-- remove {file} --\n"),
-                Section::Expect(maps, wrong) if wrong.is_empty() => {
-                    format!("-- expect --\n{maps}")
+                Section::Expect(Expected { maps, outside, wrong }) => {
+                    let mut text = format!("-- expect --\n{maps}");
+                    if let Some(outside) = outside {
+                        text += &format!("-- outside --\n{outside}");
+                    }
+                    if !wrong.is_empty() {
+                        text += &format!("-- warn --\n{wrong}");
+                    }
+                    text
                 }
-                Section::Expect(maps, wrong) => format!("-- expect --\n{maps}-- warn --\n{wrong}"),
             };
         }
         text
@@ -213,6 +249,30 @@ impl Random {
     }
 }
 
+/// What packets from elsewhere get.
+struct Outside {
+    decider: Decider,
+    served: BTreeMap<ObjectRef, Arc<Served>>,
+}
+
+impl Outside {
+    fn new(case: &Case) -> Self {
+        Self { decider: Decider::new(case.settings()), served: BTreeMap::new() }
+    }
+
+    fn change(&mut self, change: Change) {
+        self.decider.change(change);
+        if self.decider.is_complete() {
+            self.served.extend(self.decider.decide(false).wanted.services);
+        }
+    }
+
+    fn text(&self) -> String {
+        let ports = self.served.values().flat_map(|served| &served.outside);
+        ports.map(ToString::to_string).collect()
+    }
+}
+
 /// The maps, and what did not get into them.
 fn state(snapshot: &Snapshot, report: &Report) -> String {
     let mut text = dump::text(snapshot);
@@ -247,18 +307,25 @@ fn problems(listing: &Listing) -> String {
 /// What is, in the form of the case.
 fn run_plain(case: &Case) -> Result<Case, String> {
     let mut pipeline = case.pipeline(case.maps(), &case.maps().snapshot());
+    let mut outside = Outside::new(case);
     let mut found = case.clone();
     let mut steps = case.steps().into_iter();
     for section in &mut found.sections {
-        let Section::Expect(maps, wrong) = section else { continue };
+        let Section::Expect(expected) = section else { continue };
         let mut listing = steps.next().unwrap();
-        *wrong = problems(&listing);
+        expected.wrong = problems(&listing);
         listing.problems.clear();
         let known = listing.clone();
-        listing.changes().into_iter().for_each(|change| pipeline.change(change));
+        for change in listing.changes() {
+            outside.change(change.clone());
+            pipeline.change(change);
+        }
+        if let Some(text) = &mut expected.outside {
+            *text = outside.text();
+        }
         let report = pipeline.sync();
         let snapshot = pipeline.store().snapshot();
-        *maps = state(&snapshot, &report);
+        expected.maps = state(&snapshot, &report);
         if case.header("adopts") == Some("no") {
             continue;
         }
@@ -274,7 +341,7 @@ fn run_plain(case: &Case) -> Result<Case, String> {
         let mut ops = String::new();
         fresh.sync_with(&mut |op| ops += &format!("  {op}\n"));
         if !ops.is_empty() {
-            return Err(format!("an agent that adopts\n{maps}does\n{ops}"));
+            return Err(format!("an agent that adopts\n{}does\n{ops}", expected.maps));
         }
     }
     Ok(found)
@@ -321,8 +388,10 @@ fn run_shuffled(case: &Case, seed: u64) -> Result<(), String> {
     let mut random = Random(seed);
     let mut pipeline = case.pipeline(case.maps(), &case.maps().snapshot());
     let mut reference = Reference::new(case);
+    let (mut outside, mut plain) = (Outside::new(case), Outside::new(case));
     let (mut services, mut slices, mut nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for change in Listing::default().changes() {
+        outside.change(change.clone());
         pipeline.change(change);
     }
     for listing in case.steps() {
@@ -340,10 +409,16 @@ fn run_shuffled(case: &Case, seed: u64) -> Result<(), String> {
             (listing.services.clone(), listing.slices.clone(), listing.nodes.clone());
         random.shuffle(&mut changes);
         for change in changes {
+            outside.change(change.clone());
             pipeline.change(change);
             pipeline.sync();
         }
-        reference.step(listing);
+        for change in reference.step(listing) {
+            plain.change(change);
+        }
+        if outside.text() != plain.text() {
+            return Err(format!("outside:\n{}", diff(&plain.text(), &outside.text())));
+        }
         let report = pipeline.sync();
         reference.compare(pipeline.store(), &report)?;
     }
@@ -553,7 +628,7 @@ fn run(path: &Path) -> Result<(), String> {
             run_meddled(&case, seed).map_err(|e| format!("meddled with, seed {seed}, {e}"))?;
     }
     if failed.min(meddled) == 0
-        && !found.sections.iter().all(|s| matches!(s, Section::Expect(m, _) if m.is_empty()))
+        && !found.sections.iter().all(|s| matches!(s, Section::Expect(e) if e.maps.is_empty()))
     {
         return Err("no op failed, or nobody meddled".to_owned());
     }
@@ -830,12 +905,14 @@ fn a_case_that_is_wrong_is_found() {
     let text = fs::read_to_string(Path::new(DIR).join("endpoints.txt")).unwrap();
     let mut case = run_plain(&Case::parse(&text).unwrap()).unwrap();
     assert_eq!(run_plain(&case).unwrap(), case);
-    let Some(Section::Expect(maps, _)) =
-        case.sections.iter_mut().find(|s| matches!(s, Section::Expect(..)))
-    else {
+    let expected = |section| match section {
+        &mut Section::Expect(ref mut expected) => Some(expected),
+        _ => None,
+    };
+    let Some(expected) = case.sections.iter_mut().find_map(expected) else {
         panic!("it expects nothing")
     };
-    *maps = maps.replace("10.0.0.3:8080", "10.0.0.4:8080");
+    expected.maps = expected.maps.replace("10.0.0.3:8080", "10.0.0.4:8080");
     assert_ne!(run_plain(&case).unwrap(), case);
     assert!(Case::parse("-- aply x --\n").is_err() && Case::parse("-- warn --\n").is_err());
     assert_eq!(diff("a\nb\nc\n", "a\nx\nc\nd\n"), "  a\n- b\n+ x\n  c\n+ d\n");

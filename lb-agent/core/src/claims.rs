@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     model::{Frontend, ObjectRef, Scope, Service},
-    policy::BackendSet,
+    policy::{BackendSet, Served},
 };
 
 /// A Service's place in the queue for a frontend.
@@ -61,18 +61,26 @@ impl Claims {
         self.replace(name, created, &wanted.collect())
     }
 
-    /// Takes the frontends out of `sets` that belong to another Service, and returns them. Says the
-    /// truth once all have staked their claims.
-    pub fn award(&self, name: &ObjectRef, sets: &mut [BackendSet]) -> Vec<Lost> {
+    /// Takes the frontends out of what is served that belong to another Service, for sockets and for
+    /// packets, and returns them. Says the truth once all have staked their claims.
+    pub fn award(&self, name: &ObjectRef, served: &mut Served) -> Vec<Lost> {
+        let other = |frontend: &Frontend| {
+            let owners = [self.owner(frontend), self.owner(&seat(frontend))];
+            owners.into_iter().flatten().find(|owner| *owner != name)
+        };
         let mut lost = Vec::new();
-        for set in sets {
+        for set in &mut served.local {
             set.frontends.retain(|frontend| {
-                let owners = [self.owner(frontend), self.owner(&seat(frontend))];
-                let other = owners.into_iter().flatten().find(|owner| *owner != name);
+                let other = other(frontend);
                 lost.extend(other.map(|owner| Lost { frontend: *frontend, owner: owner.clone() }));
                 other.is_none()
             });
         }
+        // Each of these is one of the above.
+        for port in &mut served.outside {
+            port.frontends.retain(|of| other(&of.frontend).is_none());
+        }
+        served.outside.retain(|port| !port.frontends.is_empty());
         lost
     }
 
@@ -148,7 +156,10 @@ mod tests {
     use proptest::{collection::vec, prelude::*, sample::subsequence};
 
     use super::*;
-    use crate::model::{PortRef, Protocol};
+    use crate::{
+        model::{PortRef, Protocol},
+        policy::{FrontendKind, OutsideFrontend, OutsidePort, TrafficPolicy},
+    };
 
     fn frontend(addr: &str) -> Frontend {
         Frontend::new(addr.parse().unwrap(), Protocol::Tcp)
@@ -158,6 +169,35 @@ mod tests {
         let frontends = addrs.iter().copied().map(frontend).collect();
         let port = PortRef { service: name.clone(), port: "".into(), protocol: Protocol::Tcp };
         vec![BackendSet::new(port, frontends, vec![])]
+    }
+
+    /// Awards the sets, and ports with the same frontends, which must come to the same.
+    fn award(claims: &Claims, name: &ObjectRef, sets: &mut Vec<BackendSet>) -> Vec<Lost> {
+        let (kind, policy) = (FrontendKind::ExternalIp, TrafficPolicy::Cluster);
+        let port = |set: &BackendSet| OutsidePort {
+            port: set.port.clone(),
+            ipv4: true,
+            frontends: set
+                .frontends
+                .iter()
+                .map(|frontend| OutsideFrontend { frontend: *frontend, kind, policy })
+                .collect(),
+            cluster: vec![],
+            local: vec![],
+            here: vec![],
+            kept: vec![],
+            empty: set.empty,
+            affinity: None,
+            sources: vec![],
+        };
+        let outside = sets.iter().map(port).collect();
+        let mut served = Served { local: std::mem::take(sets), outside, ..Served::default() };
+        let lost = claims.award(name, &mut served);
+        *sets = served.local;
+        let mut left: Vec<_> = sets.iter().map(port).collect();
+        left.retain(|port| !port.frontends.is_empty());
+        assert_eq!(served.outside, left);
+        lost
     }
 
     fn aged(created: i64) -> Service {
@@ -203,14 +243,14 @@ mod tests {
         let mut claims = Claims::default();
         let mut of_b = of(&b, &[others, one]);
         claims.stake(&b, Some(&aged(20)), &of_b);
-        assert_eq!(claims.award(&b, &mut of_b), []);
+        assert_eq!(award(&claims, &b, &mut of_b), []);
         // The older one has no endpoints of its own for the one node.
         assert_eq!(claims.stake(&a, Some(&aged(10)), &of(&a, &[others])), [b.clone()].into());
-        assert_eq!(claims.award(&b, &mut of_b).len(), 2);
+        assert_eq!(award(&claims, &b, &mut of_b).len(), 2);
         assert!(of_b[0].frontends.is_empty());
         assert_eq!(claims.stake(&a, None, &[]), [b.clone()].into());
         let mut of_b = of(&b, &[others, one]);
-        assert_eq!(claims.award(&b, &mut of_b), []);
+        assert_eq!(award(&claims, &b, &mut of_b), []);
     }
 
     #[test]
@@ -220,21 +260,21 @@ mod tests {
 
         let mut of_b = sets(&b, &["10.0.0.1:80", "10.0.0.2:80"]);
         assert_eq!(claims.stake(&b, Some(&aged(20)), &of_b), [].into());
-        assert_eq!(claims.award(&b, &mut of_b), []);
+        assert_eq!(award(&claims, &b, &mut of_b), []);
 
         // An older Service takes the first frontend.
         assert_eq!(
             claims.stake(&a, Some(&aged(10)), &sets(&a, &["10.0.0.1:80"])),
             [b.clone()].into()
         );
-        let lost = claims.award(&b, &mut of_b);
+        let lost = award(&claims, &b, &mut of_b);
         assert_eq!((lost[0].owner.clone(), lost.len()), (a.clone(), 1));
         assert_eq!(of_b, sets(&b, &["10.0.0.2:80"]));
 
         // The owner goes: b inherits.
         assert_eq!(claims.stake(&a, Some(&aged(0)), &[]), [b.clone()].into());
         let mut of_b = sets(&b, &["10.0.0.1:80", "10.0.0.2:80"]);
-        assert_eq!(claims.award(&b, &mut of_b), []);
+        assert_eq!(award(&claims, &b, &mut of_b), []);
         assert_eq!(of_b[0].frontends.len(), 2);
 
         claims.stake(&b, Some(&aged(20)), &[]);
@@ -282,7 +322,7 @@ mod tests {
                     prop_assert_eq!(claims.owner(frontend), owner.as_ref());
                 }
                 let mut awarded = sets(name, &addrs);
-                let lost = claims.award(name, &mut awarded);
+                let lost = award(&claims, name, &mut awarded);
                 prop_assert!(lost.iter().all(|lost| after.contains(&(lost.frontend, Some(lost.owner.clone())))));
                 prop_assert_eq!(awarded[0].frontends.len() + lost.len(), addrs.len());
             }

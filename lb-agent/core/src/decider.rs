@@ -89,12 +89,12 @@ impl Decider {
                 unmatched.insert(name.clone(), ports);
             }
             let service = self.cluster.service(&name);
-            self.dirty.append(&mut self.claims.stake(&name, service, &served.sets));
+            self.dirty.append(&mut self.claims.stake(&name, service, &served.local));
             services.insert(name, served);
         }
         let mut lost = BTreeMap::new();
         for (name, served) in &mut services {
-            let others = self.claims.award(name, &mut served.sets);
+            let others = self.claims.award(name, served);
             if !others.is_empty() {
                 lost.insert(name.clone(), others);
             }

@@ -47,14 +47,14 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// A transport protocol of a port. The datapath serves the first two: no hook sees an SCTP socket.
+/// A transport protocol of a port.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Protocol {
     /// TCP.
     Tcp,
     /// UDP.
     Udp,
-    /// SCTP: only what else follows from its ports counts.
+    /// SCTP: for packets only, no hook sees its sockets.
     Sctp,
 }
 
@@ -68,12 +68,12 @@ impl Protocol {
         }
     }
 
-    /// Whether the datapath serves it.
-    pub const fn is_served(self) -> bool {
+    /// Whether its sockets can be served.
+    pub const fn has_sockets(self) -> bool {
         matches!(self, Self::Tcp | Self::Udp)
     }
 
-    /// The inverse of [`Protocol::number`], of those that are served: no other is in the maps.
+    /// The inverse of [`Protocol::number`], of those whose sockets are served: no other is in the maps.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             6 => Some(Self::Tcp),

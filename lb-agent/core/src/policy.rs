@@ -4,7 +4,9 @@
 //! in the comments are those of `docs/kube-proxy.md`.
 
 mod endpoints;
+mod outside;
 mod serve;
+mod sets;
 mod unmatched;
 
 use std::{
@@ -13,6 +15,7 @@ use std::{
 };
 
 pub use self::{
+    outside::{Answer, FrontendKind, OutsideFrontend, OutsidePort, Route, Sender, TrafficPolicy},
     serve::serve,
     unmatched::{Unmatched, unmatched},
 };
@@ -37,13 +40,14 @@ pub struct BackendSet {
     pub sources: Vec<Cidr>,
 }
 
-/// What a connection to a set without backends gets.
+/// What a connection, or a packet, to a set without endpoints gets.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Empty {
-    /// ECONNREFUSED: there are none anywhere (F1).
+    /// ECONNREFUSED: there are none anywhere (F1). A packet is rejected.
     #[default]
     Refuse,
-    /// EHOSTUNREACH: there are some, but the traffic policy allows none of them here (F2).
+    /// EHOSTUNREACH: there are some, but the traffic policy allows none of them here (F2). A packet is
+    /// dropped.
     Unreachable,
 }
 
@@ -65,8 +69,12 @@ impl BackendSet {
 /// What is to be done for a Service.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Served {
-    /// Its backend sets. No two of a port and family mean the same, and no frontend is in two.
-    pub sets: Vec<BackendSet>,
+    /// What the sockets of this node get. No two sets of a port and family mean the same, and no
+    /// frontend is in two. Of every protocol: who serves sockets leaves out those that it cannot.
+    pub local: Vec<BackendSet>,
+    /// What packets get that no socket's translation has changed: those from elsewhere. One for each
+    /// port and family, by the same choice of endpoints.
+    pub outside: Vec<OutsidePort>,
     /// Its cluster IPs, if it has a port: at any other port of theirs, nobody is there (E12).
     pub cluster_ips: Vec<IpAddr>,
     /// What its health check node port is to say.
@@ -122,7 +130,7 @@ pub fn serves(cluster: &Cluster, port: &PortRef, addr: SocketAddr) -> bool {
             ports.any(|p| p.name == port.port && p.protocol == port.protocol)
                 && service.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_ipv4())
         });
-    is_there && endpoints::find(cluster, port, addr).is_some_and(|known| known.serves())
+    is_there && endpoints::find(cluster, port, addr).is_some_and(|candidate| candidate.serves())
 }
 
 /// Whether a slice names this endpoint of the port, in whatever condition.
@@ -184,7 +192,7 @@ mod tests {
 
     fn backends(cluster: &Cluster) -> Vec<Vec<String>> {
         serve(cluster, &name())
-            .sets
+            .local
             .into_iter()
             .map(|set| set.backends.iter().map(ToString::to_string).collect())
             .collect()

@@ -190,7 +190,7 @@ impl<S: Store> SocketEngine<S> {
         let mut waiting = BTreeSet::new();
         for (name, served) in wanted {
             let promised = self.promised(name, claims);
-            match self.write_one(name, &served.sets, &promised, report, show) {
+            match self.write_one(name, &served.local, &promised, report, show) {
                 Ok(()) => {
                     report.failed.remove(name);
                 }
@@ -200,7 +200,7 @@ impl<S: Store> SocketEngine<S> {
             }
             // Also if it failed: what stands there from before may be all of it.
             let all = served
-                .sets
+                .local
                 .iter()
                 .flat_map(|set| &set.frontends)
                 .all(|frontend| self.tables.service(&frontend.into()).is_some());
@@ -431,7 +431,7 @@ impl<S: Store> Engine for SocketEngine<S> {
             self.lacks_all = false;
         }
         let services = wanted.services.iter();
-        self.pending.extend(services.map(|(name, served)| (name.clone(), Arc::clone(served))));
+        self.pending.extend(services.map(|(name, served)| (name.clone(), for_sockets(served))));
         if let Some(NodeAddresses { of, loopback_net }) = &wanted.addresses {
             let net = loopback_net.then_some((LOOPBACK_NET, NodeAddr::OwnLoopback));
             let all = of.iter().map(|(ip, node)| (Addr::from(*ip), *node)).chain(net);
@@ -454,6 +454,17 @@ impl<S: Store> Engine for SocketEngine<S> {
         let beside = report.addresses.into_iter().chain(unrepaired).map(|error| error.to_string());
         Outcome { ops: report.ops, failed: failed.collect(), beside: beside.collect() }
     }
+}
+
+/// Without the ports whose sockets nobody sees.
+fn for_sockets(served: &Arc<Served>) -> Arc<Served> {
+    let can = |set: &BackendSet| set.port.protocol.has_sockets();
+    if served.local.iter().all(can) {
+        return Arc::clone(served);
+    }
+    let mut served = Served::clone(served);
+    served.local.retain(can);
+    Arc::new(served)
 }
 
 /// What the maps say of a node's address.

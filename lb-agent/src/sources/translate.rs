@@ -140,7 +140,7 @@ fn service_ports(spec: &ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Service
     for (i, port) in spec.ports.iter().flatten().enumerate() {
         match service_port(port) {
             Ok(mut port) => {
-                if !port.protocol.is_served() {
+                if !port.protocol.has_sockets() {
                     let what = format!("{} is not served: no hook sees its sockets", port.protocol);
                     let remedy = "the other ports are served: leave this one to kube-proxy, or use \
                                   TCP or UDP";

@@ -35,7 +35,7 @@ fn endpoints(lab: &Lab, name: &str, ports: &[(&str, Protocol)]) -> Vec<String> {
 }
 
 fn backends(lab: &Lab, name: &str) -> Vec<String> {
-    let sets = lab.served(name).sets;
+    let sets = lab.served(name).local;
     let line = |set: &policy::BackendSet| {
         let all: Vec<_> = set.backends.iter().map(ToString::to_string).collect();
         format!("{}: {}", set.port.port, all.join(" "))
@@ -390,7 +390,7 @@ fn test_update_endpoints_map() {
         for of in ["ns1/ep1", "ns2/ep2", "ns3/ep3", "ns4/ep4"] {
             let served = lab.served(of);
             let short = &of[4..];
-            for set in served.sets.iter().filter(|set| !set.backends.is_empty()) {
+            for set in served.local.iter().filter(|set| !set.backends.is_empty()) {
                 let all: Vec<_> = set.backends.iter().map(ToString::to_string).collect();
                 sets.push(format!("{short}:{} {}", set.port.port, all.join(" ")));
             }
@@ -419,7 +419,7 @@ fn kept() {
         "10.0.0.6 other unready",
     ];
     let lab = Lab::new(&(service("ns/a", spec, "") + &slice("ns/a", 1, "u=53/UDP t=53", &all)));
-    let sets = lab.served("ns/a").sets;
+    let sets = lab.served("ns/a").local;
     let line = |set: &policy::BackendSet| {
         let octets = |all: &[std::net::SocketAddr]| {
             all.iter()

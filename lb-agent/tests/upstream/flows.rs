@@ -2,7 +2,7 @@
 
 use lb_core::model::{NodePortAddresses, Protocol, Settings};
 
-use super::lab::{Lab, NODE, NODE_ALT, POD, node, service, slice};
+use super::lab::{Lab, NODE, NODE_ALT, POD, STRANGER, node, service, slice};
 
 const PORT: &str = "ports: [{name: p80, port: 80, protocol: TCP, nodePort: 3001}]";
 
@@ -10,7 +10,11 @@ const PORT: &str = "ports: [{name: p80, port: 80, protocol: TCP, nodePort: 3001}
 fn test_no_endpoints_reject() {
     let spec =
         format!("type: LoadBalancer, clusterIP: 172.30.0.41, externalIPs: [192.168.99.11], {PORT}");
-    Lab::new(&service("ns1/svc1", &spec, "{ip: 1.2.3.4}")).tcp(&[
+    let lab = Lab::new(&service("ns1/svc1", &spec, "{ip: 1.2.3.4}"));
+    for to in ["192.168.99.11:80", "192.168.0.2:3001", "1.2.3.4:80"] {
+        lab.packets(&[("external with no endpoints", STRANGER, to, "REJECT", false)]);
+    }
+    lab.tcp(&[
         ("pod to cluster IP with no endpoints", POD, "172.30.0.41:80", "REJECT"),
         ("pod to external IP with no endpoints", POD, "192.168.99.11:80", "REJECT"),
         ("pod to NodePort with no endpoints", POD, "192.168.0.2:3001", "REJECT"),
@@ -72,6 +76,10 @@ fn test_cluster_ip_general() {
     ] {
         assert_eq!(lab.flow(client, Protocol::Udp, to), wanted, "{name}");
     }
+    // No hook sees a socket of SCTP.
+    let wanted = Some(("10.180.0.1:53, 10.180.2.1:53".to_owned(), false));
+    let name = "clusterIP with TCP, UDP, and SCTP on same port (SCTP)";
+    assert_eq!(lab.packet(client, Protocol::Sctp, "172.30.0.42:53"), wanted, "{name}");
 }
 
 #[test]
@@ -83,7 +91,13 @@ fn test_load_balancer() {
     let svc = service("ns1/svc1", &spec, "{ip: 1.2.3.4}, {ip: 5.6.7.8}");
     let slice = slice("ns1/svc1", 1, "p80=80", &["10.180.0.1 test-node"]);
     let ep = "10.180.0.1:80";
-    Lab::new(&(svc + &slice)).tcp(&[
+    let lab = Lab::new(&(svc + &slice));
+    lab.packets(&[
+        ("external to nodePort", STRANGER, "192.168.0.2:3001", ep, true),
+        ("accepted external to LB1", STRANGER, "1.2.3.4:80", ep, true),
+        ("blocked external to LB2", "203.0.113.130", "5.6.7.8:80", "DROP", false),
+    ]);
+    lab.tcp(&[
         ("pod to cluster IP", POD, "172.30.0.41:80", ep),
         ("nodePort bypasses LoadBalancerSourceRanges", "203.0.113.130", "192.168.0.2:3001", ep),
         ("accepted external to LB1", "203.0.113.2", "1.2.3.4:80", ep),

@@ -7,12 +7,14 @@ use std::{
 
 use lb_agent::sources::dir::Files;
 use lb_core::{
-    model::{Change, Cluster, Frontend, NodeAddr, ObjectRef, Protocol, Scope, Settings},
-    policy::{self, BackendSet, Empty, Served},
+    model::{Change, Cidr, Cluster, Frontend, NodeAddr, ObjectRef, Protocol, Scope, Settings},
+    policy::{self, Answer, BackendSet, Empty, FrontendKind, Sender, Served},
 };
 
 pub(crate) const POD: &str = "10.0.0.2";
 pub(crate) const NODE: &str = "192.168.0.2";
+/// Elsewhere.
+pub(crate) const STRANGER: &str = "203.0.113.2";
 pub(crate) const NODE_ALT: &str = "192.168.1.2";
 
 pub(crate) struct Lab {
@@ -61,7 +63,7 @@ impl Lab {
 
     fn sets(&self) -> Vec<BackendSet> {
         let names: Vec<_> = self.cluster.service_names().cloned().collect();
-        names.iter().flat_map(|name| policy::serve(&self.cluster, name).sets).collect()
+        names.iter().flat_map(|name| policy::serve(&self.cluster, name).local).collect()
     }
 
     /// What a connection from `client` gets: backends, REJECT, DROP, or nothing if it is left alone.
@@ -105,10 +107,72 @@ impl Lab {
         }
     }
 
-    /// TCP connections: name, client, destination, what it gets.
+    /// What a packet gets: endpoints, REJECT or DROP, and whether its source is replaced; none if no
+    /// frontend is there.
+    pub(crate) fn packet(
+        &self,
+        from: &str,
+        protocol: Protocol,
+        to: &str,
+    ) -> Option<(String, bool)> {
+        let to: SocketAddr = to.parse().unwrap();
+        let from: IpAddr = from.parse().unwrap();
+        let nodes = self.cluster.node_addresses();
+        let pods = ["10.0.0.0/8", "fd00:10::/32"].map(|range| range.parse::<Cidr>().unwrap());
+        let sender = if nodes.get(&from) == Some(&NodeAddr::Own) {
+            Sender::Node
+        } else if pods.iter().any(|range| range.contains(from)) {
+            Sender::Pod
+        } else {
+            Sender::Stranger
+        };
+        let served = self.cluster.service_names().map(|name| policy::serve(&self.cluster, name));
+        let ports: Vec<_> = served.flat_map(|served| served.outside).collect();
+        let all = || ports.iter().flat_map(|port| port.frontends.iter().map(move |of| (port, of)));
+        let at = |addr, scope| {
+            let frontend = Frontend { addr, protocol, scope };
+            let mut of = all().filter(|(_, of)| of.frontend == frontend);
+            let found = of.next();
+            assert!(of.next().is_none(), "{frontend} is there twice");
+            found
+        };
+        let unspecified = if to.is_ipv4() { "0.0.0.0" } else { "::" };
+        let any = SocketAddr::new(unspecified.parse().unwrap(), to.port());
+        let is_own = nodes.get(&to.ip()) == Some(&NodeAddr::Own);
+        let found = at(to, Scope::Any).or_else(|| at(any, Scope::OwnNode).filter(|_| is_own));
+        let (port, frontend) = found?;
+        assert_eq!((port.ipv4, port.port.protocol), (to.is_ipv4(), protocol));
+        let has_ranges = frontend.kind == FrontendKind::LoadBalancer && !port.sources.is_empty();
+        if has_ranges && !port.sources.iter().any(|range| range.contains(from)) {
+            return Some(("DROP".to_owned(), false));
+        }
+        let route = frontend.route(sender);
+        Some(match port.answer(route.policy) {
+            Answer::Reject => ("REJECT".to_owned(), false),
+            Answer::Drop => ("DROP".to_owned(), false),
+            Answer::Forward(endpoints) => {
+                let all: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+                (all.join(", "), route.masquerade)
+            }
+        })
+    }
+
+    /// TCP connections of sockets: name, client, destination, what it gets. The same packet of a
+    /// sender whose socket nobody sees must get the same.
     pub(crate) fn tcp(&self, flows: &[(&str, &str, &str, &str)]) {
         for (name, client, to, wanted) in flows {
             assert_eq!(self.flow(client, Protocol::Tcp, to), *wanted, "{name}");
+            if let Some((found, _)) = self.packet(client, Protocol::Tcp, to) {
+                assert_eq!(found, *wanted, "{name}, a packet");
+            }
+        }
+    }
+
+    /// TCP packets: name, sender, destination, what it gets, and whether it is masqueraded.
+    pub(crate) fn packets(&self, flows: &[(&str, &str, &str, &str, bool)]) {
+        for (name, from, to, wanted, masquerade) in flows {
+            let found = self.packet(from, Protocol::Tcp, to);
+            assert_eq!(found, Some(((*wanted).to_owned(), *masquerade)), "{name}");
         }
     }
 }

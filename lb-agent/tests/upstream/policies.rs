@@ -2,11 +2,12 @@
 
 use lb_core::policy::{HealthCheck, NoLocal, PerFamily};
 
-use super::lab::{Lab, NODE, POD, service, slice};
+use super::lab::{Lab, NODE, POD, STRANGER, service, slice};
 
 const PORT: &str = "ports: [{name: p80, port: 80, protocol: TCP, nodePort: 3001}]";
 
-/// E3: a pod sees both endpoints, whatever the policy for those outside.
+/// E3: a pod sees both endpoints, whatever the policy for those outside; a stranger the local one only
+/// with Local, and then as itself.
 #[test]
 fn test_external_traffic_policy() {
     for policy in ["Local, healthCheckNodePort: 30000", "Cluster"] {
@@ -18,7 +19,17 @@ fn test_external_traffic_policy() {
         let slice =
             slice("ns1/svc1", 1, "p80=80", &["10.180.0.1 other-node", "10.180.2.1 test-node"]);
         let both = "10.180.0.1:80, 10.180.2.1:80";
-        Lab::new(&(svc + &slice)).tcp(&[
+        let lab = Lab::new(&(svc + &slice));
+        let is_local = policy != "Cluster";
+        let wanted = if is_local { "10.180.2.1:80" } else { both };
+        for (name, to) in [
+            ("external to external IP", "192.168.99.11:80"),
+            ("external to LB IP", "1.2.3.4:80"),
+            ("external to NodePort", "192.168.0.2:3001"),
+        ] {
+            lab.packets(&[(name, STRANGER, to, wanted, !is_local)]);
+        }
+        lab.tcp(&[
             ("pod to cluster IP hits both endpoints", POD, "172.30.0.41:80", both),
             ("pod to external IP hits both endpoints", POD, "192.168.99.11:80", both),
             ("pod to LB IP hits both endpoints", POD, "1.2.3.4:80", both),
@@ -64,7 +75,7 @@ fn test_internal_traffic_policy() {
     }
 }
 
-/// D12. "external to LB" of the upstream table is what only packets from outside see.
+/// D12.
 #[test]
 fn test_terminating_endpoints_traffic_policy() {
     let local = [
@@ -78,6 +89,7 @@ fn test_terminating_endpoints_traffic_policy() {
                 "10.0.1.5 node-1",
             ][..],
             "10.0.1.1:80, 10.0.1.2:80, 10.0.1.5:80",
+            "10.0.1.1:80, 10.0.1.2:80",
         ),
         (
             "only terminating endpoints exist",
@@ -88,11 +100,18 @@ fn test_terminating_endpoints_traffic_policy() {
                 "10.0.1.5 node-1",
             ],
             "10.0.1.5:80",
+            "10.0.1.2:80, 10.0.1.3:80",
         ),
-        ("terminating endpoints on remote node", &["10.0.1.5 node-1 draining"], "10.0.1.5:80"),
+        (
+            "terminating endpoints on remote node",
+            &["10.0.1.5 node-1 draining"],
+            "10.0.1.5:80",
+            "DROP",
+        ),
         (
             "no usable endpoints on any node",
             &["10.0.1.5 test-node dead", "10.0.1.5 node-1 dead"],
+            "REJECT",
             "REJECT",
         ),
     ];
@@ -125,19 +144,23 @@ fn test_terminating_endpoints_traffic_policy() {
             "REJECT",
         ),
     ];
+    let cluster = cluster.map(|(name, endpoints, wanted)| (name, endpoints, wanted, wanted));
     for (policy, cases) in [("Local", local), ("Cluster", cluster)] {
         let spec = format!(
             "type: LoadBalancer, clusterIP: 172.30.1.1, externalTrafficPolicy: {policy}, \
              ports: [{{port: 80}}], healthCheckNodePort: 30000"
         );
-        for (name, endpoints, wanted) in cases {
+        for (name, endpoints, wanted, to_strangers) in cases {
             let mut lab = Lab::new(&service("ns1/svc1", &spec, "{ip: 1.2.3.4}"));
             lab.apply("slice.yaml", &slice("ns1/svc1", 1, "=80", endpoints));
+            let masquerade = policy == "Cluster" && to_strangers.contains(':');
+            lab.packets(&[(name, STRANGER, "1.2.3.4:80", to_strangers, masquerade)]);
             lab.tcp(&[(name, POD, "172.30.1.1:80", wanted), (name, POD, "1.2.3.4:80", wanted)]);
             lab.apply("slice.yaml", "");
             lab.tcp(&[
                 ("pod to clusterIP after endpoints deleted", POD, "172.30.1.1:80", "REJECT"),
                 ("pod to LB after endpoints deleted", POD, "1.2.3.4:80", "REJECT"),
+                ("external to LB after endpoints deleted", STRANGER, "1.2.3.4:80", "REJECT"),
             ]);
         }
     }
@@ -184,9 +207,9 @@ fn terminating_endpoints_of_another_node() {
     }
 }
 
-/// The rows of E' that begin on this node: 18 of 27 flows; the others come from outside. With another
-/// detector of local traffic or masqueradeAll, kube-proxy's flows from sockets differ only in what a
-/// socket has no part in, or (pods without a detector) in being taken for strangers.
+/// Table E': sockets of this node, and packets of all three kinds of senders, with whose source is
+/// replaced. A socket is never masqueraded. Upstream does the same with other detectors of local traffic
+/// and with masqueradeAll.
 #[test]
 fn test_internal_external_masquerade() {
     let spec = |n: u8, rest: &str| {
@@ -211,19 +234,29 @@ fn test_internal_external_masquerade() {
         .concat(),
     );
     let [all1, all2, all3] = [1, 2, 3].map(|n| format!("10.180.0.{n}:80, 10.180.1.{n}:80"));
-    for (who, client) in [("pod", POD), ("node", NODE)] {
-        for (to, addr, wanted) in [
-            ("ClusterIP", "172.30.0.41:80", &*all1),
-            ("NodePort", "192.168.0.2:3001", &all1),
-            ("LB", "1.2.3.4:80", &all1),
-            ("ClusterIP with eTP:Local", "172.30.0.42:80", &all2),
-            // The upstream table asks port 3001 here, for the node: a slip.
-            ("NodePort with eTP:Local", "192.168.0.2:3002", &all2),
-            ("LB with eTP:Local", "5.6.7.8:80", &all2),
-            ("ClusterIP with iTP:Local", "172.30.0.43:80", "10.180.0.3:80"),
-            ("NodePort with iTP:Local", "192.168.0.2:3003", &all3),
-            ("LB with iTP:Local", "9.10.11.12:80", &all3),
-        ] {
+    let (local2, local3) = ("10.180.0.2:80", "10.180.0.3:80");
+    let (masq, kept) = (true, false);
+    // What a socket of a pod or of the node gets; what a packet from elsewhere gets; whether the source
+    // is replaced of packets of a pod, of the node, and from elsewhere.
+    for (to, addr, wanted, to_strangers, masquerade) in [
+        ("ClusterIP", "172.30.0.41:80", &*all1, &*all1, [kept, masq, masq]),
+        ("NodePort", "192.168.0.2:3001", &all1, &all1, [masq; 3]),
+        ("LB", "1.2.3.4:80", &all1, &all1, [masq; 3]),
+        ("ClusterIP with eTP:Local", "172.30.0.42:80", &all2, &all2, [kept, masq, masq]),
+        // The upstream table asks port 3001 here, for the node: a slip.
+        ("NodePort with eTP:Local", "192.168.0.2:3002", &all2, local2, [kept, masq, kept]),
+        ("LB with eTP:Local", "5.6.7.8:80", &all2, local2, [kept, masq, kept]),
+        ("ClusterIP with iTP:Local", "172.30.0.43:80", local3, local3, [kept, masq, masq]),
+        ("NodePort with iTP:Local", "192.168.0.2:3003", &all3, &all3, [masq; 3]),
+        ("LB with iTP:Local", "9.10.11.12:80", &all3, &all3, [masq; 3]),
+    ] {
+        let [of_pod, of_node, of_stranger] = masquerade;
+        lab.packets(&[
+            (&format!("pod to {to}"), POD, addr, wanted, of_pod),
+            (&format!("node to {to}"), NODE, addr, wanted, of_node),
+            (&format!("external to {to}"), STRANGER, addr, to_strangers, of_stranger),
+        ]);
+        for (who, client) in [("pod", POD), ("node", NODE)] {
             lab.tcp(&[(&format!("{who} to {to}"), client, addr, wanted)]);
         }
     }

@@ -19,7 +19,7 @@ fn facts(lab: &Lab, name: &str, ipv4: bool) -> Vec<String> {
             if ranges.is_empty() { String::new() } else { format!(" from {}", ranges.join(",")) };
         Some(format!("{}: {}{from}{check}", set.port.port, frontends.join(" ")))
     };
-    served.sets.iter().filter_map(line).collect()
+    served.local.iter().filter_map(line).collect()
 }
 
 const PORTS: &str = "ports: [{name: testPort, port: 12345}]";
@@ -55,7 +55,7 @@ fn test_service_to_service_map() {
         "testPort: [2001:db8:85a3::8a2e:370:7334]:12345/tcp",
         // This node's own address is in the range (G3).
         "testPort: [2001:db8:85a3::8a2e:370:7335]:12345/tcp \
-         from 2001:db8::/32,2001:db8:85a3::8a2e:370:7335/128",
+         from 2001:db8::/32",
     ];
     let with = |ip: &str, external: &str, ranges: &str| {
         format!("{ip} externalIPs: [{external}], loadBalancerSourceRanges: [{ranges}], {PORTS}")
@@ -225,7 +225,7 @@ fn a_service_changes_its_type() {
     let mut step = |yaml: &str| {
         let touched = lab.apply("objects.yaml", yaml).len();
         let served = lab.served("ns1/svc1");
-        (touched, served.sets.len(), served.health_check.map(|check| check.port))
+        (touched, served.local.len(), served.health_check.map(|check| check.port))
     };
     assert_eq!(step(&headless), (0, 0, None), "headless services are ignored");
     assert_eq!(step(&external), (0, 0, None), "so are external names");
@@ -287,7 +287,7 @@ fn test_build_service_map_add_remove() {
     let mut lab = Lab::new("");
     assert_eq!(lab.apply("objects.yaml", &all.concat()).len(), 4);
     let names: Vec<_> = lab.cluster.service_names().map(ToString::to_string).collect();
-    assert_eq!(names.iter().map(|name| lab.served(name).sets.len()).sum::<usize>(), 8);
+    assert_eq!(names.iter().map(|name| lab.served(name).local.len()).sum::<usize>(), 8);
     let checks: Vec<_> = names
         .iter()
         .filter_map(|name| Some((&**name, lab.served(name).health_check?.port)))
@@ -376,7 +376,7 @@ fn families_are_told_apart() {
         );
         let lab = Lab::new(&service("ns/svc", &spec, "{ip: 9.9.9.9}, {ip: 'fd00:9::9'}"));
         for (ipv4, n) in [(true, n4), (false, n6)] {
-            let sets = lab.served("ns/svc").sets;
+            let sets = lab.served("ns/svc").local;
             let of = sets.iter().filter(|set| set.frontends[0].addr.is_ipv4() == ipv4);
             let of: Vec<_> = of.collect();
             let open: usize =
@@ -402,7 +402,7 @@ fn test_is_zero_cidr() {
              loadBalancerSourceRanges: ['{range}']"
         );
         let lab = Lab::new(&service("ns/svc", &spec, &format!("{{ip: '{vip}'}}")));
-        let sets = lab.served("ns/svc").sets;
+        let sets = lab.served("ns/svc").local;
         assert_eq!(sets.iter().all(|set| set.sources.is_empty()), open, "{name}");
     }
 }
@@ -419,8 +419,8 @@ fn a_family_that_is_disabled_is_left_out() {
     let families = Families { ipv4: true, ipv6: false };
     let lab = Lab::with(&yaml, Settings { families, ..Settings::default() });
     let served = lab.served("ns/svc");
-    assert!(served.sets.iter().flat_map(|s| &s.frontends).all(|f| f.addr.is_ipv4()));
-    assert_eq!(served.sets[0].frontends.len(), 4);
+    assert!(served.local.iter().flat_map(|s| &s.frontends).all(|f| f.addr.is_ipv4()));
+    assert_eq!(served.local[0].frontends.len(), 4);
     let local = served.health_check.unwrap().local;
     assert_eq!((local.ipv4, local.ipv6), (Some(0), None));
     assert!(lab.cluster.node_addresses().keys().all(std::net::IpAddr::is_ipv4));
@@ -442,7 +442,7 @@ fn external_ips_can_be_switched_off() {
         ..Service::default()
     };
     cluster.apply(Change::Service(name.clone(), Some(service)));
-    let sets = lb_core::policy::serve(&cluster, &name).sets;
+    let sets = lb_core::policy::serve(&cluster, &name).local;
     let frontends: Vec<_> =
         sets.iter().flat_map(|s| &s.frontends).map(ToString::to_string).collect();
     assert_eq!(frontends, ["10.0.0.1:80/tcp"]);

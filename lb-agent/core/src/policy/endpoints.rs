@@ -6,12 +6,12 @@ use crate::model::{Cluster, Endpoint, ObjectRef, PortRef, Protocol, SlicePort};
 
 /// An endpoint and the port it listens on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known<'a> {
+pub(super) struct Candidate<'a> {
     pub(super) addr: SocketAddr,
     pub(super) endpoint: &'a Endpoint,
 }
 
-impl Known<'_> {
+impl Candidate<'_> {
     /// Takes new connections; also on its way out (D13).
     pub(super) fn ready(&self) -> bool {
         self.endpoint.conditions.ready
@@ -41,20 +41,20 @@ pub(super) fn union<'a>(
     service: &'a ObjectRef,
     (name, protocol): (&str, Protocol),
     ipv4: bool,
-) -> Vec<Known<'a>> {
-    let mut union: Vec<Known<'a>> = Vec::new();
+) -> Vec<Candidate<'a>> {
+    let mut union: Vec<Candidate<'a>> = Vec::new();
     for slice in cluster.slices(service) {
         let ports = slice.ports.iter().filter(|p| p.protocol == protocol && *p.name == *name);
         for port in ports {
             let endpoints = slice.endpoints.iter().filter(|e| e.addr.is_ipv4() == ipv4);
-            union.extend(endpoints.map(|endpoint| Known {
+            union.extend(endpoints.map(|endpoint| Candidate {
                 addr: SocketAddr::new(endpoint.addr, port.number),
                 endpoint,
             }));
         }
     }
     // Stable: of several, the later one is the one of the later slice.
-    union.sort_by_key(|known| known.addr);
+    union.sort_by_key(|candidate| candidate.addr);
     union.dedup_by(|later, first| {
         let same = later.addr == first.addr;
         if same && !later.endpoint.conditions.terminating {
@@ -71,7 +71,7 @@ pub(super) fn find<'a>(
     cluster: &'a Cluster,
     port: &'a PortRef,
     addr: SocketAddr,
-) -> Option<Known<'a>> {
+) -> Option<Candidate<'a>> {
     let PortRef { service, port: name, protocol } = port;
     let ports = || {
         let all = cluster.slices(service).flat_map(|slice| &slice.ports);
@@ -90,7 +90,7 @@ pub(super) fn find<'a>(
     let endpoints = slices.flat_map(|slice| slice.endpoints.iter().filter(|e| e.addr == addr.ip()));
     let endpoint = endpoints
         .reduce(|first, later| if later.conditions.terminating { first } else { later })?;
-    Some(Known { addr, endpoint })
+    Some(Candidate { addr, endpoint })
 }
 
 /// What of a ServicePort decides which endpoints it uses.
@@ -133,24 +133,33 @@ pub(super) struct Categories {
 }
 
 /// kube-proxy's `CategorizeEndpoints`.
-pub(super) fn categorize(all: &[Known<'_>], policies: Policies, here: Place<'_>) -> Categories {
-    let chosen = |wanted: &dyn Fn(&Known<'_>) -> bool| -> Vec<SocketAddr> {
-        all.iter().filter(|known| wanted(known)).map(|known| known.addr).collect()
+pub(super) fn categorize(all: &[Candidate<'_>], policies: Policies, here: Place<'_>) -> Categories {
+    let chosen = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<SocketAddr> {
+        all.iter().filter(|candidate| wanted(candidate)).map(|candidate| candidate.addr).collect()
     };
-    let is_local = |known: &Known<'_>| !here.node.is_empty() && known.node() == Some(here.node);
-    let ready_else_draining = |wanted: &dyn Fn(&Known<'_>) -> bool| {
-        let ready = chosen(&|known| known.ready() && wanted(known));
-        if ready.is_empty() { chosen(&|known| known.draining() && wanted(known)) } else { ready }
+    let is_local =
+        |candidate: &Candidate<'_>| !here.node.is_empty() && candidate.node() == Some(here.node);
+    let ready_else_draining = |wanted: &dyn Fn(&Candidate<'_>) -> bool| {
+        let ready = chosen(&|candidate| candidate.ready() && wanted(candidate));
+        if ready.is_empty() {
+            chosen(&|candidate| candidate.draining() && wanted(candidate))
+        } else {
+            ready
+        }
     };
     let cluster = policies.use_cluster().then(|| match mode(all, here) {
-        Mode::SameNode => chosen(&|known| known.ready() && hinted_node(known, here)),
-        Mode::SameZone => chosen(&|known| known.ready() && hinted_zone(known, here)),
+        Mode::SameNode => chosen(&|candidate| candidate.ready() && hinted_node(candidate, here)),
+        Mode::SameZone => chosen(&|candidate| candidate.ready() && hinted_zone(candidate, here)),
         // Only here there may be no ready one, and then topology does not matter (D4).
         Mode::Any => ready_else_draining(&|_| true),
     });
     // Topology has no say in what is local (D6).
     let local = policies.use_local().then(|| ready_else_draining(&is_local));
-    Categories { any: all.iter().any(|k| k.ready() || k.draining()), cluster, local }
+    Categories {
+        any: all.iter().any(|candidate| candidate.ready() || candidate.draining()),
+        cluster,
+        local,
+    }
 }
 
 /// Which hints count (D8).
@@ -161,19 +170,19 @@ enum Mode {
     Any,
 }
 
-fn mode(all: &[Known<'_>], here: Place<'_>) -> Mode {
+fn mode(all: &[Candidate<'_>], here: Place<'_>) -> Mode {
     // A level counts if each ready endpoint has a hint, and one of them is for us.
     let (mut nodes, mut zones) = (true, true);
     let (mut node, mut zone) = (false, false);
-    for known in all.iter().filter(|known| known.ready()) {
-        let hints = known.endpoint.hints.as_deref();
+    for candidate in all.iter().filter(|candidate| candidate.ready()) {
+        let hints = candidate.endpoint.hints.as_deref();
         nodes &= hints.is_some_and(|hints| !hints.nodes.is_empty());
         zones &= hints.is_some_and(|hints| !hints.zones.is_empty());
         if !nodes && !zones {
             return Mode::Any;
         }
-        node = node || hinted_node(known, here);
-        zone = zone || hinted_zone(known, here);
+        node = node || hinted_node(candidate, here);
+        zone = zone || hinted_zone(candidate, here);
     }
     if nodes && node {
         Mode::SameNode
@@ -184,25 +193,25 @@ fn mode(all: &[Known<'_>], here: Place<'_>) -> Mode {
     }
 }
 
-fn hinted_node(known: &Known<'_>, here: Place<'_>) -> bool {
-    let hints = known.endpoint.hints.as_ref();
+fn hinted_node(candidate: &Candidate<'_>, here: Place<'_>) -> bool {
+    let hints = candidate.endpoint.hints.as_ref();
     hints.is_some_and(|hints| hints.nodes.iter().any(|node| **node == *here.node))
 }
 
-fn hinted_zone(known: &Known<'_>, here: Place<'_>) -> bool {
-    let hints = known.endpoint.hints.as_ref();
+fn hinted_zone(candidate: &Candidate<'_>, here: Place<'_>) -> bool {
+    let hints = candidate.endpoint.hints.as_ref();
     hints.is_some_and(|hints| hints.zones.iter().any(|zone| Some(&**zone) == here.zone))
 }
 
 /// The endpoints that each node's own share of the Service consists of (D6, seen from that node).
-pub(super) fn by_node<'a>(all: &[Known<'a>]) -> BTreeMap<&'a str, Vec<SocketAddr>> {
+pub(super) fn by_node<'a>(all: &[Candidate<'a>]) -> BTreeMap<&'a str, Vec<SocketAddr>> {
     let mut nodes: BTreeMap<&str, (Vec<SocketAddr>, Vec<SocketAddr>)> = BTreeMap::new();
-    for known in all {
-        let Some(node) = known.endpoint.node.as_deref() else { continue };
-        if known.ready() {
-            nodes.entry(node).or_default().0.push(known.addr);
-        } else if known.draining() {
-            nodes.entry(node).or_default().1.push(known.addr);
+    for candidate in all {
+        let Some(node) = candidate.endpoint.node.as_deref() else { continue };
+        if candidate.ready() {
+            nodes.entry(node).or_default().0.push(candidate.addr);
+        } else if candidate.draining() {
+            nodes.entry(node).or_default().1.push(candidate.addr);
         }
     }
     let share =

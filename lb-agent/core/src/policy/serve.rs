@@ -1,4 +1,5 @@
-//! From a Service to its backend sets.
+//! From a Service to all that is to be done for it: each of its ports, in each family, as sockets of
+//! this node and packets from elsewhere are to find it.
 
 use std::{
     collections::BTreeSet,
@@ -6,8 +7,10 @@ use std::{
 };
 
 use super::{
-    BackendSet, Empty, HealthCheck, NoLocal, PerFamily, Served,
-    endpoints::{Categories, Known, Place, Policies, by_node, categorize, union},
+    Empty, HealthCheck, NoLocal, PerFamily, Served,
+    endpoints::{Candidate, Categories, Place, Policies, categorize, union},
+    outside::{FrontendKind, OutsidePort},
+    sets::add_sets,
 };
 use crate::model::{
     Cidr, Cluster, Frontend, ObjectRef, PortRef, Protocol, Scope, Service, ServicePort,
@@ -20,11 +23,10 @@ pub fn serve(cluster: &Cluster, name: &ObjectRef) -> Served {
     for port in &service.ports {
         // Without a cluster IP of the family, none of the Service's addresses is served (A5).
         for ip in cluster_ips(cluster, service) {
-            let view = View::new(cluster, name, service, port, ip);
+            let view = PortView::new(cluster, name, service, port, ip);
             view.count(served.no_local.of(ip.is_ipv4()));
-            if port.protocol.is_served() {
-                view.sets(&mut served.sets);
-            }
+            add_sets(&view, &mut served.local);
+            served.outside.push(OutsidePort::of(&view));
         }
     }
     if service.ports.is_empty() {
@@ -60,18 +62,19 @@ fn local_ready(cluster: &Cluster, name: &ObjectRef, ipv4: bool) -> usize {
     local.map(|known| known.addr.ip()).collect::<BTreeSet<_>>().len()
 }
 
-/// One port of a Service in one family.
-struct View<'a> {
-    cluster: &'a Cluster,
+/// One port of a Service in one family, and its endpoints as this node sees them.
+pub(super) struct PortView<'a> {
+    pub(super) cluster: &'a Cluster,
+    pub(super) service: &'a Service,
     name: &'a ObjectRef,
-    service: &'a Service,
     port: &'a ServicePort,
     cluster_ip: IpAddr,
-    endpoints: Vec<Known<'a>>,
+    /// All of them, in whatever condition; sorted.
+    pub(super) endpoints: Vec<Candidate<'a>>,
     categories: Categories,
 }
 
-impl<'a> View<'a> {
+impl<'a> PortView<'a> {
     fn new(
         cluster: &'a Cluster,
         name: &'a ObjectRef,
@@ -91,7 +94,7 @@ impl<'a> View<'a> {
         };
         let here = Place { node: &cluster.settings().node_name, zone: cluster.zone() };
         let categories = categorize(&endpoints, policies, here);
-        Self { cluster, name, service, port, cluster_ip, endpoints, categories }
+        Self { cluster, service, name, port, cluster_ip, endpoints, categories }
     }
 
     /// Counts the port if a Local policy leaves it without endpoints here while there are some (F2).
@@ -103,44 +106,80 @@ impl<'a> View<'a> {
         }
     }
 
-    fn sets(&self, sets: &mut Vec<BackendSet>) {
-        let mut draft = Draft { view: self, first: sets.len(), sets };
-        let Categories { cluster, local, .. } = &self.categories;
-        let cluster = cluster.as_deref().unwrap_or_default();
-        let internal = if self.service.internal_local {
-            local.as_deref().unwrap_or_default()
-        } else {
-            cluster
-        };
-        draft.add(self.frontend(self.cluster_ip), internal, Vec::new());
-
-        // To a socket of this node, `externalTrafficPolicy: Local` means Cluster (E3, E4).
-        let Service { load_balancer_ips, external_ips, .. } = self.service;
-        for ip in self.of_family(load_balancer_ips) {
-            draft.add(self.frontend(ip), cluster, self.sources());
-        }
-        if self.cluster.settings().external_ips {
-            for ip in self.of_family(external_ips) {
-                draft.add(self.frontend(ip), cluster, Vec::new());
-            }
-        }
-        if let Some(port) = self.port.node_port {
-            draft.node_port(port.get(), cluster);
-        }
+    pub(super) fn port_ref(&self) -> PortRef {
+        let Self { name, port, .. } = self;
+        PortRef { service: (*name).clone(), port: port.name.clone(), protocol: port.protocol }
     }
 
-    fn frontend(&self, ip: IpAddr) -> Frontend {
-        Frontend::new(SocketAddr::new(ip, self.port.number), self.port.protocol)
+    pub(super) const fn is_ipv4(&self) -> bool {
+        self.cluster_ip.is_ipv4()
+    }
+
+    /// The endpoints that the policy Cluster chooses; none if nothing uses it.
+    pub(super) fn cluster_endpoints(&self) -> &[SocketAddr] {
+        self.categories.cluster.as_deref().unwrap_or_default()
+    }
+
+    /// The endpoints that the policy Local chooses; none if nothing uses it.
+    pub(super) fn local_endpoints(&self) -> &[SocketAddr] {
+        self.categories.local.as_deref().unwrap_or_default()
+    }
+
+    /// What a set of endpoints is to do while it has none (F1, F2).
+    pub(super) const fn empty(&self) -> Empty {
+        if self.categories.any { Empty::Unreachable } else { Empty::Refuse }
+    }
+
+    /// What leads to the port on this node. The first to ask for a frontend has it: an address may be
+    /// named in more than one field.
+    pub(super) fn frontends(&self) -> Vec<(Frontend, FrontendKind)> {
+        let Service { load_balancer_ips, external_ips, .. } = self.service;
+        let protocol = self.port.protocol;
+        let at = |ip| Frontend::new(SocketAddr::new(ip, self.port.number), protocol);
+        let external_ips =
+            if self.cluster.settings().external_ips { &external_ips[..] } else { &[] };
+        let mut all = vec![(at(self.cluster_ip), FrontendKind::ClusterIp)];
+        let mut add = |frontend: Frontend, kind| {
+            if !all.iter().any(|(other, _)| *other == frontend) {
+                all.push((frontend, kind));
+            }
+        };
+        for ip in self.of_family(load_balancer_ips) {
+            add(at(ip), FrontendKind::LoadBalancer);
+        }
+        for ip in self.of_family(external_ips) {
+            add(at(ip), FrontendKind::ExternalIp);
+        }
+        if let Some(frontend) = self.node_port(self.unspecified(), Scope::OwnNode) {
+            add(frontend, FrontendKind::NodePort);
+        }
+        all
+    }
+
+    /// The port's node port at an address, if it has one.
+    pub(super) fn node_port(&self, ip: IpAddr, scope: Scope) -> Option<Frontend> {
+        let addr = SocketAddr::new(ip, self.port.node_port?.get());
+        Some(Frontend { addr, protocol: self.port.protocol, scope })
+    }
+
+    /// The unspecified address of the family.
+    pub(super) const fn unspecified(&self) -> IpAddr {
+        if self.is_ipv4() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        }
     }
 
     fn of_family(&self, ips: &'a [IpAddr]) -> impl Iterator<Item = IpAddr> + use<'a> {
-        let ipv4 = self.cluster_ip.is_ipv4();
+        let ipv4 = self.is_ipv4();
         ips.iter().copied().filter(move |ip| ip.is_ipv4() == ipv4)
     }
 
-    /// Who may connect to a load balancer's addresses (G1-G4); empty: anybody.
-    fn sources(&self) -> Vec<Cidr> {
-        let ipv4 = self.cluster_ip.is_ipv4();
+    /// Who may connect to a load balancer's addresses (G1-G4), as ranges of which none is part of
+    /// another, sorted; empty: anybody.
+    pub(super) fn sources(&self) -> Vec<Cidr> {
+        let ipv4 = self.is_ipv4();
         let ranges = self.service.source_ranges.iter().copied();
         let mut ranges: Vec<Cidr> = ranges.filter(|range| range.addr.is_ipv4() == ipv4).collect();
         if ranges.iter().any(|range| range.prefix == 0) {
@@ -151,106 +190,20 @@ impl<'a> View<'a> {
         if primary.is_some_and(|primary| ranges.iter().any(|range| range.contains(primary))) {
             ranges.extend(self.of_family(&self.service.load_balancer_ips).map(Cidr::host));
         }
+        // The widest of those that begin at one address comes first.
         ranges.sort_unstable();
-        ranges.dedup();
+        ranges.dedup_by(|later, first| first.contains(later.addr));
         ranges
     }
 
-    /// UDP only: where flows that are there already may stay (L2).
-    fn kept(&self, backends: &[SocketAddr]) -> Vec<SocketAddr> {
+    /// UDP only: the endpoints that serve, and to which flows that are there already may stay (L2).
+    /// `chosen` says which get new ones.
+    pub(super) fn kept(&self, chosen: impl Fn(&SocketAddr) -> bool) -> Vec<SocketAddr> {
         if self.port.protocol != Protocol::Udp {
             return Vec::new();
         }
-        let others = self.endpoints.iter().filter(|known| known.serves()).map(|known| known.addr);
-        others.filter(|addr| backends.binary_search(addr).is_err()).collect()
-    }
-}
-
-/// The sets of a [`View`]. What means the same is one set.
-struct Draft<'a> {
-    view: &'a View<'a>,
-    sets: &'a mut Vec<BackendSet>,
-    /// Where the view's own begin.
-    first: usize,
-}
-
-impl Draft<'_> {
-    /// The first to ask for a frontend has it: an address may be named in more than one field.
-    fn add(&mut self, frontend: Frontend, backends: &[SocketAddr], sources: Vec<Cidr>) {
-        let mine = &mut self.sets[self.first..];
-        if mine.iter().any(|set| set.frontends.contains(&frontend)) {
-            return;
-        }
-        match mine.iter_mut().find(|set| set.backends == backends && set.sources == sources) {
-            Some(set) => {
-                let place = set.frontends.partition_point(|other| *other < frontend);
-                set.frontends.insert(place, frontend);
-            }
-            None => self.push(vec![frontend], backends.to_vec(), sources),
-        }
-    }
-
-    fn push(&mut self, frontends: Vec<Frontend>, backends: Vec<SocketAddr>, sources: Vec<Cidr>) {
-        let view = self.view;
-        let port = PortRef {
-            service: view.name.clone(),
-            port: view.port.name.clone(),
-            protocol: view.port.protocol,
-        };
-        let empty = if view.categories.any { Empty::Unreachable } else { Empty::Refuse };
-        self.sets.push(BackendSet {
-            kept: view.kept(&backends),
-            empty: if backends.is_empty() { empty } else { Empty::default() },
-            affinity: view.service.affinity,
-            sources,
-            ..BackendSet::new(port, frontends, backends)
-        });
-    }
-
-    fn node_port(&mut self, port: u16, cluster: &[SocketAddr]) {
-        let any = if self.view.cluster_ip.is_ipv4() {
-            IpAddr::from(Ipv4Addr::UNSPECIFIED)
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
-        let frontend = |ip, scope| {
-            let addr = SocketAddr::new(ip, port);
-            Frontend { addr, protocol: self.view.port.protocol, scope }
-        };
-        self.add(frontend(any, Scope::OwnNode), cluster, Vec::new());
-        if !self.view.service.external_local {
-            self.add(frontend(any, Scope::OtherNodes), cluster, Vec::new());
-            return;
-        }
-        // Another node would serve us as one that comes from outside: by its own endpoints (E5).
-        self.add(frontend(any, Scope::OtherNodes), &[], Vec::new());
-        let Self { view, .. } = *self;
-        let common = self.sets.len();
-        let mut taken = BTreeSet::new();
-        for (node, backends) in by_node(&view.endpoints) {
-            if view.cluster.is_own_node(node) {
-                continue;
-            }
-            let ipv4 = view.cluster_ip.is_ipv4();
-            let addresses = view.cluster.nodeport_addresses_of(node);
-            // Two nodes with one address: it is the first one's.
-            let mut frontends: Vec<Frontend> = addresses
-                .filter(|ip| ip.is_ipv4() == ipv4 && taken.insert(*ip))
-                .map(|ip| frontend(ip, Scope::Node))
-                .collect();
-            if frontends.is_empty() {
-                continue;
-            }
-            frontends.sort_unstable();
-            let mut mine = self.sets[self.first..common].iter_mut();
-            match mine.find(|set| set.backends == backends && set.sources.is_empty()) {
-                Some(set) => {
-                    set.frontends.append(&mut frontends);
-                    set.frontends.sort_unstable();
-                }
-                None => self.push(frontends, backends, Vec::new()),
-            }
-        }
+        let serving = self.endpoints.iter().filter(|candidate| candidate.serves());
+        serving.map(|candidate| candidate.addr).filter(|addr| !chosen(addr)).collect()
     }
 }
 
@@ -289,7 +242,7 @@ mod tests {
         for (node, here) in [("self", 1), ("other", 0)] {
             cluster.apply(Change::Slice(name.clone(), Some(slice(node))));
             let served = serve(&cluster, &name);
-            assert_eq!(served.sets, []);
+            assert!(served.local.iter().all(|set| set.port.protocol == Protocol::Sctp));
             let local = served.health_check.map(|check| (check.port, check.local.ipv4));
             assert_eq!(local, Some((32000, Some(here))), "{node}");
             let NoLocal { internal, external } = served.no_local.ipv4;
@@ -312,7 +265,7 @@ mod tests {
         let mut cluster = Cluster::new(settings);
         cluster.apply(Change::Service(name.clone(), Some(service)));
         let sources = |cluster: &Cluster| -> Vec<BTreeMap<String, Vec<String>>> {
-            let sets = serve(cluster, &name).sets.into_iter();
+            let sets = serve(cluster, &name).local.into_iter();
             sets.map(|set| {
                 let sources: Vec<_> = set.sources.iter().map(ToString::to_string).collect();
                 set.frontends.iter().map(|it| (it.to_string(), sources.clone())).collect()

@@ -41,11 +41,11 @@ type Case<'a> = (&'a str, &'a str, &'a [&'a str], [&'a str; 3]);
 
 fn check((name, facts, endpoints, wanted): &Case<'_>) {
     let all: Vec<Endpoint> = endpoints.iter().map(|text| endpoint(text)).collect();
-    let mut known: Vec<Known<'_>> = all
+    let mut candidate: Vec<Candidate<'_>> = all
         .iter()
-        .map(|endpoint| Known { addr: SocketAddr::new(endpoint.addr, 80), endpoint })
+        .map(|endpoint| Candidate { addr: SocketAddr::new(endpoint.addr, 80), endpoint })
         .collect();
-    known.sort_by_key(|known| known.addr);
+    candidate.sort_by_key(|candidate| candidate.addr);
     let has = |fact: &str| facts.split_whitespace().any(|word| word == fact);
     let value = |key: &str| facts.split_whitespace().find_map(|word| word.strip_prefix(key));
     let policies = Policies {
@@ -54,7 +54,7 @@ fn check((name, facts, endpoints, wanted): &Case<'_>) {
         externally_accessible: has("np"),
     };
     let here = Place { node: value("node=").unwrap_or(HERE), zone: value("zone=") };
-    let found = categorize(&known, policies, here);
+    let found = categorize(&candidate, policies, here);
     let octets = |addrs: Option<&Vec<SocketAddr>>| {
         let last = |addr: &SocketAddr| addr.ip().to_string().rsplit('.').next().unwrap().to_owned();
         addrs.map_or(IGNORED.to_owned(), |all| all.iter().map(last).collect::<Vec<_>>().join(" "))
@@ -306,8 +306,9 @@ fn each_node_has_its_own_share() {
     for (endpoint, node) in all.iter_mut().zip(["a", "a", "b", "c"]) {
         endpoint.node = Some(node.into());
     }
-    let known =
-        all.each_ref().map(|endpoint| Known { addr: SocketAddr::new(endpoint.addr, 80), endpoint });
-    let shares: Vec<_> = by_node(&known).into_iter().collect();
-    assert_eq!(shares, [("a", vec![known[0].addr]), ("b", vec![known[2].addr])]);
+    let candidate = all
+        .each_ref()
+        .map(|endpoint| Candidate { addr: SocketAddr::new(endpoint.addr, 80), endpoint });
+    let shares: Vec<_> = by_node(&candidate).into_iter().collect();
+    assert_eq!(shares, [("a", vec![candidate[0].addr]), ("b", vec![candidate[2].addr])]);
 }
