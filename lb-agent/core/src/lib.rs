@@ -26,6 +26,8 @@ pub mod addresses;
 
 pub mod plan;
 
+pub mod packets;
+
 pub mod decider;
 pub mod engine;
 pub mod sockets;

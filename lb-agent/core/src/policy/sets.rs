@@ -8,7 +8,7 @@ use crate::model::{Cidr, Frontend, Scope};
 
 /// Adds the sets of a port to those of other ports.
 pub(super) fn add_sets(view: &PortView<'_>, sets: &mut Vec<BackendSet>) {
-    let mut sets = Sets { view, first: sets.len(), sets };
+    let mut sets = Sets { view, first: sets.len(), all: sets };
     let cluster = view.cluster_endpoints();
     for (frontend, kind) in view.frontends() {
         let (backends, sources) = match kind {
@@ -35,14 +35,14 @@ pub(super) fn add_sets(view: &PortView<'_>, sets: &mut Vec<BackendSet>) {
 /// The sets of one port among those of others.
 struct Sets<'a> {
     view: &'a PortView<'a>,
-    sets: &'a mut Vec<BackendSet>,
+    all: &'a mut Vec<BackendSet>,
     /// Where the port's own begin.
     first: usize,
 }
 
 impl Sets<'_> {
     fn add(&mut self, frontend: Frontend, backends: &[SocketAddr], sources: Vec<Cidr>) {
-        let mut mine = self.sets[self.first..].iter_mut();
+        let mut mine = self.all[self.first..].iter_mut();
         match mine.find(|set| set.backends == backends && set.sources == sources) {
             Some(set) => {
                 let place = set.frontends.partition_point(|other| *other < frontend);
@@ -54,7 +54,7 @@ impl Sets<'_> {
 
     fn push(&mut self, frontends: Vec<Frontend>, backends: Vec<SocketAddr>, sources: Vec<Cidr>) {
         let view = self.view;
-        self.sets.push(BackendSet {
+        self.all.push(BackendSet {
             kept: view.kept(|addr| backends.binary_search(addr).is_ok()),
             empty: if backends.is_empty() { view.empty() } else { Empty::default() },
             affinity: view.service.affinity,
@@ -68,7 +68,7 @@ impl Sets<'_> {
     fn add_nodes(&mut self, at_others: Frontend) {
         self.add(at_others, &[], Vec::new());
         let view = self.view;
-        let common = self.sets.len();
+        let common = self.all.len();
         let mut taken = BTreeSet::new();
         for (node, backends) in by_node(&view.endpoints) {
             if view.cluster.is_own_node(node) {
@@ -84,7 +84,7 @@ impl Sets<'_> {
                 continue;
             }
             frontends.sort_unstable();
-            let mut mine = self.sets[self.first..common].iter_mut();
+            let mut mine = self.all[self.first..common].iter_mut();
             match mine.find(|set| set.backends == backends && set.sources.is_empty()) {
                 Some(set) => {
                     set.frontends.append(&mut frontends);

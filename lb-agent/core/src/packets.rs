@@ -1,0 +1,10 @@
+//! The engine for packets: what a table of the kernel's packet filter is to say, as data. Who writes
+//! it there is another's [`Table`].
+//!
+//! The table has no rule, chain or number for a Service. Fixed rules look a packet up by the frontend
+//! that it is sent to: is its sender admitted, how many endpoints are there, which one is the one that
+//! was drawn?
+
+mod element;
+
+pub use self::element::{Choice, Edit, Element, Table, TableError};

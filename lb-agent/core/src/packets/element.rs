@@ -1,0 +1,171 @@
+//! What stands in the table, element by element, and who puts it there.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use crate::{
+    model::{Cidr, Frontend},
+    policy::TrafficPolicy,
+};
+
+/// One element of a set or a map in the table. Its key is all that stands before the `value`, `addr` of
+/// [`Element::Choice`] and [`Element::Endpoint`]; the others are keys without a value.
+///
+/// A [`Frontend`] with the scope [`Any`](crate::model::Scope::Any) is looked up by address, protocol
+/// and port; one with [`OwnNode`](crate::model::Scope::OwnNode), a node port, by protocol and port of
+/// its family, at the addresses that are [`Element::Node`]. Of the two, the former goes first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Element {
+    /// What a packet to the frontend gets.
+    ///
+    /// With [`TrafficPolicy::Cluster`] it is what everybody gets, unless there is one with
+    /// [`TrafficPolicy::Local`] too: then it is what senders of this node get, and the other one is
+    /// what strangers get (E3). Who gets the former is masqueraded, save pods of this node where there
+    /// are both; who gets the latter is not, save at a cluster IP (E').
+    Choice {
+        /// For whom.
+        policy: TrafficPolicy,
+        /// The frontend.
+        frontend: Frontend,
+        /// What they get.
+        value: Choice,
+    },
+    /// An endpoint to choose. Slots are dense: with `n` endpoints, those of 0 to `n` - 1.
+    Endpoint {
+        /// For whom, as [`Element::Choice`].
+        policy: TrafficPolicy,
+        /// The frontend.
+        frontend: Frontend,
+        /// The number that is drawn.
+        slot: u16,
+        /// The endpoint.
+        addr: SocketAddr,
+    },
+    /// The frontend is for the senders of its [`Element::Range`]s alone; asked before anything else.
+    Restricted(Frontend),
+    /// Some of those senders. No range of a frontend is part of another one.
+    Range {
+        /// The frontend.
+        frontend: Frontend,
+        /// The range, of the frontend's family.
+        range: Cidr,
+    },
+    /// A packet from this address that was translated to this address is masqueraded: an endpoint that
+    /// reached itself (E8).
+    Hairpin(IpAddr),
+    /// An address of this node at which node ports are served (I).
+    Node(IpAddr),
+}
+
+/// What a packet to a frontend gets.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Choice {
+    /// One of the endpoints in this many slots: the least power of two that is not less than their
+    /// number, so that it changes seldom. A slot that is drawn and empty is drawn again.
+    Slots(u32),
+    /// A reset, or an ICMP error: there are no endpoints anywhere (F1).
+    Reject,
+    /// Nothing: there are some, but none here (F2).
+    Drop,
+}
+
+impl Choice {
+    /// Of a number of endpoints, more than none.
+    pub const fn of(endpoints: u16) -> Self {
+        // Of more than 32768 it is 65536.
+        Self::Slots((endpoints as u32).next_power_of_two())
+    }
+}
+
+/// One change to the table. A value that changes is deleted and added, side by side.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Edit {
+    /// It was not there.
+    Add(Element),
+    /// It was there just like that.
+    Delete(Element),
+}
+
+impl Edit {
+    /// What undoes it.
+    #[must_use]
+    pub const fn inverse(self) -> Self {
+        match self {
+            Self::Add(element) => Self::Delete(element),
+            Self::Delete(element) => Self::Add(element),
+        }
+    }
+
+    /// What is added or deleted.
+    pub const fn element(&self) -> &Element {
+        match self {
+            Self::Add(element) | Self::Delete(element) => element,
+        }
+    }
+}
+
+/// The table in the kernel, or one in memory.
+pub trait Table {
+    /// Carries out a transaction: all of it, in this order, or on error nothing.
+    fn write(&mut self, edits: &[Edit]) -> Result<(), TableError>;
+
+    /// Makes sure that there is such a table, with its rules; then `take` gets all elements that it
+    /// has, in any order.
+    fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError>;
+}
+
+/// Why the table is not as it should be. Each names a remedy.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum TableError {
+    /// This transaction was not taken. Others may be: a set is full, say.
+    #[error("{0}")]
+    Refused(String),
+    /// None will be taken: rights are missing, the kernel has no such tables, memory is short.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+const fn whom(policy: TrafficPolicy) -> &'static str {
+    match policy {
+        TrafficPolicy::Cluster => "cluster",
+        TrafficPolicy::Local => "local",
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slots(slots) => write!(f, "slots {slots}"),
+            Self::Reject => f.write_str("reject"),
+            Self::Drop => f.write_str("drop"),
+        }
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Choice { policy, frontend, value } => {
+                write!(f, "choice {} {frontend} {value}", whom(*policy))
+            }
+            Self::Endpoint { policy, frontend, slot, addr } => {
+                write!(f, "endpoint {} {frontend} {slot} {addr}", whom(*policy))
+            }
+            Self::Restricted(frontend) => write!(f, "restricted {frontend}"),
+            Self::Range { frontend, range } => write!(f, "range {frontend} {range}"),
+            Self::Hairpin(ip) => write!(f, "hairpin {ip}"),
+            Self::Node(ip) => write!(f, "node {ip}"),
+        }
+    }
+}
+
+impl fmt::Display for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add(element) => write!(f, "add {element}"),
+            Self::Delete(element) => write!(f, "delete {element}"),
+        }
+    }
+}
