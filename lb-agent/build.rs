@@ -51,6 +51,8 @@ fn environment() {
         // The object is the same wherever it is built: it names sources in its line information.
         ("CARGO_UNSTABLE_TRIM_PATHS", "true"),
         ("CARGO_PROFILE_RELEASE_TRIM_PATHS", "all"),
+        // Many small units: functions are not inlined then, and the verifier refuses the programs.
+        ("CARGO_INCREMENTAL", "0"),
         // Of user space; lb-ebpf's own profile says what is good for it.
         ("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only"),
         ("CARGO_PROFILE_RELEASE_STRIP", "none"),
