@@ -4,6 +4,7 @@
 //! is kept under `docs/bench`, with what somebody needs to judge the figures.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead as _, BufReader},
     path::Path,
@@ -20,11 +21,19 @@ use tools::{
     setup::{self, Scope},
 };
 
+use crate::baseline::Baseline;
+
 /// Measure, and keep the reports under docs/bench. Wants a machine that does nothing else.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to measure [default: all].
     names: Vec<Name>,
+    /// With `hook`: the programs of another commit too, in the same rounds.
+    #[arg(long, value_name = "REV")]
+    baseline: Vec<String>,
+    /// With `hook`: how often each variant is measured [default: 200].
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,10 +63,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let programs = executables(&mut build)?;
     let program = programs.iter().find(|program| program.kind == "bench");
     let program = &program.context("cargo built no benchmarks")?.path;
-    require_root()?;
     let names = if args.names.is_empty() { Name::value_variants() } else { &args.names };
+    let mut with_hook = Vec::new();
+    if let Some(rounds) = args.rounds {
+        with_hook.push(format!("--rounds={rounds}").into());
+    }
+    for revision in &args.baseline {
+        let Baseline { commit, agent } = Baseline::build(revision)?;
+        let mut argument = OsString::from(format!("--baseline={commit}="));
+        argument.push(agent);
+        with_hook.push(argument);
+    }
+    require_root()?;
     for name in names {
-        let report = circumstances() + "\n" + &report(program, name.text())?;
+        let arguments = if matches!(name, Name::Hook) { &*with_hook } else { &[] };
+        let report = circumstances() + "\n" + &report(program, name.text(), arguments)?;
         let file = format!("docs/bench/{}.txt", name.text());
         let path = workspace().join(&file);
         fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
@@ -68,9 +88,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// What the program says, shown as it comes.
-fn report(program: &Path, name: &str) -> Result<String> {
+fn report(program: &Path, name: &str, arguments: &[OsString]) -> Result<String> {
     let mut bench = Command::new(program);
-    bench.arg(name).current_dir(workspace());
+    bench.arg(name).args(arguments).current_dir(workspace());
     let mut bench = as_root(bench);
     let line = announce(&bench);
     let mut child = bench.stdout(Stdio::piped()).spawn().with_context(|| format!("`{line}`"))?;

@@ -3,6 +3,7 @@
 //! What builds and runs socklb is here. What tests it is the testbed, the crate `lab`, which is
 //! compiled when one of its tasks is called, and not before.
 
+mod baseline;
 mod bench;
 mod build;
 mod demo;

@@ -23,6 +23,8 @@ pub(crate) const TARGET: u16 = 8080;
 /// How large the cluster is.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
+    /// Number of its first Service.
+    pub(crate) first: u32,
     pub(crate) services: u32,
     /// Of each Service, in each family.
     pub(crate) endpoints: u32,
@@ -44,9 +46,10 @@ impl Shape {
             std::iter::once(v4)
                 .chain(self.dual_stack.then(|| self.slice(i, false, self.endpoints, 0)))
         };
+        let numbers = || self.first..self.first + self.services;
         Cluster {
-            services: (0..self.services).map(|i| self.service(i)).collect(),
-            slices: (0..self.services).flat_map(slices).collect(),
+            services: numbers().map(|i| self.service(i)).collect(),
+            slices: numbers().flat_map(slices).collect(),
         }
     }
 
@@ -121,6 +124,13 @@ impl Shape {
 }
 
 impl Cluster {
+    /// This one and another, with other numbers.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.services.extend(other.services);
+        self.slices.extend(other.slices);
+        self
+    }
+
     /// What a source says of these objects after a list.
     pub(crate) fn listed(&self) -> [Change; 3] {
         let services = self.services.iter().filter_map(|object| {

@@ -1,8 +1,9 @@
 //! Where the measurements take place: a mount namespace with its own bpffs, a network namespace with
-//! no way out, and child cgroups. All of it goes away with the process.
+//! no way out, another one with no way to anywhere, and child cgroups. All of it goes away with the
+//! process.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{self, Command},
 };
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_agent::mounts;
 use nix::{
     mount::{MsFlags, mount, umount},
-    sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
     unistd::Pid,
 };
 use tempfile::TempDir;
@@ -22,6 +23,8 @@ pub(crate) struct Lab {
     cgroup: PathBuf,
     /// The cgroup this process came from.
     home: PathBuf,
+    network: File,
+    void: File,
 }
 
 impl Lab {
@@ -43,9 +46,23 @@ impl Lab {
         ip(&["link", "set", "lo", "up"])?;
         ip(&["route", "add", "local", "10.0.0.0/8", "dev", "lo"])?;
         ip(&["-6", "route", "add", "local", "fd00::/8", "dev", "lo"])?;
+        let namespace = || File::open("/proc/thread-self/ns/net");
+        let network = namespace()?;
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let void = namespace()?;
+        setns(&network, CloneFlags::CLONE_NEWNET)?;
         let cgroup = root.join(format!("socklb-bench-{}", process::id()));
         fs::create_dir(&cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
-        Ok(Self { dir, cgroup, home })
+        Ok(Self { dir, cgroup, home, network, void })
+    }
+
+    /// Does something in a network namespace in which there is no way to anywhere: a connect() runs the
+    /// programs, and then fails.
+    pub(crate) fn in_the_void<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        setns(&self.void, CloneFlags::CLONE_NEWNET)?;
+        let result = act();
+        setns(&self.network, CloneFlags::CLONE_NEWNET)?;
+        result
     }
 
     /// A directory for files.

@@ -4,30 +4,29 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
-use k8s_openapi::Resource;
 use lb_agent::{
     maps::{Access, Pinned},
     pins::Pins,
 };
 use lb_common::abi::{BACKENDS, NAMES, SERVICES};
-use serde_json::{Value, json};
 
-use crate::{cluster::Shape, lab::Lab, samples::verdict};
+use crate::{
+    agent::{self, Agent, SERVICES_PER_FILE},
+    cluster::Shape,
+    lab::Lab,
+    samples::verdict,
+};
 
-const SERVICES_PER_FILE: usize = 100;
 const ENDPOINTS: u32 = 10;
 /// Aim, in MB of 10^6 bytes.
 const AIM: f64 = 64.0;
-/// How long the agent may take until the maps are complete.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Then, until it has come to rest: retired blocks, buffers.
+/// How long the agent has, once the maps are complete, to come to rest: retired blocks, buffers.
 const REST: Duration = Duration::from_secs(3);
 
 pub(crate) fn run() -> Result<()> {
@@ -56,9 +55,10 @@ fn measure(lab: &Lab, services: u32) -> Result<Footprint> {
     let name = services.to_string();
     let (files, bpffs) = (lab.dir().join(&name), lab.bpffs(&name)?);
     fs::create_dir(&files)?;
-    let shape = Shape { services, endpoints: ENDPOINTS, dual_stack: false, protocol: "TCP" };
+    let shape =
+        Shape { first: 0, services, endpoints: ENDPOINTS, dual_stack: false, protocol: "TCP" };
     write(&shape, 0, &files)?;
-    let mut agent = Agent::start(&files, &bpffs, &lab.cgroup(&name)?)?;
+    let mut agent = Agent::start(agent::OURS.as_ref(), &files, &bpffs, &lab.cgroup(&name)?)?;
     let pins = Pins::new(&bpffs);
     agent.until(|| Ok(frontends(&pins)? == Some(services as usize)))?;
     sleep(REST);
@@ -79,49 +79,6 @@ fn measure(lab: &Lab, services: u32) -> Result<Footprint> {
     fs::remove_dir_all(&files)?;
     fs::remove_dir_all(&bpffs)?;
     Ok(Footprint { fields, churned, maps })
-}
-
-/// The agent as a process; killed when dropped.
-struct Agent(Child);
-
-impl Agent {
-    fn start(files: &Path, bpffs: &Path, cgroup: &Path) -> Result<Self> {
-        let mut source = std::ffi::OsString::from("dir:");
-        source.push(files);
-        let mut agent = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
-        agent.arg("--source").arg(source).arg("--bpffs").arg(bpffs).arg("--cgroup").arg(cgroup);
-        agent.args(["--node-name", "bench"]).args(["--log", "warn"]).stdin(Stdio::null());
-        Ok(Self(agent.spawn().context("cannot start lb-agent")?))
-    }
-
-    fn until(&mut self, done: impl Fn() -> Result<bool>) -> Result<()> {
-        let start = Instant::now();
-        while !done()? {
-            if let Some(status) = self.0.try_wait()? {
-                bail!("lb-agent ended: {status}");
-            }
-            if start.elapsed() > PATIENCE {
-                bail!("lb-agent is not ready after {} s", PATIENCE.as_secs());
-            }
-            sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
-    /// A field of `/proc/PID/status`, in MB.
-    fn status(&self, field: &str) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no such field")?;
-        Ok(kib.parse::<f64>()? * 1024.0 / 1e6)
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
 }
 
 /// How many frontends there are; none before the maps are made.
@@ -147,36 +104,14 @@ fn size(pins: &Pins, name: &'static str) -> Result<(&'static str, u32, f64)> {
     Ok((name, entries, bytes.trim().parse::<f64>()? / 1e6))
 }
 
-/// Multi-document files, each with a hundred Services and their slices.
+/// The cluster of an edition, as files.
 fn write(shape: &Shape, edition: u32, dir: &Path) -> Result<()> {
     let mut cluster = shape.cluster();
     if edition != 0 {
         let slices = (0..shape.services).map(|i| shape.slice(i, true, ENDPOINTS, edition));
         cluster.slices = slices.collect();
     }
-    let pairs =
-        cluster.services.chunks(SERVICES_PER_FILE).zip(cluster.slices.chunks(SERVICES_PER_FILE));
-    for (n, (services, slices)) in pairs.enumerate() {
-        let mut text = String::new();
-        for (service, slice) in services.iter().zip(slices) {
-            text.push_str(&document(service)?);
-            text.push_str(&document(slice)?);
-        }
-        // As an editor saves: the new file takes the place of the old one at once.
-        let fresh = dir.join(format!(".{n:04}"));
-        fs::write(&fresh, text)?;
-        fs::rename(fresh, dir.join(format!("{n:04}.yaml")))?;
-    }
-    Ok(())
-}
-
-fn document<T: Resource + serde::Serialize>(object: &T) -> Result<String> {
-    let mut value = serde_json::to_value(object)?;
-    if let Value::Object(fields) = &mut value {
-        fields.insert("apiVersion".to_owned(), json!(T::API_VERSION));
-        fields.insert("kind".to_owned(), json!(T::KIND));
-    }
-    Ok(format!("---\n{}", serde_saphyr::to_string(&value)?))
+    agent::write(&cluster, dir)
 }
 
 fn report(measured: &[(u32, Footprint)]) {

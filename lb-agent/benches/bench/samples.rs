@@ -20,6 +20,14 @@ impl Samples {
         self.quantile(0.5)
     }
 
+    /// Half of the interval in which the true median is in 95 of 100 cases: the notch of a box plot
+    /// (McGill, Tukey, Larsen, 1978).
+    #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+    pub(crate) fn uncertainty(&self) -> f64 {
+        let quartiles = self.quantile(0.75) - self.quantile(0.25);
+        1.57 * quartiles / (self.0.len() as f64).sqrt()
+    }
+
     /// The value below which this part of all values lies; not a number if there are none.
     #[expect(
         clippy::cast_possible_truncation,

@@ -62,7 +62,8 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn measure(lab: &Lab, services: u32, sizes: Sizes) -> Result<Figures> {
-    let shape = Shape { services, endpoints: ENDPOINTS, dual_stack: false, protocol: "TCP" };
+    let shape =
+        Shape { first: 0, services, endpoints: ENDPOINTS, dual_stack: false, protocol: "TCP" };
     let cluster = shape.cluster();
     let steps = [FIRST, ONE, MANY, RECLAIM, RESTART, TEARDOWN];
     let mut figures =

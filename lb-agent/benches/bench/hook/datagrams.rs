@@ -10,7 +10,7 @@ use anyhow::Result;
 use nix::time::ClockId;
 
 use super::{
-    ROUNDS, SERVICES,
+    SERVICES,
     stage::{Program, Stage},
 };
 use crate::{
@@ -67,7 +67,7 @@ enum What {
 }
 
 /// Measures and reports; the process is in one of the cgroups afterwards.
-pub(super) fn run(stages: &[Stage]) -> Result<()> {
+pub(super) fn run(stages: &[Stage], rounds: usize) -> Result<()> {
     let nothing = &stages[0];
     // Whom a backend would hear from.
     move_to(&nothing.cgroup)?;
@@ -79,24 +79,21 @@ pub(super) fn run(stages: &[Stage]) -> Result<()> {
     let clients: Vec<UdpSocket> =
         From::ALL.iter().map(|from| UdpSocket::bind(from.address())).collect::<Result<_, _>>()?;
     let mut rows = Vec::new();
-    let measured = |stage: &&(usize, &Stage)| {
-        matches!(stage.1.program, Program::None) || stage.1.services == SERVICES
-    };
-    let numbered: Vec<_> = stages.iter().enumerate().collect();
-    for (index, stage) in numbered.iter().filter(measured) {
-        if stage.program == Program::Floor {
+    for (index, stage) in stages.iter().enumerate() {
+        let has_all = matches!(stage.program, Program::Agent { services: SERVICES, .. });
+        if !has_all && stage.program != Program::None {
             continue;
         }
         move_to(&stage.cgroup)?;
         for (from, client) in From::ALL.iter().zip(&clients) {
             let server = UdpSocket::bind(("10.64.1.1", 0))?;
             let what = What::Receive { client: client.try_clone()?, server };
-            rows.push(Row { stage: *index, name: from.name(), what, ns: Samples::default() });
+            rows.push(Row { stage: index, name: from.name(), what, ns: Samples::default() });
         }
         let name = "bind and first sendto a Service";
-        rows.push(Row { stage: *index, name, what: What::First, ns: Samples::default() });
+        rows.push(Row { stage: index, name, what: What::First, ns: Samples::default() });
     }
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let len = rows.len();
         for turn in 0..len {
             let row = &mut rows[(round + turn) % len];
