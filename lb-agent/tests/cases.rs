@@ -36,9 +36,11 @@ use lb_common::abi::Backend;
 use lb_core::{
     decider::Decider,
     dump,
+    engine::Engine as _,
     memory::Memory,
     model::{Change, ObjectRef, Settings},
     op::Op,
+    packets::{self, MemoryTable, PacketEngine},
     pipeline::{Pipeline, Report, View},
     policy::Served,
     sockets::{Choices, UnknownPorts},
@@ -249,22 +251,42 @@ impl Random {
     }
 }
 
-/// What packets from elsewhere get.
+/// What packets from elsewhere get: decided, and in a table in memory.
 struct Outside {
     decider: Decider,
     served: BTreeMap<ObjectRef, Arc<Served>>,
+    engine: PacketEngine<MemoryTable>,
 }
 
 impl Outside {
     fn new(case: &Case) -> Self {
-        Self { decider: Decider::new(case.settings()), served: BTreeMap::new() }
+        let mut engine = PacketEngine::new(MemoryTable::default());
+        engine.adopt().unwrap();
+        Self { decider: Decider::new(case.settings()), served: BTreeMap::new(), engine }
     }
 
     fn change(&mut self, change: Change) {
         self.decider.change(change);
         if self.decider.is_complete() {
-            self.served.extend(self.decider.decide(false).wanted.services);
+            self.sync();
         }
+    }
+
+    /// Returns the number of edits.
+    fn sync(&mut self) -> usize {
+        let wanted = self.decider.decide(self.engine.lacks_all()).wanted;
+        self.engine.want(&wanted);
+        self.served.extend(wanted.services);
+        let outcome = self.engine.sync(self.decider.claims(), &mut |_| {});
+        assert!(outcome.failed.is_empty() && outcome.beside.is_empty(), "{outcome:?}");
+        outcome.ops
+    }
+
+    /// What the table says, which an agent that goes on from it leaves as it is.
+    fn table(&mut self) -> String {
+        self.engine.adopt().unwrap();
+        assert_eq!(self.sync(), 0, "an agent that adopts");
+        packets::dump::text(self.engine.mirror())
     }
 
     fn text(&self) -> String {
@@ -416,8 +438,10 @@ fn run_shuffled(case: &Case, seed: u64) -> Result<(), String> {
         for change in reference.step(listing) {
             plain.change(change);
         }
-        if outside.text() != plain.text() {
-            return Err(format!("outside:\n{}", diff(&plain.text(), &outside.text())));
+        for (plain, found) in [(plain.text(), outside.text()), (plain.table(), outside.table())] {
+            if found != plain {
+                return Err(format!("outside:\n{}", diff(&plain, &found)));
+            }
         }
         let report = pipeline.sync();
         reference.compare(pipeline.store(), &report)?;

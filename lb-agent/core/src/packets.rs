@@ -3,8 +3,22 @@
 //!
 //! The table has no rule, chain or number for a Service. Fixed rules look a packet up by the frontend
 //! that it is sent to: is its sender admitted, how many endpoints are there, which one is the one that
-//! was drawn?
+//! was drawn? Cluster IPs are left out: senders on this node have sockets, and strangers are not
+//! routed there.
 
+pub mod dump;
 mod element;
+mod engine;
+mod memory;
+mod mirror;
+mod plan;
 
-pub use self::element::{Choice, Edit, Element, Table, TableError};
+pub use self::{
+    element::{Choice, Edit, Element, Table, TableError},
+    engine::{PACKETS, PacketEngine},
+    memory::MemoryTable,
+    mirror::Mirror,
+};
+
+#[cfg(test)]
+mod tests;

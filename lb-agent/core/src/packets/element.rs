@@ -39,7 +39,7 @@ pub enum Element {
         /// The frontend.
         frontend: Frontend,
         /// The number that is drawn.
-        slot: u16,
+        slot: u32,
         /// The endpoint.
         addr: SocketAddr,
     },
@@ -73,9 +73,11 @@ pub enum Choice {
 
 impl Choice {
     /// Of a number of endpoints, more than none.
-    pub const fn of(endpoints: u16) -> Self {
-        // Of more than 32768 it is 65536.
-        Self::Slots((endpoints as u32).next_power_of_two())
+    pub const fn of(endpoints: u32) -> Self {
+        match endpoints.checked_next_power_of_two() {
+            Some(slots) => Self::Slots(slots),
+            None => Self::Slots(1 << 31),
+        }
     }
 }
 

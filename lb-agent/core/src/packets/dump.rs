@@ -1,0 +1,115 @@
+//! What the table says, for people: the same for the mirror and for what was read from the kernel.
+
+use std::{
+    fmt::{self, Write as _},
+    net::SocketAddr,
+};
+
+use super::{element::Choice, mirror::Mirror};
+use crate::{
+    model::{Cidr, Frontend},
+    policy::TrafficPolicy,
+};
+
+/// A frontend, with all that the table says of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// The frontend.
+    pub frontend: Frontend,
+    /// What everybody gets; senders of this node only, if there is `strangers`.
+    pub everybody: Fate,
+    /// What senders from elsewhere get.
+    pub strangers: Option<Fate>,
+    /// The senders that may; none: all.
+    pub sources: Option<Vec<Cidr>>,
+}
+
+/// What a packet gets.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Fate {
+    /// One of these endpoints, sorted.
+    Forward(Vec<SocketAddr>),
+    /// A reset, or an ICMP error.
+    Reject,
+    /// Nothing.
+    Drop,
+    /// It passes as it is, or not always: the elements are not what an engine writes.
+    Damaged,
+}
+
+impl Fate {
+    fn of(mirror: &Mirror, frontend: Frontend, policy: TrafficPolicy) -> Option<Self> {
+        let slots = mirror.endpoints(frontend, policy);
+        let number = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        let endpoints: Option<Vec<SocketAddr>> = slots.collect();
+        Some(match (mirror.choice(frontend, policy), endpoints) {
+            (None, Some(none)) if none.is_empty() => return None,
+            (Some(Choice::Reject), Some(none)) if none.is_empty() => Self::Reject,
+            (Some(Choice::Drop), Some(none)) if none.is_empty() => Self::Drop,
+            (Some(choice @ Choice::Slots(_)), Some(mut endpoints))
+                if number > 0 && choice == Choice::of(number) =>
+            {
+                endpoints.sort_unstable();
+                Self::Forward(endpoints)
+            }
+            _ => Self::Damaged,
+        })
+    }
+}
+
+/// The frontends, sorted.
+pub fn entries(mirror: &Mirror) -> impl Iterator<Item = Entry> {
+    mirror.frontends().into_iter().map(|frontend| Entry {
+        frontend,
+        everybody: Fate::of(mirror, frontend, TrafficPolicy::Cluster).unwrap_or(Fate::Damaged),
+        strangers: Fate::of(mirror, frontend, TrafficPolicy::Local),
+        sources: mirror.is_restricted(frontend).then(|| mirror.ranges(frontend).collect()),
+    })
+}
+
+/// A line for each frontend, `203.0.113.1:80/tcp sources=10.0.0.0/8 -> 10.0.0.1:8080`, or `-> reject`,
+/// or `-> drop`, behind that what senders of this node get if it is something else; then the addresses
+/// for node ports and those that may reach themselves.
+pub fn text(mirror: &Mirror) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    for entry in entries(mirror) {
+        let _ = writeln!(text, "{entry}");
+    }
+    for ip in mirror.nodes() {
+        let _ = writeln!(text, "node {ip}");
+    }
+    for ip in mirror.hairpins() {
+        let _ = writeln!(text, "hairpin {ip}");
+    }
+    text
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.frontend.fmt(f)?;
+        for (i, range) in self.sources.iter().flatten().enumerate() {
+            write!(f, "{}{range}", if i == 0 { " sources=" } else { "," })?;
+        }
+        match &self.strangers {
+            Some(strangers) if *strangers != self.everybody => {
+                write!(f, " ->{strangers}, from here{}", self.everybody)
+            }
+            _ => write!(f, " ->{}", self.everybody),
+        }
+    }
+}
+
+/// Begins with a space.
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward(endpoints) => {
+                endpoints.iter().try_for_each(|endpoint| write!(f, " {endpoint}"))
+            }
+            Self::Reject => f.write_str(" reject"),
+            Self::Drop => f.write_str(" drop"),
+            Self::Damaged => f.write_str(" damaged"),
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! The engine: what is wanted → edits → a [`Table`], frontend by frontend, in bounded transactions.
+//!
+//! A frontend is never split: each transaction leaves every frontend as it was or as it is to be. What
+//! fails stays wanted and is tried again; what worked stays.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{
+    element::{Edit, Element, Table, TableError},
+    mirror::Mirror,
+    plan::{Wanted as WantedFrontend, plan},
+};
+use crate::{
+    claims::Claims,
+    engine::{Engine, Outcome, Wanted},
+    model::{Frontend, NodeAddr, ObjectRef},
+    policy::{OutsidePort, Served},
+};
+
+/// What the engine is called.
+pub const PACKETS: &str = "packets";
+
+/// Beyond so many edits another transaction begins: the kernel holds its lock for the length of one.
+const EDITS: usize = 4096;
+
+/// The mirror of the table, and the table.
+#[derive(Debug)]
+pub struct PacketEngine<T> {
+    table: T,
+    mirror: Mirror,
+    /// What was wanted last.
+    shares: BTreeMap<ObjectRef, Share>,
+    /// What is wanted and not written yet, or again.
+    pending: BTreeMap<ObjectRef, Arc<Served>>,
+    /// Frontends that nobody wants any more.
+    released: BTreeSet<Frontend>,
+    /// How many Services have an endpoint at the address that may be on this node.
+    hairpins: HashMap<IpAddr, usize>,
+    /// Addresses to look at: of `hairpins`.
+    changed: BTreeSet<IpAddr>,
+    /// Where node ports are served.
+    nodes: BTreeSet<IpAddr>,
+    lacks_all: bool,
+}
+
+/// What a Service has of the table.
+#[derive(Debug, Default)]
+struct Share {
+    frontends: Box<[Frontend]>,
+    hairpins: Box<[IpAddr]>,
+}
+
+impl Share {
+    fn of(served: &Served) -> Self {
+        let mut frontends = Vec::new();
+        let mut hairpins = BTreeSet::new();
+        for port in &served.outside {
+            let before = frontends.len();
+            frontends.extend(wanted_frontends(port).map(|(frontend, _)| frontend));
+            if frontends.len() > before {
+                hairpins.extend(port.here.iter().map(SocketAddr::ip));
+            }
+        }
+        Self { frontends: frontends.into(), hairpins: hairpins.into_iter().collect() }
+    }
+}
+
+/// The frontends of a port that packets are to find, and what they are to find there.
+fn wanted_frontends(port: &OutsidePort) -> impl Iterator<Item = (Frontend, WantedFrontend<'_>)> {
+    port.frontends.iter().filter_map(|of| Some((of.frontend, WantedFrontend::of(port, of)?)))
+}
+
+/// What came of a part of a sync.
+#[derive(Default)]
+struct Written {
+    ops: usize,
+    failed: BTreeMap<ObjectRef, TableError>,
+    beside: Vec<TableError>,
+    /// Why nothing more was tried.
+    unusable: Option<TableError>,
+}
+
+/// A frontend to be written.
+struct Job<'a> {
+    /// The Service that wants it; none: nobody.
+    owner: Option<&'a ObjectRef>,
+    frontend: Frontend,
+    wanted: Option<WantedFrontend<'a>>,
+}
+
+impl<T: Table> PacketEngine<T> {
+    /// An engine that has not looked at the table yet: [`Engine::adopt`] does.
+    pub fn new(table: T) -> Self {
+        Self {
+            table,
+            mirror: Mirror::default(),
+            shares: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            released: BTreeSet::new(),
+            hairpins: HashMap::new(),
+            changed: BTreeSet::new(),
+            nodes: BTreeSet::new(),
+            lacks_all: true,
+        }
+    }
+
+    /// The mirror of the table.
+    pub const fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
+    /// The table.
+    pub const fn table(&self) -> &T {
+        &self.table
+    }
+
+    /// The table, to be tampered with.
+    pub const fn table_mut(&mut self) -> &mut T {
+        &mut self.table
+    }
+
+    /// Counts an address that may be on this node, for one Service more or less.
+    fn count(&mut self, share: &Share, more: bool) {
+        for ip in &share.hairpins {
+            let count = self.hairpins.entry(*ip).or_default();
+            *count = if more { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                self.hairpins.remove(ip);
+            }
+            self.changed.insert(*ip);
+        }
+    }
+
+    /// Carries jobs out, several in a transaction. If that fails, each has one of its own, so that only
+    /// what is wrong fails. Returns those that failed.
+    fn write<'a>(
+        &mut self,
+        jobs: impl Iterator<Item = Job<'a>>,
+        done: &mut Written,
+        show: &mut dyn FnMut(&dyn Display),
+    ) -> Vec<Job<'a>> {
+        let (mut batch, mut edits, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        for job in jobs {
+            let mut planned = plan(&self.mirror, job.frontend, job.wanted);
+            if planned.is_empty() {
+                continue;
+            }
+            if edits.len() + planned.len() > EDITS {
+                failed.append(&mut self.write_batch(&mut batch, &mut edits, done, show));
+            }
+            batch.push(job);
+            edits.append(&mut planned);
+        }
+        failed.append(&mut self.write_batch(&mut batch, &mut edits, done, show));
+        failed
+    }
+
+    fn write_batch<'a>(
+        &mut self,
+        batch: &mut Vec<Job<'a>>,
+        edits: &mut Vec<Edit>,
+        done: &mut Written,
+        show: &mut dyn FnMut(&dyn Display),
+    ) -> Vec<Job<'a>> {
+        let (batch, edits) = (std::mem::take(batch), std::mem::take(edits));
+        let mut failed = Vec::new();
+        match self.transact(&edits, done, show) {
+            Ok(()) => {}
+            Err(TableError::Refused(_)) if batch.len() > 1 => {
+                for job in batch {
+                    let edits = plan(&self.mirror, job.frontend, job.wanted);
+                    if let Err(error) = self.transact(&edits, done, show) {
+                        done.fail(job.owner, error);
+                        failed.push(job);
+                    }
+                }
+            }
+            Err(error) => {
+                for job in &batch {
+                    done.fail(job.owner, error.clone());
+                }
+                failed = batch;
+            }
+        }
+        failed
+    }
+
+    fn transact(
+        &mut self,
+        edits: &[Edit],
+        done: &mut Written,
+        show: &mut dyn FnMut(&dyn Display),
+    ) -> Result<(), TableError> {
+        if let Some(error) = &done.unusable {
+            return Err(error.clone());
+        }
+        if edits.is_empty() {
+            return Ok(());
+        }
+        for edit in edits {
+            show(edit);
+        }
+        let written = self.table.write(edits);
+        match &written {
+            Ok(()) => {
+                for edit in edits {
+                    self.mirror.apply(edit);
+                }
+                done.ops += edits.len();
+            }
+            Err(TableError::Refused(_)) => {}
+            Err(error @ TableError::Unusable(_)) => done.unusable = Some(error.clone()),
+        }
+        written
+    }
+
+    /// Writes the addresses that are to be there (`more`), or are to be there no more.
+    fn write_addresses(
+        &mut self,
+        more: bool,
+        done: &mut Written,
+        show: &mut dyn FnMut(&dyn Display),
+    ) {
+        for edits in self.addresses(more).chunks(EDITS) {
+            if let Err(error) = self.transact(edits, done, show) {
+                done.fail(None, error);
+            }
+        }
+    }
+
+    /// The edits of addresses that are to be there, or are to be there no more.
+    fn addresses(&self, more: bool) -> Vec<Edit> {
+        let wanted = |ip: &&IpAddr| self.hairpins.contains_key(ip) == more;
+        let is_there = |ip: &&IpAddr| self.mirror.hairpins().contains(ip) == more;
+        let hairpins = self.changed.iter().filter(wanted).filter(|ip| !is_there(ip));
+        let hairpins = hairpins.copied().map(Element::Hairpin);
+        let there = self.mirror.nodes();
+        let (a, b) = if more { (&self.nodes, there) } else { (there, &self.nodes) };
+        let nodes = a.difference(b).copied().map(Element::Node);
+        let edit = if more { Edit::Add } else { Edit::Delete };
+        hairpins.chain(nodes).map(edit).collect()
+    }
+}
+
+impl Written {
+    fn fail(&mut self, of: Option<&ObjectRef>, error: TableError) {
+        match of {
+            Some(name) => {
+                self.failed.entry(name.clone()).or_insert(error);
+            }
+            None if !self.beside.contains(&error) => self.beside.push(error),
+            None => {}
+        }
+    }
+}
+
+impl<T: Table> Engine for PacketEngine<T> {
+    fn name(&self) -> &'static str {
+        PACKETS
+    }
+
+    fn adopt(&mut self) -> Result<(), String> {
+        let mut mirror = Mirror::default();
+        let read = self.table.read(&mut |element| mirror.apply(&Edit::Add(element)));
+        read.map_err(|error| error.to_string())?;
+        self.mirror = mirror;
+        self.lacks_all = true;
+        Ok(())
+    }
+
+    fn lacks_all(&self) -> bool {
+        self.lacks_all
+    }
+
+    fn want(&mut self, wanted: &Wanted) {
+        if wanted.is_whole {
+            self.pending.clear();
+            self.shares.clear();
+            self.hairpins.clear();
+            // Also what the table has and nobody asks for any more.
+            self.released = self.mirror.frontends();
+            self.changed = self.mirror.hairpins().clone();
+            self.lacks_all = false;
+        }
+        for name in wanted.services.keys() {
+            if let Some(share) = self.shares.remove(name) {
+                self.count(&share, false);
+                self.released.extend(share.frontends);
+            }
+        }
+        for (name, served) in &wanted.services {
+            let share = Share::of(served);
+            self.count(&share, true);
+            // Whoever had it before: a frontend that changes hands is written once.
+            for frontend in &share.frontends {
+                self.released.remove(frontend);
+            }
+            if !share.frontends.is_empty() {
+                self.shares.insert(name.clone(), share);
+            }
+            self.pending.insert(name.clone(), Arc::clone(served));
+        }
+        if let Some(addresses) = &wanted.addresses {
+            let own = addresses.of.iter().filter(|(_, node)| **node == NodeAddr::Own);
+            self.nodes = own.map(|(ip, _)| *ip).collect();
+        }
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.lacks_all
+            || !self.pending.is_empty()
+            || !self.released.is_empty()
+            || !self.changed.is_empty()
+            || self.nodes != *self.mirror.nodes()
+    }
+
+    fn sync(&mut self, _: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome {
+        let mut done = Written::default();
+        self.write_addresses(true, &mut done, show);
+
+        // First what gives room.
+        let released = std::mem::take(&mut self.released);
+        let job = |frontend| Job { owner: None, frontend, wanted: None };
+        let failed = self.write(released.into_iter().map(job), &mut done, show);
+        self.released = failed.into_iter().map(|job| job.frontend).collect();
+
+        let mut pending = std::mem::take(&mut self.pending);
+        let jobs = pending.iter().flat_map(|(name, served)| {
+            let frontends = served.outside.iter().flat_map(wanted_frontends);
+            let job =
+                |(frontend, wanted)| Job { owner: Some(name), frontend, wanted: Some(wanted) };
+            frontends.map(job)
+        });
+        self.write(jobs, &mut done, show);
+        pending.retain(|name, _| done.failed.contains_key(name));
+        self.pending = pending;
+
+        self.write_addresses(false, &mut done, show);
+        let (mirror, hairpins) = (self.mirror.hairpins(), &self.hairpins);
+        self.changed.retain(|ip| mirror.contains(ip) != hairpins.contains_key(ip));
+
+        let failed = done.failed.into_iter().map(|(name, error)| (name, error.to_string()));
+        let beside = done.beside.into_iter().map(|error| error.to_string());
+        Outcome { ops: done.ops, failed: failed.collect(), beside: beside.collect() }
+    }
+}

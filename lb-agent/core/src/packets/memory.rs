@@ -1,0 +1,85 @@
+//! A table in memory, for tests: it takes a transaction whole or not, and refuses what a real one would.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use super::element::{Choice, Edit, Element, Table, TableError};
+
+/// A table in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryTable {
+    elements: BTreeSet<Element>,
+    /// Most elements that it takes; 0: no limit.
+    pub limit: usize,
+    /// How many transactions it has taken.
+    pub transactions: usize,
+}
+
+impl MemoryTable {
+    /// What stands in it.
+    pub const fn elements(&self) -> &BTreeSet<Element> {
+        &self.elements
+    }
+
+    /// Whether the edit could be carried out.
+    fn edit(&mut self, edit: &Edit) -> bool {
+        match edit {
+            Edit::Add(element) => {
+                let first = key(*element);
+                let next = self.elements.range(first..).next();
+                next.is_none_or(|next| key(*next) != first) && self.elements.insert(*element)
+            }
+            Edit::Delete(element) => self.elements.remove(element),
+        }
+    }
+
+    /// What stands in it, to be tampered with.
+    pub const fn elements_mut(&mut self) -> &mut BTreeSet<Element> {
+        &mut self.elements
+    }
+}
+
+/// The first element that would have the same key.
+fn key(element: Element) -> Element {
+    match element {
+        Element::Choice { policy, frontend, .. } => {
+            Element::Choice { policy, frontend, value: Choice::Slots(0) }
+        }
+        Element::Endpoint { policy, frontend, slot, addr } => {
+            let ip: IpAddr = match addr.ip() {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            Element::Endpoint { policy, frontend, slot, addr: (ip, 0).into() }
+        }
+        element => element,
+    }
+}
+
+impl Table for MemoryTable {
+    fn write(&mut self, edits: &[Edit]) -> Result<(), TableError> {
+        let before = self.elements.len();
+        let wrong = edits.iter().position(|edit| !self.edit(edit));
+        let done = wrong.unwrap_or(edits.len());
+        let is_full = self.limit > 0 && self.elements.len() > self.limit.max(before);
+        let error = match wrong {
+            Some(wrong) => format!("{}: the table says otherwise", edits[wrong]),
+            None if is_full => "the table is full".to_owned(),
+            None => {
+                self.transactions += 1;
+                return Ok(());
+            }
+        };
+        for edit in edits[..done].iter().rev() {
+            self.edit(&edit.inverse());
+        }
+        Err(TableError::Refused(error))
+    }
+
+    fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError> {
+        self.elements.iter().for_each(|element| take(*element));
+        Ok(())
+    }
+}

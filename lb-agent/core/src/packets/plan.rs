@@ -1,0 +1,105 @@
+//! From what is wanted of a frontend to the edits that make the table say so. As few as can be: an
+//! endpoint keeps its slot as long as it serves and the slot is one.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use super::{
+    element::{Choice, Edit, Element},
+    mirror::Mirror,
+};
+use crate::{
+    model::{Cidr, Frontend},
+    policy::{Answer, FrontendKind, OutsideFrontend, OutsidePort, TrafficPolicy},
+};
+
+/// What is wanted of a frontend.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    /// What everybody gets, or senders of this node, where strangers get something else.
+    cluster: Answer<'a>,
+    /// What strangers get, where that is something else by policy.
+    local: Option<Answer<'a>>,
+    /// The senders that may; empty: all.
+    ranges: &'a [Cidr],
+}
+
+impl<'a> Wanted<'a> {
+    /// Nothing for a frontend that is not for packets.
+    pub(super) fn of(port: &'a OutsidePort, frontend: &OutsideFrontend) -> Option<Self> {
+        let ranges = match frontend.kind {
+            FrontendKind::ClusterIp => return None,
+            FrontendKind::LoadBalancer => &port.sources[..],
+            FrontendKind::ExternalIp | FrontendKind::NodePort => &[],
+        };
+        let local = match frontend.policy {
+            TrafficPolicy::Cluster => None,
+            TrafficPolicy::Local => Some(port.answer(TrafficPolicy::Local)),
+        };
+        Some(Self { cluster: port.answer(TrafficPolicy::Cluster), local, ranges })
+    }
+}
+
+/// The edits of one frontend, to be carried out together; none if it is as it should be. In an order
+/// in which, as far as one can, what is looked up first comes last: endpoints before who leads to them,
+/// ranges before who asks for them.
+pub(super) fn plan(mirror: &Mirror, frontend: Frontend, wanted: Option<Wanted<'_>>) -> Vec<Edit> {
+    let mut edits = Vec::new();
+    let (cluster, local, ranges) =
+        wanted.map_or((None, None, &[][..]), |of| (Some(of.cluster), of.local, of.ranges));
+    let there: Vec<Cidr> = mirror.ranges(frontend).collect();
+    let range = |range: &Cidr| Element::Range { frontend, range: *range };
+    // Both are sorted.
+    let lacks = |ranges: &[Cidr], range: &Cidr| ranges.binary_search(range).is_err();
+    let superfluous = there.iter().filter(|of| lacks(ranges, of)).map(range).map(Edit::Delete);
+    let missing = ranges.iter().filter(|of| lacks(&there, of)).map(range).map(Edit::Add);
+    let is_restricted = mirror.is_restricted(frontend);
+    if !ranges.is_empty() {
+        // No two that overlap are ever there at once.
+        edits.extend(superfluous.clone());
+        edits.extend(missing);
+        edits.extend((!is_restricted).then_some(Edit::Add(Element::Restricted(frontend))));
+    }
+    let mut freed = Vec::new();
+    for (policy, answer) in [(TrafficPolicy::Cluster, cluster), (TrafficPolicy::Local, local)] {
+        let endpoints = if let Some(Answer::Forward(endpoints)) = answer { endpoints } else { &[] };
+        let value = answer.map(|answer| match answer {
+            Answer::Forward(all) => Choice::of(u32::try_from(all.len()).unwrap_or(u32::MAX)),
+            Answer::Reject => Choice::Reject,
+            Answer::Drop => Choice::Drop,
+        });
+        let there: Vec<_> = mirror.endpoints(frontend, policy).collect();
+        let endpoint =
+            |slot: u32, addr: SocketAddr| Element::Endpoint { policy, frontend, slot, addr };
+        let slots = slots(&there, endpoints);
+        for (slot, addr) in (0..).zip(&slots) {
+            let before = there.get(usize::try_from(slot).unwrap_or(usize::MAX)).copied().flatten();
+            if before != Some(*addr) {
+                edits.extend(before.map(|before| Edit::Delete(endpoint(slot, before))));
+                edits.push(Edit::Add(endpoint(slot, *addr)));
+            }
+        }
+        let rest = (0..).zip(&there).skip(slots.len());
+        freed.extend(rest.filter_map(|(slot, addr)| Some(Edit::Delete(endpoint(slot, (*addr)?)))));
+        let choice = |value| Element::Choice { policy, frontend, value };
+        let before = mirror.choice(frontend, policy);
+        if before != value {
+            edits.extend(before.map(choice).map(Edit::Delete));
+            edits.extend(value.map(choice).map(Edit::Add));
+        }
+    }
+    edits.append(&mut freed);
+    if ranges.is_empty() {
+        edits.extend(is_restricted.then_some(Edit::Delete(Element::Restricted(frontend))));
+        edits.extend(superfluous);
+    }
+    edits
+}
+
+/// Which endpoint is to be in which slot. Who is in one of them stays; the others fill the rest.
+fn slots(there: &[Option<SocketAddr>], wanted: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut rest: BTreeSet<SocketAddr> = wanted.iter().copied().collect();
+    let mut of = |slot| Option::<SocketAddr>::clone(there.get(slot)?).filter(|it| rest.remove(it));
+    let kept: Vec<_> = (0..wanted.len()).map(&mut of).collect();
+    let mut rest = rest.into_iter();
+    kept.into_iter().filter_map(|kept| kept.or_else(|| rest.next())).collect()
+}

@@ -1,0 +1,473 @@
+//! Random histories against what they should come to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use proptest::{collection::vec, prelude::*, sample::subsequence};
+
+use super::{Choice, Edit, Element, MemoryTable, Mirror, PacketEngine, Table, TableError, dump};
+use crate::{
+    claims::Claims,
+    engine::{Engine, NodeAddresses, Outcome, Wanted},
+    model::{Cidr, Frontend, NodeAddr, ObjectRef, PortRef, Protocol, Scope},
+    policy::{Empty, FrontendKind, OutsideFrontend, OutsidePort, Sender, Served, TrafficPolicy},
+};
+
+const FRONTENDS: u8 = 8;
+const SERVICES: usize = 3;
+
+/// A table that fails when it is told to.
+#[derive(Default)]
+struct Faulty {
+    table: MemoryTable,
+    /// What the next transactions meet, last one first.
+    failures: Vec<Option<TableError>>,
+    /// The most that one transaction had.
+    longest: usize,
+}
+
+impl Table for Faulty {
+    fn write(&mut self, edits: &[Edit]) -> Result<(), TableError> {
+        if let Some(error) = self.failures.pop().flatten() {
+            return Err(error);
+        }
+        self.longest = self.longest.max(edits.len());
+        self.table.write(edits)
+    }
+
+    fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError> {
+        self.table.read(take)
+    }
+}
+
+fn name(of: usize) -> ObjectRef {
+    ObjectRef::new("default", format!("s{of}"))
+}
+
+fn frontend(n: u8) -> Frontend {
+    match n {
+        0 => Frontend {
+            scope: Scope::OwnNode,
+            ..Frontend::new("0.0.0.0:30080".parse().unwrap(), Protocol::Tcp)
+        },
+        1 => Frontend {
+            scope: Scope::OwnNode,
+            ..Frontend::new("[::]:30080".parse().unwrap(), Protocol::Udp)
+        },
+        n => Frontend::new(SocketAddr::from(([203, 0, 113, n], 80)), Protocol::Tcp),
+    }
+}
+
+fn endpoint(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, n], 8080))
+}
+
+fn ranges() -> impl Strategy<Value = Vec<Cidr>> {
+    let all = ["10.0.0.0/8", "172.16.0.0/12", "192.0.2.0/24", "203.0.113.7/32"];
+    subsequence(all.map(|text| text.parse().unwrap()).to_vec(), 0..=4)
+}
+
+fn endpoints() -> impl Strategy<Value = Vec<SocketAddr>> {
+    subsequence((1..=12).map(endpoint).collect::<Vec<_>>(), 0..=12)
+}
+
+/// One port of a Service that has some of the frontends.
+fn port() -> impl Strategy<Value = OutsidePort> {
+    let kinds = [
+        FrontendKind::LoadBalancer,
+        FrontendKind::ExternalIp,
+        FrontendKind::NodePort,
+        FrontendKind::ClusterIp,
+    ];
+    let policies = [TrafficPolicy::Cluster, TrafficPolicy::Local];
+    let frontends = vec((0..FRONTENDS, 0..4usize, 0..2usize), 0..4);
+    let empty = prop_oneof![Just(Empty::Refuse), Just(Empty::Unreachable)];
+    (frontends, endpoints(), endpoints(), empty, ranges()).prop_map(
+        move |(frontends, cluster, local, empty, sources)| {
+            let frontends: BTreeMap<u8, (usize, usize)> =
+                frontends.into_iter().map(|(n, kind, policy)| (n, (kind, policy))).collect();
+            let frontends = frontends.into_iter().map(|(n, (kind, policy))| OutsideFrontend {
+                frontend: frontend(n),
+                kind: kinds[kind],
+                policy: policies[policy],
+            });
+            OutsidePort {
+                port: PortRef { service: name(0), port: "".into(), protocol: Protocol::Tcp },
+                ipv4: true,
+                frontends: frontends.collect(),
+                here: cluster.iter().step_by(3).copied().collect(),
+                cluster,
+                local,
+                kept: vec![],
+                empty,
+                affinity: None,
+                sources,
+            }
+        },
+    )
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// The Service is this now.
+    Want(usize, Vec<OutsidePort>),
+    Nodes(BTreeSet<IpAddr>),
+    /// A sync, with what its transactions meet.
+    Sync(Vec<Option<TableError>>),
+    /// Somebody deletes and adds elements, and the engine looks.
+    Tamper(Vec<usize>, Vec<(u8, u32, u8)>),
+    /// Another agent goes on.
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let nodes = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| ip.parse().unwrap());
+    let failure = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(TableError::Refused("refused".to_owned()))),
+        1 => Just(Some(TableError::Unusable("unusable".to_owned()))),
+    ];
+    prop_oneof![
+        6 => (0..SERVICES, vec(port(), 0..3)).prop_map(|(of, ports)| Step::Want(of, ports)),
+        1 => subsequence(nodes.to_vec(), 0..=3).prop_map(|n| Step::Nodes(n.into_iter().collect())),
+        2 => vec(failure, 0..4).prop_map(Step::Sync),
+        1 => (vec(any::<usize>(), 0..4), vec((0..FRONTENDS, 0..40u32, 1..20u8), 0..4))
+            .prop_map(|(deleted, added)| Step::Tamper(deleted, added)),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// All that is said, and what the table should come to.
+#[derive(Default)]
+struct Model {
+    services: BTreeMap<usize, Vec<OutsidePort>>,
+    nodes: BTreeSet<IpAddr>,
+}
+
+impl Model {
+    /// As the claims have it: each frontend is the first Service's, in its first port.
+    fn awarded(&self) -> BTreeMap<usize, Vec<OutsidePort>> {
+        let mut taken = BTreeSet::new();
+        let mut services = self.services.clone();
+        for ports in services.values_mut() {
+            for port in ports.iter_mut() {
+                port.frontends.retain(|of| taken.insert(of.frontend));
+            }
+            ports.retain(|port| !port.frontends.is_empty());
+        }
+        services
+    }
+
+    fn wanted(&self, services: &BTreeMap<usize, Vec<OutsidePort>>, is_whole: bool) -> Wanted {
+        let served = |ports: &Vec<OutsidePort>| {
+            Arc::new(Served { outside: ports.clone(), ..Served::default() })
+        };
+        let own = self.nodes.iter().map(|ip| (*ip, NodeAddr::Own));
+        let foreign = ("192.0.2.9".parse().unwrap(), NodeAddr::Other);
+        let loopback = ("127.0.0.1".parse().unwrap(), NodeAddr::OwnLoopback);
+        Wanted {
+            services: services.iter().map(|(of, ports)| (name(*of), served(ports))).collect(),
+            is_whole,
+            addresses: Some(NodeAddresses {
+                of: own.chain([foreign, loopback]).collect(),
+                loopback_net: true,
+            }),
+        }
+    }
+
+    /// What the table must say, but for the slots.
+    fn check(&self, elements: &BTreeSet<Element>) {
+        let mut wanted = BTreeSet::new();
+        let mut slots: BTreeMap<(Frontend, TrafficPolicy), BTreeSet<u32>> = BTreeMap::new();
+        for port in self.awarded().into_values().flatten() {
+            let is_served = |of: &&OutsideFrontend| of.kind != FrontendKind::ClusterIp;
+            let mut is_any = false;
+            for of in port.frontends.iter().filter(is_served) {
+                is_any = true;
+                let frontend = of.frontend;
+                let senders =
+                    [Sender::Node, Sender::Stranger].map(|sender| of.route(sender).policy);
+                for policy in senders {
+                    let all = port.endpoints(policy);
+                    let number = u32::try_from(all.len()).unwrap();
+                    let value = match (number, port.empty) {
+                        (0, Empty::Refuse) => Choice::Reject,
+                        (0, Empty::Unreachable) => Choice::Drop,
+                        (n, _) => {
+                            Choice::Slots([1, 2, 4, 8, 16].into_iter().find(|s| *s >= n).unwrap())
+                        }
+                    };
+                    wanted.insert(Element::Choice { policy, frontend, value });
+                    for addr in all {
+                        // Without its slot.
+                        wanted.insert(Element::Endpoint { policy, frontend, slot: 0, addr: *addr });
+                    }
+                    slots.insert((frontend, policy), (0..number).collect());
+                }
+                if of.kind == FrontendKind::LoadBalancer && !port.sources.is_empty() {
+                    wanted.insert(Element::Restricted(frontend));
+                    wanted.extend(
+                        port.sources.iter().map(|r| Element::Range { frontend, range: *r }),
+                    );
+                }
+            }
+            if is_any {
+                wanted.extend(port.here.iter().map(|addr| Element::Hairpin(addr.ip())));
+            }
+        }
+        wanted.extend(self.nodes.iter().copied().map(Element::Node));
+        let mut found = BTreeSet::new();
+        let mut dense: BTreeMap<(Frontend, TrafficPolicy), BTreeSet<u32>> =
+            slots.keys().map(|key| (*key, BTreeSet::new())).collect();
+        for element in elements {
+            if let Element::Endpoint { policy, frontend, slot, addr } = *element {
+                assert!(
+                    found.insert(Element::Endpoint { policy, frontend, slot: 0, addr }),
+                    "twice"
+                );
+                dense.entry((frontend, policy)).or_default().insert(slot);
+            } else {
+                found.insert(*element);
+            }
+        }
+        assert_eq!(found, wanted);
+        assert_eq!(dense, slots, "slots are dense");
+    }
+}
+
+/// The fewest edits from what a frontend has by a policy to these endpoints, by another way than the
+/// planner's: who is in a slot that remains, and stays, need not be touched; all else must.
+fn fewest(before: &Mirror, after: &Mirror) -> usize {
+    let of = |mirror: &Mirror| -> BTreeSet<Element> { mirror.elements().collect() };
+    let (before, after) = (of(before), of(after));
+    let kept = |element: &&Element| match **element {
+        Element::Endpoint { policy, frontend, slot, addr } => {
+            let remains = after.iter().any(|e| {
+                matches!(e, Element::Endpoint { policy: p, frontend: f, slot: s, .. }
+                    if (*p, *f, *s) == (policy, frontend, slot))
+            });
+            let stays = after.iter().any(|e| {
+                matches!(e, Element::Endpoint { policy: p, frontend: f, addr: a, .. }
+                    if (*p, *f, *a) == (policy, frontend, addr))
+            });
+            remains && stays
+        }
+        element => after.contains(&element),
+    };
+    let kept = before.iter().filter(kept).count();
+    before.len() + after.len() - 2 * kept
+}
+
+struct World {
+    engine: PacketEngine<Faulty>,
+    model: Model,
+    /// As awarded when the engine was told last.
+    told: BTreeMap<usize, Vec<OutsidePort>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut engine = PacketEngine::new(Faulty::default());
+        engine.adopt().unwrap();
+        Self { engine, model: Model::default(), told: BTreeMap::new() }
+    }
+
+    /// Tells the engine what changed, as a decider does.
+    fn tell(&mut self) {
+        let mut awarded = self.model.awarded();
+        let wanted = if self.engine.lacks_all() {
+            self.model.wanted(&awarded, true)
+        } else {
+            let changed = (0..SERVICES).filter(|of| awarded.get(of) != self.told.get(of));
+            let of = |of| (of, awarded.get(&of).cloned().unwrap_or_default());
+            self.model.wanted(&changed.map(of).collect(), false)
+        };
+        self.told = std::mem::take(&mut awarded);
+        self.engine.want(&wanted);
+    }
+
+    fn sync(&mut self) -> (Outcome, Vec<String>) {
+        self.tell();
+        let mut shown = Vec::new();
+        let outcome =
+            self.engine.sync(&Claims::default(), &mut |edit| shown.push(edit.to_string()));
+        (outcome, shown)
+    }
+
+    /// A sync in which nothing fails.
+    fn settle(&mut self) {
+        self.engine.table_mut().failures.clear();
+        let before = self.engine.mirror().clone();
+        let (outcome, shown) = self.sync();
+        assert_eq!((outcome.failed, outcome.beside), (BTreeMap::new(), vec![]));
+        let found = self.engine.table().table.elements();
+        self.model.check(found);
+        let after = found.iter().copied().collect::<Mirror>();
+        assert_eq!(*self.engine.mirror(), after, "the mirror");
+        assert_eq!(outcome.ops, fewest(&before, &after), "{shown:#?}");
+        assert_eq!(shown.len(), outcome.ops);
+        assert!(!self.engine.is_dirty());
+        assert!(!dump::text(self.engine.mirror()).contains("damaged"));
+        assert_eq!(self.sync().0.ops, 0, "it is settled");
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_table_says_what_is_wanted(steps in vec(step(), 1..30)) {
+        let mut world = World::new();
+        for step in steps {
+            match step {
+                Step::Want(of, ports) => {
+                    world.model.services.insert(of, ports);
+                }
+                Step::Nodes(nodes) => world.model.nodes = nodes,
+                Step::Sync(failures) => {
+                    let fails = failures.iter().any(Option::is_some);
+                    world.engine.table_mut().failures = failures;
+                    let (outcome, _) = world.sync();
+                    let table = world.engine.table().table.elements();
+                    prop_assert_eq!(world.engine.mirror(), &table.iter().copied().collect());
+                    if !fails {
+                        world.settle();
+                    }
+                    if !outcome.failed.is_empty() || !outcome.beside.is_empty() {
+                        prop_assert!(world.engine.is_dirty());
+                    }
+                }
+                Step::Tamper(deleted, added) => {
+                    let elements = world.engine.table_mut().table.elements_mut();
+                    for nth in deleted {
+                        let some = elements.iter().copied().nth(nth % elements.len().max(1));
+                        some.map(|element| elements.remove(&element));
+                    }
+                    for (of, slot, addr) in added {
+                        let (frontend, addr) = (frontend(of), endpoint(addr));
+                        let policy = TrafficPolicy::Cluster;
+                        let is_taken = elements.iter().any(|e| matches!(e,
+                            Element::Endpoint { policy: p, frontend: f, slot: s, .. }
+                                if (*p, *f, *s) == (policy, frontend, slot)));
+                        if !is_taken {
+                            elements.insert(Element::Endpoint { policy, frontend, slot, addr });
+                        }
+                    }
+                    world.engine.adopt().unwrap();
+                }
+                Step::Restart => {
+                    let table = std::mem::take(world.engine.table_mut());
+                    world.engine = PacketEngine::new(table);
+                    world.engine.adopt().unwrap();
+                }
+            }
+        }
+        world.settle();
+        // Nothing is written by an agent that finds all as it should be.
+        let table = std::mem::take(world.engine.table_mut());
+        world.engine = PacketEngine::new(table);
+        world.engine.adopt().unwrap();
+        prop_assert_eq!(world.sync().0.ops, 0);
+        // And nothing is left of what nobody wants.
+        world.model = Model::default();
+        world.model.services = (0..SERVICES).map(|of| (of, vec![])).collect();
+        world.settle();
+        prop_assert!(world.engine.table().table.elements().is_empty());
+    }
+}
+
+fn of_endpoints(n: u8, endpoints: Vec<SocketAddr>) -> OutsidePort {
+    OutsidePort {
+        port: PortRef { service: name(0), port: "".into(), protocol: Protocol::Tcp },
+        ipv4: true,
+        frontends: vec![OutsideFrontend {
+            frontend: frontend(n),
+            kind: FrontendKind::ExternalIp,
+            policy: TrafficPolicy::Cluster,
+        }],
+        cluster: endpoints,
+        local: vec![],
+        here: vec![],
+        kept: vec![],
+        empty: Empty::Refuse,
+        affinity: None,
+        sources: vec![],
+    }
+}
+
+#[test]
+fn one_endpoint_is_few_edits() {
+    let mut world = World::new();
+    let mut ops = |endpoints: &[u8]| {
+        let port = of_endpoints(2, endpoints.iter().copied().map(endpoint).collect());
+        world.model.services.insert(0, vec![port]);
+        let (outcome, shown) = world.sync();
+        assert_eq!(outcome.ops, shown.len());
+        shown
+    };
+    let at = "203.0.113.2:80/tcp";
+    assert_eq!(ops(&[1, 2, 3]).len(), 4);
+    assert_eq!(ops(&[1, 2, 3, 4]), [format!("add endpoint cluster {at} 3 10.0.0.4:8080")]);
+    let replaced = [
+        format!("delete endpoint cluster {at} 1 10.0.0.2:8080"),
+        format!("add endpoint cluster {at} 1 10.0.0.5:8080"),
+    ];
+    assert_eq!(ops(&[1, 3, 4, 5]), replaced);
+    let moved = [
+        format!("delete endpoint cluster {at} 0 10.0.0.1:8080"),
+        format!("add endpoint cluster {at} 0 10.0.0.4:8080"),
+        format!("delete endpoint cluster {at} 3 10.0.0.4:8080"),
+    ];
+    assert_eq!(ops(&[3, 4, 5]), moved);
+    let last = [
+        format!("add choice cluster {at} slots 2"),
+        format!("delete choice cluster {at} slots 4"),
+        format!("delete endpoint cluster {at} 2 10.0.0.3:8080"),
+    ];
+    let mut found = ops(&[4, 5]);
+    found.sort();
+    assert_eq!(found, last);
+}
+
+/// What does not fit stays as it was, is named, and keeps nobody else out.
+#[test]
+fn a_table_that_is_full() {
+    let mut world = World::new();
+    world.engine.table_mut().table.limit = 8;
+    let all = |range: std::ops::RangeInclusive<u8>| range.map(endpoint).collect::<Vec<_>>();
+    world.model.services.insert(0, vec![of_endpoints(2, all(1..=2))]);
+    world.model.services.insert(1, vec![of_endpoints(3, all(1..=9))]);
+    world.model.services.insert(2, vec![of_endpoints(4, all(1..=3))]);
+    let (outcome, _) = world.sync();
+    let failed: Vec<_> = outcome.failed.into_iter().collect();
+    assert_eq!(failed, [(name(1), "the table is full".to_owned())]);
+    let there = ["203.0.113.2:80/tcp", "203.0.113.4:80/tcp"];
+    let found: Vec<_> =
+        dump::entries(world.engine.mirror()).map(|e| e.frontend.to_string()).collect();
+    assert_eq!(found, there);
+    assert!(world.engine.is_dirty());
+    // Somebody gives room.
+    world.model.services.insert(0, vec![]);
+    world.engine.table_mut().table.limit = 14;
+    assert!(world.sync().0.failed.is_empty() && !world.engine.is_dirty());
+}
+
+/// The kernel holds its lock for as long as a transaction takes.
+#[test]
+fn many_services_are_written_in_bounded_transactions() {
+    let mut world = World::new();
+    let service = |of: u16| {
+        let [a, b] = of.to_be_bytes();
+        let mut port = of_endpoints(2, (1..=10).map(endpoint).collect());
+        port.frontends[0].frontend.addr.set_ip([203, 1, a, b].into());
+        (ObjectRef::new("default", format!("s{of}")), port)
+    };
+    let served = |port| Arc::new(Served { outside: vec![port], ..Served::default() });
+    let services = (0..2000).map(service).map(|(name, port)| (name, served(port))).collect();
+    world.engine.want(&Wanted { services, is_whole: true, addresses: None });
+    let outcome = world.engine.sync(&Claims::default(), &mut |_| {});
+    assert_eq!((outcome.ops, outcome.failed.len()), (22_000, 0));
+    let Faulty { longest, table, .. } = world.engine.table();
+    assert!(*longest <= 4096 && table.transactions == 6, "{longest} {}", table.transactions);
+}
