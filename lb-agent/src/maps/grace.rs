@@ -1,9 +1,9 @@
 //! Waiting until every run of a BPF program that began earlier has ended.
-#![expect(unsafe_code, reason = "neither std nor nix has membarrier(2)")]
 
 use std::{thread, time::Duration};
 
 use aya::util::online_cpus;
+use rustix::thread::{MembarrierCommand, membarrier};
 
 /// Longer than a program that cannot sleep ever takes, where the kernel offers nothing better.
 const LONG: Duration = Duration::from_secs(1);
@@ -14,9 +14,7 @@ const LONG: Duration = Duration::from_secs(1);
 /// once, and with `nohz_full` CPUs it is refused
 /// (<https://github.com/torvalds/linux/blob/v6.12/kernel/sched/membarrier.c#L617-L623>).
 pub(super) fn wait() {
-    // SAFETY: the call has no pointer argument.
-    let refused = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if refused != 0 || is_single() {
+    if membarrier(MembarrierCommand::Global).is_err() || is_single() {
         thread::sleep(LONG);
     }
 }

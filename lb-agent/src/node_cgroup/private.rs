@@ -1,20 +1,18 @@
 //! cgroup2 mounted for this process alone: nobody else sees it, and it ends with the descriptor.
-#![expect(unsafe_code, reason = "nix does not have the system calls that make a detached mount")]
 
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::OwnedFd,
     thread,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
+};
 
 use super::location::Location;
-
-const FSOPEN_CLOEXEC: libc::c_uint = 1;
-const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-const FSMOUNT_CLOEXEC: libc::c_uint = 1;
 
 /// The mount, whose root is that of the cgroup namespace of PID 1, and where PID 1 is below it. None if
 /// PID 1 is not below it, or its cgroup was removed.
@@ -49,8 +47,7 @@ fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result
 
 /// The mount to be: its root is that of the cgroup namespace that this is called in.
 fn open() -> io::Result<OwnedFd> {
-    // SAFETY: the name is a string that ends with 0.
-    file(unsafe { libc::syscall(libc::SYS_fsopen, c"cgroup2".as_ptr(), FSOPEN_CLOEXEC) })
+    Ok(fsopen(c"cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?)
 }
 
 /// Whoever mounts cgroup2 in the first cgroup namespace sets its options (`nsdelegate`,
@@ -58,21 +55,6 @@ fn open() -> io::Result<OwnedFd> {
 /// (`apply_cgroup_root_flags` in `kernel/cgroup/cgroup.c`). So this is done in one of its own.
 fn create(context: &OwnedFd) -> io::Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWCGROUP)?;
-    let (context, none) = (context.as_raw_fd(), std::ptr::null::<libc::c_char>());
-    // SAFETY: this command takes no key, no value and no number.
-    let created =
-        unsafe { libc::syscall(libc::SYS_fsconfig, context, FSCONFIG_CMD_CREATE, none, none, 0) };
-    if created != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: three numbers.
-    file(unsafe { libc::syscall(libc::SYS_fsmount, context, FSMOUNT_CLOEXEC, 0) })
-}
-
-fn file(result: libc::c_long) -> io::Result<OwnedFd> {
-    match libc::c_int::try_from(result) {
-        // SAFETY: the kernel has just made it, for nobody else.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+    fsconfig_create(context)?;
+    Ok(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }

@@ -81,6 +81,7 @@ pub fn families() -> Families {
 }
 
 /// Where the kernel says that addresses change.
+#[expect(unsafe_code, reason = "tokio takes a descriptor on trust")]
 fn signs() -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is one open file as long as it lives, and nobody takes it out.
     Ok(unsafe { AsyncFd::register(netlink::signs(GROUPS)?) }?)

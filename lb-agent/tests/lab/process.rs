@@ -1,4 +1,5 @@
 //! A child process that ends with the test, however the test ends, and whose output can be read.
+#![expect(unsafe_code, reason = "something is done between fork and exec")]
 
 use std::{
     fs::{self, File},
