@@ -26,7 +26,8 @@ use lb_core::{
 };
 use tokio::task::JoinError;
 
-use self::{follow::Agent, source::Followed, stop::Stop};
+pub use self::follow::Agent;
+use self::{source::Followed, stop::Stop};
 use crate::{
     admin::{Admin, Events, Family, Moment, server},
     canary,
@@ -157,7 +158,7 @@ async fn serve(config: &Config) -> Result<()> {
     let mut stop = Stop::listen()?;
     let families = families();
     let pipeline = Pipeline::with_view(view(config, &node, families), maps, &snapshot);
-    let mut agent = Agent::new(config, pipeline, (datapath, cgroup));
+    let mut agent = Agent::new(config.terminate_tcp, pipeline, (datapath, cgroup));
     // What is pinned serves, whether or not the API server answers.
     agent.adopt()?;
     let follow = async {

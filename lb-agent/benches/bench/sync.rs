@@ -7,8 +7,12 @@ use std::{path::Path, time::Instant};
 
 use anyhow::{Result, ensure};
 use lb_agent::{
+    admin::{Admin, Events, Family, server},
+    agent::Agent,
+    config::TerminateTcp,
     datapath::{Datapath, Sizes},
     maps::Pinned,
+    node_cgroup::Cgroup,
     pins::Pins,
 };
 use lb_core::{model::Change, pipeline::Pipeline, sockets::Report};
@@ -31,6 +35,8 @@ const FIRST: &str = "first sync";
 const ONE: &str = "one endpoint of one Service changes";
 const MANY: &str = "100 endpoints of one Service change";
 const RECLAIM: &str = "blocks that became free are made usable";
+const LOOP: &str = "one endpoint changes, in the agent's loop";
+const TICK: &str = "a second without news, in the agent's loop";
 const RESTART: &str = "restart, nothing changed";
 const TEARDOWN: &str = "every Service is deleted";
 
@@ -65,7 +71,7 @@ fn measure(lab: &Lab, services: u32, sizes: Sizes) -> Result<Figures> {
     let shape =
         Shape { first: 0, services, endpoints: ENDPOINTS, dual_stack: false, protocol: "TCP" };
     let cluster = shape.cluster();
-    let steps = [FIRST, ONE, MANY, RECLAIM, RESTART, TEARDOWN];
+    let steps = [FIRST, ONE, MANY, RECLAIM, LOOP, TICK, RESTART, TEARDOWN];
     let mut figures =
         Figures { services, steps: steps.map(|step| (step, Samples::default(), 0)).to_vec() };
     for run in 0..REPEAT {
@@ -113,9 +119,8 @@ fn once(
         pipeline.reclaim()?;
         Ok(0)
     })?;
-    // Back to what the lists say, so that the restart finds nothing to do.
-    deliver(&mut pipeline, cluster.listed())?;
     drop((datapath, pipeline));
+    within_the_loop(&pins, cgroup, shape, cluster, sizes, figures)?;
 
     let (_datapath, mut pipeline) = figures.time_with(RESTART, || {
         let (mut datapath, mut pipeline) = start(&pins, sizes)?;
@@ -132,6 +137,49 @@ fn once(
     figures.time(TEARDOWN, || deliver(&mut pipeline, nothing))?;
     ensure!(pipeline.store().snapshot()?.services.is_empty(), "something is left");
     Ok(())
+}
+
+/// What the agent does for a change besides writing it: what it tells, and what it sees to once a second.
+fn within_the_loop(
+    pins: &Pins,
+    cgroup: &Path,
+    shape: Shape,
+    cluster: &Cluster,
+    sizes: Sizes,
+    figures: &mut Figures,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    let nowhere = server::BindAddress(None);
+    let settings = server::Settings { health: nowhere, metrics: nowhere, bind_hard_fail: true };
+    let mut admin = Admin::start(&settings, &[Family::V4, Family::V6], Events::none())?;
+    let (datapath, pipeline) = start(pins, sizes)?;
+    let cgroup = Cgroup::named(cgroup)?;
+    let mut agent = Agent::new(TerminateTcp::Never, pipeline, (datapath, cgroup));
+    hear(&mut agent, &mut admin, cluster.listed())?;
+    for n in 0..CHANGES {
+        let i = n * (shape.services / CHANGES);
+        let change = event(&shape.slice(i, true, ENDPOINTS, 2));
+        figures.time(LOOP, || hear(&mut agent, &mut admin, [change]))?;
+    }
+    for _ in 0..10 {
+        figures.time(TICK, || agent.tick(&admin).map(|()| 0))?;
+    }
+    // Back to what the lists say, so that the restart finds nothing to do.
+    hear(&mut agent, &mut admin, cluster.listed())?;
+    drop((agent, entered));
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn hear(
+    agent: &mut Agent,
+    admin: &mut Admin,
+    changes: impl IntoIterator<Item = Change>,
+) -> Result<usize> {
+    changes.into_iter().for_each(|change| agent.take(change));
+    agent.turn(true, admin)?;
+    Ok(0)
 }
 
 /// What the agent does when it starts: load the programs, make or adopt the maps, read them.

@@ -27,7 +27,7 @@ use crate::{
         Admin, Family, Outcome,
         metrics::{Map, SyncKind, TrafficPolicy},
     },
-    config::{Config, TerminateTcp},
+    config::TerminateTcp,
     datapath::Datapath,
     maps::Pinned,
     node_cgroup::Cgroup,
@@ -44,7 +44,8 @@ const NODES: Duration = Duration::from_secs(30);
 /// How often the maps are read and compared, in case somebody else wrote to them (M2).
 const COMPARE: Duration = Duration::from_secs(3600);
 
-pub(super) struct Agent {
+/// The pipeline, the maps and programs that it writes to, and what is done beside.
+pub struct Agent {
     pipeline: Pipeline<Pinned>,
     datapath: Datapath,
     is_attached: bool,
@@ -60,6 +61,7 @@ pub(super) struct Agent {
     changed: Instant,
     /// When what the maps say was compared last.
     compared: Instant,
+    taken: Taken,
 }
 
 /// Changes that were taken in and are not written yet.
@@ -70,12 +72,13 @@ struct Taken {
 }
 
 impl Agent {
-    pub(super) fn new(
-        config: &Config,
+    /// An agent whose maps say what the pipeline believes of them.
+    pub fn new(
+        terminate_tcp: TerminateTcp,
         pipeline: Pipeline<Pinned>,
         (datapath, cgroup): (Datapath, Cgroup),
     ) -> Self {
-        let tcp = match config.terminate_tcp {
+        let tcp = match terminate_tcp {
             TerminateTcp::Never => Kind::Dialling,
             TerminateTcp::Deleted => Kind::Tcp,
         };
@@ -93,6 +96,7 @@ impl Agent {
             takeover,
             changed: Instant::now(),
             compared: Instant::now(),
+            taken: Taken::default(),
         }
     }
 
@@ -118,7 +122,6 @@ impl Agent {
         mut admin: Admin,
     ) -> Result<()> {
         self.guard.begin(&admin);
-        let mut taken = Taken::default();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -131,10 +134,10 @@ impl Agent {
                 change = changes.recv() => {
                     let Some(change) = change else { return Ok(()) };
                     news = true;
-                    self.take(change, &mut taken);
+                    self.take(change);
                     // What came together is written together.
                     while let Ok(change) = changes.try_recv() {
-                        self.take(change, &mut taken);
+                        self.take(change);
                     }
                 }
                 () = retried, if retry.is_some() => {}
@@ -152,46 +155,62 @@ impl Agent {
                         self.pace.hurry(Instant::now());
                     }
                 }
-                _ = tick.tick() => {
-                    self.wait_for_nodes();
-                    self.troubles.tell_lasting(Instant::now());
-                    if self.compared.elapsed() > COMPARE {
-                        self.pace.doubt();
-                    }
-                    let now = Instant::now();
-                    if !self.is_attached && self.takeover.is_overdue(now) {
-                        self.pace.hurry(now);
-                    }
-                    self.upkeep.tick(self.datapath.pins(), &mut self.pipeline, &admin);
-                    self.guard.tick(&self.datapath);
-                    if self.pipeline.retired() > 0 && self.changed.elapsed() > IDLE {
-                        self.pipeline.reclaim()?;
-                    }
-                }
+                _ = tick.tick() => self.tick(&admin)?,
             }
-            // Neither waits for a sync: a taint writes nothing, and there may be none for long.
-            if let Some(node) = self.pipeline.cluster().own_node() {
-                admin.set_node_eligible(!node.leaving);
-            }
-            tell_taken(&admin, &mut taken);
-            let now = Instant::now();
-            if self.pace.reads(now) {
-                self.read_maps(&admin);
-            }
-            if self.pipeline.is_dirty() && self.pace.writes(news, now) {
-                admin.queued();
-                let failing = self.sync(&mut admin)?;
-                self.pace.has_written(failing, now, Instant::now());
-            }
+            self.turn(news, &mut admin)?;
         }
     }
 
-    fn take(&mut self, change: Change, taken: &mut Taken) {
+    /// Sees what is due. Costs as much as what has changed since the last time.
+    pub fn tick(&mut self, admin: &Admin) -> Result<()> {
+        let now = Instant::now();
+        self.wait_for_nodes();
+        self.troubles.tell_lasting(now);
+        if self.compared.elapsed() > COMPARE {
+            self.pace.doubt();
+        }
+        if !self.is_attached && self.takeover.is_overdue(now) {
+            self.pace.hurry(now);
+        }
+        self.upkeep.tick(self.datapath.pins(), &mut self.pipeline, admin);
+        self.guard.tick(&self.datapath);
+        if self.pipeline.retired() > 0 && self.changed.elapsed() > IDLE {
+            self.pipeline.reclaim()?;
+        }
+        Ok(())
+    }
+
+    /// Reads the maps if they are to be read, and writes what is to be written. Costs as much as what has
+    /// changed, and what failed.
+    pub fn turn(&mut self, news: bool, admin: &mut Admin) -> Result<()> {
+        // Neither waits for a sync: a taint writes nothing, and there may be none for long.
+        if let Some(node) = self.pipeline.cluster().own_node() {
+            admin.set_node_eligible(!node.leaving);
+        }
+        // If there is anything to write, that is what comes next.
+        let Taken { services, endpoints } = std::mem::take(&mut self.taken);
+        admin.metrics().service_changes(0, services);
+        admin.metrics().endpoint_changes(0, endpoints);
+        let now = Instant::now();
+        if self.pace.reads(now) {
+            self.read_maps(admin);
+        }
+        if self.pipeline.is_dirty() && self.pace.writes(news, now) {
+            admin.queued();
+            let failing = self.sync(admin)?;
+            self.pace.has_written(failing, now, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Takes a change in; [`Agent::turn`] acts on it.
+    pub fn take(&mut self, change: Change) {
+        let Taken { services, endpoints } = &mut self.taken;
         match &change {
-            Change::Service(..) => taken.services += 1,
-            Change::Slice(..) => taken.endpoints += 1,
-            Change::ListedServices(all) => taken.services += all.len() as u64,
-            Change::ListedSlices(all) => taken.endpoints += all.len() as u64,
+            Change::Service(..) => *services += 1,
+            Change::Slice(..) => *endpoints += 1,
+            Change::ListedServices(all) => *services += all.len() as u64,
+            Change::ListedSlices(all) => *endpoints += all.len() as u64,
             Change::Node(..) | Change::ListedNodes(_) | Change::LocalAddresses(_) => {}
         }
         self.pipeline.change(change);
@@ -336,11 +355,4 @@ impl Agent {
         }
         Ok(())
     }
-}
-
-/// If there is anything to write, that is what comes next.
-fn tell_taken(admin: &Admin, taken: &mut Taken) {
-    let Taken { services, endpoints } = std::mem::take(taken);
-    admin.metrics().service_changes(0, services);
-    admin.metrics().endpoint_changes(0, endpoints);
 }
