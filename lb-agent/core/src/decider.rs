@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -22,7 +23,9 @@ pub struct Decider {
     /// [`Cluster::addresses_revision`] as it was told last.
     told_addresses: Option<u64>,
     health_checks: BTreeMap<ObjectRef, HealthCheck>,
+    /// What each Service adds to `all_no_local`, if anything.
     no_local: BTreeMap<ObjectRef, PerFamily<NoLocal>>,
+    all_no_local: PerFamily<NoLocal>,
 }
 
 /// What was decided since the last time.
@@ -36,6 +39,10 @@ pub struct Decision {
     pub unmatched: BTreeMap<ObjectRef, Unmatched>,
     /// What made the slices change that were taken in.
     pub triggers: Vec<Trigger>,
+    /// The health check node ports that are to say something else than before; none: nothing.
+    pub health_checks: BTreeMap<ObjectRef, Option<HealthCheck>>,
+    /// Where they listen, if that is different.
+    pub health_addresses: Option<BTreeSet<IpAddr>>,
 }
 
 impl Decider {
@@ -48,6 +55,7 @@ impl Decider {
             told_addresses: None,
             health_checks: BTreeMap::new(),
             no_local: BTreeMap::new(),
+            all_no_local: PerFamily::default(),
         }
     }
 
@@ -80,11 +88,15 @@ impl Decider {
         }
         let mut services = BTreeMap::new();
         let mut unmatched = BTreeMap::new();
+        let mut health_checks = BTreeMap::new();
         while let Some(name) = self.dirty.pop_first() {
             let served = policy::serve(&self.cluster, &name);
-            replace(&mut self.health_checks, &name, served.health_check);
+            if replace(&mut self.health_checks, &name, served.health_check) != served.health_check {
+                health_checks.insert(name.clone(), served.health_check);
+            }
             let no_local = (served.no_local != PerFamily::default()).then_some(served.no_local);
-            replace(&mut self.no_local, &name, no_local);
+            let before = replace(&mut self.no_local, &name, no_local).unwrap_or_default();
+            exchange(&mut self.all_no_local, before, served.no_local);
             if let Some(ports) = policy::unmatched(&self.cluster, &name) {
                 unmatched.insert(name.clone(), ports);
             }
@@ -103,12 +115,15 @@ impl Decider {
         let services =
             services.into_iter().map(|(name, served)| (name, Arc::new(served))).collect();
         let addresses = self.addresses();
+        let health_addresses = addresses.as_ref().map(|_| self.cluster.health_addresses());
         let triggers = self.cluster.take_triggers();
         Decision {
             wanted: Wanted { services, is_whole: whole, addresses },
             lost,
             unmatched,
             triggers,
+            health_checks,
+            health_addresses,
         }
     }
 
@@ -137,16 +152,119 @@ impl Decider {
         &self.health_checks
     }
 
-    /// The Services that have endpoints, but by a Local policy none here.
-    pub const fn no_local(&self) -> &BTreeMap<ObjectRef, PerFamily<NoLocal>> {
-        &self.no_local
+    /// How many ports have endpoints, but by a Local policy none here.
+    pub const fn no_local(&self) -> PerFamily<NoLocal> {
+        self.all_no_local
     }
 }
 
-/// Keeps what is said of a Service, if anything is.
-fn replace<T>(of: &mut BTreeMap<ObjectRef, T>, name: &ObjectRef, value: Option<T>) {
+/// Keeps what is said of a Service, if anything is. Returns what was said before.
+fn replace<T>(of: &mut BTreeMap<ObjectRef, T>, name: &ObjectRef, value: Option<T>) -> Option<T> {
     match value {
         Some(value) => of.insert(name.clone(), value),
         None => of.remove(name),
+    }
+}
+
+/// Keeps a sum of which one part is another now.
+const fn exchange(
+    sum: &mut PerFamily<NoLocal>,
+    before: PerFamily<NoLocal>,
+    now: PerFamily<NoLocal>,
+) {
+    sum.ipv4.internal += now.ipv4.internal;
+    sum.ipv4.internal -= before.ipv4.internal;
+    sum.ipv4.external += now.ipv4.external;
+    sum.ipv4.external -= before.ipv4.external;
+    sum.ipv6.internal += now.ipv6.internal;
+    sum.ipv6.internal -= before.ipv6.internal;
+    sum.ipv6.external += now.ipv6.external;
+    sum.ipv6.external -= before.ipv6.external;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        Conditions, Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Trigger,
     };
+
+    fn name(of: u16) -> ObjectRef {
+        ObjectRef::new("default", format!("s{of}"))
+    }
+
+    /// A Service of the local policies, whose health check node port is 32000 and its number.
+    fn service(of: u16) -> Change {
+        let [high, low] = of.to_be_bytes();
+        let service = Service {
+            cluster_ips: vec![[10, 96, high, low].into()],
+            external_local: true,
+            internal_local: true,
+            ports: vec![ServicePort::new("a", Protocol::Tcp, 80)],
+            health_check_node_port: (32_000 + of).try_into().ok(),
+            ..Service::default()
+        };
+        Change::Service(name(of), Some(service))
+    }
+
+    fn slice(of: u16, node: &str) -> Change {
+        let conditions = Conditions { ready: true, serving: true, terminating: false };
+        let slice = Slice {
+            service: name(of),
+            ports: vec![SlicePort { name: "a".into(), protocol: Protocol::Tcp, number: 8080 }],
+            endpoints: vec![Endpoint {
+                node: Some(node.into()),
+                ..Endpoint::new([10, 0, 0, 1].into(), conditions)
+            }],
+            trigger: Trigger::default(),
+        };
+        Change::Slice(name(of), Some(slice))
+    }
+
+    /// What a change costs those who tell of it is a matter of that change, not of what there is.
+    #[test]
+    fn of_many_services_only_what_is_different_is_said() {
+        const ALL: u16 = 1_000;
+        let settings = Settings { node_name: "here".into(), ..Settings::default() };
+        let mut decider = Decider::new(settings);
+        for of in 0..ALL {
+            decider.change(service(of));
+            decider.change(slice(of, "there"));
+        }
+        let first = decider.decide(true);
+        assert_eq!(first.health_checks.len(), usize::from(ALL));
+        assert!(first.health_addresses.is_some());
+        let no_local = |decider: &Decider| {
+            let NoLocal { internal, external } = decider.no_local().ipv4;
+            assert_eq!((internal, decider.no_local().ipv6), (external, NoLocal::default()));
+            external
+        };
+        assert_eq!(no_local(&decider), usize::from(ALL));
+
+        decider.change(slice(7, "here"));
+        let next = decider.decide(false);
+        let local = PerFamily { ipv4: Some(1), ipv6: None };
+        let check = HealthCheck { port: 32_007, local };
+        assert_eq!(next.health_checks, [(name(7), Some(check))].into());
+        assert_eq!((next.health_addresses, next.wanted.services.len()), (None, 1));
+        assert_eq!(no_local(&decider), usize::from(ALL) - 1);
+
+        // Elsewhere something changes, which is nothing to those who ask for endpoints here.
+        decider.change(slice(8, "elsewhere"));
+        let next = decider.decide(false);
+        assert!(next.health_checks.is_empty() && next.wanted.services.len() == 1);
+        decider.change(Change::Service(name(7), None));
+        assert_eq!(decider.decide(false).health_checks, [(name(7), None)].into());
+        decider.change(Change::LocalAddresses([[192, 0, 2, 1].into()].into()));
+        let next = decider.decide(false);
+        assert!(next.health_checks.is_empty() && next.health_addresses.is_some());
+        // All is looked at again, and nothing is different.
+        let again = decider.decide(true);
+        assert!(again.health_checks.is_empty());
+        assert_eq!(again.wanted.services.len(), usize::from(ALL) - 1);
+        assert_eq!(no_local(&decider), usize::from(ALL) - 1);
+        decider.change(Change::ListedServices([].into()));
+        decider.decide(false);
+        assert_eq!(no_local(&decider), 0);
+    }
 }

@@ -4,6 +4,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
+    net::IpAddr,
+    num::NonZeroU32,
     time::Duration,
 };
 
@@ -11,7 +13,7 @@ use crate::{
     claims::Lost,
     decider::{Decider, Decision},
     engine::{Engine, Outcome},
-    model::{Change, Cluster, ObjectRef, PortRef, Settings, Trigger},
+    model::{Change, Cluster, ObjectRef, Settings, Trigger},
     op::Op,
     policy::{HealthCheck, NoLocal, PerFamily, Unmatched},
     sockets::{self, Choices, SocketEngine},
@@ -30,6 +32,10 @@ pub struct Report {
     pub unmatched: BTreeMap<ObjectRef, Unmatched>,
     /// What made the slices change that were taken in since the last sync.
     pub triggers: Vec<Trigger>,
+    /// The health check node ports that are to say something else than before; none: nothing.
+    pub health_checks: BTreeMap<ObjectRef, Option<HealthCheck>>,
+    /// Where they listen, if that is different.
+    pub health_addresses: Option<BTreeSet<IpAddr>>,
     /// What became of it in the maps.
     pub sockets: sockets::Report,
     /// What became of it in the other engines, by their names.
@@ -103,7 +109,8 @@ impl<S: Store> Pipeline<S> {
         }
         let lacks_all =
             self.sockets.lacks_all() || self.others.iter().any(|engine| engine.lacks_all());
-        let Decision { wanted, lost, unmatched, triggers } = self.decider.decide(lacks_all);
+        let Decision { wanted, lost, unmatched, triggers, health_checks, health_addresses } =
+            self.decider.decide(lacks_all);
         self.sockets.want(&wanted);
         for engine in &mut self.others {
             engine.want(&wanted);
@@ -113,7 +120,16 @@ impl<S: Store> Pipeline<S> {
         let sockets = self.sockets.write(claims, &mut |op: &Op| show(op));
         let others = &mut self.others.iter_mut();
         let others = others.map(|engine| (engine.name(), engine.sync(claims, show))).collect();
-        Report { looked_at, lost, unmatched, triggers, sockets, others }
+        Report {
+            looked_at,
+            lost,
+            unmatched,
+            triggers,
+            health_checks,
+            health_addresses,
+            sockets,
+            others,
+        }
     }
 
     /// Has every engine go on from what is really there, whatever was believed of it: the next sync
@@ -162,12 +178,11 @@ impl<S: Store> Pipeline<S> {
 
     /// How long a client of each service port with session affinity stays with its backend.
     pub fn affinity_timeouts(&self) -> HashMap<u32, Duration> {
-        let timeout = |port: &PortRef| self.cluster().service(&port.service)?.affinity;
-        let of = |(port, id)| {
-            let seconds = timeout(port)?;
-            Some((id, Duration::from_secs(u64::from(seconds.get()))))
+        let of = |(name, seconds): (&ObjectRef, NonZeroU32)| {
+            let timeout = Duration::from_secs(u64::from(seconds.get()));
+            self.tables().ids_of(name).map(move |id| (id, timeout)).collect::<Vec<_>>()
         };
-        self.tables().ids().filter_map(of).collect()
+        self.cluster().with_affinity().flat_map(of).collect()
     }
 
     /// What the health check node ports are to say.
@@ -175,8 +190,8 @@ impl<S: Store> Pipeline<S> {
         self.decider.health_checks()
     }
 
-    /// The Services that have endpoints, but by a Local policy none here.
-    pub const fn no_local(&self) -> &BTreeMap<ObjectRef, PerFamily<NoLocal>> {
+    /// How many ports have endpoints, but by a Local policy none here.
+    pub const fn no_local(&self) -> PerFamily<NoLocal> {
         self.decider.no_local()
     }
 

@@ -246,23 +246,22 @@ impl Admin {
         self.health.lock().set_datapath(check, Moment::now());
     }
 
-    /// Serves these health checks, after a sync, see [`NodePorts::sync`]. A port that cannot be
-    /// opened is told in the log and by an Event.
+    /// Serves health checks, after a sync, see [`NodePorts::sync`]. A port that cannot be opened is told
+    /// in the log and by an Event.
     pub fn serve_health_checks(
         &mut self,
-        wanted: &BTreeMap<ObjectRef, HealthCheck>,
-        addresses: &BTreeSet<IpAddr>,
+        changed: BTreeMap<ObjectRef, Option<HealthCheck>>,
+        addresses: Option<BTreeSet<IpAddr>>,
     ) {
-        let deaf = !wanted.is_empty() && addresses.is_empty();
+        let failures = self.node_ports.sync(changed, addresses);
+        let deaf = self.node_ports.is_deaf();
         if deaf && !self.deaf {
             let remedy = "load balancers take the node for unhealthy: let --nodeport-addresses name \
                           an address of an interface";
             tracing::warn!(remedy, "no address of this node is one for health check node ports");
         }
         self.deaf = deaf;
-        let failures: BTreeMap<_, _> = self
-            .node_ports
-            .sync(wanted, addresses)
+        let failures: BTreeMap<_, _> = failures
             .into_iter()
             .map(|failure| {
                 let text = format!("listen tcp {}: {}", failure.addr, failure.error);

@@ -40,7 +40,12 @@ pub struct Failure {
 pub struct NodePorts {
     runtime: Handle,
     health: SharedHealth,
-    open: BTreeMap<(ObjectRef, IpAddr), Server>,
+    wanted: BTreeMap<ObjectRef, HealthCheck>,
+    /// Where they listen: `0.0.0.0` and `::`, or some of this node's addresses.
+    addresses: BTreeSet<IpAddr>,
+    open: BTreeMap<ObjectRef, BTreeMap<IpAddr, Server>>,
+    /// The Services of which a port could not be opened.
+    failing: BTreeSet<ObjectRef>,
 }
 
 #[derive(Debug)]
@@ -54,38 +59,84 @@ struct Server {
 impl NodePorts {
     /// No server yet. They will run on `runtime`, best that of [`super::server::Servers`].
     pub fn new(runtime: Handle, health: SharedHealth) -> Self {
-        Self { runtime, health, open: BTreeMap::new() }
+        Self {
+            runtime,
+            health,
+            wanted: BTreeMap::new(),
+            addresses: BTreeSet::new(),
+            open: BTreeMap::new(),
+            failing: BTreeSet::new(),
+        }
     }
 
-    /// Opens, closes and updates the servers, after the maps were written (K4). `addresses` is
-    /// where they listen: `0.0.0.0` and `::`, or some of this node's addresses.
+    /// Whether there are servers, and no address to open them on.
+    pub fn is_deaf(&self) -> bool {
+        !self.wanted.is_empty() && self.addresses.is_empty()
+    }
+
+    /// Opens, closes and updates servers, after the maps were written (K4): those of the Services that
+    /// changed, and those that could not be opened before. `addresses`: where they listen, if that is
+    /// different. Returns all that could not be opened.
     pub fn sync(
         &mut self,
-        wanted: &BTreeMap<ObjectRef, HealthCheck>,
-        addresses: &BTreeSet<IpAddr>,
+        changed: BTreeMap<ObjectRef, Option<HealthCheck>>,
+        addresses: Option<BTreeSet<IpAddr>>,
     ) -> Vec<Failure> {
+        let mut due = std::mem::take(&mut self.failing);
+        for (service, check) in changed {
+            match check {
+                Some(check) => self.wanted.insert(service.clone(), check),
+                None => self.wanted.remove(&service),
+            };
+            due.insert(service);
+        }
+        if let Some(addresses) = addresses.filter(|addresses| *addresses != self.addresses) {
+            self.addresses = addresses;
+            due.extend(self.wanted.keys().cloned());
+        }
         // Those that go first: a port may have a new owner.
-        self.open.retain(|(service, ip), server| {
-            addresses.contains(ip)
-                && wanted.get(service).is_some_and(|check| {
-                    check.port == server.port && check.local.get(ip.is_ipv4()).is_some()
-                })
-        });
+        for service in &due {
+            self.close(service);
+        }
         let mut failures = Vec::new();
-        for (service, check) in wanted {
-            for &ip in addresses {
-                let Some(endpoints) = *check.local.get(ip.is_ipv4()) else { continue };
-                if let Some(server) = self.open.get(&(service.clone(), ip)) {
-                    server.set(Some(endpoints));
-                    continue;
+        for service in due {
+            failures.extend(self.open_all(&service));
+        }
+        self.failing = failures.iter().map(|failure| failure.service.clone()).collect();
+        failures
+    }
+
+    /// Closes what a Service is not to have any more.
+    fn close(&mut self, service: &ObjectRef) {
+        let Some(servers) = self.open.get_mut(service) else { return };
+        let check = self.wanted.get(service);
+        servers.retain(|ip, server| {
+            let is_wanted = |check: &HealthCheck| {
+                check.port == server.port && check.local.get(ip.is_ipv4()).is_some()
+            };
+            self.addresses.contains(ip) && check.is_some_and(is_wanted)
+        });
+        if servers.is_empty() {
+            self.open.remove(service);
+        }
+    }
+
+    /// Opens and updates what a Service is to have.
+    fn open_all(&mut self, service: &ObjectRef) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        let Some(check) = self.wanted.get(service).copied() else { return failures };
+        for &ip in &self.addresses {
+            let Some(endpoints) = *check.local.get(ip.is_ipv4()) else { continue };
+            if let Some(server) = self.open.get(service).and_then(|servers| servers.get(&ip)) {
+                server.set(Some(endpoints));
+                continue;
+            }
+            let addr = SocketAddr::new(ip, check.port);
+            match self.open(service, addr, endpoints) {
+                Ok(server) => {
+                    self.open.entry(service.clone()).or_default().insert(ip, server);
                 }
-                let addr = SocketAddr::new(ip, check.port);
-                match self.open(service, addr, endpoints) {
-                    Ok(server) => {
-                        self.open.insert((service.clone(), ip), server);
-                    }
-                    Err(error) => failures.push(Failure { service: service.clone(), addr, error }),
-                }
+                Err(error) => failures.push(Failure { service: service.clone(), addr, error }),
             }
         }
         failures

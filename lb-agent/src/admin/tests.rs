@@ -114,9 +114,8 @@ fn from_the_loop_to_the_wire() {
     let node_port = free_port();
     let check =
         HealthCheck { port: node_port.port(), local: PerFamily { ipv4: Some(1), ipv6: None } };
-    let wanted = BTreeMap::from([(ObjectRef::new("a", "b"), check)]);
-    let addresses = BTreeSet::from([node_port.ip()]);
-    admin.serve_health_checks(&wanted, &addresses);
+    let wanted = BTreeMap::from([(ObjectRef::new("a", "b"), Some(check))]);
+    admin.serve_health_checks(wanted, Some([node_port.ip()].into()));
     assert!(get(node_port, "/").2.contains("\"serviceProxyHealthy\": false"));
     admin.datapath_checked(Ok(()));
     assert!(get(node_port, "/").2.contains("\"serviceProxyHealthy\": true"));
@@ -150,13 +149,12 @@ fn a_taken_node_port_is_told_once() {
     let check =
         HealthCheck { port: addr.port(), local: PerFamily { ipv4: Some(1), ipv6: Some(1) } };
     let service = ObjectRef::new("a", "b");
-    let wanted = BTreeMap::from([(service.clone(), check)]);
-    let addresses = BTreeSet::from([addr.ip()]);
-    admin.serve_health_checks(&wanted, &addresses);
+    let wanted = BTreeMap::from([(service.clone(), Some(check))]);
+    admin.serve_health_checks(wanted, Some([addr.ip()].into()));
     let text = &admin.failing[&(service, addr.port())];
     assert_eq!(*text, format!("listen tcp {addr}: Address already in use (os error 98)"));
     drop(taken);
-    admin.serve_health_checks(&wanted, &addresses);
+    admin.serve_health_checks(BTreeMap::new(), None);
     assert!(admin.failing.is_empty());
     assert_eq!(get(addr, "/").0, "HTTP/1.1 200 OK");
 }

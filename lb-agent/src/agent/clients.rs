@@ -15,6 +15,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     followed: Option<(Followed, watch::Receiver<sockets::Clients>)>,
+    /// What they are asked for, as it was told last: see [`revision`].
+    asked: Option<[u64; 2]>,
     /// How often nobody knew a client.
     unknown: u64,
     /// What has been said.
@@ -31,6 +33,7 @@ impl Clients {
         match Followed::start(question(pipeline.cluster())) {
             Ok(followed) => {
                 self.followed = Some(followed);
+                self.asked = None;
                 self.cannot_follow = false;
                 self.know(pipeline);
             }
@@ -56,7 +59,10 @@ impl Clients {
         }
         self.before_sync(pipeline);
         if let Some((followed, _)) = &self.followed {
-            followed.ask(question(pipeline.cluster()));
+            let revision = revision(pipeline.cluster());
+            if self.asked.replace(revision) != Some(revision) {
+                followed.ask(question(pipeline.cluster()));
+            }
             if is_new {
                 followed.look();
             }
@@ -98,6 +104,11 @@ impl Clients {
             }
         }
     }
+}
+
+/// Other numbers whenever [`question`] may be another.
+const fn revision(cluster: &Cluster) -> [u64; 2] {
+    [cluster.guarded_revision(), cluster.addresses_revision()]
 }
 
 fn question(cluster: &Cluster) -> Question {

@@ -7,6 +7,7 @@ use lb_core::{
     model::Change,
     pipeline::{Pipeline, Report},
     plan::PlanError,
+    policy::NoLocal,
     sockets::{SOCKETS, SyncError},
 };
 use tokio::{
@@ -255,7 +256,7 @@ impl Agent {
         let is_first = full || !self.is_attached;
         let started = Instant::now();
         self.upkeep.before_sync(&mut self.pipeline);
-        let report = self.pipeline.sync();
+        let mut report = self.pipeline.sync();
         let took = started.elapsed();
         if self.takeover.is_time(report.sockets.failed.is_empty(), started) || self.is_attached {
             self.attach()?;
@@ -289,13 +290,13 @@ impl Agent {
         if report.sockets.ops > 0 {
             self.changed = Instant::now();
         }
-        self.tell(admin, &report, full, took);
+        self.tell(admin, &mut report, full, took);
         self.upkeep.synced(&self.pipeline, &report);
         Ok(failing)
     }
 
     /// In the order of kube-proxy (M4).
-    fn tell(&mut self, admin: &mut Admin, report: &Report, full: bool, took: Duration) {
+    fn tell(&mut self, admin: &mut Admin, report: &mut Report, full: bool, took: Duration) {
         let kind = if full { SyncKind::Full } else { SyncKind::Partial };
         let complete = report.sockets.failed.is_empty() && report.sockets.addresses.is_none();
         self.refusals.wrote(&report.sockets.writes, complete && !self.pipeline.writes_maps());
@@ -320,8 +321,8 @@ impl Agent {
         }
         admin.synced(kind, took, outcome);
         admin.serve_health_checks(
-            self.pipeline.health_checks(),
-            &self.pipeline.cluster().health_addresses(),
+            std::mem::take(&mut report.health_checks),
+            report.health_addresses.take(),
         );
 
         let metrics = admin.metrics();
@@ -338,10 +339,9 @@ impl Agent {
             }
         }
         for (family, ipv4) in [(Family::V4, true), (Family::V6, false)] {
-            let all = || self.pipeline.no_local().values().map(|no_local| no_local.get(ipv4));
-            let (internal, external) = (TrafficPolicy::Internal, TrafficPolicy::External);
-            metrics.no_local(internal, family, all().map(|of| of.internal).sum());
-            metrics.no_local(external, family, all().map(|of| of.external).sum());
+            let NoLocal { internal, external } = *self.pipeline.no_local().get(ipv4);
+            metrics.no_local(TrafficPolicy::Internal, family, internal);
+            metrics.no_local(TrafficPolicy::External, family, external);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The troubles told so far: each is logged when it appears and when it is over, not at each retry.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -19,13 +19,14 @@ pub(super) struct Troubles {
     lost: BTreeMap<ObjectRef, String>,
     addresses: Option<String>,
     unmatched: BTreeMap<ObjectRef, Unmatched>,
+    /// Those of `unmatched` that were not told.
+    untold: BTreeSet<ObjectRef>,
 }
 
 /// Ports of slices that do not match those of the Service.
 struct Unmatched {
     of: policy::Unmatched,
     since: Instant,
-    told: bool,
 }
 
 impl Troubles {
@@ -66,11 +67,12 @@ impl Troubles {
             tracing::warn!(%op, %error, "cannot remove a damaged entry; trying again");
         }
 
-        // Whoever was looked at and is not among the losers has what it asks for.
-        self.lost.retain(|service, _| {
-            !report.looked_at.contains(service) || report.lost.contains_key(service)
-        });
-        for (service, lost) in &report.lost {
+        for service in &report.looked_at {
+            let Some(lost) = report.lost.get(service) else {
+                // It has what it asks for.
+                self.lost.remove(service);
+                continue;
+            };
             let owners: Vec<_> =
                 lost.iter().map(|lost| format!("{} ({})", lost.frontend, lost.owner)).collect();
             let text = owners.join(", ");
@@ -83,45 +85,44 @@ impl Troubles {
     }
 
     fn take_unmatched(&mut self, report: &Report, now: Instant) {
-        self.unmatched.retain(|service, known| {
-            let over =
-                report.looked_at.contains(service) && !report.unmatched.contains_key(service);
-            if over && known.told {
-                tracing::info!(%service, "no EndpointSlice has ports any more that the Service does not have");
-            }
-            !over
-        });
-        for (service, unmatched) in &report.unmatched {
-            let of = unmatched.clone();
-            match self.unmatched.get_mut(service) {
-                // In other slices, perhaps.
-                Some(known) if known.of.is_as(&of) => known.of = of,
-                // It has lasted, whatever it looks like now.
-                Some(known) => *known = Unmatched { of, since: known.since, told: false },
-                None => {
-                    let known = Unmatched { of, since: now, told: false };
-                    self.unmatched.insert(service.clone(), known);
+        for service in &report.looked_at {
+            let Some(of) = report.unmatched.get(service) else {
+                if self.unmatched.remove(service).is_some() && !self.untold.remove(service) {
+                    tracing::info!(%service, "no EndpointSlice has ports any more that the Service does not have");
                 }
+                continue;
+            };
+            let known = self.unmatched.get_mut(service);
+            // In other slices, perhaps.
+            if !known.as_ref().is_some_and(|known| known.of.is_as(of)) {
+                self.untold.insert(service.clone());
+            }
+            if let Some(known) = known {
+                // It has lasted, whatever it looks like now.
+                known.of = of.clone();
+            } else {
+                let known = Unmatched { of: of.clone(), since: now };
+                self.unmatched.insert(service.clone(), known);
             }
         }
     }
 
     /// Tells what has lasted by now.
     pub(super) fn tell_lasting(&mut self, now: Instant) {
-        let is_new = |known: &&mut Unmatched| {
-            !known.told && now.saturating_duration_since(known.since) >= FOLLOWS
-        };
         let mut count = 0;
-        for (service, known) in &mut self.unmatched {
-            let Some(known) = Some(known).filter(is_new) else { continue };
-            known.told = true;
+        self.untold.retain(|service| {
+            let Some(Unmatched { of, since }) = self.unmatched.get(service) else { return false };
+            if now.saturating_duration_since(*since) < FOLLOWS {
+                return true;
+            }
             count += 1;
             if count <= NAMED {
                 let remedy = "nobody reaches endpoints at these ports: give each port the same name \
                               and protocol in the Service and in its slices";
-                tracing::warn!(%service, remedy, "{}", known.of);
+                tracing::warn!(%service, remedy, "{of}");
             }
-        }
+            false
+        });
         if let Some(more) = count.checked_sub(NAMED).filter(|more| *more > 0) {
             tracing::warn!(
                 "{more} more Services have ports that their EndpointSlices do not match"
@@ -137,7 +138,7 @@ impl Troubles {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, sync::Arc, sync::Mutex};
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 

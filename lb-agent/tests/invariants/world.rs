@@ -1,8 +1,9 @@
 //! The cluster, and the agent that serves it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use lb_core::{
@@ -12,6 +13,7 @@ use lb_core::{
     },
     pipeline::{Pipeline, Report, View},
     plan::PlanError,
+    policy::{self, PerFamily},
     sockets::SyncError,
     store::Snapshot,
 };
@@ -264,6 +266,7 @@ impl World {
             assert_eq!(self.told.lost(name), lost, "what {name} lost");
         }
         self.check_mirror();
+        self.check_sums();
 
         let fine = report.sockets.failed.is_empty() && report.sockets.addresses.is_none();
         assert_eq!(self.pipeline.is_dirty(), !fine, "what failed is retried");
@@ -307,6 +310,25 @@ impl World {
         let blocks: BTreeMap<u32, u32> =
             services.values().map(|service| (service.block, service.records())).collect();
         assert_eq!(tables.blocks().used(), blocks.values().sum::<u32>(), "a block is leaked");
+    }
+
+    /// What is counted where something changes is what there is.
+    fn check_sums(&self) {
+        let (cluster, tables) = (self.pipeline.cluster(), self.pipeline.tables());
+        let mut sum = [0; 4];
+        for name in cluster.service_names() {
+            let PerFamily { ipv4, ipv6 } = policy::serve(cluster, name).no_local;
+            let parts = [ipv4.internal, ipv4.external, ipv6.internal, ipv6.external];
+            sum.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
+        }
+        let PerFamily { ipv4, ipv6 } = self.pipeline.no_local();
+        assert_eq!([ipv4.internal, ipv4.external, ipv6.internal, ipv6.external], sum);
+        let timeout = |(port, id): (&PortRef, u32)| {
+            let seconds = cluster.service(&port.service)?.affinity?.get();
+            Some((id, Duration::from_secs(seconds.into())))
+        };
+        let timeouts: HashMap<_, _> = tables.ids().filter_map(timeout).collect();
+        assert_eq!(self.pipeline.affinity_timeouts(), timeouts);
     }
 
     /// Failures are over; then there is room; then all is gone.

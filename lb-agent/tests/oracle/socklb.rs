@@ -254,10 +254,9 @@ impl Socklb {
                 stated.health.extend(local);
             }
         }
-        for counts in self.pipeline.no_local().values() {
-            for (family, NoLocal { internal, external }) in families(&self.config, *counts) {
-                stated.count_no_local(family, internal, external);
-            }
+        let no_local = self.pipeline.no_local();
+        for (family, NoLocal { internal, external }) in families(&self.config, no_local) {
+            stated.count_no_local(family, internal, external);
         }
         stated
     }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU32,
     sync::Arc,
 };
 
@@ -35,6 +36,9 @@ pub struct Cluster {
     by_node: BTreeSet<ObjectRef>,
     /// The Services that are not for all clients.
     with_ranges: BTreeSet<ObjectRef>,
+    guarded_revision: u64,
+    /// The Services whose clients stay with their backends.
+    with_affinity: BTreeSet<ObjectRef>,
     addresses_revision: u64,
     triggers: Triggers,
     listed: Listed,
@@ -117,16 +121,13 @@ impl Cluster {
         if self.services.get(&name) == service.as_ref() {
             return;
         }
-        if service.as_ref().is_some_and(depends_on_nodes) {
-            self.by_node.insert(name.clone());
-        } else {
-            self.by_node.remove(&name);
+        file(&mut self.by_node, &name, service.as_ref().is_some_and(depends_on_nodes));
+        let guards = |service: &Service| !service.source_ranges.is_empty();
+        if file(&mut self.with_ranges, &name, service.as_ref().is_some_and(guards)) {
+            self.guarded_revision += 1;
         }
-        if service.as_ref().is_some_and(|service| !service.source_ranges.is_empty()) {
-            self.with_ranges.insert(name.clone());
-        } else {
-            self.with_ranges.remove(&name);
-        }
+        let binds = |service: &Service| service.affinity.is_some();
+        file(&mut self.with_affinity, &name, service.as_ref().is_some_and(binds));
         match service {
             Some(service) => self.services.insert(name.clone(), service),
             None => self.services.remove(&name),
@@ -306,6 +307,17 @@ impl Cluster {
         services.flat_map(|service| &service.load_balancer_ips).copied().collect()
     }
 
+    /// Another number whenever [`Cluster::guarded`] may be different.
+    pub const fn guarded_revision(&self) -> u64 {
+        self.guarded_revision
+    }
+
+    /// The Services whose clients stay with their backends, and for how many seconds (H2).
+    pub fn with_affinity(&self) -> impl Iterator<Item = (&ObjectRef, NonZeroU32)> {
+        let services = self.with_affinity.iter();
+        services.filter_map(|name| Some((name, self.service(name)?.affinity?)))
+    }
+
     /// The families that are served.
     pub const fn families(&self) -> Families {
         self.settings.families
@@ -395,6 +407,15 @@ fn kept(before: &[IpAddr], now: &[IpAddr]) -> Vec<IpAddr> {
     let known = |ipv4| Some(family(now, ipv4)).filter(|now| !now.is_empty());
     let either = |ipv4| known(ipv4).unwrap_or_else(|| family(before, ipv4));
     [either(true), either(false)].concat()
+}
+
+/// Whether a Service was or is among these: it is from now on, or not.
+fn file(among: &mut BTreeSet<ObjectRef>, name: &ObjectRef, is: bool) -> bool {
+    let was = among.remove(name);
+    if is {
+        among.insert(name.clone());
+    }
+    was || is
 }
 
 /// Those that the list lacks.
@@ -500,6 +521,32 @@ mod tests {
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
             leaving: false,
         }
+    }
+
+    #[test]
+    fn whoever_is_guarded_otherwise_has_another_revision() {
+        let mut cluster = Cluster::default();
+        let mut put = |of: &str, ip: &str, range: Option<&str>| {
+            let before = (cluster.guarded_revision(), cluster.guarded());
+            let lb = Service {
+                load_balancer_ips: vec![ip.parse().unwrap()],
+                source_ranges: range.iter().map(|range| range.parse().unwrap()).collect(),
+                ..service("10.0.0.1")
+            };
+            cluster.apply(Change::Service(name(of), Some(lb)));
+            (cluster.guarded() != before.1, cluster.guarded_revision() != before.0)
+        };
+        let all = Some("0.0.0.0/0");
+        assert_eq!(put("a", "192.0.2.1", None), (false, false));
+        assert_eq!(put("a", "192.0.2.1", all), (true, true));
+        assert_eq!(put("a", "192.0.2.2", all), (true, true));
+        assert_eq!(put("b", "192.0.2.3", None), (false, false));
+        assert_eq!(put("a", "192.0.2.2", None), (true, true));
+        assert_eq!(put("b", "192.0.2.3", all), (true, true));
+        let before = cluster.guarded_revision();
+        cluster.apply(Change::Service(name("b"), None));
+        assert_ne!(cluster.guarded_revision(), before);
+        assert!(cluster.guarded().is_empty());
     }
 
     /// D11; TestNewNodeTopologyConfig: added, same labels, other zone, no zone, another's.

@@ -17,6 +17,7 @@ struct Bench {
     ports: NodePorts,
     health: SharedHealth,
     addresses: BTreeSet<IpAddr>,
+    told: BTreeMap<ObjectRef, HealthCheck>,
     _servers: Servers,
 }
 
@@ -30,13 +31,14 @@ impl Bench {
             ports: NodePorts::new(servers.runtime().clone(), health.clone()),
             health,
             addresses: addresses.iter().copied().collect(),
+            told: BTreeMap::new(),
             _servers: servers,
         }
     }
 
     /// Each a Service of the namespace `ns`, its port, and its endpoints in each family.
     fn sync(&mut self, wanted: &[(&str, u16, usize, usize)]) -> Vec<Failure> {
-        let wanted = wanted
+        let wanted: BTreeMap<_, _> = wanted
             .iter()
             .map(|&(name, port, local_endpoints_v4, local_endpoints_v6)| {
                 let local =
@@ -45,7 +47,13 @@ impl Bench {
                 (ObjectRef::new("ns", name), check)
             })
             .collect();
-        self.ports.sync(&wanted, &self.addresses)
+        let all = self.told.keys().chain(wanted.keys());
+        let changed = all
+            .filter(|service| self.told.get(*service) != wanted.get(*service))
+            .map(|service| (service.clone(), wanted.get(service).copied()))
+            .collect();
+        self.told = wanted;
+        self.ports.sync(changed, Some(self.addresses.clone()))
     }
 
     /// Upstream's tHandler: the whole answer.
