@@ -72,6 +72,8 @@ pub(super) struct PortView<'a> {
     /// All of them, in whatever condition; sorted.
     pub(super) endpoints: Vec<Candidate<'a>>,
     categories: Categories,
+    /// Its only ways in from outside would be external addresses, and these are not served.
+    is_closed: bool,
 }
 
 impl<'a> PortView<'a> {
@@ -85,16 +87,18 @@ impl<'a> PortView<'a> {
         let ipv4 = cluster_ip.is_ipv4();
         let endpoints = union(cluster, name, (&port.name, port.protocol), ipv4);
         let external = |ips: &[IpAddr]| ips.iter().any(|ip| ip.is_ipv4() == ipv4);
+        let has_external_ip = external(&service.external_ips);
         let policies = Policies {
             internal_local: service.internal_local,
             external_local: service.external_local,
             externally_accessible: port.node_port.is_some()
                 || external(&service.load_balancer_ips)
-                || external(&service.external_ips),
+                || (has_external_ip && cluster.settings().external_ips),
         };
+        let is_closed = has_external_ip && !policies.externally_accessible;
         let here = Place { node: &cluster.settings().node_name, zone: cluster.zone() };
         let categories = categorize(&endpoints, policies, here);
-        Self { cluster, service, name, port, cluster_ip, endpoints, categories }
+        Self { cluster, service, name, port, cluster_ip, endpoints, categories, is_closed }
     }
 
     /// Counts the port if a Local policy leaves it without endpoints here while there are some (F2).
@@ -102,7 +106,7 @@ impl<'a> PortView<'a> {
         let none = self.categories.local.as_ref().is_none_or(Vec::is_empty);
         if self.categories.any && none {
             count.internal += usize::from(self.service.internal_local);
-            count.external += usize::from(self.service.external_local);
+            count.external += usize::from(self.service.external_local && !self.is_closed);
         }
     }
 
@@ -248,6 +252,43 @@ mod tests {
             let NoLocal { internal, external } = served.no_local.ipv4;
             assert_eq!((internal, external), (1 - here, 1 - here), "{node}");
         }
+    }
+
+    /// E10: an address that is not served lacks no endpoint.
+    #[test]
+    fn external_addresses_that_are_not_served_count_for_nothing() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let name = ObjectRef::new("default", "web");
+        let port = ServicePort::new("a", Protocol::Tcp, 80);
+        let of = |external_ips: &[&str], node_port: u16, serves: bool| {
+            let settings =
+                Settings { node_name: "self".into(), external_ips: serves, ..Settings::default() };
+            let mut cluster = Cluster::new(settings);
+            let service = Service {
+                cluster_ips: vec![ip("10.96.0.1")],
+                external_ips: external_ips.iter().map(|text| ip(text)).collect(),
+                external_local: true,
+                ports: vec![ServicePort { node_port: node_port.try_into().ok(), ..port.clone() }],
+                ..Service::default()
+            };
+            let conditions = Conditions { ready: true, serving: true, terminating: false };
+            let slice = Slice {
+                service: name.clone(),
+                ports: vec![SlicePort { name: "a".into(), protocol: Protocol::Tcp, number: 80 }],
+                endpoints: vec![Endpoint {
+                    node: Some("other".into()),
+                    ..Endpoint::new(ip("10.0.0.1"), conditions)
+                }],
+                trigger: Trigger::default(),
+            };
+            cluster.apply(Change::Service(name.clone(), Some(service)));
+            cluster.apply(Change::Slice(name.clone(), Some(slice)));
+            serve(&cluster, &name).no_local.ipv4.external
+        };
+        let external = &["192.0.2.1"][..];
+        assert_eq!((of(external, 0, true), of(external, 0, false)), (1, 0));
+        assert_eq!(of(external, 30080, false), 1, "its node port lacks one");
+        assert_eq!(of(&["2001:db8::1"], 0, false), 1, "as without: kube-proxy counts it");
     }
 
     #[test]
