@@ -22,6 +22,7 @@ use lb_core::model::{Change, ObjectRef};
 use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 
+use self::access::Cause;
 pub use self::access::{Access, Server};
 use super::{Changes, Problem, Problems, Wait, Waits, lasting::Lasting, translate};
 use crate::log;
@@ -159,17 +160,17 @@ async fn follow<K: Kind>(server: Server, config: watcher::Config, changes: Chang
             Err(error) => {
                 // It is tried again and again, for hours perhaps.
                 let blamed = server.plugin.as_ref().and_then(|plugin| plugin.blamed(&error));
-                let (text, remedy) =
-                    blamed.unwrap_or_else(|| (log::whole(&error), remedy(&error).to_owned()));
+                let cause = blamed
+                    .unwrap_or_else(|| Cause::new(log::whole(&error), remedy(&error).to_owned()));
                 let now = Instant::now();
                 if failed.is_some_and(|at| now.duration_since(at) > QUIET) {
                     trouble.end();
                 }
                 if !pauses.listed {
-                    unlisted(&text, &remedy);
+                    unlisted(&cause.to_string(), &cause.remedy);
                 }
-                if trouble.is_due(&text, now) {
-                    tracing::error!(kind = K::NAME, remedy, "{text}");
+                if trouble.is_due(&cause.what, now) {
+                    tracing::error!(kind = K::NAME, remedy = cause.remedy, "{cause}");
                 }
                 failed = Some(now);
                 sleep(pauses.pause()).await;

@@ -1,6 +1,6 @@
 //! Where the API server is, and who we are there.
 
-use std::{env, error::Error, io, path::PathBuf, time::Duration};
+use std::{env, error::Error, fmt, io, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use kube::{
@@ -64,8 +64,8 @@ impl Access {
         match (Client::try_from(config), plugin) {
             (Ok(client), plugin) => Ok(Server { client, plugin }),
             (Err(kube::Error::Auth(error)), Some(plugin)) => {
-                let (what, remedy) = plugin.explain(&error);
-                bail!("{what}; {remedy}")
+                let cause = plugin.explain(&error);
+                bail!("{cause}; {}", cause.remedy)
             }
             (Err(error), _) => Err(error).context("cannot make a client of the API access"),
         }
@@ -88,6 +88,30 @@ impl Access {
     }
 }
 
+/// Why the API server cannot be asked, or does not answer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Cause {
+    /// What went wrong: the same words, as long as it is the same.
+    pub(super) what: String,
+    /// What a program said of it, which may be other words each time.
+    pub(super) said: String,
+    /// What to do about it.
+    pub(super) remedy: String,
+}
+
+impl Cause {
+    pub(super) const fn new(what: String, remedy: String) -> Self {
+        Self { what, said: String::new(), remedy }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        if self.said.is_empty() { Ok(()) } else { write!(f, ": {}", self.said) }
+    }
+}
+
 /// A program that gets us our credentials.
 #[derive(Clone, Debug)]
 pub(super) struct Plugin {
@@ -100,7 +124,7 @@ pub(super) struct Plugin {
 
 impl Plugin {
     /// What is wrong with it, if that is the cause of the error.
-    pub(super) fn blamed(&self, error: &(dyn Error + 'static)) -> Option<(String, String)> {
+    pub(super) fn blamed(&self, error: &(dyn Error + 'static)) -> Option<Cause> {
         let mut cause = Some(error);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref() {
@@ -112,7 +136,7 @@ impl Plugin {
     }
 
     /// What is wrong with it, and the remedy.
-    fn explain(&self, error: &AuthError) -> (String, String) {
+    fn explain(&self, error: &AuthError) -> Cause {
         let Self { exec, file, user } = self;
         let command = exec.command.as_deref().unwrap_or_default();
         let words: Vec<&str> =
@@ -136,15 +160,57 @@ impl Plugin {
                 let hint = exec.install_hint.as_deref().map_or_else(String::new, |hint| {
                     format!(". The kubeconfig says: {}", hint.trim())
                 });
-                (format!("cannot run {plugin}: {error}"), remedy + &hint)
+                Cause::new(format!("cannot run {plugin}: {error}"), remedy + &hint)
             }
             AuthError::AuthExecRun { out, .. } => {
-                let said = String::from_utf8_lossy(&out.stderr);
-                let said = said.trim();
-                let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-                (format!("{plugin} failed ({}){said}", out.status), by_hand)
+                let cause = Cause::new(format!("{plugin} failed ({})", out.status), by_hand);
+                Cause { said: String::from_utf8_lossy(&out.stderr).trim().to_owned(), ..cause }
             }
-            other => (format!("{plugin} gave no credentials: {other}"), by_hand),
+            other => Cause::new(format!("{plugin} gave no credentials: {other}"), by_hand),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::process::ExitStatusExt as _,
+        process::{ExitStatus, Output},
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::sources::lasting::Lasting;
+
+    /// Many write the time in front of what they say.
+    #[test]
+    fn a_plugin_that_says_something_else_each_time_is_told_once() {
+        let exec = serde_json::json!({ "command": "plugin", "args": ["get", "token"] });
+        let plugin = Plugin {
+            exec: serde_json::from_value(exec).unwrap(),
+            file: "/config".to_owned(),
+            user: "ops".to_owned(),
+        };
+        let start = Instant::now();
+        let mut trouble = Lasting::default();
+        let mut told = |second: u64, code: i32| {
+            let stderr = format!("12:00:{second:02} no session\n").into_bytes();
+            let status = ExitStatus::from_raw(code << 8);
+            let out = Box::new(Output { status, stdout: vec![], stderr });
+            let error = AuthError::AuthExecRun { cmd: "plugin".to_owned(), out };
+            let cause = plugin.blamed(&error).unwrap();
+            let now = start + Duration::from_secs(second);
+            trouble.is_due(&cause.what, now).then(|| cause.to_string())
+        };
+        let text = |time: &str, code: i32| {
+            format!(
+                "the credential plugin `plugin get token` (users[ops].user.exec of the kubeconfig \
+                 /config) failed (exit status: {code}): {time} no session"
+            )
+        };
+        assert_eq!(told(0, 1), Some(text("12:00:00", 1)));
+        assert_eq!(told(1, 1), None);
+        assert_eq!(told(2, 2), Some(text("12:00:02", 2)), "it ends otherwise");
+        assert_eq!(told(3, 2), None);
     }
 }
