@@ -248,14 +248,20 @@ impl Pins {
         Ok(removed)
     }
 
+    /// The pins of other layouts.
+    pub fn other_layouts(&self) -> io::Result<Vec<Self>> {
+        let mut roots = subdirectories(&self.home)?;
+        roots.retain(|root| *root != self.root);
+        roots.sort();
+        Ok(roots.into_iter().map(|root| Self { root, ..self.clone() }).collect())
+    }
+
     /// Removes the pins of other layouts. Only when the own links are in place.
     pub fn remove_other_layouts(&self) -> io::Result<Vec<PathBuf>> {
         let mut removed = Vec::new();
-        for layout in subdirectories(&self.home)? {
-            if layout != self.root {
-                remove_at(&layout.join("links"), &mut removed)?;
-                remove_at(&layout, &mut removed)?;
-            }
+        for layout in self.other_layouts()? {
+            remove_at(&layout.links(), &mut removed)?;
+            remove_at(&layout.root, &mut removed)?;
         }
         Ok(removed)
     }

@@ -2,7 +2,10 @@
 //! error out. What is decided is decided in `lb-common`; this crate reads and writes.
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "the kernel's memory and its helpers are reached by pointers throughout")]
+#![expect(
+    unsafe_code,
+    reason = "the kernel's memory and its helpers are reached by pointers throughout"
+)]
 
 mod connection;
 mod heard;

@@ -61,6 +61,9 @@ struct Status {
     pins: PathBuf,
     /// Where the maps in use are pinned.
     live_maps: Option<PathBuf>,
+    /// The layout of the programs, if it is another one: an agent before this one left them.
+    #[serde(skip)]
+    left: Option<String>,
     agent: Agent,
     /// Whose sockets are served; null if nobody's are.
     cgroup: Option<Served>,
@@ -95,7 +98,7 @@ pub(super) fn is_attached(pins: &Pins) -> Result<bool, Failure> {
     let mut programs = programs::find(pins)?;
     if programs.iter().any(|program| program.state == State::Missing) {
         // If that cannot be known, it is missing.
-        let _ = others::find(&mut programs, id_of_services(pins.maps().ok().flatten().as_deref()));
+        let _ = others::find(&mut programs, &ids(pins, pins.maps().ok().flatten().as_deref()));
     }
     programs.retain(|program| program.name.starts_with("connect"));
     let at_work = [State::Attached, State::Unpinned];
@@ -119,6 +122,11 @@ pub(super) fn run(
     };
     let live_maps = pins.maps().map_err(|error| failure::kernel(&what(), &error))?;
     let mut programs = programs::find(pins)?;
+    let left = if live_maps.is_none() { left(pins) } else { None };
+    let left = left.map(|(layout, theirs)| {
+        programs = theirs;
+        layout
+    });
     let unpinned: Vec<_> =
         STORAGE.into_iter().filter(|name| !pins.storage(name).exists()).collect();
     let (mut fills, mut counts) = (Vec::new(), Vec::new());
@@ -132,7 +140,7 @@ pub(super) fn run(
         }
     }
     let counters = counts.into_iter().filter(|(_, count)| *count > 0);
-    let others = others::find(&mut programs, id_of_services(live_maps.as_deref()))
+    let others = others::find(&mut programs, &ids(pins, live_maps.as_deref()))
         .map_err(|error| failure::cgroup(&error))?;
     let mut found = Status {
         others,
@@ -146,6 +154,7 @@ pub(super) fn run(
         layout: LAYOUT,
         pins: shown(pins.root()),
         live_maps: live_maps.as_deref().map(shown),
+        left,
         agent,
         cgroup: served::find(&programs),
         programs,
@@ -157,6 +166,17 @@ pub(super) fn run(
         None => found.write(out)?,
     }
     Ok(found.answer)
+}
+
+/// The programs of another layout, if they are at work: the agent that is to replace them waits for its
+/// lists.
+fn left(pins: &Pins) -> Option<(String, Vec<Attachment>)> {
+    pins.other_layouts().ok()?.iter().find_map(|layout| {
+        let programs = programs::find(layout).ok()?;
+        let is_at_work = programs.iter().any(|program| program.state == State::Attached);
+        let name = layout.root().file_name()?.to_string_lossy().into_owned();
+        is_at_work.then_some((name, programs))
+    })
 }
 
 fn fills(snapshot: &Snapshot) -> Vec<Fill> {
@@ -186,9 +206,10 @@ fn more_fills(dir: &Path, maps: &Pinned, snapshot: &Snapshot) -> Result<Vec<Fill
     used.into_iter().map(fill).collect()
 }
 
-/// The kernel's id of the map of services in a directory of maps.
-fn id_of_services(maps: Option<&Path>) -> Option<u32> {
-    MapInfo::from_pin(maps?.join(SERVICES)).ok().map(|info| info.id())
+/// The kernel's ids of maps that tell our programs from others: each uses one of these.
+fn ids(pins: &Pins, maps: Option<&Path>) -> BTreeSet<u32> {
+    let pins = maps.map(|maps| maps.join(SERVICES)).into_iter().chain([pins.sockets()]);
+    pins.filter_map(|pin| MapInfo::from_pin(pin).ok()).map(|info| info.id()).collect()
 }
 
 /// The flag of `lb-agent` that makes a map larger; none if it has one size.
@@ -205,12 +226,21 @@ impl Status {
     /// Says what is wrong. `unopened`: why there are no maps to look into.
     fn judge(&mut self, unopened: Option<String>, unpinned: &[&str]) {
         let mut problems = self.agent.problems();
-        let unopened = unopened.map(|why| match &self.live_maps {
-            Some(_) => why,
-            None => "no maps are in force yet: the agent makes them once it knows all Services"
-                .to_owned(),
-        });
-        let wrong = unopened.into_iter().chain(self.problems(unpinned));
+        problems.extend(unopened.map(|why| match (&self.live_maps, &self.left) {
+            (Some(_), _) => (Answer::No, why),
+            (None, None) => {
+                let none = "no maps are in force yet: the agent makes them once it knows all Services";
+                (Answer::No, none.to_owned())
+            }
+            (None, Some(layout)) => {
+                let theirs = format!(
+                    "the programs at work are those of layout {layout}, with maps of their own: the \
+                     agent replaces them once it knows all Services"
+                );
+                (Answer::NotReady, theirs)
+            }
+        }));
+        let wrong = self.problems(unpinned).into_iter();
         problems.extend(wrong.map(|problem| (Answer::No, problem)));
         self.answer = problems.iter().map(|(answer, _)| *answer).max().unwrap_or(Answer::Yes);
         self.healthy = self.answer == Answer::Yes;
@@ -221,7 +251,8 @@ impl Status {
     fn problems(&self, unpinned: &[&str]) -> Vec<String> {
         let mut problems = Vec::new();
         let missing = self.in_state(State::Missing);
-        if !missing.is_empty() {
+        // What another layout has not is nobody's to attach.
+        if !missing.is_empty() && self.left.is_none() {
             let remedy = match self.agent.ready {
                 _ if !self.agent.running => "start lb-agent, which attaches them",
                 Some(true) => {
@@ -371,6 +402,7 @@ mod tests {
             layout: LAYOUT,
             pins: "/bpf/socklb/v1".into(),
             live_maps: Some("/bpf/socklb/v1/maps-1".into()),
+            left: None,
             agent,
             cgroup: Some(Served { path: Some("/".into()), is_node: Some(true), id: 1 }),
             programs,

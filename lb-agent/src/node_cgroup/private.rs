@@ -8,9 +8,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::location::Location;
 

@@ -112,11 +112,10 @@ fn a_file_that_was_never_read_is_named() {
     });
 }
 
-#[test]
-fn an_api_server_that_refuses() {
-    World::run(|world| {
-        let kubeconfig = world.dir().join("kubeconfig");
-        let text = "
+/// An agent that waits for an API server which refuses.
+fn start_waiting(world: &World) -> Agent {
+    let kubeconfig = world.dir().join("kubeconfig");
+    let text = "
 apiVersion: v1
 kind: Config
 clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]
@@ -124,23 +123,27 @@ users: [{name: u, user: {}}]
 contexts: [{name: c, context: {cluster: c, user: u}}]
 current-context: c
 ";
-        fs::write(&kubeconfig, text).unwrap();
-        let start = || {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
-            command.arg("--kubeconfig").arg(&kubeconfig).arg("--bpffs").arg(world.bpffs());
-            command.args(SIZES).arg("--node-name=test").arg("--cgroup").arg(world.cgroup());
-            Agent::spawn(command)
-        };
-        let lacks = "not in sync yet, without EndpointSlice, Node, Service: ";
-        let is_told = || {
-            let (_, text) = status(world);
-            text.contains(lacks)
-                && text.contains("Connection refused")
-                && text.contains("trying again")
-        };
+    fs::write(&kubeconfig, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+    command.arg("--kubeconfig").arg(&kubeconfig).arg("--bpffs").arg(world.bpffs());
+    command.args(SIZES).arg("--node-name=test").arg("--cgroup").arg(world.cgroup());
+    Agent::spawn(command)
+}
+
+/// Whether `lbctl status` says what such an agent waits for.
+fn is_told(world: &World) -> bool {
+    let (_, text) = status(world);
+    text.contains("not in sync yet, without EndpointSlice, Node, Service: ")
+        && text.contains("Connection refused")
+        && text.contains("trying again")
+}
+
+#[test]
+fn an_api_server_that_refuses() {
+    World::run(|world| {
         // There is nothing that serves.
-        let agent = start();
-        assert!(some_day(is_told), "{}", status(world).1);
+        let agent = start_waiting(world);
+        assert!(some_day(|| is_told(world)), "{}", status(world).1);
         let (code, text) = status(world);
         assert_eq!(code, 1, "{text}");
         assert!(text.contains("\n  no maps are in force yet"), "{text}");
@@ -152,10 +155,31 @@ current-context: c
         // What another agent left goes on.
         yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
         Agent::start(world).kill();
-        let _agent = start();
-        assert!(some_day(is_told), "{}", status(world).1);
+        let _agent = start_waiting(world);
+        assert!(some_day(|| is_told(world)), "{}", status(world).1);
         assert_eq!(status(world).0, 8, "{}", status(world).1);
         assert!(udp_backend(V4).is_ok());
+    });
+}
+
+/// While the new agent knows nothing yet, what the old one left serves.
+#[test]
+fn an_update_to_another_layout() {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        Agent::start(world).kill();
+        let pins = world.pins();
+        fs::rename(pins.root(), pins.home().join("v0")).unwrap();
+        let _agent = start_waiting(world);
+        assert!(some_day(|| is_told(world)), "{}", status(world).1);
+        assert!(udp_backend(V4).is_ok());
+        let (code, text) = status(world);
+        assert_eq!(code, 8, "{text}");
+        assert!(text.contains("\n  the programs at work are those of layout v0"), "{text}");
+        assert!(text.contains("\nconnect4       attached   "), "{text}");
+        for wrong in ["no maps are in force", "not attached", "missing"] {
+            assert!(!text.contains(wrong), "{wrong}: {text}");
+        }
     });
 }
 

@@ -40,6 +40,17 @@ fn status_knows_it_for_its_own() {
         }
         let (_, _, notes) = ask(world, &format!("explain {V4}"));
         assert_eq!(notes, "", "what it explains is in force");
+        // Nor if nothing tells where they are attached.
+        fs::remove_dir_all(world.pins().links()).unwrap();
+        let said = status();
+        assert!(udp_backend(V4).is_ok(), "they work on");
+        assert!(
+            said.contains("at work, but the pin is gone of: connect4, connect6, getpeername4, "),
+            "{said}"
+        );
+        let cgroup = world.cgroup().display().to_string();
+        assert_eq!(said.matches(&format!("   unpinned   {cgroup}\n")).count(), 8, "{said}");
+        assert!(!said.contains("not attached"), "{said}");
         kill(pid, Signal::SIGCONT).unwrap();
         assert!(some_day(|| pin.exists()), "{}", agent.log());
         assert!(!status().contains("pin is gone"), "{}", status());

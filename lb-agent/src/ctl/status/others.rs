@@ -5,16 +5,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use aya::programs::{ProgramInfo, loaded_programs};
 use serde::Serialize;
 
-use super::programs::{Attachment, State};
+use super::programs::{Attachment, State, visible};
 use crate::{
     datapath::effective,
-    pins::{ATTACH_TYPES, PROGRAMS},
+    pins::{ATTACH_TYPES, PROGRAMS, cgroup_id},
 };
 
 /// A program that is not pinned here.
@@ -36,14 +36,34 @@ impl Other {
     }
 }
 
-/// All of them, in the cgroups of our programs and those above. One that uses our map of services,
-/// which has this id, is ours, and has lost its pin: that is noted in `ours`.
-pub(super) fn find(ours: &mut [Attachment], services: Option<u32>) -> io::Result<Vec<Other>> {
-    let cgroups: BTreeSet<PathBuf> = ours.iter().filter_map(|p| p.cgroup.clone()).collect();
+/// All of them, in the cgroups of our programs and those above. One that uses a map of ours, by
+/// their ids, is ours, and has lost its pin: that is noted in `ours`.
+pub(super) fn find(ours: &mut [Attachment], our_maps: &BTreeSet<u32>) -> io::Result<Vec<Other>> {
+    let mut cgroups: BTreeSet<PathBuf> = ours.iter().filter_map(|p| p.cgroup.clone()).collect();
     let own: BTreeSet<u32> = ours.iter().filter_map(|program| program.program_id).collect();
+    // Not everybody who may ask for the programs of a cgroup may look at them.
+    let programs: BTreeMap<u32, ProgramInfo> =
+        loaded_programs().flatten().map(|info| (info.id(), info)).collect();
+    let uses_our_maps = |id: &u32| {
+        let maps = programs.get(id).and_then(|info| info.map_ids().ok().flatten());
+        maps.is_some_and(|maps| maps.iter().any(|map| our_maps.contains(map)))
+    };
+    if cgroups.is_empty() && programs.keys().any(uses_our_maps) {
+        // All pins are gone, and with them what tells where the programs are.
+        let runs_one = |cgroup: &Path| {
+            let cgroup = File::open(cgroup).ok();
+            cgroup.is_some_and(|cgroup| {
+                ATTACH_TYPES.iter().any(|(_, attach_type)| {
+                    effective::programs(&cgroup, *attach_type)
+                        .is_ok_and(|ids| ids.iter().any(uses_our_maps))
+                })
+            })
+        };
+        cgroups.extend(visible(&runs_one));
+    }
     let mut found = BTreeSet::new();
-    for cgroup in cgroups {
-        let cgroup = match File::open(&cgroup) {
+    for path in &cgroups {
+        let cgroup = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             cgroup => cgroup?,
         };
@@ -53,21 +73,15 @@ pub(super) fn find(ours: &mut [Attachment], services: Option<u32>) -> io::Result
         }
     }
     found.retain(|(_, id)| !own.contains(id));
-    if found.is_empty() {
-        return Ok(Vec::new());
-    }
-    // Not everybody who may ask for the programs of a cgroup may look at them.
-    let programs: BTreeMap<u32, ProgramInfo> =
-        loaded_programs().flatten().map(|info| (info.id(), info)).collect();
-    let uses_our_maps = |id: &u32| {
-        let maps = programs.get(id).and_then(|info| info.map_ids().ok().flatten());
-        services.is_some_and(|services| maps.is_some_and(|maps| maps.contains(&services)))
-    };
     for program in ours.iter_mut().filter(|program| program.state == State::Missing) {
         let is_it = |(hook, id): &&(&str, u32)| *hook == program.name && uses_our_maps(id);
         if let Some(place) = found.iter().find(is_it).copied() {
             found.remove(&place);
             (program.state, program.program_id) = (State::Unpinned, Some(place.1));
+            // All of ours are attached to one.
+            program.cgroup = cgroups.first().cloned();
+            program.cgroup_id =
+                program.cgroup.as_deref().and_then(|path| cgroup_id(&File::open(path).ok()?).ok());
         }
     }
     let mut others: Vec<Other> = found

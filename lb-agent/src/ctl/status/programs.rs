@@ -61,11 +61,13 @@ impl fmt::Display for State {
 impl Attachment {
     pub(super) fn cgroup_text(&self) -> String {
         match (self.state, &self.cgroup, self.cgroup_id) {
-            (State::Missing | State::Unpinned, ..) => NONE.to_owned(),
+            (State::Missing, ..) => NONE.to_owned(),
             (State::CgroupGone, ..) => "<gone>".to_owned(),
-            (State::Attached, Some(path), _) => path.display().to_string(),
+            (State::Attached | State::Unpinned, Some(path), _) => path.display().to_string(),
             // Another cgroup namespace, or no cgroup2 mounted here.
-            (State::Attached, None, id) => format!("<hidden>, id {}", id.unwrap_or(0)),
+            (State::Attached | State::Unpinned, None, id) => {
+                format!("<hidden>, id {}", id.unwrap_or(0))
+            }
         }
     }
 }
@@ -116,19 +118,28 @@ fn program(
     })
 }
 
-/// The directory of a cgroup, if it is visible here: a cgroup's id is its directory's inode.
+/// The directory of a cgroup, if it is visible here.
 fn cgroup_path(id: u64) -> Option<PathBuf> {
-    let mounts = mounts::all("cgroup2").ok()?;
-    mounts.into_iter().find_map(|mount| search(&mount.path, id))
+    visible(&is_cgroup(id))
 }
 
-/// The directory with this inode, `dir` itself or below it. Level by level: the root of a hierarchy
-/// is the likeliest place.
-pub(super) fn search(dir: &Path, inode: u64) -> Option<PathBuf> {
+/// A cgroup's id is its directory's inode.
+pub(super) fn is_cgroup(id: u64) -> impl Fn(&Path) -> bool {
+    move |path| fs::metadata(path).is_ok_and(|meta| meta.ino() == id)
+}
+
+/// The first cgroup seen here of which that is so.
+pub(super) fn visible(is_it: &impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let mounts = mounts::all("cgroup2").ok()?;
+    mounts.into_iter().find_map(|mount| search(&mount.path, is_it))
+}
+
+/// The first directory of which that is so, `dir` itself or below it. Level by level: the root of a
+/// hierarchy is the likeliest place.
+pub(super) fn search(dir: &Path, is_it: &impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let mut level = vec![dir.to_owned()];
     while !level.is_empty() {
-        let found = |path: &&PathBuf| fs::metadata(path).is_ok_and(|meta| meta.ino() == inode);
-        if let Some(path) = level.iter().find(found) {
+        if let Some(path) = level.iter().find(|path| is_it(path)) {
             return Some(path.clone());
         }
         level = level.iter().flat_map(|dir| subdirectories(dir)).collect();
@@ -156,9 +167,10 @@ mod tests {
         fs::create_dir_all(&deep).unwrap();
         fs::write(root.path().join("file"), "").unwrap();
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-        assert_eq!(search(root.path(), inode(root.path())).as_deref(), Some(root.path()));
-        assert_eq!(search(root.path(), inode(&deep)), Some(deep));
-        assert_eq!(search(root.path(), inode(&root.path().join("file"))), None);
-        assert_eq!(search(root.path(), u64::MAX), None);
+        let search = |inode| search(root.path(), &is_cgroup(inode));
+        assert_eq!(search(inode(root.path())).as_deref(), Some(root.path()));
+        assert_eq!(search(inode(&deep)), Some(deep));
+        assert_eq!(search(inode(&root.path().join("file"))), None);
+        assert_eq!(search(u64::MAX), None);
     }
 }

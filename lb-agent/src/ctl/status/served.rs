@@ -4,7 +4,7 @@ use std::{fmt, path::Path};
 
 use serde::Serialize;
 
-use super::programs::{Attachment, State, search};
+use super::programs::{Attachment, State, is_cgroup, search};
 use crate::node_cgroup::Cgroup;
 
 /// The cgroup that the programs are attached to.
@@ -38,7 +38,7 @@ impl fmt::Display for Served {
 pub(super) fn find(programs: &[Attachment]) -> Option<Served> {
     let mut ids: Vec<u64> = programs
         .iter()
-        .filter(|program| program.state == State::Attached)
+        .filter(|program| [State::Attached, State::Unpinned].contains(&program.state))
         .filter_map(|program| program.cgroup_id)
         .collect();
     ids.dedup();
@@ -54,7 +54,7 @@ fn served(id: u64, node: Option<(&Path, u64)>) -> Served {
     let Some((node, of_node)) = node else { return Served { path: None, is_node: None, id } };
     let below =
         |path: std::path::PathBuf| Some(format!("/{}", path.strip_prefix(node).ok()?.display()));
-    Served { path: search(node, id).and_then(below), is_node: Some(id == of_node), id }
+    Served { path: search(node, &is_cgroup(id)).and_then(below), is_node: Some(id == of_node), id }
 }
 
 #[cfg(test)]
