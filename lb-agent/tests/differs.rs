@@ -1,7 +1,10 @@
-//! What `docs/differs.md` says is pinned by tests, and the tests that it names are there.
+//! What `docs/differs.md` says is pinned by tests, and the tests that it names are there. README.md
+//! says of refusals what the code says.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "this is all test code")]
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use lb_common::Refusal;
 
 fn read(path: &str) -> String {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -58,4 +61,16 @@ fn the_table_leads_to_the_sections() {
         page.split("](#").skip(1).map(|rest| rest.split(')').next().unwrap().to_owned()).collect();
     let broken: Vec<_> = links.difference(&anchors).collect();
     assert!(broken.is_empty() && !links.is_empty(), "{broken:?} of {anchors:?}");
+}
+
+/// README.md's table of refusals has the words of the programs and of `lbctl`.
+#[test]
+fn the_readme_has_each_refusal() {
+    let row = |refusal: Refusal| {
+        let (errno, counter) = (refusal.errno().name(), refusal.counter().name());
+        format!("| {errno} | {} | `{counter}` |\n", refusal.text())
+    };
+    let rows: String = Refusal::ALL.map(row).concat();
+    let table = format!("| error | why | counter |\n|---|---|---|\n{rows}\n");
+    assert!(read("../README.md").contains(&table), "README.md lacks this table:\n\n{table}");
 }

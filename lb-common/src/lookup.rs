@@ -1,8 +1,11 @@
 //! Which backend a connection goes to.
 
-use crate::abi::{
-    self, Action, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service,
-    ServiceKey, SourceKey, UDP,
+use crate::{
+    abi::{
+        self, Action, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service,
+        ServiceKey, SourceKey,
+    },
+    verdict::{Refusal, Verdict},
 };
 
 /// How often [`select`] reads the service anew when the record it names is of another generation.
@@ -116,49 +119,6 @@ impl Prior {
     }
 }
 
-/// What happens to the connection.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
-    /// Not a Service: leave the destination alone.
-    Miss,
-    /// Go to this backend.
-    Forward(Backend),
-    /// Go where the flow went before; nothing has changed.
-    Stay,
-    /// The Service has no endpoints: fail with ECONNREFUSED.
-    Refuse(Backend),
-    /// The cluster IP has no such port: fail with ECONNREFUSED (kube-proxy E12).
-    UnknownPort,
-    /// Nobody is ever to reach the address: fail with ECONNREFUSED.
-    Reserved,
-    /// The Service has endpoints, but none for clients here: fail with EHOSTUNREACH (F2).
-    Unreachable(Backend),
-    /// The client's address is in none of the Service's source ranges: fail with EACCES (G2).
-    Denied(Backend),
-    /// There are source ranges, and nobody knows the client's address, or it cannot come from there:
-    /// fail with EACCES; the caller may retry once the agent has seen it.
-    UnknownClient(Backend),
-    /// The socket is bound to a loopback address and dials one, and the backend is at none of this node's
-    /// own addresses: fail with ECONNREFUSED. No packet may leave with such a source, and no hook can bind the socket anew.
-    Confined,
-    /// No consistent set after [`ATTEMPTS`] readings: fail with ECONNREFUSED; the caller may retry.
-    Unstable,
-}
-
-impl Verdict {
-    /// Whether a connect() leaves the destination alone, where a datagram would be refused.
-    ///
-    /// A connect() of UDP sends nothing. Programs use it to ask which source address a destination
-    /// would have: getaddrinfo() does so for every address that it has found, at whatever port, and
-    /// sorts by it (RFC 6724, rule 1). An error would say that there is no route. Who is not allowed to
-    /// connect is refused all the same: what a connected socket sends is not asked about again.
-    #[inline(always)]
-    pub const fn lets_connect(&self, protocol: u8) -> bool {
-        protocol == UDP
-            && matches!(self, Self::Refuse(_) | Self::UnknownPort | Self::Unreachable(_))
-    }
-}
-
 /// The set that a backend was chosen from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Set {
@@ -193,7 +153,7 @@ pub fn select(tables: &impl Tables, caller: &impl Caller, flow: &Flow, prior: &P
         }
         attempt += 1;
     }
-    Verdict::Unstable
+    Verdict::Fail(Refusal::Unstable)
 }
 
 /// The first half of [`select`]: any backend of the set, whatever the client is bound to.
@@ -211,8 +171,8 @@ pub fn choose(
         match by_address(tables, caller, flow, &mut key) {
             Meaning::Nothing => return Verdict::Miss,
             Meaning::ClusterIp if caller.answers(flow) => return Verdict::Miss,
-            Meaning::ClusterIp => return Verdict::UnknownPort,
-            Meaning::Reserved => return Verdict::Reserved,
+            Meaning::ClusterIp => return Verdict::Fail(Refusal::UnknownPort),
+            Meaning::Reserved => return Verdict::Fail(Refusal::Reserved),
             Meaning::Key => service = tables.service(&key),
         }
     }
@@ -228,7 +188,7 @@ pub fn choose(
         service = tables.service(&key);
         attempt += 1;
     }
-    Verdict::Unstable
+    Verdict::Fail(Refusal::Unstable)
 }
 
 /// Whether what is sent to the flow's peer is not simply sent there: it is forwarded, or refused.
@@ -302,7 +262,7 @@ fn by_address(
 }
 
 /// Whether a socket that has dialled an address, and comes from `source` (the unspecified address: from
-/// anywhere), cannot get to the backend that it was given: [`Verdict::Confined`]. For a socket that is bound
+/// anywhere), cannot get to the backend that it was given: [`Refusal::Confined`]. For a socket that is bound
 /// to a loopback address, the unspecified one that is dialled means a loopback address.
 #[inline(always)]
 pub fn is_confined(tables: &impl Tables, dialled: Addr, source: Addr, backend: &Peer) -> bool {
@@ -327,10 +287,8 @@ fn one_of(
         // Ranges hold for flows that are there already, too: any record of the set knows of them.
         let first = tables.backend(service.block).filter(|b| b.generation == service.generation)?;
         if first.flags & Backend::SOURCES != 0 {
-            match admits(tables, caller, flow, first.service, true) {
-                Admission::Granted => {}
-                Admission::Denied => return Some(Verdict::Denied(first)),
-                Admission::Unknown => return Some(Verdict::UnknownClient(first)),
+            if let Err(refusal) = admits(tables, caller, flow, first.service, true) {
+                return Some(Verdict::Fail(refusal));
             }
         }
         if prior.generation == service.generation {
@@ -345,15 +303,13 @@ fn one_of(
     let backend = tables.backend(index).filter(|b| b.generation == service.generation)?;
     if backend.flags & Backend::SOURCES != 0 {
         let goes = backend.action() == Action::Forward;
-        match admits(tables, caller, flow, backend.service, goes) {
-            Admission::Granted => {}
-            Admission::Denied => return Some(Verdict::Denied(backend)),
-            Admission::Unknown => return Some(Verdict::UnknownClient(backend)),
+        if let Err(refusal) = admits(tables, caller, flow, backend.service, goes) {
+            return Some(Verdict::Fail(refusal));
         }
     }
     match backend.action() {
-        Action::Refuse => Some(Verdict::Refuse(backend)),
-        Action::Unreachable => Some(Verdict::Unreachable(backend)),
+        Action::Refuse => Some(Verdict::Fail(Refusal::NoEndpoints)),
+        Action::Unreachable => Some(Verdict::Fail(Refusal::Unreachable)),
         Action::Forward => {
             let Service { block: first, count, generation, .. } = *service;
             let Backend { service, affinity, .. } = backend;
@@ -361,14 +317,6 @@ fn one_of(
             Some(Verdict::Forward(backend))
         }
     }
-}
-
-/// What source ranges say of a client.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Admission {
-    Granted,
-    Denied,
-    Unknown,
 }
 
 /// Whether the service port is for the client. Judged by the address that the socket has, or else by
@@ -383,29 +331,29 @@ fn admits(
     flow: &Flow,
     service: u32,
     goes: bool,
-) -> Admission {
+) -> Result<(), Refusal> {
     let own = caller.source();
     if !own.is_unspecified() {
         let granted = tables.allows(&SourceKey::new(service, own));
-        return if granted { Admission::Granted } else { Admission::Denied };
+        return if granted { Ok(()) } else { Err(Refusal::Denied) };
     }
     let to = flow.peer.addr;
     let mut key = ClientKey::general(caller.netns(), to);
-    let Some(mut client) = tables.client(&key) else { return Admission::Unknown };
+    let Some(mut client) = tables.client(&key) else { return Err(Refusal::UnknownClient) };
     if client.flags & Client::OTHERS != 0 {
         key.to = to;
         client = tables.client(&key).unwrap_or(client);
     }
     if !tables.allows(&SourceKey::new(service, client.addr)) {
-        return Admission::Denied;
+        return Err(Refusal::Denied);
     }
     if !goes {
-        return Admission::Granted;
+        return Ok(());
     }
     match caller.come_from(client.addr) {
-        Origin::Settled => Admission::Granted,
-        Origin::Open if client.flags & Client::SURE != 0 => Admission::Granted,
-        Origin::Open | Origin::Elsewhere => Admission::Unknown,
+        Origin::Settled => Ok(()),
+        Origin::Open if client.flags & Client::SURE != 0 => Ok(()),
+        Origin::Open | Origin::Elsewhere => Err(Refusal::UnknownClient),
     }
 }
 
@@ -719,7 +667,7 @@ mod tests {
         let to = flow("10.96.0.10:80", 6);
         assert_eq!(select(&fake, &to, 0), Verdict::Forward(record(2, 7)));
         fake.stale_readings = Cell::new(ATTEMPTS);
-        assert_eq!(select(&fake, &to, 0), Verdict::Unstable);
+        assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Unstable));
     }
 
     #[test]
@@ -728,9 +676,9 @@ mod tests {
         fake.records[2] = Backend::refuse().stamped(7, 9);
         fake.service.count = 1;
         let to = flow("10.96.0.10:80", 6);
-        assert_eq!(select(&fake, &to, 5), Verdict::Refuse(fake.records[2]));
+        assert_eq!(select(&fake, &to, 5), Verdict::Fail(Refusal::NoEndpoints));
         fake.service.block = u32::MAX;
-        assert_eq!(select(&fake, &to, 5), Verdict::Unstable);
+        assert_eq!(select(&fake, &to, 5), Verdict::Fail(Refusal::Unstable));
     }
 
     /// The fake service, at `key` instead.
@@ -835,7 +783,10 @@ mod tests {
         let mut fake = fake();
         let addr = peer("10.96.0.10:0").addr;
         fake.address = Some((addr, Address::new(addr, Address::CLUSTER_IP, 0)));
-        assert_eq!(select(&fake, &flow("10.96.0.10:81", 6), 0), Verdict::UnknownPort);
+        assert_eq!(
+            select(&fake, &flow("10.96.0.10:81", 6), 0),
+            Verdict::Fail(Refusal::UnknownPort)
+        );
         assert!(matches!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Forward(_)));
     }
 
@@ -847,19 +798,7 @@ mod tests {
         fake.address = Some((addr, Address::new(addr, flags, 0)));
         for protocol in [6, 17] {
             let verdict = select(&fake, &flow("127.115.108.98:9", protocol), 0);
-            assert_eq!(verdict, Verdict::Reserved);
-            assert!(!verdict.lets_connect(protocol));
-        }
-    }
-
-    #[test]
-    fn a_udp_connect_fails_only_where_somebody_is_not_allowed_to() {
-        let [none, ..] = fake().records;
-        for verdict in [Verdict::Refuse(none), Verdict::UnknownPort, Verdict::Unreachable(none)] {
-            assert!(verdict.lets_connect(17) && !verdict.lets_connect(6), "{verdict:?}");
-        }
-        for verdict in [Verdict::Denied(none), Verdict::UnknownClient(none), Verdict::Unstable] {
-            assert!(!verdict.lets_connect(17), "{verdict:?}");
+            assert_eq!(verdict, Verdict::Fail(Refusal::Reserved));
         }
     }
 
@@ -868,18 +807,18 @@ mod tests {
         let mut fake = fake();
         let to = flow("10.96.0.10:80", 6);
         fake.records[2].flags = Backend::SOURCES;
-        assert_eq!(select(&fake, &to, 0), Verdict::UnknownClient(fake.records[2]));
+        assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient));
         // What is known of the other family says nothing.
         fake.knows("[::]:0", "[fd00::9]:0", 0);
-        assert_eq!(select(&fake, &to, 0), Verdict::UnknownClient(fake.records[2]));
+        assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient));
         fake.knows("0.0.0.0:0", "10.0.0.9:0", 0);
-        assert_eq!(select(&fake, &to, 0), Verdict::Denied(fake.records[2]));
+        assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Denied));
         fake.admits_only("[fd00::9]:0");
-        assert_eq!(select(&fake, &to, 0), Verdict::Denied(fake.records[2]));
+        assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Denied));
         fake.admits_only("10.0.0.9:0");
         assert_eq!(select(&fake, &to, 0), Verdict::Forward(fake.records[2]));
         fake.records[2].action = Action::Unreachable.code();
-        assert_eq!(select(&fake, &to, 0), Verdict::Unreachable(fake.records[2]));
+        assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Unreachable));
     }
 
     impl Fake {
@@ -911,23 +850,29 @@ mod tests {
         assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
         assert_eq!(fake.source.get(), peer("10.0.0.9:0").addr, "it has it from now on");
         fake.source.set(peer("10.0.0.8:0").addr);
-        assert!(matches!(select(&fake, &to, 0), Verdict::Denied(_)), "it is bound elsewhere");
+        assert!(
+            matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::Denied)),
+            "it is bound elsewhere"
+        );
         fake.source.set(NOWHERE.unspecified());
         fake.origin = Origin::Elsewhere;
-        assert!(matches!(select(&fake, &to, 0), Verdict::UnknownClient(_)));
+        assert!(matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient)));
         // It has a port already: only where all come from one address.
         fake.origin = Origin::Open;
-        assert!(matches!(select(&fake, &to, 0), Verdict::UnknownClient(_)));
+        assert!(matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient)));
         fake.clients[0].1.flags = Client::SURE;
         assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
         fake.origin = Origin::Elsewhere;
-        assert!(matches!(select(&fake, &to, 0), Verdict::UnknownClient(_)));
+        assert!(matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient)));
         // Bound inside, and nobody knows of it.
         let fake = guarded();
         fake.source.set(peer("10.0.0.9:0").addr);
         assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
         fake.source.set(peer("0.0.0.0:0").addr);
-        assert!(matches!(select(&fake, &to, 0), Verdict::UnknownClient(_)), "bound to nothing");
+        assert!(
+            matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient)),
+            "bound to nothing"
+        );
     }
 
     #[test]
@@ -935,7 +880,10 @@ mod tests {
         let mut fake = guarded();
         fake.knows("0.0.0.0:0", "10.0.0.9:0", 0);
         fake.records[2].action = Action::Refuse.code();
-        assert!(matches!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Refuse(_)));
+        assert!(matches!(
+            select(&fake, &flow("10.96.0.10:80", 6), 0),
+            Verdict::Fail(Refusal::NoEndpoints)
+        ));
         assert!(fake.source.get().is_unspecified());
     }
 
@@ -945,13 +893,16 @@ mod tests {
         let mut fake = guarded();
         fake.knows("10.96.0.10:0", "10.0.0.9:0", 0);
         fake.knows("0.0.0.0:0", "10.0.0.8:0", 0);
-        assert!(matches!(select(&fake, &to, 0), Verdict::Denied(_)), "there is no other one");
+        assert!(
+            matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::Denied)),
+            "there is no other one"
+        );
         fake.clients.pop();
         fake.knows("0.0.0.0:0", "10.0.0.8:0", Client::OTHERS);
         assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
         fake.clients[0].0.to = peer("10.96.0.11:0").addr;
         fake.source.set(NOWHERE);
-        assert!(matches!(select(&fake, &to, 0), Verdict::Denied(_)));
+        assert!(matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::Denied)));
     }
 
     #[test]
@@ -970,7 +921,7 @@ mod tests {
             fake.admits_only("10.0.0.8:0");
             fake.source.set(NOWHERE);
             let verdict = super::select(&fake, &fake, &to, &prior);
-            assert!(matches!(verdict, Verdict::Denied(_)), "{generation}");
+            assert!(matches!(verdict, Verdict::Fail(Refusal::Denied)), "{generation}");
         }
     }
 

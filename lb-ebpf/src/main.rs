@@ -21,7 +21,7 @@ use aya_ebpf::{
 };
 use hook::{Asker, Hook};
 use lb_common::{
-    ATTEMPTS, Addr, Caller as _, Flow, Origin, Prior, Set, Verdict,
+    ATTEMPTS, Addr, Caller as _, Flow, Origin, Prior, Refusal, Set, Verdict,
     abi::{Counter, TCP, UDP},
     bind, choose, flow_bits,
 };
@@ -32,10 +32,6 @@ use socket::{Socket, V4, V6};
 const PROCEED: i32 = 1;
 /// Fail the system call, with the error given by `bpf_set_retval`.
 const FAIL: i32 = 0;
-// The same numbers on every architecture that Linux runs BPF on, save MIPS, PA-RISC and SPARC.
-const EACCES: i32 = 13;
-const ECONNREFUSED: i32 = 111;
-const EHOSTUNREACH: i32 = 113;
 
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
@@ -251,7 +247,7 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
                 let asker = Asker(hook);
                 if set.affinity == 0 || bind(&Maps, &asker, set, to) {
                     if asker.is_confined_from(&to.backend) {
-                        fail(Verdict::Confined);
+                        fail(Refusal::Confined);
                         return Fate::Nowhere;
                     }
                     return Fate::ToBackend;
@@ -264,7 +260,7 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
         }
         attempt += 1;
     }
-    fail(Verdict::Unstable);
+    fail(Refusal::Unstable);
     Fate::Nowhere
 }
 
@@ -288,11 +284,11 @@ fn forward<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fat
             *to = Prior { backend: backend.peer, generation: backend.generation };
             Fate::ToBackend
         }
-        refusal if H::CONNECTS && refusal.lets_connect(flow.protocol) => {
+        Verdict::Fail(refusal) if H::CONNECTS && refusal.lets_connect(flow.protocol) => {
             count(Counter::UdpConnectUntouched);
             Fate::AsAsked
         }
-        refusal => {
+        Verdict::Fail(refusal) => {
             fail(refusal);
             Fate::Nowhere
         }
@@ -315,25 +311,12 @@ fn recvmsg(socket: &impl Socket) -> i32 {
     PROCEED
 }
 
-/// Makes the system call fail as the verdict asks for.
+/// Makes the system call fail.
 #[inline(always)]
-fn fail(verdict: Verdict) -> i32 {
-    let (error, counter) = match verdict {
-        Verdict::Unreachable(_) => (EHOSTUNREACH, Counter::Unreachable),
-        Verdict::Denied(_) => (EACCES, Counter::Denied),
-        Verdict::UnknownClient(_) => (EACCES, Counter::UnknownClient),
-        Verdict::Unstable => (ECONNREFUSED, Counter::Unstable),
-        Verdict::Confined => (ECONNREFUSED, Counter::LoopbackBound),
-        Verdict::Refuse(_)
-        | Verdict::UnknownPort
-        | Verdict::Reserved
-        | Verdict::Miss
-        | Verdict::Stay
-        | Verdict::Forward(_) => (ECONNREFUSED, Counter::Refused),
-    };
-    count(counter);
+fn fail(refusal: Refusal) -> i32 {
+    count(refusal.counter());
     // SAFETY: any negative errno is a valid argument in these hooks.
-    unsafe { bpf_set_retval(-error) };
+    unsafe { bpf_set_retval(-(refusal.errno() as i32)) };
     FAIL
 }
 
@@ -353,14 +336,7 @@ fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
             let (to, at) = (backend.peer.addr.octets(), backend.peer.port.number());
             info!(ctx, "{:i}:{} goes to {:i}:{}", addr, port, to, at);
         }
-        Verdict::Refuse(_) => info!(ctx, "{:i}:{} has no endpoints", addr, port),
-        Verdict::UnknownPort => info!(ctx, "{:i} has no port {}", addr, port),
-        Verdict::Reserved => info!(ctx, "{:i} is nobody's", addr),
-        Verdict::Unreachable(_) => info!(ctx, "{:i}:{} has no endpoints here", addr, port),
-        Verdict::Denied(_) => info!(ctx, "{:i}:{} is not for this client", addr, port),
-        Verdict::UnknownClient(_) => info!(ctx, "{:i}:{} is not for everybody", addr, port),
-        Verdict::Confined => info!(ctx, "{:i}:{} is too far from a loopback address", addr, port),
-        Verdict::Unstable => info!(ctx, "{:i}:{} changes too fast", addr, port),
+        Verdict::Fail(refusal) => info!(ctx, "{:i}:{}: {}", addr, port, refusal.text()),
     }
 }
 

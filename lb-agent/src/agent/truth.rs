@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use lb_common::{
-    Flow, Prior, Tables, Verdict,
+    Flow, Prior, Refusal, Tables, Verdict,
     abi::{Address, Peer, SCOPE_OTHER_NODES, SCOPE_OWN_NODE, ServiceKey, Translation},
     select,
 };
@@ -69,7 +69,7 @@ impl<S: Store + Tables> Truth for InForce<'_, S> {
         let dialling = Onlooker { netns, source, ..Onlooker::default() };
         match select(self.0.store(), &dialling, &flow, &Prior::NONE) {
             Verdict::Forward(_) => true,
-            Verdict::Refuse(_) | Verdict::Unreachable(_) => protocol == Protocol::Tcp,
+            Verdict::Fail(Refusal::NoEndpoints | Refusal::Unreachable) => protocol == Protocol::Tcp,
             _ => false,
         }
     }

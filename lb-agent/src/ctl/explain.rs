@@ -10,14 +10,14 @@ use std::{
 };
 
 use lb_common::{
-    Flow, Tables, Verdict,
+    Flow, Refusal, Tables, Verdict,
     abi::{self, Backend, Peer},
 };
 use lb_core::{
     dump::{self, API_VERSION, Entry},
     store::Snapshot,
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use self::lookup::{Candidate, Outcome, Who, meant, outcome, peer_of};
 use super::{
@@ -87,29 +87,29 @@ fn answer(
         Some(Output::Json) => json(out, &explanation)?,
         None => explanation.write(out)?,
     }
-    Ok(if explanation.verdict == FORWARD { Answer::Yes } else { Answer::No })
+    Ok(if explanation.verdict == Fate::Forward { Answer::Yes } else { Answer::No })
 }
 
-/// The connection goes to a backend.
-const FORWARD: &str = "forward";
-/// It fails with ECONNREFUSED: no endpoints.
-const REFUSE: &str = "refuse";
-/// It fails with EHOSTUNREACH: there are endpoints, but none for clients here.
-const UNREACHABLE: &str = "unreachable";
-/// It fails with EACCES: the client's address is in no source range.
-const DENIED: &str = "denied";
-/// It fails with EACCES: there are source ranges, and nobody knows the client's address.
-const UNKNOWN_CLIENT: &str = "unknownClient";
-/// It fails with ECONNREFUSED: the cluster IP has no such port.
-const UNKNOWN_PORT: &str = "unknownPort";
-/// It fails with ECONNREFUSED: the address is one that the agent's probes try.
-const RESERVED: &str = "reserved";
-/// It fails with ECONNREFUSED: the client comes from a loopback address, and a backend is elsewhere.
-const CONFINED: &str = "confined";
-/// It goes where it was meant to go: no Service.
-const MISS: &str = "miss";
-/// It fails with ECONNREFUSED: the entry and its records do not belong together.
-const DAMAGED: &str = "damaged";
+/// What becomes of a connection, whichever candidate it gets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fate {
+    /// It goes where it was meant to go: no Service.
+    Miss,
+    /// It goes to a backend.
+    Forward,
+    /// It fails.
+    Fail(Refusal),
+}
+
+impl Serialize for Fate {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(match self {
+            Self::Miss => "miss",
+            Self::Forward => "forward",
+            Self::Fail(refusal) => refusal.name(),
+        })
+    }
+}
 
 /// `kind: Explanation`.
 #[derive(Debug, Serialize)]
@@ -122,8 +122,8 @@ struct Explanation<'a> {
     /// What Linux takes the destination for, if that is another one: the unspecified address is a
     /// loopback one.
     meant: Option<String>,
-    /// One of the constants above.
-    verdict: &'static str,
+    /// `miss`, `forward` or [`Refusal::name`].
+    verdict: Fate,
     /// UDP: a datagram with an address is refused, while connect() leaves the destination alone.
     connect_untouched: bool,
     /// The entry that was hit; null on a miss.
@@ -226,7 +226,7 @@ impl<'a> Explanation<'a> {
             destination: flow.peer.to_string(),
             protocol: dump::protocol(flow.protocol),
             meant: meant(&flow, who).map(|peer| peer.to_string()),
-            verdict: MISS,
+            verdict: Fate::Miss,
             connect_untouched: false,
             service: None,
             candidates: Vec::new(),
@@ -248,23 +248,24 @@ impl<'a> Explanation<'a> {
                 explanation.node_port = (!near.is_empty()).then(|| no_node_port(&flow, snapshot));
                 explanation.nearby.extend(near);
             }
-            Outcome::UnknownPort => {
-                explanation.verdict = UNKNOWN_PORT;
-                explanation.connect_untouched = Verdict::UnknownPort.lets_connect(flow.protocol);
-                explanation.nearby = nearby(&flow.peer, snapshot);
+            Outcome::Fail(refusal) => {
+                explanation.verdict = Fate::Fail(*refusal);
+                explanation.connect_untouched = refusal.lets_connect(flow.protocol);
+                if *refusal == Refusal::UnknownPort {
+                    explanation.nearby = nearby(&flow.peer, snapshot);
+                }
             }
-            Outcome::Reserved => explanation.verdict = RESERVED,
             Outcome::Hit(hit) => {
-                explanation.verdict = verdict(&hit.candidates);
-                explanation.connect_untouched =
-                    hit.candidates.iter().all(|c| c.verdict.lets_connect(flow.protocol));
+                explanation.verdict = fate(&hit.candidates);
+                let lets_connect = |candidate: &Candidate| matches!(candidate.verdict, Verdict::Fail(why) if why.lets_connect(flow.protocol));
+                explanation.connect_untouched = hit.candidates.iter().all(lets_connect);
                 let is_bound = |candidate: &&Candidate| {
                     hit.bound.is_some_and(|bond| peer_of(candidate.verdict) == Some(bond.backend))
                 };
                 let choices = hit.candidates.iter().map(Choice::from);
                 explanation.candidates = match hit.candidates.iter().find(is_bound) {
                     Some(candidate) => vec![Choice { probability: 1.0, ..candidate.into() }],
-                    None if matches!(explanation.verdict, FORWARD | DAMAGED) => choices.collect(),
+                    None if explanation.has_candidates() => choices.collect(),
                     None => Vec::new(),
                 };
                 if let (Some(client), Some(from)) = (&mut explanation.client, hit.from) {
@@ -281,25 +282,24 @@ impl<'a> Explanation<'a> {
         }
         explanation
     }
+
+    /// Whether there is more to tell of the candidates than that none is reached.
+    fn has_candidates(&self) -> bool {
+        matches!(self.verdict, Fate::Forward | Fate::Fail(Refusal::Unstable))
+    }
 }
 
-fn verdict(candidates: &[Candidate]) -> &'static str {
-    let any = |wanted: fn(&Verdict) -> bool| candidates.iter().any(|c| wanted(&c.verdict));
-    if any(|verdict| *verdict == Verdict::Confined) {
-        CONFINED
-    } else if any(|verdict| matches!(verdict, Verdict::Forward(_))) {
-        FORWARD
-    } else if any(|verdict| *verdict == Verdict::Unstable) {
-        DAMAGED
-    } else if any(|verdict| matches!(verdict, Verdict::Denied(_))) {
-        DENIED
-    } else if any(|verdict| matches!(verdict, Verdict::UnknownClient(_))) {
-        UNKNOWN_CLIENT
-    } else if any(|verdict| matches!(verdict, Verdict::Unreachable(_))) {
-        UNREACHABLE
-    } else {
-        REFUSE
+/// What a connection may expect, if not every candidate has the same to say.
+fn fate(candidates: &[Candidate]) -> Fate {
+    use Refusal::{Confined, Denied, NoEndpoints, UnknownClient, Unreachable, Unstable};
+
+    let has = |refusal: &Refusal| candidates.iter().any(|c| c.verdict == Verdict::Fail(*refusal));
+    let forwards = |candidate: &Candidate| matches!(candidate.verdict, Verdict::Forward(_));
+    if !has(&Confined) && candidates.iter().any(forwards) {
+        return Fate::Forward;
     }
+    let order = [Confined, Unstable, Denied, UnknownClient, Unreachable];
+    Fate::Fail(order.into_iter().find(has).unwrap_or(NoEndpoints))
 }
 
 impl From<&Candidate> for Choice {

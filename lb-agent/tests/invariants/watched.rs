@@ -7,7 +7,7 @@ use std::{
 
 use bytemuck::Zeroable as _;
 use lb_common::{
-    ATTEMPTS, Addr, Flow, Prior, Tables, Verdict,
+    ATTEMPTS, Addr, Flow, Prior, Refusal, Tables, Verdict,
     abi::{
         self, Action, Address, AffinityKey, Backend, Bond, Client, ClientKey, ServiceKey, SourceKey,
     },
@@ -257,20 +257,23 @@ impl Watched {
         for past in &self.past {
             let current = self.services.get(&past.key).map(|value| self.records_of(value));
             for random in [0, u32::MAX / 2, u32::MAX] {
-                let verdict = self.read(past.key, past.value, 1, random, &Prior::NONE);
+                let (verdict, seen) = self.read(past.key, past.value, 1, random, &Prior::NONE);
                 if past.readable {
                     let record = past.records[pick(random, past.value.count) as usize];
-                    assert_eq!(record_of(verdict), Some(record), "a reader of {past:?}");
+                    assert_eq!(seen, Some(record), "a reader of {past:?}");
                     // A flow that is there already, and began with another set.
                     for record in &past.records[past.value.count as usize..] {
                         let prior = Prior { backend: record.peer, generation: u32::MAX };
-                        let verdict = self.read(past.key, past.value, 1, random, &prior);
+                        let (verdict, _) = self.read(past.key, past.value, 1, random, &prior);
                         let Verdict::Forward(stays) = verdict else { panic!("{verdict:?}") };
                         assert_eq!(stays.peer, record.peer, "a flow of {past:?}");
                     }
                 } else {
-                    assert_ne!(verdict, Verdict::Unstable, "a late reader of {past:?}");
-                    let seen = record_of(verdict);
+                    assert_ne!(
+                        verdict,
+                        Verdict::Fail(Refusal::Unstable),
+                        "a late reader of {past:?}"
+                    );
                     let known = |record: &Backend| {
                         past.records.contains(record)
                             || current.as_ref().is_some_and(|records| records.contains(record))
@@ -306,22 +309,23 @@ impl Watched {
                 id: a.id,
             };
             for (readings, random) in [(1, u32::MAX), (ATTEMPTS, u32::MAX / 3)] {
-                let verdict = self.read(key, torn, readings, random, &Prior::NONE);
-                let fine = match record_of(verdict) {
+                let (verdict, seen) = self.read(key, torn, readings, random, &Prior::NONE);
+                let fine = match seen {
                     Some(record) => {
                         let of_other = (other.key == key).then_some(&other.records);
                         let sets = [&mine.records].into_iter().chain(of_other).chain(&current);
                         sets.into_iter().any(|records| records.contains(&record))
                     }
                     None if readings == 1 => verdict == Verdict::Miss && current.is_none(),
-                    None => verdict == Verdict::Unstable,
+                    None => verdict == Verdict::Fail(Refusal::Unstable),
                 };
                 assert!(fine, "{torn:?} of {mine:?} and {other:?} led to {verdict:?}");
             }
         }
     }
 
-    /// The datapath's own lookup, by a reader whose first `readings` of the entry give `value`.
+    /// The datapath's own lookup, by a reader whose first `readings` of the entry give `value`; and the
+    /// record that the verdict comes from.
     fn read(
         &self,
         key: ServiceKey,
@@ -329,20 +333,26 @@ impl Watched {
         readings: u32,
         random: u32,
         prior: &Prior,
-    ) -> Verdict {
-        let reader = Reader { maps: &self.memory, key, value, readings: Cell::new(readings) };
+    ) -> (Verdict, Option<Backend>) {
+        let last = Cell::new(None);
+        let readings = Cell::new(readings);
+        let reader = Reader { maps: &self.memory, key, value, readings, last };
         let flow = Flow { peer: key.peer, protocol: key.protocol };
-        select(&reader, &Onlooker { random, ..Onlooker::default() }, &flow, prior)
+        let asking = Onlooker { random, ..Onlooker::default() };
+        let verdict = select(&reader, &asking, &flow, prior);
+        (verdict, record_of(verdict, reader.last.get()))
     }
 }
 
-fn record_of(verdict: Verdict) -> Option<Backend> {
+/// The record that a verdict comes from; `last` is the one that was read last.
+fn record_of(verdict: Verdict, last: Option<Backend>) -> Option<Backend> {
+    let last = |asks: fn(&Backend) -> bool| last.filter(asks);
     match verdict {
-        Verdict::Forward(record) if record.action() == Action::Forward => Some(record),
-        Verdict::Refuse(record) if record.action() == Action::Refuse => Some(record),
-        Verdict::Unreachable(record) if record.action() == Action::Unreachable => Some(record),
-        // Nobody knows who `Anybody` is.
-        Verdict::UnknownClient(record) if record.flags == Backend::SOURCES => Some(record),
+        Verdict::Forward(record) => Some(record).filter(|it| it.action() == Action::Forward),
+        Verdict::Fail(Refusal::NoEndpoints) => last(|it| it.action() == Action::Refuse),
+        Verdict::Fail(Refusal::Unreachable) => last(|it| it.action() == Action::Unreachable),
+        // Nobody knows who an onlooker is.
+        Verdict::Fail(Refusal::UnknownClient) => last(|it| it.flags == Backend::SOURCES),
         _ => None,
     }
 }
@@ -353,6 +363,8 @@ struct Reader<'a> {
     key: ServiceKey,
     value: abi::Service,
     readings: Cell<u32>,
+    /// The record that was read last.
+    last: Cell<Option<Backend>>,
 }
 
 impl Tables for Reader<'_> {
@@ -363,7 +375,8 @@ impl Tables for Reader<'_> {
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {
-        self.maps.backend(index)
+        self.last.set(self.maps.backend(index));
+        self.last.get()
     }
 
     fn address(&self, addr: &Addr) -> Option<Address> {

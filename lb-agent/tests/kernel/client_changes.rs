@@ -289,10 +289,10 @@ fn who_a_process_is_taken_for_is_explained() {
         let is_said = |words: &str| {
             assert!(soon(|| explain().contains(words)), "not {words:?}:\n{}", explain());
         };
-        is_said("this client's address is not known: EACCES");
+        is_said("the client's address is not known: connect() fails with EACCES");
         let _ = pod.connect(V4);
         is_said("a socket of this network namespace that is not bound comes from 10.9.0.7");
-        assert!(explain().contains("this client is not one of them: EACCES"), "{}", explain());
+        assert!(explain().contains("source ranges: connect() fails with EACCES"), "{}", explain());
         pod.ip("route add 203.0.113.5/32 dev lo src 10.2.0.7");
         is_said("that is not bound comes from 10.2.0.7, by its routes");
         let explained = explain();

@@ -9,7 +9,7 @@ use std::{
 
 use lb_agent::sources::translate;
 use lb_common::{
-    Caller, Flow, Origin, Prior, Set, Tables, Verdict,
+    Caller, Flow, Origin, Prior, Refusal, Set, Tables, Verdict,
     abi::{
         self, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
         SourceKey,
@@ -200,15 +200,15 @@ impl Socklb {
                     outcome.affinity = set.affinity;
                     Fate::Forwarded
                 }
-                Verdict::Refuse(_) => Fate::Refused,
-                Verdict::UnknownPort => Fate::UnknownPort,
-                Verdict::Unreachable(_) => Fate::Unreachable,
-                Verdict::Denied(_) => Fate::Denied,
-                Verdict::Unstable => Fate::Damaged,
+                Verdict::Fail(Refusal::NoEndpoints) => Fate::Refused,
+                Verdict::Fail(Refusal::UnknownPort) => Fate::UnknownPort,
+                Verdict::Fail(Refusal::Unreachable) => Fate::Unreachable,
+                Verdict::Fail(Refusal::Denied) => Fate::Denied,
+                Verdict::Fail(Refusal::Unstable) => Fate::Damaged,
                 Verdict::Stay
-                | Verdict::Reserved
-                | Verdict::UnknownClient(_)
-                | Verdict::Confined => unreachable!("{packet}: {set:?}"),
+                | Verdict::Fail(Refusal::Reserved | Refusal::UnknownClient | Refusal::Confined) => {
+                    unreachable!("{packet}: {set:?}")
+                }
             });
         }
         let forwarded = fates.contains(&Fate::Forwarded);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lb_common::{
-    ATTEMPTS, Flow, Prior, Tables, Verdict,
+    ATTEMPTS, Flow, Prior, Refusal, Tables, Verdict,
     abi::{
         Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
         SourceKey,
@@ -38,10 +38,8 @@ impl Who {
 pub(super) enum Outcome {
     /// No Service's address.
     Miss,
-    /// A port that a cluster IP lacks.
-    UnknownPort,
-    /// An address at which everything is refused.
-    Reserved,
+    /// Refused by the address, whatever Services there are.
+    Fail(Refusal),
     /// An entry.
     Hit(Hit),
 }
@@ -171,7 +169,7 @@ pub(super) fn outcome(
             (Verdict::Forward(backend), Some(from))
                 if is_confined(tables, flow.peer.addr, from.into(), &backend.peer) =>
             {
-                Verdict::Confined
+                Verdict::Fail(Refusal::Confined)
             }
             (verdict, _) => verdict,
         }
@@ -181,8 +179,9 @@ pub(super) fn outcome(
     for _ in 0..ATTEMPTS {
         match ask(0) {
             Verdict::Miss => return Outcome::Miss,
-            Verdict::UnknownPort => return Outcome::UnknownPort,
-            Verdict::Reserved => return Outcome::Reserved,
+            Verdict::Fail(why @ (Refusal::UnknownPort | Refusal::Reserved)) => {
+                return Outcome::Fail(why);
+            }
             _ => {}
         }
         let (Some(key), Some(service)) = (traced.key.get(), traced.service.get()) else {

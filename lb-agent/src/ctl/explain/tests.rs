@@ -52,7 +52,7 @@ fn no_endpoints() {
     assert_eq!(
         out,
         "10.96.0.2:53/udp is kube-system/kube-dns:dns (id 3, block 9, generation 109)\n\
-         it has no endpoints: sendto() fails with ECONNREFUSED, connect() goes there untouched\n"
+         the Service has no endpoints: sendto() fails with ECONNREFUSED, connect() goes there untouched\n"
     );
     assert_eq!(answer, Answer::No);
 }
@@ -172,7 +172,7 @@ fn loopback_addresses_are_what_they_are_to_connect() {
         assert_eq!(out.contains(taken), to.contains("0.0.0.0"), "{out}");
         let (answer, out) = explain_in(&memory, &format!("{to} --from 127.0.0.1"));
         assert_eq!(answer, Answer::No, "{out}");
-        assert!(out.contains("connect() fails with ECONNREFUSED where the backend"), "{out}");
+        assert!(out.contains("own addresses: connect() fails with ECONNREFUSED\n"), "{out}");
     }
     let (_, out) = explain_in(&memory, "[::]:30080");
     assert_eq!(
@@ -215,7 +215,10 @@ fn damage_is_found_by_the_lookup() {
     let (answer, out) = explain_in(&memory, "10.96.0.9:5432");
     assert_eq!(answer, Answer::No);
     assert!(out.starts_with("10.96.0.9:5432/tcp is <unknown> (id 77, block 60,"), "{out}");
-    assert!(out.contains("its records are not its own"), "{out}");
+    assert!(
+        out.contains("the records in the maps are not those of the Service, however often"),
+        "{out}"
+    );
     assert_eq!(out.lines().count(), 3 + 1 + 64, "no more than there are records");
 }
 
@@ -257,7 +260,10 @@ BACKEND        INDEX   PROBABILITY
     let known = lb_core::op::Known { flags: Address::OTHER_NODE, netns: 0 };
     memory.apply(&Op::PutAddress { addr, known }).unwrap();
     let (answer, out) = explain_in(&memory, "192.0.2.8:30080");
-    assert!(out.contains("it is NodePort 30080 on another node\nit has endpoints, but"), "{out}");
+    assert!(
+        out.contains("it is NodePort 30080 on another node\nthe Service has endpoints, but"),
+        "{out}"
+    );
     assert!(out.ends_with("EHOSTUNREACH\n"), "{out}");
     assert_eq!(answer, Answer::No);
 }
@@ -267,7 +273,7 @@ fn a_port_that_the_cluster_ip_lacks() {
     let (answer, out) = explain_rich("10.96.0.21:81");
     assert_eq!(
         out,
-        "10.96.0.21:81/tcp is a port that this cluster IP does not have: connect() fails with \
+        "10.96.0.21:81/tcp: the cluster IP does not have this port: connect() fails with \
          ECONNREFUSED\n\nthe address is a Service's on other ports:\n  \
          10.96.0.21:80/tcp shop/cart\n"
     );
@@ -281,8 +287,12 @@ fn source_ranges_for_anybody_and_for_one() {
     assert_eq!(answer, Answer::Yes);
     for (who, answer, word) in [
         ("--from 10.9.9.9", Answer::Yes, "only backend"),
-        ("--from 11.0.0.1", Answer::No, "this client is not one of them: EACCES"),
-        ("--netns 4", Answer::No, "this client's address is not known"),
+        ("--from 11.0.0.1", Answer::No, "source ranges: connect() fails with EACCES\n"),
+        (
+            "--netns 4",
+            Answer::No,
+            "the client's address is not known: connect() fails with EACCES, until lb-agent",
+        ),
     ] {
         let explained = explain_rich(&format!("10.96.0.21:80 {who}"));
         assert!(explained.0 == answer && explained.1.contains(word), "{who}: {explained:?}");

@@ -2,10 +2,9 @@
 
 use std::io::{self, Write};
 
-use super::{
-    CONFINED, Choice, Client, DAMAGED, DENIED, Explanation, FORWARD, Hit, NodePort, REFUSE,
-    RESERVED, UNKNOWN_CLIENT, UNKNOWN_PORT, UNREACHABLE, full_name,
-};
+use lb_common::Refusal;
+
+use super::{Choice, Client, Explanation, Fate, Hit, NodePort, full_name};
 use crate::ctl::table::Table;
 
 impl Explanation<'_> {
@@ -18,17 +17,7 @@ impl Explanation<'_> {
         }
         let Some(hit) = &self.service else {
             match self.verdict {
-                UNKNOWN_PORT => writeln!(
-                    out,
-                    "{asked} is a port that this cluster IP does not have: {}",
-                    self.failure("ECONNREFUSED")
-                )?,
-                RESERVED => writeln!(
-                    out,
-                    "{asked} is at an address by which lb-agent sees that its programs are in \
-                     force: {}",
-                    self.failure("ECONNREFUSED")
-                )?,
+                Fate::Fail(refusal) => writeln!(out, "{asked}: {}", self.failure(refusal))?,
                 _ => writeln!(out, "{asked} is no Service's: connect() goes there untouched")?,
             }
             return self.write_nearby(out);
@@ -61,48 +50,25 @@ impl Explanation<'_> {
         table.write(out, true)
     }
 
-    /// Which call fails so.
-    fn failure(&self, error: &str) -> String {
-        if self.connect_untouched {
-            format!("sendto() fails with {error}, connect() goes there untouched")
+    /// Why which call fails, with what, and until when if that is known.
+    fn failure(&self, refusal: Refusal) -> String {
+        let (text, errno) = (refusal.text(), refusal.errno().name());
+        let call = if self.connect_untouched {
+            format!("sendto() fails with {errno}, connect() goes there untouched")
         } else {
-            format!("connect() fails with {error}")
-        }
+            format!("connect() fails with {errno}")
+        };
+        let until = match refusal {
+            Refusal::UnknownClient => ", until lb-agent has seen its network namespace",
+            Refusal::Unstable => ", until lb-agent, at its next start, repairs the maps",
+            _ => "",
+        };
+        format!("{text}: {call}{until}")
     }
 
     fn write_verdict(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
         match (self.verdict, self.candidates.len()) {
-            (REFUSE, _) => {
-                return writeln!(out, "it has no endpoints: {}", self.failure("ECONNREFUSED"));
-            }
-            (UNREACHABLE, _) => {
-                return writeln!(
-                    out,
-                    "it has endpoints, but its traffic policy allows none of them from here: {}",
-                    self.failure("EHOSTUNREACH")
-                );
-            }
-            (CONFINED, _) => {
-                return writeln!(
-                    out,
-                    "no packet may leave this node from a loopback address: {} where the backend is \
-                     not at one of this node's NodePort addresses",
-                    self.failure("ECONNREFUSED")
-                );
-            }
-            (DENIED, _) => return writeln!(out, "this client is not one of them: EACCES"),
-            (UNKNOWN_CLIENT, _) => {
-                return writeln!(
-                    out,
-                    "this client's address is not known: EACCES, until lb-agent has seen its \
-                     network namespace"
-                );
-            }
-            (DAMAGED, _) => writeln!(
-                out,
-                "its records are not its own: connect() fails with ECONNREFUSED until lb-agent, at \
-                 its next start, repairs the maps"
-            )?,
+            (Fate::Fail(refusal), _) => return writeln!(out, "{}", self.failure(refusal)),
             _ if self.bound.is_some() => {}
             (_, 1) => writeln!(out, "connect() goes to its only backend:")?,
             (_, count) => writeln!(out, "connect() goes to one of {count} backends:")?,
@@ -112,7 +78,7 @@ impl Explanation<'_> {
 
     fn write_affinity(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
         let seconds = hit.affinity_seconds;
-        if seconds == 0 || self.verdict != FORWARD {
+        if seconds == 0 {
             return Ok(());
         }
         write!(out, "a client stays for {seconds} s with the backend it got")?;
@@ -141,7 +107,7 @@ impl Explanation<'_> {
                     "only clients in {ranges} may connect; a socket of this network namespace that \
                      is not bound comes from {address}, by its routes"
                 )?;
-                if !with_port && self.verdict == FORWARD {
+                if !with_port && self.verdict == Fate::Forward {
                     writeln!(
                         out,
                         "a socket that is bound to a port, but to no address, gets EACCES from \

@@ -13,7 +13,7 @@
 //! do, nor the grace period, before which records are not written again: the model ends there.
 
 use lb_common::{
-    Caller, Flow, Origin, Prior, Tables, Verdict,
+    Caller, Flow, Origin, Prior, Refusal, Tables, Verdict,
     abi::{
         Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
         SourceKey, TCP,
@@ -194,7 +194,7 @@ fn explore(releases: bool, random: u32) {
                 assert!([2, 3].contains(&octet(&to)), "astray: {}", octet(&to));
             }
             // Asks its caller to try again.
-            Verdict::Unstable => {}
+            Verdict::Fail(Refusal::Unstable) => {}
             verdict => panic!("{verdict:?}"),
         }
         writing.join().unwrap();
