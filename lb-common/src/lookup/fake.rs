@@ -1,0 +1,183 @@
+//! A Service, and a socket that asks for it.
+
+extern crate std;
+
+use core::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+};
+use std::vec::Vec;
+
+use bytemuck::Zeroable as _;
+
+use super::{Caller, Flow, Origin, Prior, Tables};
+use crate::{
+    Verdict,
+    abi::{
+        Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
+        SourceKey,
+    },
+};
+
+/// One service at one key, and a few records. `stale` readings of the service come first. Also
+/// the socket that asks.
+pub(super) struct Fake {
+    pub(super) key: ServiceKey,
+    pub(super) stale: Service,
+    pub(super) stale_readings: Cell<u32>,
+    pub(super) service: Service,
+    pub(super) records: [Backend; 8],
+    pub(super) address: Option<(Addr, Address)>,
+    pub(super) clients: Vec<(ClientKey, Client)>,
+    pub(super) allowed: Option<SourceKey>,
+    /// What the socket is bound to, and what happens when it is to be bound.
+    pub(super) source: Cell<Addr>,
+    pub(super) origin: Origin,
+    pub(super) bond: RefCell<Option<(AffinityKey, Bond)>>,
+    /// What another program makes of the bond before this one does.
+    pub(super) rival: RefCell<Option<Bond>>,
+    pub(super) random: Cell<u32>,
+    pub(super) now: Cell<u64>,
+    /// How often the services map and an address were asked for.
+    pub(super) asked: Cell<(u32, u32)>,
+}
+
+pub(super) const NETNS: u64 = 4711;
+
+pub(super) const NOWHERE: Addr = Addr::from_words([0; 4]);
+
+impl Caller for Fake {
+    fn random(&self, _: &Flow) -> u32 {
+        self.random.get()
+    }
+
+    fn netns(&self) -> u64 {
+        NETNS
+    }
+
+    fn source(&self) -> Addr {
+        self.source.get()
+    }
+
+    fn come_from(&self, addr: Addr) -> Origin {
+        if self.origin == Origin::Settled {
+            self.source.set(addr);
+        }
+        self.origin
+    }
+
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
+        let mut place = self.bond.borrow_mut();
+        if let Some(rival) = self.rival.take() {
+            *place = Some((*key, rival));
+        }
+        let (_, now) = place.get_or_insert((*key, *bond));
+        let ours = before == now || now.backend == bond.backend;
+        if ours {
+            *now = *bond;
+        } else {
+            *bond = *now;
+        }
+        ours
+    }
+}
+
+impl Tables for Fake {
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        let (services, addresses) = self.asked.get();
+        self.asked.set((services, addresses + 1));
+        self.address.filter(|(of, _)| of == addr).map(|(_, address)| address)
+    }
+
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        let found = self.clients.iter().find(|(of, _)| of == key);
+        found.map(|(_, client)| *client)
+    }
+
+    fn allows(&self, client: &SourceKey) -> bool {
+        self.allowed == Some(*client)
+    }
+
+    fn bond(&self, key: &AffinityKey) -> Bond {
+        self.bond.borrow().filter(|(of, _)| of == key).map_or(Bond::NONE, |(_, bond)| bond)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        let (services, addresses) = self.asked.get();
+        self.asked.set((services + 1, addresses));
+        if *key != self.key {
+            return None;
+        }
+        if self.stale_readings.get() > 0 {
+            self.stale_readings.set(self.stale_readings.get() - 1);
+            return Some(self.stale);
+        }
+        Some(self.service)
+    }
+
+    fn backend(&self, index: u32) -> Option<Backend> {
+        self.records.get(usize::try_from(index).unwrap()).copied()
+    }
+}
+
+/// The fake service, at `key` instead.
+pub(super) fn fake_at(key: ServiceKey, address: &str, flags: u32, netns: u64) -> Fake {
+    let addr = peer(address).addr;
+    Fake { key, address: Some((addr, Address::new(addr, flags, netns))), ..fake() }
+}
+
+pub(super) fn peer(text: &str) -> Peer {
+    text.parse::<SocketAddr>().unwrap().into()
+}
+
+pub(super) fn record(last: u8, generation: u32) -> Backend {
+    Backend::forward(SocketAddr::from(([10, 0, 0, last], 8080)).into()).stamped(generation, 9)
+}
+
+/// Block 2..5 of generation 7 at 10.96.0.10:80/tcp; block 5..7 belongs to generation 8.
+pub(super) fn fake() -> Fake {
+    let mut records = [Backend::zeroed(); 8];
+    for i in 2..7u8 {
+        records[usize::from(i)] = record(i, if i < 5 { 7 } else { 8 });
+    }
+    let service = Service { block: 2, count: 3, kept: 0, generation: 7, id: 9 };
+    Fake {
+        key: ServiceKey::new(peer("10.96.0.10:80"), 6),
+        stale: service,
+        stale_readings: Cell::new(0),
+        service,
+        records,
+        address: None,
+        clients: Vec::new(),
+        allowed: None,
+        source: Cell::new(NOWHERE),
+        origin: Origin::Settled,
+        bond: RefCell::new(None),
+        rival: RefCell::new(None),
+        random: Cell::new(0),
+        now: Cell::new(1),
+        asked: Cell::default(),
+    }
+}
+
+/// What `select` says, given these random bits.
+pub(super) fn select(fake: &Fake, flow: &Flow, random: u32) -> Verdict {
+    fake.random.set(random);
+    super::select(fake, fake, flow, &Prior::NONE)
+}
+
+/// The backend that a connection to the service gets.
+pub(super) fn backend(fake: &Fake, random: u32) -> Peer {
+    match select(fake, &flow("10.96.0.10:80", 6), random) {
+        Verdict::Forward(backend) => backend.peer,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(super) fn flow(to: &str, protocol: u8) -> Flow {
+    Flow { peer: peer(to), protocol }
+}

@@ -1,0 +1,37 @@
+//! What the lookup reads.
+
+use super::search::{Range, find};
+use crate::abi::{
+    Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
+    SourceKey,
+};
+
+/// The maps, as far as the lookup reads them. Values are copies, each read from memory once.
+pub trait Tables {
+    /// The frontend's entry in [`SERVICES`](crate::abi::SERVICES), its seal undone.
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// The record at `index` of [`BACKENDS`](crate::abi::BACKENDS); none if out of bounds.
+    fn backend(&self, index: u32) -> Option<Backend>;
+    /// [`find`], for a backend. Its own function in the programs: the verifier then looks at the loop
+    /// once, and not wherever it is needed.
+    #[inline(always)]
+    fn find(&self, range: Range, backend: &Peer) -> Option<bool>
+    where
+        Self: Sized,
+    {
+        find(self, range, backend.order())
+    }
+    /// What [`ADDRESSES`](crate::abi::ADDRESSES) says of an address.
+    fn address(&self, addr: &Addr) -> Option<Address>;
+    /// From where a socket of a network namespace connects, in [`CLIENTS`](crate::abi::CLIENTS).
+    fn client(&self, key: &ClientKey) -> Option<Client>;
+    /// Whether a range in [`SOURCES`](crate::abi::SOURCES) has the client.
+    fn allows(&self, client: &SourceKey) -> bool;
+    /// Where the client went before, in [`AFFINITY`](crate::abi::AFFINITY); [`Bond::NONE`] if nowhere.
+    fn bond(&self, key: &AffinityKey) -> Bond;
+    /// Whether an address may be one that the maps know, by [`FILTER`](crate::abi::FILTER).
+    #[inline(always)]
+    fn may_know(&self, _: &Addr) -> bool {
+        true
+    }
+}

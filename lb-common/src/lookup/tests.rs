@@ -1,0 +1,84 @@
+//! What the lookup says of one Service.
+
+use core::cell::Cell;
+
+use super::{
+    fake::{Fake, fake, flow, record, select},
+    *,
+};
+
+#[test]
+fn address_port_and_protocol_all_count() {
+    let fake = fake();
+    assert_eq!(select(&fake, &flow("10.96.0.11:80", 6), 0), Verdict::Miss);
+    assert_eq!(select(&fake, &flow("10.96.0.10:81", 6), 0), Verdict::Miss);
+    assert_eq!(select(&fake, &flow("10.96.0.10:80", 17), 0), Verdict::Miss);
+    assert_eq!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Forward(record(2, 7)));
+    assert_eq!(
+        select(&fake, &flow("[::ffff:10.96.0.10]:80", 6), u32::MAX),
+        Verdict::Forward(record(4, 7))
+    );
+}
+
+/// Most connections of a node go to no Service.
+#[test]
+fn what_is_no_service_costs_two_questions_at_most() {
+    let fake = fake();
+    for (to, asked) in [("10.96.0.10:80", (1, 0)), ("192.0.2.1:443", (1, 1))] {
+        fake.asked.set((0, 0));
+        select(&fake, &flow(to, 6), 0);
+        assert_eq!(fake.asked.get(), asked, "{to}");
+    }
+}
+
+#[test]
+fn a_count_from_another_value_never_reaches_into_its_block() {
+    let mut fake = fake();
+    // The torn reading: block and generation of one value, count of another.
+    fake.stale = Service { count: 5, ..fake.service };
+    fake.stale_readings = Cell::new(1);
+    let verdict = select(&fake, &flow("10.96.0.10:80", 6), u32::MAX);
+    assert_eq!(verdict, Verdict::Forward(record(4, 7)));
+}
+
+#[test]
+fn a_block_of_another_generation_is_read_again_and_then_given_up() {
+    let mut fake = fake();
+    fake.stale = Service { generation: 6, ..fake.service };
+    fake.stale_readings = Cell::new(ATTEMPTS - 1);
+    let to = flow("10.96.0.10:80", 6);
+    assert_eq!(select(&fake, &to, 0), Verdict::Forward(record(2, 7)));
+    fake.stale_readings = Cell::new(ATTEMPTS);
+    assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Unstable));
+}
+
+#[test]
+fn an_empty_set_refuses_and_a_block_out_of_bounds_is_no_answer() {
+    let mut fake = fake();
+    fake.records[2] = Backend::refuse().stamped(7, 9);
+    fake.service.count = 1;
+    let to = flow("10.96.0.10:80", 6);
+    assert_eq!(select(&fake, &to, 5), Verdict::Fail(Refusal::NoEndpoints));
+    fake.service.block = u32::MAX;
+    assert_eq!(select(&fake, &to, 5), Verdict::Fail(Refusal::Unstable));
+}
+
+#[test]
+fn a_flow_stays_with_a_backend_that_serves() {
+    let mut fake = fake();
+    let to = flow("10.96.0.10:80", 6);
+    let select = |fake: &Fake, last, generation| {
+        let prior = Prior { backend: record(last, 7).peer, generation };
+        super::select(fake, fake, &to, &prior)
+    };
+    fake.random.set(u32::MAX);
+    assert_eq!(select(&fake, 9, 7), Verdict::Stay);
+    for last in 2..=4 {
+        assert_eq!(select(&fake, last, 6), Verdict::Forward(record(last, 7)));
+    }
+    assert_eq!(select(&fake, 9, 6), Verdict::Forward(record(4, 7)), "a new one");
+    // One that takes no new flows.
+    fake.service = Service { count: 1, kept: 2, ..fake.service };
+    assert_eq!(select(&fake, 4, 6), Verdict::Forward(record(4, 7)));
+    assert_eq!(select(&fake, 9, 6), Verdict::Forward(record(2, 7)));
+}
