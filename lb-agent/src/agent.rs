@@ -31,9 +31,9 @@ use self::{source::Followed, stop::Stop};
 use crate::{
     admin::{Admin, Events, Family, Moment, server},
     canary,
-    config::{Config, Source},
+    config::{Config, Packets, Source},
     datapath::{self, Datapath, Sizes},
-    host, kube_proxy,
+    host, kube_proxy, packets,
     pins::{Pins, shown},
     sockets,
     sources::local,
@@ -60,11 +60,15 @@ pub async fn run(config: &Config) -> Result<()> {
 fn cleanup(config: &Config) -> Result<()> {
     host::check_capabilities()?;
     let removed = datapath::cleanup(&host::bpffs(config)?)?;
+    let tables = packets::cleanup()?;
     let mut out = Output::text(std::io::stdout().lock());
     for path in &removed {
         writeln!(out, "removed {}", path.display())?;
     }
-    if removed.is_empty() {
+    for table in &tables {
+        writeln!(out, "removed {table}")?;
+    }
+    if removed.is_empty() && tables.is_empty() {
         writeln!(out, "nothing to remove")?;
     }
     Ok(())
@@ -159,6 +163,9 @@ async fn serve(config: &Config) -> Result<()> {
     let families = families();
     let pipeline = Pipeline::with_view(view(config, &node, families), maps, &snapshot);
     let mut agent = Agent::new(config.terminate_tcp, pipeline, (datapath, cgroup));
+    if config.packets == Packets::External {
+        agent.serve_packets(families)?;
+    }
     // What is pinned serves, whether or not the API server answers.
     agent.adopt()?;
     let follow = async {

@@ -90,6 +90,11 @@ pub struct Config {
     /// in no EndpointSlice any more.
     #[arg(long, env = "SOCKLB_TERMINATE_TCP", default_value = "never", value_name = "WHICH")]
     pub terminate_tcp: TerminateTcp,
+    /// Packets that come to this node for Services: `off`, they are left to others, or `external`: those
+    /// to NodePorts, load-balancer and external addresses are served with nftables, so far without
+    /// session affinity.
+    #[arg(long, env = "SOCKLB_PACKETS", default_value = "off", value_name = "WHICH")]
+    pub packets: Packets,
     /// Where `/healthz`, `/readyz` and `/livez` are served; empty: nowhere.
     #[arg(long, env = "SOCKLB_HEALTHZ_BIND_ADDRESS", default_value = "0.0.0.0:10256",
           value_name = "IP:PORT", value_parser = health_address)]
@@ -104,7 +109,7 @@ pub struct Config {
     /// Print what would be written to the maps, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Detach the programs, remove every pin, and exit.
+    /// Detach the programs, remove every pin and the tables of nftables, and exit.
     #[arg(long, conflicts_with = "dry_run")]
     pub cleanup: bool,
     /// After --cleanup wait for a signal rather than exit, for a DaemonSet, which starts again what
@@ -147,6 +152,15 @@ impl FromStr for Source {
             _ => Err("use `kubernetes` or `dir:PATH`".to_owned()),
         }
     }
+}
+
+/// Which packets are served.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Packets {
+    /// None: sockets only.
+    Off,
+    /// Those to addresses that are known outside of the cluster.
+    External,
 }
 
 /// Which TCP connections are ended.

@@ -7,6 +7,7 @@ pub mod sources;
 pub mod maps;
 
 pub mod datapath;
+pub mod packets;
 pub mod pins;
 
 pub mod sockets;
@@ -20,5 +21,6 @@ pub mod host;
 pub mod kube_proxy;
 pub mod log;
 pub mod mounts;
+mod netlink;
 pub mod node_cgroup;
 pub mod sysctls;

@@ -13,6 +13,7 @@ mod kernel {
     mod clients;
     mod control;
     mod echo;
+    mod lane;
     mod look;
     mod machine;
     mod pods;
@@ -55,6 +56,8 @@ mod kernel {
     mod node_ports;
     mod node_ports_elsewhere;
     mod node_ports_loopback;
+    mod packets;
+    mod packets_table;
     mod peername;
     mod policies;
     mod programs;

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lb_core::{
-    model::Change,
+    engine::Engine as _,
+    model::{Change, Families},
+    packets::PacketEngine,
     pipeline::{Pipeline, Report},
     plan::PlanError,
     policy::NoLocal,
@@ -32,6 +34,7 @@ use crate::{
     datapath::Datapath,
     maps::Pinned,
     node_cgroup::Cgroup,
+    packets,
     pins::Pins,
     sockets::Kind,
 };
@@ -58,6 +61,8 @@ pub struct Agent {
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
     takeover: Takeover,
+    /// If packets from outside are served.
+    packets: Option<packets::Watch>,
     /// When something was written last.
     changed: Instant,
     /// When what the maps say was compared last.
@@ -95,10 +100,24 @@ impl Agent {
             refusals: Refusals::default(),
             waiting_for_nodes: None,
             takeover,
+            packets: None,
             changed: Instant::now(),
             compared: Instant::now(),
             taken: Taken::default(),
         }
+    }
+
+    /// Serves packets from outside, too.
+    pub(super) fn serve_packets(&mut self, families: Families) -> Result<()> {
+        let table = packets::open(families).context("cannot speak with nfnetlink")?;
+        let mut engine = PacketEngine::new(table);
+        if let Err(error) = engine.adopt() {
+            tracing::error!("packets are not served yet: {error}");
+            self.pace.doubt();
+        }
+        self.pipeline.add(Box::new(engine));
+        self.packets = Some(packets::Watch::open(families)?);
+        Ok(())
     }
 
     pub(super) const fn pins(&self) -> &Pins {
@@ -169,6 +188,11 @@ impl Agent {
         self.troubles.tell_lasting(now);
         if self.compared.elapsed() > COMPARE {
             self.pace.doubt();
+        }
+        if self.packets.as_mut().is_some_and(packets::Watch::is_damaged) {
+            tracing::warn!("somebody changed the tables for packets; they are made whole");
+            self.pace.doubt();
+            self.pace.hurry(now);
         }
         if !self.is_attached && self.takeover.is_overdue(now) {
             self.pace.hurry(now);
@@ -281,6 +305,7 @@ impl Agent {
             );
         }
         self.troubles.tell(&report, Instant::now());
+        self.troubles.tell_others(&report.others);
         let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
         if report.sockets.addresses.is_some() || report.sockets.failed.values().any(refused) {
             self.pace.doubt();

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{model::ObjectRef, pipeline::Report, policy};
+use lb_core::{engine::Outcome, model::ObjectRef, pipeline::Report, policy};
 
 /// How many Services are named one by one when many have the same trouble.
 const NAMED: usize = 5;
@@ -18,6 +18,8 @@ pub(super) struct Troubles {
     failed: BTreeMap<ObjectRef, String>,
     lost: BTreeMap<ObjectRef, String>,
     addresses: Option<String>,
+    /// The first trouble of each other engine.
+    others: BTreeMap<&'static str, String>,
     unmatched: BTreeMap<ObjectRef, Unmatched>,
     /// Those of `unmatched` that were not told.
     untold: BTreeSet<ObjectRef>,
@@ -30,6 +32,26 @@ struct Unmatched {
 }
 
 impl Troubles {
+    /// What else than the maps of the programs was not written, engine by engine.
+    pub(super) fn tell_others(&mut self, others: &BTreeMap<&'static str, Outcome>) {
+        for (engine, outcome) in others {
+            let failed =
+                outcome.failed.iter().map(|(service, error)| format!("{service}: {error}"));
+            let first = failed.chain(outcome.beside.iter().cloned()).next();
+            if self.others.get(engine) == first.as_ref() {
+                continue;
+            }
+            if let Some(error) = first {
+                let services = outcome.failed.len();
+                tracing::error!(engine, services, "not written, what was there stays: {error}");
+                self.others.insert(engine, error);
+            } else {
+                tracing::info!(engine, "written after all");
+                self.others.remove(engine);
+            }
+        }
+    }
+
     pub(super) fn tell(&mut self, report: &Report, now: Instant) {
         let failed: BTreeMap<_, _> = report
             .sockets

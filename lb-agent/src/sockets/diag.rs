@@ -11,10 +11,8 @@ use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
 use lb_common::abi::{Addr, Peer, Port};
 use lb_core::model::Protocol;
 
-use super::{
-    Kind, namespaces,
-    netlink::{Netlink, attributes},
-};
+use super::{Kind, namespaces};
+use crate::netlink::{Netlink, attributes};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -268,7 +266,8 @@ fn parse(message: &[u8]) -> Option<Connected> {
 mod tests {
     use std::net::SocketAddr;
 
-    use super::{super::netlink::attribute, *};
+    use super::*;
+    use crate::netlink::attribute;
 
     fn message(family: libc::c_int, peer: [u8; 16], attributes: &[Vec<u8>]) -> Vec<u8> {
         let id = Id {

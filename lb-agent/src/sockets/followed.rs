@@ -32,9 +32,9 @@ use tokio::sync::watch;
 use super::{
     clients::{Question, home},
     namespaces::{Door, Id, Namespaces, cookie_of, tour},
-    netlink::{self, Netlink},
     routes,
 };
+use crate::netlink::{self, Netlink};
 
 /// How often all are looked at although nothing seems to have changed.
 const LOOK: Duration = Duration::from_secs(15);

@@ -58,7 +58,6 @@ mod held;
 mod iterator;
 mod judge;
 mod namespaces;
-pub(crate) mod netlink;
 mod routes;
 mod said;
 mod servers;

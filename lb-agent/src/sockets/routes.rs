@@ -10,7 +10,7 @@ use std::{
 
 use bytemuck::pod_read_unaligned;
 
-use super::netlink::{Netlink, attribute, attributes};
+use crate::netlink::{Netlink, attribute, attributes};
 
 /// Links, and addresses, routes and rules of both families: `RTMGRP_*`, see linux/rtnetlink.h.
 pub(super) const SIGNS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;

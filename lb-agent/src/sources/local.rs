@@ -11,7 +11,7 @@ use nix::ifaddrs::getifaddrs;
 use tokio::io::unix::AsyncFd;
 
 use super::Changes;
-use crate::sockets::netlink;
+use crate::netlink;
 
 /// How often the addresses are read without any sign.
 const RESCAN: Duration = Duration::from_secs(15);

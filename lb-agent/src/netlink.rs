@@ -1,5 +1,8 @@
-//! sock_diag and rtnetlink: requests out, messages in. Of the network namespace in which the
+//! sock_diag, rtnetlink and nfnetlink: requests out, messages in. Of the network namespace in which the
 //! [`Netlink`] is made, wherever its thread goes later.
+//!
+//! By hand, since the crates that speak netlink end a dump that changes went through as if it were
+//! whole, wait for an answer for ever, or do both.
 
 use std::{
     io,
@@ -23,8 +26,7 @@ use nix::{
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The kernel puts no more than 32 KiB into one part of a dump, unless one message is longer.
 const PART: usize = 64 * 1024;
-/// How often a dump is begun anew that a change went through. The last one counts in any case: what
-/// it missed, the next look finds.
+/// How often a dump is begun anew that a change went through.
 const ATTEMPTS: u32 = 3;
 
 /// `struct nlmsghdr`.
@@ -39,10 +41,27 @@ struct Header {
 }
 
 const HEADER: usize = size_of::<Header>();
+/// Where the number of a message is.
+const SEQUENCE: std::ops::Range<usize> = 8..12;
+
+/// Why nothing of a batch took effect.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// The message that was refused, counted from the one after the first mark; none: all of them.
+    pub(crate) message: Option<u32>,
+    /// What the kernel says.
+    pub(crate) error: io::Error,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self { message: None, error }
+    }
+}
 
 /// A netlink socket to the kernel.
 #[derive(Debug)]
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     fd: OwnedFd,
     buffer: Vec<u8>,
     sequence: u32,
@@ -50,13 +69,18 @@ pub(super) struct Netlink {
 
 impl Netlink {
     /// sock_diag, in the network namespace of this thread.
-    pub(super) fn diag() -> io::Result<Self> {
+    pub(crate) fn diag() -> io::Result<Self> {
         Self::new(SockProtocol::NetlinkSockDiag)
     }
 
     /// rtnetlink, in the network namespace of this thread.
-    pub(super) fn route() -> io::Result<Self> {
+    pub(crate) fn route() -> io::Result<Self> {
         Self::new(SockProtocol::NetlinkRoute)
+    }
+
+    /// nfnetlink, in the network namespace of this thread.
+    pub(crate) fn netfilter() -> io::Result<Self> {
+        Self::new(SockProtocol::NetlinkNetFilter)
     }
 
     fn new(protocol: SockProtocol) -> io::Result<Self> {
@@ -67,41 +91,42 @@ impl Netlink {
     }
 
     /// The descriptor.
-    pub(super) const fn fd(&self) -> &OwnedFd {
+    pub(crate) const fn fd(&self) -> &OwnedFd {
         &self.fd
     }
 
     /// Keeps no memory until it is asked again.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         self.buffer = Vec::new();
     }
 
     /// Asks for all there is; `each` gets the body of each message. It is called with `None` before
-    /// the first message of an attempt: what it has got so far is void.
-    pub(super) fn dump(
+    /// the first message of an attempt: what it has got so far is void. False if changes went through
+    /// each attempt, so that something may be missing.
+    pub(crate) fn dump(
         &mut self,
         kind: u16,
         body: &[u8],
         mut each: impl FnMut(Option<&[u8]>),
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let flags = flag(libc::NLM_F_REQUEST) | flag(libc::NLM_F_DUMP);
         for _ in 0..ATTEMPTS {
             each(None);
             self.request(kind, flags, body)?;
             if self.answers(|body| each(Some(body)))? {
-                break;
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Asks for something to be done. The error is the kernel's.
-    pub(super) fn order(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
+    pub(crate) fn order(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
         self.ask(kind, body, |_| ())
     }
 
     /// Asks for one thing; `each` gets the body of the answer. The error is the kernel's.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &mut self,
         kind: u16,
         body: &[u8],
@@ -109,6 +134,64 @@ impl Netlink {
     ) -> io::Result<()> {
         self.request(kind, flag(libc::NLM_F_REQUEST) | flag(libc::NLM_F_ACK), body)?;
         self.answers(each).map(drop)
+    }
+
+    /// Sends messages that take effect together, or not at all; the first and the last one are the
+    /// marks of that, and the last but one asks for an acknowledgement.
+    pub(crate) fn batch(&mut self, batch: &mut [u8]) -> Result<(), Refusal> {
+        let first = self.sequence.wrapping_add(1);
+        let mut rest = &mut *batch;
+        let mut count = 0;
+        while let Some(len) = rest.first_chunk().map(|len| u32::from_ne_bytes(*len)) {
+            let len = usize::try_from(len).unwrap_or(usize::MAX).next_multiple_of(4);
+            let Some((message, others)) = rest.split_at_mut_checked(len) else { break };
+            if let Some(place) = message.get_mut(SEQUENCE) {
+                place.copy_from_slice(&first.wrapping_add(count).to_ne_bytes());
+            }
+            count += 1;
+            rest = others;
+        }
+        self.sequence = first.wrapping_add(count.saturating_sub(1));
+        let acknowledged = self.sequence.wrapping_sub(1);
+        let size = batch.len();
+        // Beyond net.core.wmem_max, since nobody else waits for this socket.
+        setsockopt(&self.fd, sockopt::SndBufForce, &size.saturating_mul(2))
+            .map_err(io::Error::from)?;
+        send(self.fd.as_raw_fd(), batch, MsgFlags::empty()).map_err(io::Error::from)?;
+        // A refusal carries what was refused, which may fill a message of its own.
+        self.buffer.resize(2 * PART, 0);
+        let mut refused = Ok(());
+        loop {
+            for (sequence, body) in self.receive()? {
+                let Err(error) = result(&body) else {
+                    if sequence == acknowledged {
+                        return refused;
+                    }
+                    continue;
+                };
+                let message = sequence.wrapping_sub(first);
+                if refused.is_ok() && message < count {
+                    refused = Err(Refusal { message: message.checked_sub(1), error });
+                }
+                // Of the whole, or of the last one: nothing else comes.
+                if message == 0 || sequence == acknowledged {
+                    return refused;
+                }
+            }
+        }
+    }
+
+    /// The errors and acknowledgements in the next part.
+    fn receive(&mut self) -> io::Result<Vec<(u32, Vec<u8>)>> {
+        let len = loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Err(Errno::EINTR) => {}
+                len => break len?,
+            }
+        };
+        let part = self.buffer.get(..len).unwrap_or(&self.buffer);
+        let errors = messages(part).filter(|(head, _)| i32::from(head.kind) == libc::NLMSG_ERROR);
+        Ok(errors.map(|(head, body)| (head.sequence, body[..body.len().min(4)].to_vec())).collect())
     }
 
     fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
@@ -155,8 +238,12 @@ impl Netlink {
 /// A socket that hears when something changes in the network namespace of this thread: `RTMGRP_*` of
 /// linux/rtnetlink.h.
 pub(crate) fn signs(groups: u32) -> io::Result<OwnedFd> {
+    listener(SockProtocol::NetlinkRoute, groups)
+}
+
+/// A socket that hears of what others do, in groups of one protocol; each is a bit.
+pub(crate) fn listener(protocol: SockProtocol, groups: u32) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let protocol = SockProtocol::NetlinkRoute;
     let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
     Ok(fd)
@@ -199,7 +286,7 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
 }
 
 /// The attributes in a message, or in another attribute: kind and content.
-pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let [a, b, c, d] = *rest.first_chunk()?;
         let len = usize::from(u16::from_ne_bytes([a, b]));
@@ -212,7 +299,7 @@ pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> 
 }
 
 /// An attribute, as the kernel sends it and reads it.
-pub(super) fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
+pub(crate) fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
     let len = 4 + content.len();
     #[expect(clippy::cast_possible_truncation, reason = "it has a few bytes")]
     let mut bytes = [(len as u16).to_ne_bytes(), kind.to_ne_bytes()].concat();

@@ -1,0 +1,48 @@
+//! Packets from outside: tables of nftables of our own, in which the engine for packets keeps what it
+//! decided.
+//!
+//! | file | |
+//! |---|---|
+//! | `nft` | messages of a transaction, and what the kernel says of it |
+//! | `ruleset` | the tables: sets, chains and rules, the same for every cluster |
+//! | `table` | elements in and out |
+//! | `watch` | whether somebody else has changed the tables |
+
+mod nft;
+mod ruleset;
+mod table;
+mod watch;
+
+use std::io;
+
+use lb_core::{
+    model::Families,
+    packets::{Table, TableError},
+};
+
+pub use self::watch::Watch;
+use self::{
+    nft::{Family, NftError},
+    table::{Tables, Trouble},
+};
+
+/// The tables of this network namespace, of the families that the kernel has.
+pub fn open(families: Families) -> io::Result<impl Table> {
+    Tables::open(of(families))
+}
+
+/// Removes the tables, whoever left them; returns what was removed. A kernel without nf_tables has none.
+pub fn cleanup() -> Result<Vec<String>, TableError> {
+    let removed = Tables::open(Family::ALL.to_vec())
+        .map_err(|error| Trouble::from(NftError::from(error)))
+        .and_then(|mut tables| tables.remove());
+    match removed {
+        Err(Trouble::Nft(error)) if error.lacks_the_means() => Ok(Vec::new()),
+        removed => Ok(removed?),
+    }
+}
+
+fn of(families: Families) -> Vec<Family> {
+    let all = [(Family::Ip, families.ipv4), (Family::Ip6, families.ipv6)];
+    all.into_iter().filter(|(_, has)| *has).map(|(family, _)| family).collect()
+}

@@ -1,0 +1,273 @@
+//! A node with its pods, a machine elsewhere, and a client two hops away, each in a network namespace of
+//! its own, without a way out:
+//!
+//! ```text
+//! client ── router ── node ── pod 1, pod 2
+//!             │
+//!          elsewhere (an endpoint on another node)
+//! ```
+//!
+//! The node is the namespace of the test's thread. What the endpoint elsewhere sends to the client does
+//! not pass the node, unless its address is the node's.
+
+use std::{
+    io::{
+        ErrorKind::{ConnectionRefused, PermissionDenied, TimedOut, WouldBlock},
+        Read as _, Write as _,
+    },
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
+    sync::mpsc::{Sender, channel},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sched::{CloneFlags, unshare},
+    unistd::{Pid, gettid},
+};
+
+use super::world::{PORT, hears_itself, soon};
+
+/// No answer takes longer that comes at all.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// So long an answer is waited for that must not come.
+pub(crate) const SILENCE: Duration = Duration::from_secs(1);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A network namespace, and a thread in it.
+pub(crate) struct Place {
+    thread: Pid,
+    jobs: Sender<Job>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let (jobs, taken) = channel::<Job>();
+        let (said, told) = channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            said.send(gettid()).unwrap();
+            for job in taken {
+                job();
+            }
+        });
+        let place = Self { thread: told.recv().unwrap(), jobs };
+        place.ip("link set lo up");
+        place
+    }
+
+    /// Does something there.
+    pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (said, told) = channel();
+        self.jobs.send(Box::new(move || said.send(work()).unwrap())).unwrap();
+        told.recv().expect("what is done there panicked")
+    }
+
+    fn ip(&self, words: &str) {
+        let words = words.to_owned();
+        self.run(move || ip(&words));
+    }
+}
+
+/// Which protocol a test speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Speech {
+    Tcp,
+    Udp,
+}
+
+impl Speech {
+    pub(crate) const BOTH: [Self; 2] = [Self::Tcp, Self::Udp];
+}
+
+/// What became of a question.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Answer {
+    /// Who answered, and whom it saw.
+    From {
+        name: String,
+        seen: IpAddr,
+    },
+    Refused,
+    Silence,
+    /// EPERM: what became of the datagram that the node itself sent.
+    Forbidden,
+}
+
+impl Answer {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::From { name, .. } => name,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// All of them.
+pub(crate) struct Lane {
+    pub(crate) client: Place,
+    _router: Place,
+    pub(crate) pods: [Place; 2],
+    pub(crate) elsewhere: Place,
+}
+
+/// The client's address.
+pub(crate) fn client(ipv4: bool) -> IpAddr {
+    if ipv4 { [10, 50, 1, 2].into() } else { [0xfd50, 1, 0, 0, 0, 0, 0, 2].into() }
+}
+
+/// The node's address.
+pub(crate) fn node(ipv4: bool) -> IpAddr {
+    if ipv4 { [10, 50, 2, 2].into() } else { [0xfd50, 2, 0, 0, 0, 0, 0, 2].into() }
+}
+
+/// The address of pod 1 or pod 2; 3 is the endpoint elsewhere.
+pub(crate) fn endpoint(n: u8, ipv4: bool) -> IpAddr {
+    match (n, ipv4) {
+        (3, true) => [10, 50, 3, 2].into(),
+        (3, false) => [0xfd50, 3, 0, 0, 0, 0, 0, 2].into(),
+        (n, true) => [10, 60, n, 2].into(),
+        (n, false) => [0xfd60, n.into(), 0, 0, 0, 0, 0, 2].into(),
+    }
+}
+
+impl Lane {
+    /// Around the thread's own namespace.
+    pub(crate) fn new() -> Self {
+        let [client, router, one, two, elsewhere] = [(); 5].map(|()| Place::new());
+        forward();
+        router.run(forward);
+        let here = gettid();
+        // Names are those of the other end.
+        let links = [
+            ("router", client.thread, "client", router.thread),
+            ("node", router.thread, "router", here),
+            ("elsewhere", router.thread, "router", elsewhere.thread),
+            ("pod1", here, "node", one.thread),
+            ("pod2", here, "node", two.thread),
+        ];
+        for (a, of_a, b, of_b) in links {
+            ip(&format!("link add {a} netns {of_a} type veth peer name {b} netns {of_b}"));
+        }
+        let up = |device: &str, net: &str, host: u8| {
+            ip(&format!("address add 10.{}.{host}/24 dev {device}", net.replace(':', ".")));
+            ip(&format!("address add fd{net}::{host}/64 dev {device} nodad"));
+            ip(&format!("link set {device} up"));
+        };
+        let via = |net: &'static str| {
+            ip(&format!("route add default via 10.{}.1", net.replace(':', ".")));
+            ip(&format!("route add default via fd{net}::1"));
+        };
+        let end = move |device: &'static str, net: &'static str| {
+            move || {
+                up(device, net, 2);
+                via(net);
+            }
+        };
+        client.run(end("router", "50:1"));
+        elsewhere.run(end("router", "50:3"));
+        one.run(end("node", "60:1"));
+        two.run(end("node", "60:2"));
+        router.run(move || {
+            for (device, net) in [("client", "50:1"), ("node", "50:2"), ("elsewhere", "50:3")] {
+                up(device, net, 1);
+            }
+            // What a router sends to a node: load balancers' addresses, and the pods'.
+            ip("route add 192.0.2.0/24 via 10.50.2.2");
+            ip("route add 2001:db8::/64 via fd50:2::2");
+            ip("route add 10.60.0.0/16 via 10.50.2.2");
+            ip("route add fd60::/16 via fd50:2::2");
+        });
+        up("router", "50:2", 2);
+        via("50:2");
+        up("pod1", "60:1", 1);
+        up("pod2", "60:2", 1);
+        let lane = Self { client, _router: router, pods: [one, two], elsewhere };
+        for (n, place) in [(1, &lane.pods[0]), (2, &lane.pods[1]), (3, &lane.elsewhere)] {
+            let name = format!("endpoint-{n}");
+            for ipv4 in [true, false] {
+                let (name, addr) = (name.clone(), SocketAddr::new(endpoint(n, ipv4), PORT));
+                place.run(move || serve(&name, addr));
+            }
+        }
+        lane
+    }
+
+    /// What the client gets.
+    pub(crate) fn ask(&self, speech: Speech, to: SocketAddr) -> Answer {
+        self.client.run(move || ask(speech, to, PATIENCE))
+    }
+
+    /// The client gets nothing.
+    pub(crate) fn assert_silence(&self, speech: Speech, to: SocketAddr) {
+        let answer = self.client.run(move || ask(speech, to, SILENCE));
+        assert_eq!(answer, Answer::Silence, "{speech:?} {to}");
+    }
+}
+
+/// Asks once. What is silent until then is taken for silent.
+pub(crate) fn ask(speech: Speech, to: SocketAddr, patience: Duration) -> Answer {
+    let text = match speech {
+        Speech::Tcp => TcpStream::connect_timeout(&to, patience).and_then(|mut stream| {
+            stream.set_read_timeout(Some(patience))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        }),
+        Speech::Udp => {
+            let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+            UdpSocket::bind((any, 0)).and_then(|socket| {
+                socket.set_read_timeout(Some(patience))?;
+                socket.connect(to)?;
+                socket.send(b"who?")?;
+                let mut bytes = [0; 256];
+                let len = socket.recv(&mut bytes)?;
+                Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
+            })
+        }
+    };
+    match text {
+        Ok(text) => {
+            let (name, seen) = text.split_once(' ').unwrap();
+            Answer::From { name: name.to_owned(), seen: seen.parse().unwrap() }
+        }
+        Err(error) if error.kind() == ConnectionRefused => Answer::Refused,
+        Err(error) if error.kind() == PermissionDenied => Answer::Forbidden,
+        Err(error) if matches!(error.kind(), TimedOut | WouldBlock) => Answer::Silence,
+        Err(error) => panic!("{speech:?} {to}: {error}"),
+    }
+}
+
+/// Says its name, and whom it sees, to all who ask; as long as the process lives.
+fn serve(name: &str, addr: SocketAddr) {
+    // An IPv6 address is there at once, its route a moment later.
+    assert!(soon(|| hears_itself(addr.ip()).is_ok()), "{addr} does not work");
+    let listener = TcpListener::bind(addr).unwrap();
+    let socket = UdpSocket::bind(addr).unwrap();
+    let (tcp, udp) = (name.to_owned(), name.to_owned());
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let Ok(seen) = stream.peer_addr() else { continue };
+            let _ = write!(stream, "{tcp} {}", seen.ip());
+        }
+    });
+    thread::spawn(move || {
+        let mut bytes = [0; 256];
+        while let Ok((_, seen)) = socket.recv_from(&mut bytes) {
+            let _ = socket.send_to(format!("{udp} {}", seen.ip()).as_bytes(), seen);
+        }
+    });
+}
+
+fn forward() {
+    for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{name}"), "1").unwrap();
+    }
+}
+
+fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split_whitespace()).status().expect("iproute2");
+    assert!(status.success(), "ip {words}");
+}

@@ -1,0 +1,351 @@
+//! Packets from outside: NodePorts, load balancers' addresses and external ones, by the real agent with
+//! `--packets external`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use super::{
+    agent::{self, Agent, SIZES},
+    lane::{Answer, Lane, PATIENCE, SILENCE, Speech, ask, client, endpoint, node},
+    packets_table,
+    world::{World, soon},
+    yaml,
+};
+
+const NODE_PORT: u16 = 30080;
+
+/// A Service at a load balancer's address, with a node port, in both families.
+#[derive(Clone)]
+struct Web {
+    local: bool,
+    ranges: Vec<String>,
+    /// Number, and whether it is ready; pods 1 and 2 are here, 3 is elsewhere.
+    endpoints: Vec<(u8, bool)>,
+}
+
+fn web(endpoints: &[u8]) -> Web {
+    let endpoints = endpoints.iter().map(|n| (*n, true)).collect();
+    Web { local: false, ranges: Vec::new(), endpoints }
+}
+
+fn vip(ipv4: bool) -> SocketAddr {
+    let ip: IpAddr = if ipv4 { [192, 0, 2, 80].into() } else { "2001:db8::80".parse().unwrap() };
+    (ip, 80).into()
+}
+
+fn node_port(ipv4: bool) -> SocketAddr {
+    (node(ipv4), NODE_PORT).into()
+}
+
+/// Writes it as the only object; the file appears whole.
+fn put(world: &World, web: &Web) {
+    let policy = if web.local { "Local" } else { "Cluster" };
+    let mut text = format!(
+        "apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: default}}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, 'fd96::10']
+  ipFamilies: [IPv4, IPv6]
+  externalTrafficPolicy: {policy}
+  loadBalancerSourceRanges: [{}]
+  ports:
+  - {{name: tcp, protocol: TCP, port: 80, nodePort: {NODE_PORT}}}
+  - {{name: udp, protocol: UDP, port: 80, nodePort: {NODE_PORT}}}
+status:
+  loadBalancer: {{ingress: [{{ip: {}}}, {{ip: '{}'}}]}}
+",
+        web.ranges.join(", "),
+        vip(true).ip(),
+        vip(false).ip(),
+    );
+    for (family, ipv4) in [("IPv4", true), ("IPv6", false)] {
+        let mut endpoints = String::new();
+        for (n, is_ready) in &web.endpoints {
+            let place = if *n == 3 { "other" } else { "test" };
+            let (ip, end) = (endpoint(*n, ipv4), !is_ready);
+            write!(
+                endpoints,
+                "\n- {{addresses: ['{ip}'], nodeName: {place}, conditions: {{ready: {is_ready}, \
+                 serving: true, terminating: {end}}}}}"
+            )
+            .unwrap();
+        }
+        if endpoints.is_empty() {
+            endpoints.push_str(" []");
+        }
+        write!(
+            text,
+            "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web-{ipv4}, namespace: default, labels: {{kubernetes.io/service-name: web}}}}
+addressType: {family}
+ports:
+- {{name: tcp, protocol: TCP, port: 8080}}
+- {{name: udp, protocol: UDP, port: 8080}}
+endpoints:{endpoints}
+"
+        )
+        .unwrap();
+    }
+    let fresh = world.dir().join("fresh");
+    fs::write(&fresh, text).unwrap();
+    fs::rename(fresh, yaml::objects(world).join("web.yaml")).unwrap();
+}
+
+/// An agent whose programs see no socket of the test: its cgroup is empty.
+fn start(world: &World) -> Agent {
+    let cgroup = world.cgroup().join("nobody");
+    fs::create_dir_all(&cgroup).unwrap();
+    let cgroup = format!("--cgroup={}", cgroup.display());
+    Agent::start_with(world, &[&SIZES[..], &[&cgroup, "--packets=external"]].concat())
+}
+
+/// Every family, protocol and kind of address.
+fn cells() -> Vec<(bool, Speech, SocketAddr)> {
+    let families = [true, false].into_iter();
+    let speeches = families.flat_map(|ipv4| Speech::BOTH.map(|speech| (ipv4, speech)));
+    speeches
+        .flat_map(|(ipv4, speech)| [vip(ipv4), node_port(ipv4)].map(|to| (ipv4, speech, to)))
+        .collect()
+}
+
+/// Waits until the client gets this at every address.
+fn becomes(lane: &Lane, what: impl Fn(&Answer) -> bool) {
+    for (_, speech, to) in cells() {
+        assert!(
+            soon(|| what(&lane.ask(speech, to))),
+            "{speech:?} {to}: {:?}",
+            lane.ask(speech, to)
+        );
+    }
+}
+
+/// Who answers when asked often: of two, 50 times leave one out once in 10^14.
+fn spread(lane: &Lane, speech: Speech, to: SocketAddr) -> BTreeMap<String, BTreeSet<IpAddr>> {
+    let mut all: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for _ in 0..50 {
+        let Answer::From { name, seen } = lane.ask(speech, to) else { panic!("{speech:?} {to}") };
+        all.entry(name).or_default().insert(seen);
+    }
+    all
+}
+
+fn nft(words: &str) -> String {
+    let (fine, text) = packets_table::nft(words);
+    assert!(fine, "nft {words}: {text}");
+    text
+}
+
+#[test]
+fn strangers_reach_endpoints_here_and_elsewhere() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &web(&[1, 3]));
+        let _agent = start(world);
+        for (ipv4, speech, to) in cells() {
+            let all = spread(&lane, speech, to);
+            let names: Vec<_> = all.keys().map(String::as_str).collect();
+            assert_eq!(names, ["endpoint-1", "endpoint-3"], "{speech:?} {to}");
+            // The answer has to come back here. A pod sees the node's address on its side.
+            let beside: IpAddr =
+                if ipv4 { [10, 60, 1, 1].into() } else { "fd60:1::1".parse().unwrap() };
+            assert_eq!(all["endpoint-1"], [beside].into(), "{speech:?} {to}");
+            assert_eq!(all["endpoint-3"], [node(ipv4)].into(), "{speech:?} {to}");
+        }
+        // Other tools can read what is there.
+        assert!(nft("list ruleset").contains("table ip6 socklb"));
+        assert!(nft("-j list ruleset").contains("socklb"));
+    });
+}
+
+#[test]
+fn a_local_policy_keeps_the_source_and_the_node_goes_everywhere() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &Web { local: true, ..web(&[1, 3]) });
+        let _agent = start(world);
+        for (ipv4, speech, to) in cells() {
+            let all = spread(&lane, speech, to);
+            assert_eq!(
+                all,
+                [("endpoint-1".to_owned(), [client(ipv4)].into())].into(),
+                "{speech:?} {to}"
+            );
+            let here: BTreeSet<String> =
+                (0..50).map(|_| ask(speech, to, PATIENCE).name().to_owned()).collect();
+            assert_eq!(here.len(), 2, "{speech:?} {to}: {here:?}");
+        }
+        // Nobody here: strangers get nothing, the node what is elsewhere.
+        put(world, &Web { local: true, ..web(&[3]) });
+        for (_, speech, to) in cells() {
+            assert!(soon(|| lane.client.run(move || ask(speech, to, SILENCE)) == Answer::Silence));
+            assert_eq!(ask(speech, to, PATIENCE).name(), "endpoint-3", "{speech:?} {to}");
+        }
+        // One on its way out is better than none.
+        put(
+            world,
+            &Web { endpoints: vec![(1, false), (3, true)], ..Web { local: true, ..web(&[]) } },
+        );
+        becomes(
+            &lane,
+            |answer| matches!(answer, Answer::From { name, .. } if name == "endpoint-1"),
+        );
+    });
+}
+
+#[test]
+fn where_there_are_no_endpoints_packets_are_rejected() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &web(&[]));
+        let _agent = start(world);
+        for (_, speech, to) in cells() {
+            assert_eq!(lane.ask(speech, to), Answer::Refused, "{speech:?} {to}");
+            let here = match speech {
+                Speech::Tcp => Answer::Refused,
+                Speech::Udp => Answer::Forbidden,
+            };
+            assert_eq!(ask(speech, to, PATIENCE), here, "{speech:?} {to}, from the node");
+            // Another port of the same address is nobody's business of ours.
+            let other = SocketAddr::new(to.ip(), 81);
+            if to.port() == NODE_PORT {
+                assert_eq!(lane.ask(speech, other), Answer::Refused, "the kernel's own");
+            }
+        }
+        put(world, &web(&[2]));
+        becomes(
+            &lane,
+            |answer| matches!(answer, Answer::From { name, .. } if name == "endpoint-2"),
+        );
+    });
+}
+
+#[test]
+fn source_ranges_are_for_the_load_balancers_address() {
+    World::run(|world| {
+        let lane = Lane::new();
+        let ranges = |all: &[&str]| Web {
+            ranges: all.iter().map(|range| format!("'{range}'")).collect(),
+            ..web(&[1])
+        };
+        put(world, &ranges(&["10.99.0.0/16", "fd99::/16", "fd99:1::/32"]));
+        let _agent = start(world);
+        for (ipv4, speech, to) in cells() {
+            if to == vip(ipv4) {
+                lane.assert_silence(speech, to);
+                let here = match speech {
+                    Speech::Tcp => Answer::Silence,
+                    Speech::Udp => Answer::Forbidden,
+                };
+                assert_eq!(ask(speech, to, SILENCE), here, "from the node");
+            } else {
+                assert_eq!(lane.ask(speech, to).name(), "endpoint-1");
+            }
+        }
+        put(world, &ranges(&["10.50.1.0/24", "fd50:1::/32", "10.99.0.0/16", "fd99::/16"]));
+        becomes(&lane, |answer| matches!(answer, Answer::From { .. }));
+        put(world, &ranges(&[]));
+        becomes(&lane, |answer| matches!(answer, Answer::From { .. }));
+        assert!(soon(|| !nft("list set ip socklb ranges").contains("elements")));
+    });
+}
+
+#[test]
+fn a_pod_may_ask_for_itself() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &Web { local: true, ..web(&[1]) });
+        let _agent = start(world);
+        for (_, speech, to) in cells() {
+            let answer = lane.pods[0].run(move || ask(speech, to, PATIENCE));
+            assert_eq!(answer.name(), "endpoint-1", "{speech:?} {to}");
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_leaves_and_comes_back_and_nobody_is_refused() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &web(&[1, 2, 3]));
+        let _agent = start(world);
+        let stop = Arc::new(AtomicBool::new(false));
+        let clients: Vec<_> = cells()
+            .into_iter()
+            .map(|(_, speech, to)| {
+                let stop = Arc::clone(&stop);
+                lane.client.run(move || {
+                    thread::spawn(move || {
+                        let mut asked = 0;
+                        while !stop.load(Ordering::Relaxed) {
+                            let answer = ask(speech, to, PATIENCE);
+                            assert!(
+                                matches!(answer, Answer::From { .. }),
+                                "{speech:?} {to}: {answer:?}"
+                            );
+                            asked += 1;
+                        }
+                        asked
+                    })
+                })
+            })
+            .collect();
+        for round in 0..10 {
+            let (without, with): (&[u8], u8) =
+                if round % 2 == 0 { (&[1, 3], 2) } else { (&[2, 3], 1) };
+            put(world, &web(without));
+            // Once nobody is sent there any more, nobody is: all slots have been written.
+            let gone = format!("{}", endpoint(with, true));
+            assert!(soon(|| !nft("list map ip socklb endpoints").contains(&gone)));
+            for (_, speech, to) in cells().into_iter().take(2) {
+                assert!(!spread(&lane, speech, to).contains_key(&format!("endpoint-{with}")));
+            }
+            put(world, &web(&[1, 2, 3]));
+            assert!(soon(|| nft("list map ip socklb endpoints").contains(&gone)));
+        }
+        stop.store(true, Ordering::Relaxed);
+        for client in clients {
+            assert!(client.join().unwrap() > 0);
+        }
+    });
+}
+
+#[test]
+fn what_is_there_is_taken_over_and_what_was_removed_comes_back() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &web(&[1, 3]));
+        let agent = start(world);
+        // With the kernel's numbers of tables and rules: a rule that is written anew has another one.
+        let before = nft("-a list ruleset");
+        agent.kill();
+        becomes(&lane, |answer| matches!(answer, Answer::From { .. }));
+        let agent = start(world);
+        let (now, before) = (nft("-a list ruleset"), before.replace("# progname lb-agent", ""));
+        assert_eq!(now.replace("# progname lb-agent", ""), before);
+        // Without an owner, before Linux 6.9, that takes all away, until the agent notices.
+        nft("flush ruleset");
+        becomes(&lane, |answer| matches!(answer, Answer::From { .. }));
+        drop(agent);
+        nft("delete table ip socklb");
+        let agent = start(world);
+        becomes(&lane, |answer| matches!(answer, Answer::From { .. }));
+        drop(agent);
+        let (success, text) = agent::output(agent::command(world, &["--cleanup"]));
+        assert!(success && text.contains("removed table ip6 socklb"), "{text}");
+        assert_eq!(nft("list ruleset"), "");
+    });
+}

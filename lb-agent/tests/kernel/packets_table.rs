@@ -1,0 +1,178 @@
+//! The tables of nftables, without an agent: what is written, read, refused, and what others do.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    process::Command,
+};
+
+use lb_agent::packets::{self, Watch};
+use lb_core::{
+    model::{Cidr, Families, Frontend, Protocol, Scope},
+    packets::{Choice, Edit, Element, Table, TableError},
+    policy::TrafficPolicy,
+};
+
+use super::world::World;
+
+const BOTH: Families = Families { ipv4: true, ipv6: true };
+
+fn open() -> impl Table {
+    packets::open(BOTH).unwrap()
+}
+
+fn read(table: &mut impl Table) -> BTreeSet<Element> {
+    let mut all = BTreeSet::new();
+    table.read(&mut |element| assert!(all.insert(element))).unwrap();
+    all
+}
+
+/// One element of each kind, of each family.
+fn samples() -> BTreeSet<Element> {
+    let mut all = BTreeSet::new();
+    for (vip, pod, range) in [
+        ("192.0.2.1:80", "10.0.0.1:8080", "10.0.0.0/8"),
+        ("[2001:db8::1]:80", "[fd00::1]:8080", "fd00::/8"),
+    ] {
+        let (vip, pod): (SocketAddr, SocketAddr) = (vip.parse().unwrap(), pod.parse().unwrap());
+        let any: IpAddr = if vip.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let web = Frontend::new(vip, Protocol::Tcp);
+        // Linux need not have SCTP for that.
+        let (addr, protocol, scope) = ((any, 30080).into(), Protocol::Sctp, Scope::OwnNode);
+        all.extend([
+            Element::Node(vip.ip()),
+            Element::Hairpin(pod.ip()),
+            Element::Restricted(web),
+            Element::Range { frontend: web, range: range.parse().unwrap() },
+            Element::Range { frontend: web, range: Cidr::host(vip.ip()) },
+        ]);
+        for frontend in [web, Frontend { addr, protocol, scope }] {
+            for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+                all.insert(Element::Choice { policy, frontend, value: Choice::Slots(2) });
+                let endpoint = |slot| Element::Endpoint { policy, frontend, slot, addr: pod };
+                all.extend((0..2).map(endpoint));
+            }
+        }
+    }
+    all
+}
+
+fn write(table: &mut impl Table, elements: &BTreeSet<Element>) -> Result<(), TableError> {
+    table.write(&elements.iter().copied().map(Edit::Add).collect::<Vec<_>>())
+}
+
+/// What nft says, whether or not it is content.
+pub(crate) fn nft(words: &str) -> (bool, String) {
+    let output = Command::new("nft").args(words.split_whitespace()).output().expect("nft");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn what_is_written_is_read_and_other_tools_can_read_it() {
+    World::run(|_| {
+        let mut table = open();
+        assert_eq!(read(&mut table), [].into());
+        let all = samples();
+        write(&mut table, &all).unwrap();
+        assert_eq!(read(&mut table), all);
+        // nft aborts on rules that it cannot make sense of.
+        let (fine, text) = nft("list ruleset");
+        assert!(fine, "{text}");
+        for words in [
+            "table ip6 socklb",
+            "comment \"made by socklb",
+            "192.0.2.1 . tcp . 80 . 10.0.0.0/8",
+            "sctp . 30080 . 0x00000001 : 10.0.0.1 . 8080",
+            "map @endpoints",
+            "masquerade fully-random",
+        ] {
+            assert!(text.contains(words), "no {words:?} in\n{text}");
+        }
+        assert!(nft("-j list ruleset").0);
+        // The next agent finds it as it is.
+        drop(table);
+        assert_eq!(read(&mut open()), all);
+        let edits: Vec<_> = all.iter().copied().map(Edit::Delete).collect();
+        let mut table = open();
+        read(&mut table);
+        table.write(&edits).unwrap();
+        assert_eq!(read(&mut table), [].into());
+    });
+}
+
+#[test]
+fn a_refused_transaction_changes_nothing_and_names_the_set() {
+    World::run(|_| {
+        let mut table = open();
+        read(&mut table);
+        let all = samples();
+        write(&mut table, &all).unwrap();
+        let fresh = Element::Node([192, 0, 2, 99].into());
+        let gone = Element::Hairpin([192, 0, 2, 99].into());
+        let refused = table.write(&[Edit::Add(fresh), Edit::Delete(gone)]).unwrap_err();
+        assert!(
+            matches!(&refused, TableError::Refused(text) if text.contains("ip hairpin")),
+            "{refused}"
+        );
+        assert_eq!(read(&mut table), all);
+        // More than the buffer of a socket usually holds.
+        let many = (0..=u16::MAX)
+            .map(|n| Element::Node([10, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]].into()));
+        write(&mut table, &many.collect()).unwrap();
+        assert_eq!(read(&mut table).len(), all.len() + 65_536);
+    });
+}
+
+#[test]
+fn a_table_of_somebody_elses_stays_and_is_named() {
+    World::run(|_| {
+        assert!(nft("add table ip6 socklb").0);
+        let unusable = open().read(&mut |_| ()).unwrap_err();
+        let text = "nft delete table ip6 socklb";
+        assert!(matches!(&unusable, TableError::Unusable(why) if why.contains(text)), "{unusable}");
+        packets::cleanup().unwrap();
+        assert!(nft("list tables").1.contains("table ip6 socklb"));
+        assert!(nft("delete table ip6 socklb").0);
+        assert_eq!(read(&mut open()), [].into());
+    });
+}
+
+#[test]
+fn what_others_remove_is_noticed_and_made_whole() {
+    World::run(|_| {
+        let mut watch = Watch::open(BOTH).unwrap();
+        assert!(!watch.is_damaged(), "there was nothing");
+        let mut table = open();
+        read(&mut table);
+        let all = samples();
+        write(&mut table, &all).unwrap();
+        assert!(!watch.is_damaged());
+        // A neighbour's business.
+        assert!(nft("add table ip other").0);
+        assert!(!watch.is_damaged());
+        // Without an owner, or before Linux 6.9.
+        drop(table);
+        for damage in ["flush chain ip socklb output", "insert rule ip6 socklb cluster accept"] {
+            assert!(nft(damage).0, "{damage}");
+            assert!(watch.is_damaged(), "{damage}");
+            assert!(!watch.is_damaged(), "said once");
+            assert_eq!(read(&mut open()), all, "{damage}");
+            assert!(!watch.is_damaged(), "{damage}");
+        }
+        assert!(nft("flush ruleset").0);
+        assert!(watch.is_damaged());
+        let mut table = open();
+        assert_eq!(read(&mut table), [].into());
+        write(&mut table, &all).unwrap();
+        assert_eq!(
+            packets::cleanup().unwrap_err().to_string().contains("owns the table"),
+            is_owned()
+        );
+    });
+}
+
+/// Whether this kernel knows tables that outlive their owner.
+fn is_owned() -> bool {
+    nft("list table ip socklb").1.contains("flags owner")
+}
