@@ -5,6 +5,8 @@
 //! complete before that.
 
 mod attach;
+#[cfg(test)]
+mod bytes;
 pub mod effective;
 mod floor;
 #[cfg(test)]

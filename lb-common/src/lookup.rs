@@ -22,6 +22,8 @@ pub use self::{
     search::{Range, find, flow_bits, pick},
     tables::Tables,
 };
+use bytemuck::Zeroable;
+
 use crate::{
     abi::{Action, Backend, Service, ServiceKey},
     verdict::{Refusal, Verdict},
@@ -34,7 +36,8 @@ use crate::{
 pub const ATTEMPTS: u32 = 4;
 
 /// The set that a backend was chosen from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Zeroable)]
+#[repr(C)]
 pub struct Set {
     /// The backends to choose from.
     pub range: Range,

@@ -12,11 +12,11 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    Addr, Port, Prior,
+    Addr, Flow, Port, Prior,
     abi::{Backend, Counter, Peer, TCP, Translation},
 };
 
-use crate::maps::count;
+use crate::{maps::count, words};
 
 /// What was chosen for the socket's last connect() to a Service.
 #[btf_map(name = "sockets")]
@@ -66,16 +66,13 @@ pub(crate) use sk_words;
 ///
 /// A function of its own: the stack has 512 bytes, and most of it is connect()'s.
 #[inline(never)]
-pub(crate) fn remember(ctx: &SockAddrContext, frontend: &Peer, to: &Prior, service: u32) {
+pub(crate) fn remember(ctx: &SockAddrContext, flow: &Flow, to: &Prior, service: u32) {
     let backend = Backend::forward(to.backend).stamped(to.generation, service);
-    let translation = Translation::new(*frontend, &backend);
+    let translation = Translation::new(flow.peer, &backend);
+    // A new one is zero, which is nobody's translation.
     // SAFETY: a non-null pointer is valid while the program runs; the socket is locked by its connect().
-    let Some(last) = (unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }) else {
-        // A copy of its own: what a helper has a pointer to, LLVM keeps in memory.
-        let mut first = translation;
-        if SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut first)).is_null() {
-            count(Counter::NoSocketMemory);
-        }
+    let Some(last) = (unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() }) else {
+        count(Counter::NoSocketMemory);
         return;
     };
     if !last.is_to(&translation.backend) && is_there(ctx, last) {
@@ -84,7 +81,7 @@ pub(crate) fn remember(ctx: &SockAddrContext, frontend: &Peer, to: &Prior, servi
             count(Counter::NoSocketMemory);
         } else {
             // SAFETY: as above.
-            unsafe { *former = *last };
+            unsafe { words::copy(former, last) };
         }
     }
     *last = translation;
@@ -96,11 +93,14 @@ pub(crate) fn remember(ctx: &SockAddrContext, frontend: &Peer, to: &Prior, servi
 pub(crate) fn remember_for_whole(ctx: &SockAddrContext) {
     // SAFETY: a value is valid while the program runs, and not null then.
     unsafe {
-        // Read where it stands: the stack has no room for a second one.
-        let Some(translation) = SOCKETS.get_ptr_mut(ctx).as_ref() else { return };
         let whole = of_whole(ctx, BPF_SK_STORAGE_GET_F_CREATE.into());
-        if !whole.is_null() {
-            *whole = *translation;
+        if whole.is_null() {
+            return;
+        }
+        // Read where it stands: the stack has no room for a second one.
+        let translation = SOCKETS.get_ptr_mut(ctx);
+        if !translation.is_null() {
+            words::copy(whole, translation);
         }
     }
 }
@@ -125,26 +125,26 @@ fn of_whole(ctx: &SockAddrContext, flags: u64) -> *mut Translation {
     }
 }
 
-/// The socket is about to be connected to `peer` itself: what had led there leads there no more.
+/// The socket is about to be connected to the flow's peer itself: what had led there leads there no more.
 /// Whatever led elsewhere stays, and is true again if the kernel refuses.
 ///
 /// A function of its own: the stack of connect() is full.
 #[inline(never)]
-pub(crate) fn forget(ctx: &SockAddrContext, peer: &Peer) {
+pub(crate) fn forget(ctx: &SockAddrContext, flow: &Flow) {
     // SAFETY: a non-null pointer is valid while the program runs; the socket is locked by its connect().
     let Some(last) = (unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }) else { return };
-    if last.is_to(peer) {
-        *last = bytemuck::Zeroable::zeroed();
+    if last.is_to(&flow.peer) {
+        words::reset(last);
         // SAFETY: as above.
         if let Some(whole) = unsafe { of_whole(ctx, 0).as_mut() } {
-            *whole = bytemuck::Zeroable::zeroed();
+            words::reset(whole);
         }
     }
     // SAFETY: as above.
     if let Some(former) = unsafe { FORMER.get_ptr_mut(ctx).as_mut() }
-        && former.is_to(peer)
+        && former.is_to(&flow.peer)
     {
-        *former = bytemuck::Zeroable::zeroed();
+        words::reset(former);
     }
 }
 

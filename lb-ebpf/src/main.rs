@@ -13,6 +13,9 @@ mod hook;
 mod maps;
 mod socket;
 mod storage;
+mod words;
+
+use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_set_retval},
@@ -182,12 +185,13 @@ fn connect(socket: &impl Socket) -> i32 {
     }
     let ctx = socket.context();
     let mut to = Prior { backend: flow.peer, generation: 0 };
-    let mut set = Set::NONE;
-    match decide(&Connecting(socket), &flow, &mut to, &mut set) {
+    let mut set = MaybeUninit::uninit();
+    let set = words::clear(&mut set);
+    match decide(&Connecting(socket), &flow, &mut to, set) {
         Fate::Nowhere => return FAIL,
-        Fate::AsAsked => connection::forget(ctx, &flow.peer),
+        Fate::AsAsked => connection::forget(ctx, &flow),
         Fate::ToBackend => {
-            connection::remember(ctx, &flow.peer, &to, set.service);
+            connection::remember(ctx, &flow, &to, set.service);
             connection::remember_for_whole(ctx);
             socket.set_peer(to.backend);
         }
@@ -209,8 +213,9 @@ fn sendmsg(socket: &impl Socket) -> i32 {
     if storage::prior(ctx, &flow, &mut to) {
         return PROCEED;
     }
-    let mut set = Set::NONE;
-    match decide(&Sending(socket), &flow, &mut to, &mut set) {
+    let mut set = MaybeUninit::uninit();
+    let set = words::clear(&mut set);
+    match decide(&Sending(socket), &flow, &mut to, set) {
         Fate::Nowhere => return FAIL,
         Fate::AsAsked => {
             // The answer must not be taken for that of a Service whose backend the peer is.
@@ -254,7 +259,7 @@ fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate
                 }
                 // The set is no longer in force: what was chosen from it does not count.
                 *to = Prior { backend: flow.peer, generation: 0 };
-                *set = Set::NONE;
+                words::reset(set);
             }
             fate => return fate,
         }

@@ -1,6 +1,6 @@
 //! The maps, private behind total functions. Sizes are the agent's to set; those here are the least.
 
-use core::ptr;
+use core::{mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -22,6 +22,8 @@ use lb_common::{
     },
     find,
 };
+
+use crate::words;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -227,7 +229,10 @@ extern "C" fn make_room(netns: u64, service_and_family: u64) -> i32 {
         count(Counter::AffinityBounded);
         return 0;
     }
-    match AFFINITY.insert(&key, &Affinity::new(key, Bond::NONE, cgroup), BPF_NOEXIST.into()) {
+    let mut entry = MaybeUninit::<Affinity>::uninit();
+    let entry = words::clear(&mut entry);
+    (entry.key, entry.cgroup) = (key, cgroup);
+    match AFFINITY.insert(&key, entry, BPF_NOEXIST.into()) {
         Ok(()) => return 0,
         // Another program was faster.
         Err(EEXIST) => {}

@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::{Pod, Zeroable, must_cast};
 
 use super::{Addr, Peer, Port, bpf_spin_lock};
 
@@ -37,6 +37,16 @@ impl Bond {
         backend: Peer { addr: Addr::from_words([0; 4]), port: Port::from_raw(0) },
         reserved: [0; 6],
     };
+
+    /// Of a client that connected to `backend` at this time. Made of words: LLVM would zero the rest by a
+    /// call.
+    #[inline(always)]
+    pub const fn new(used: u64, backend: Peer) -> Self {
+        let [low, high]: [u32; 2] = must_cast(used);
+        let [a, b, c, d] = backend.addr.words();
+        let [first, second] = backend.port.raw().to_ne_bytes();
+        must_cast([low, high, a, b, c, d, u32::from_ne_bytes([first, second, 0, 0]), 0])
+    }
 
     /// Whether there is one.
     #[inline(always)]

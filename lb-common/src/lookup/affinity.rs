@@ -22,7 +22,7 @@ pub fn bind(tables: &impl Tables, caller: &impl Caller, set: &Set, chosen: &mut 
     let mut before = tables.bond(&key);
     let mut attempt = 0;
     while attempt < BONDS {
-        let mut bond = Bond { used: now, backend: chosen.backend, reserved: [0; 6] };
+        let mut bond = Bond::new(now, chosen.backend);
         // Another CPU's clock may be a little ahead.
         if before.is_made() && now.saturating_sub(before.used) < timeout {
             match tables.find(set.range, &before.backend) {

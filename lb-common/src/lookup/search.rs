@@ -1,5 +1,7 @@
 //! One record of a block: any, or a certain one.
 
+use bytemuck::Zeroable;
+
 use super::{Flow, Tables};
 use crate::abi::{Action, Peer, Service, ServiceKey};
 
@@ -7,7 +9,8 @@ use crate::abi::{Action, Peer, Service, ServiceKey};
 const HALVINGS: u32 = 27;
 
 /// Records of one block, in order.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Zeroable)]
+#[repr(C)]
 pub struct Range {
     /// Index of the first one.
     pub first: u32,
