@@ -217,7 +217,7 @@ impl Store for Faulty {
         self.memory.reserve(generation)
     }
 
-    fn read(&self) -> Result<Snapshot, StoreError> {
+    fn read(&mut self) -> Result<Snapshot, StoreError> {
         self.memory.read()
     }
 
@@ -746,7 +746,7 @@ impl Store for Patient {
         self.0.reserve(generation)
     }
 
-    fn read(&self) -> Result<Snapshot, StoreError> {
+    fn read(&mut self) -> Result<Snapshot, StoreError> {
         self.0.read()
     }
 

@@ -155,7 +155,7 @@ impl Store for Memory {
         Ok(())
     }
 
-    fn read(&self) -> Result<Snapshot, StoreError> {
+    fn read(&mut self) -> Result<Snapshot, StoreError> {
         Ok(self.snapshot())
     }
 

@@ -16,8 +16,8 @@ pub trait Store {
     /// Has it kept, for as long as a flow may remember it, that this generation is given. Before it is
     /// used.
     fn reserve(&mut self, generation: u32) -> Result<(), StoreError>;
-    /// All that the maps say now.
-    fn read(&self) -> Result<Snapshot, StoreError>;
+    /// All that the maps say now. What stands there only because of it is made to follow it.
+    fn read(&mut self) -> Result<Snapshot, StoreError>;
     /// A copy of the records of a block.
     fn records(&self, block: u32, count: u32) -> Vec<Backend>;
     /// Returns when every program run that began before the call has ended.

@@ -139,7 +139,7 @@ mod tests {
             self.maps.reserve(generation)
         }
 
-        fn read(&self) -> Result<Snapshot, StoreError> {
+        fn read(&mut self) -> Result<Snapshot, StoreError> {
             self.maps.read()
         }
 

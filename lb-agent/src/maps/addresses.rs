@@ -8,7 +8,7 @@ use lb_common::abi::{ADDRESSES, Addr, Address, AddressEntry, FILTER, FILTER_WORD
 use lb_core::op::Known;
 
 use super::{
-    Access, OpenError,
+    OpenError,
     one::{BPF_F_LOCK, gone, hash, open},
 };
 
@@ -31,16 +31,7 @@ impl fmt::Debug for Addresses {
 }
 
 impl Addresses {
-    /// With the addresses of the `frontends` that are there, each as often as it has one.
-    pub(super) fn open(
-        dir: &Path,
-        access: Access,
-        frontends: impl IntoIterator<Item = Addr>,
-    ) -> Result<Self, OpenError> {
-        let fail = |name: &str| {
-            let path = dir.join(name).display().to_string();
-            move |error| OpenError::Open { path, error }
-        };
+    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let (map, _) = hash(dir, ADDRESSES)?;
         let (data, _) = open(dir, FILTER)?;
         let filter = Array::try_from(Map::Array(data)).map_err(|error| OpenError::Foreign {
@@ -48,17 +39,22 @@ impl Addresses {
             what: error.to_string(),
         })?;
         let behind = vec![0; FILTER_WORDS as usize * u64::BITS as usize];
-        let mut this = Self { map, filter, behind };
-        let addresses = this.all().map_err(fail(ADDRESSES))?.into_keys();
+        Ok(Self { map, filter, behind })
+    }
+
+    /// Makes the filter speak for what is there, and for nothing else: the addresses, and those of the
+    /// `frontends`, each as often as it has one. Whoever writes does so first.
+    pub(super) fn restore(
+        &mut self,
+        frontends: impl Iterator<Item = Result<Addr, MapError>>,
+    ) -> Result<(), MapError> {
+        let addresses = self.all()?.into_keys().map(Ok);
+        let mut behind = vec![0; self.behind.len()];
         for addr in addresses.chain(frontends) {
-            this.behind[addr.filter_bit() as usize] += 1;
+            behind[addr?.filter_bit() as usize] += 1;
         }
-        if access == Access::Write {
-            for word in 0..FILTER_WORDS {
-                this.write_word(word).map_err(fail(FILTER))?;
-            }
-        }
-        Ok(this)
+        self.behind = behind;
+        (0..FILTER_WORDS).try_for_each(|word| self.write_word(word))
     }
 
     /// All addresses. What is not sealed with its key is damage, and shown as it is.

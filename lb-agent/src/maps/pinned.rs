@@ -58,17 +58,13 @@ impl Pinned {
         }
         let backends = Mapping::new(data.fd().as_fd(), max_backends, access)
             .map_err(|error| OpenError::Memory { path, error })?;
-        let mut frontends = Vec::new();
+        let mut addresses = Addresses::open(dir)?;
         if access == Access::Write {
-            for key in services.keys() {
-                let key: [u8; KEY] = key.map_err(|error| OpenError::Open {
-                    path: dir.join(SERVICES).display().to_string(),
-                    error,
-                })?;
-                frontends.extend(dialled(&must_cast(key)));
-            }
+            let path = dir.join(FILTER).display().to_string();
+            addresses
+                .restore(frontends(&services))
+                .map_err(|error| OpenError::Open { path, error })?;
         }
-        let addresses = Addresses::open(dir, access, frontends)?;
         let clients = Clients::open(dir)?;
         let generations = match access {
             Access::Read => None,
@@ -129,6 +125,16 @@ impl Pinned {
 /// The address that clients dial, if the key says it: a NodePort is at whatever a node's address is.
 fn dialled(key: &ServiceKey) -> Option<Addr> {
     (key.scope == SCOPE_ANY).then_some(key.peer.addr)
+}
+
+/// The addresses that clients dial, each as often as there is a frontend.
+fn frontends(
+    services: &Bytes<[u8; KEY], [u8; SERVICE]>,
+) -> impl Iterator<Item = Result<Addr, MapError>> {
+    services.keys().filter_map(|key| match key {
+        Ok(key) => dialled(&must_cast(key)).map(Ok),
+        Err(error) => Some(Err(error)),
+    })
 }
 
 /// What is not planned, but follows the life of pods and of connections.
@@ -228,7 +234,11 @@ impl Store for Pinned {
         generations.reserve(generation).map_err(|e| kernel("update", GENERATIONS, &e))
     }
 
-    fn read(&self) -> Result<Snapshot, StoreError> {
+    fn read(&mut self) -> Result<Snapshot, StoreError> {
+        if self.generations.is_some() {
+            let restored = self.addresses.restore(frontends(&self.services));
+            restored.map_err(|error| kernel("update", FILTER, &error))?;
+        }
         self.snapshot().map_err(|error| StoreError::Unreadable(explained(&error)))
     }
 

@@ -30,7 +30,7 @@ impl Store for Logged {
         self.0.reserve(generation)
     }
 
-    fn read(&self) -> Result<Snapshot, StoreError> {
+    fn read(&mut self) -> Result<Snapshot, StoreError> {
         self.0.read()
     }
 

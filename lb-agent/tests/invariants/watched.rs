@@ -422,7 +422,7 @@ impl Store for Watched {
         self.memory.reserve(generation)
     }
 
-    fn read(&self) -> Result<Snapshot, StoreError> {
+    fn read(&mut self) -> Result<Snapshot, StoreError> {
         self.memory.read()
     }
 

@@ -97,6 +97,26 @@ fn a_bit_lasts_as_long_as_a_frontend_at_its_address() {
     });
 }
 
+/// Without its bits, no Service would be found.
+#[test]
+fn what_somebody_did_to_the_filter_is_undone_when_the_maps_are_read() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let cluster = "10.96.0.1";
+        control.apply(serve("one", &service(&[cluster], 80), vec![ready(backend4(1))]));
+        let dir = world.pins().maps().unwrap().unwrap();
+        let map = MapData::from_pin(dir.join(FILTER)).unwrap();
+        let mut map: Array<MapData, u64> = Array::try_from(Map::Array(map)).unwrap();
+        for word in 0..FILTER_WORDS {
+            map.set(word, &0, 0).unwrap();
+        }
+        control.pipeline.store_mut().read().unwrap();
+        assert_eq!(bits(world), of(&[cluster]));
+        control.delete("one");
+        assert_eq!(bits(world), of(&[]));
+    });
+}
+
 #[test]
 fn an_agent_that_goes_on_makes_the_filter_exact() {
     World::run(|world| {
