@@ -21,6 +21,6 @@ mod verdict;
 pub use abi::{Addr, Port};
 pub use lookup::{
     ATTEMPTS, Caller, Flow, Origin, Prior, Range, Set, Tables, bind, choose, find, flow_bits,
-    is_confined, is_known, pick, select,
+    is_confined, is_known, may_be_known, pick, select,
 };
 pub use verdict::{Errno, Refusal, Verdict};

@@ -16,7 +16,7 @@ use admission::admits;
 use search::still_there;
 
 pub use self::{
-    addresses::{is_confined, is_known},
+    addresses::{is_confined, is_known, may_be_known},
     affinity::bind,
     caller::{Caller, Flow, Origin, Prior},
     search::{Range, find, flow_bits, pick},
@@ -53,9 +53,13 @@ impl Set {
         Self { range: Range { first: 0, count: 0, generation: 0 }, service: 0, affinity: 0 };
 }
 
-/// Where the flow goes. One HASH and one ARRAY lookup; one HASH and one bit on a miss.
+/// Where the flow goes. One bit, one HASH and one ARRAY lookup; one bit alone where the address is
+/// nobody's.
 #[inline(always)]
 pub fn select(tables: &impl Tables, caller: &impl Caller, flow: &Flow, prior: &Prior) -> Verdict {
+    if !may_be_known(tables, flow.peer.addr) {
+        return Verdict::Miss;
+    }
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let mut set = Set::NONE;
@@ -73,7 +77,8 @@ pub fn select(tables: &impl Tables, caller: &impl Caller, flow: &Flow, prior: &P
     Verdict::Fail(Refusal::Unstable)
 }
 
-/// The first half of [`select`]: any backend of the set, whatever the client is bound to.
+/// The first half of [`select`], for an address that [may be known](may_be_known): any backend of the
+/// set, whatever the client is bound to.
 #[inline(always)]
 pub fn choose(
     tables: &impl Tables,

@@ -26,7 +26,7 @@ use hook::{Asker, Hook};
 use lb_common::{
     ATTEMPTS, Addr, Caller as _, Flow, Origin, Prior, Refusal, Set, Verdict,
     abi::{Counter, TCP, UDP},
-    bind, choose, flow_bits,
+    bind, choose, flow_bits, may_be_known,
 };
 use maps::{Maps, count};
 use socket::{Socket, V4, V6};
@@ -245,6 +245,10 @@ enum Fate {
 /// stack has 512 bytes.
 #[inline(always)]
 fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate {
+    if !may_be_known(&Maps, flow.peer.addr) {
+        log(hook.context(), flow, &Verdict::Miss);
+        return Fate::AsAsked;
+    }
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         match forward(hook, flow, to, set) {

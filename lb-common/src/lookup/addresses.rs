@@ -3,12 +3,18 @@
 use super::{Caller, Flow, Tables};
 use crate::abi::{self, Addr, Address, Peer, ServiceKey};
 
+/// Whether the maps may say anything of what is at an address: if not, it is asked no further. Most
+/// connections of a node go to an address that is nobody's.
+#[inline(always)]
+pub fn may_be_known(tables: &impl Tables, addr: Addr) -> bool {
+    let is_loopback = addr.is_v4() && addr.is_loopback();
+    tables.may_know(&addr) || (is_loopback && tables.may_know(&abi::LOOPBACK_NET))
+}
+
 /// Whether what is sent to the flow's peer is not simply sent there: it is forwarded, or refused.
 #[inline(always)]
 pub fn is_known(tables: &impl Tables, caller: &impl Caller, flow: &Flow) -> bool {
-    let addr = flow.peer.addr;
-    let may_be_loopback = addr.is_v4() && addr.is_loopback() && tables.may_know(&abi::LOOPBACK_NET);
-    if !may_be_loopback && !tables.may_know(&addr) {
+    if !may_be_known(tables, flow.peer.addr) {
         return false;
     }
     let mut key = ServiceKey::new(flow.peer, flow.protocol);

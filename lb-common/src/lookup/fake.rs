@@ -28,6 +28,8 @@ pub(super) struct Fake {
     pub(super) service: Service,
     pub(super) records: [Backend; 8],
     pub(super) address: Option<(Addr, Address)>,
+    /// What the filter knows; none: everything.
+    pub(super) filter: Option<Vec<Addr>>,
     pub(super) clients: Vec<(ClientKey, Client)>,
     pub(super) allowed: Option<SourceKey>,
     /// What the socket is bound to, and what happens when it is to be bound.
@@ -93,6 +95,10 @@ impl Tables for Fake {
         self.address.filter(|(of, _)| of == addr).map(|(_, address)| address)
     }
 
+    fn may_know(&self, addr: &Addr) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.contains(addr))
+    }
+
     fn client(&self, key: &ClientKey) -> Option<Client> {
         let found = self.clients.iter().find(|(of, _)| of == key);
         found.map(|(_, client)| *client)
@@ -152,6 +158,7 @@ pub(super) fn fake() -> Fake {
         service,
         records,
         address: None,
+        filter: None,
         clients: Vec::new(),
         allowed: None,
         source: Cell::new(NOWHERE),

@@ -1,9 +1,12 @@
 //! What the lookup says of one Service.
 
+extern crate std;
+
 use core::cell::Cell;
+use std::vec;
 
 use super::{
-    fake::{Fake, fake, flow, record, select},
+    fake::{Fake, fake, flow, peer, record, select},
     *,
 };
 
@@ -29,6 +32,25 @@ fn what_is_no_service_costs_two_questions_at_most() {
         select(&fake, &flow(to, 6), 0);
         assert_eq!(fake.asked.get(), asked, "{to}");
     }
+}
+
+#[test]
+fn what_is_nobodys_by_the_filter_costs_no_further_question() {
+    let mut fake = fake();
+    let verdict_and_questions = |fake: &Fake, to| {
+        fake.asked.set((0, 0));
+        (select(fake, &flow(to, 6), 0), fake.asked.get())
+    };
+    let serves = (Verdict::Forward(record(2, 7)), (1, 0));
+    fake.filter = Some(vec![peer("10.96.0.10:0").addr]);
+    assert_eq!(verdict_and_questions(&fake, "10.96.0.10:80"), serves);
+    assert_eq!(verdict_and_questions(&fake, "192.0.2.1:80"), (Verdict::Miss, (0, 0)));
+    assert_eq!(verdict_and_questions(&fake, "127.0.0.5:80"), (Verdict::Miss, (0, 0)));
+    // One bit speaks for all of 127.0.0.0/8, where NodePorts are served there.
+    fake.filter = Some(vec![crate::abi::LOOPBACK_NET]);
+    assert_eq!(verdict_and_questions(&fake, "127.0.0.5:80"), (Verdict::Miss, (1, 2)));
+    assert_eq!(verdict_and_questions(&fake, "[::1]:80"), (Verdict::Miss, (0, 0)));
+    assert_eq!(verdict_and_questions(&fake, "10.96.0.10:80"), (Verdict::Miss, (0, 0)));
 }
 
 #[test]
