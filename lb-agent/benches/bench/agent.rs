@@ -11,6 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::Resource;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
@@ -22,7 +26,10 @@ pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_lb-agent");
 /// How long the agent may take until the maps are complete.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The agent as a process; killed when dropped. What it attached stays.
+/// How long it may take to end.
+const ENDING: Duration = Duration::from_secs(10);
+
+/// The agent as a process; stopped when dropped. What it attached stays.
 pub(crate) struct Agent(Child);
 
 impl Agent {
@@ -63,6 +70,14 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        // Asked to end, it removes the cgroup of its canary.
+        if let Ok(pid) = i32::try_from(self.0.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let start = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && start.elapsed() < ENDING {
+            sleep(Duration::from_millis(10));
+        }
         drop(self.0.kill());
         drop(self.0.wait());
     }
