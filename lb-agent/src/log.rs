@@ -29,7 +29,7 @@ pub enum Format {
 pub struct Filter(Targets);
 
 /// The crates that write lines, by the names that their targets begin with.
-const CRATES: [&str; 15] = [
+const CRATES: [&str; 13] = [
     "aya",
     "aya_log",
     "aya_obj",
@@ -40,8 +40,6 @@ const CRATES: [&str; 15] = [
     "kube_client",
     "kube_runtime",
     "lb_agent",
-    "mio",
-    "notify",
     "rustls",
     "tower",
     "tower_http",
@@ -71,7 +69,7 @@ impl FromStr for Filter {
 
     fn from_str(text: &str) -> Result<Self, String> {
         // kube's own words say again what `sources::kubernetes` says.
-        let quiet = [("kube_client", "off"), ("kube_runtime", "off"), ("notify", "warn")];
+        let quiet = [("kube_client", "off"), ("kube_runtime", "off")];
         let mut targets = Targets::new().with_default(LevelFilter::INFO);
         for (target, level) in quiet {
             targets = targets.with_target(target, self::level(level)?);
@@ -226,7 +224,6 @@ mod tests {
         }
         let targets = filter("debug");
         assert!(!targets.would_enable("kube_client::client", &Level::ERROR));
-        assert!(!targets.would_enable("notify::inotify", &Level::INFO));
         assert!(filter("kube_client=info").would_enable("kube_client::client", &Level::INFO));
     }
 

@@ -1,7 +1,7 @@
 //! What is wrong with an object, said once.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
 };
 
@@ -51,6 +51,20 @@ impl Problems {
             }
         } else {
             self.0.insert(object.to_owned(), problems);
+        }
+    }
+
+    /// All that is now known to be wrong, by object. Of a directory: what is gone is not wrong.
+    pub fn set_all(&mut self, all: BTreeMap<String, Vec<Problem>>) {
+        self.0.retain(|object, _| {
+            let is_wrong = all.contains_key(object);
+            if !is_wrong {
+                tracing::info!("{object}: in order now, or gone");
+            }
+            is_wrong
+        });
+        for (object, problems) in all {
+            self.set(&object, problems);
         }
     }
 

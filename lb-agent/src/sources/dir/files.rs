@@ -4,7 +4,7 @@
 //! object only by mistake; the first one by name has it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
 };
 
@@ -164,26 +164,6 @@ impl Files {
             }
         }
         listing
-    }
-
-    /// All that can be a key of [`Listing::problems`].
-    pub fn labels(&self) -> HashSet<String> {
-        let mut labels: HashSet<String> = self.files.keys().cloned().collect();
-        for (name, file) in &self.files {
-            for document in file.good.iter().flatten() {
-                let place = Place { file: name, document };
-                labels.extend(match &document.object {
-                    Object::Service(object, _) => Some(place.label("Service", &object.name)),
-                    Object::EndpointSlice(object) => {
-                        Some(place.label("EndpointSlice", &object.name))
-                    }
-                    Object::Node(object) => Some(place.label("Node", &object.name)),
-                    Object::List { kind, .. } => Some(place.label_list(kind)),
-                    Object::Other { .. } => None,
-                });
-            }
-        }
-        labels
     }
 }
 
@@ -377,7 +357,6 @@ mod tests {
         files.put("a.yaml", b"\xff");
         assert!(problems(&files)[0].contains("line 1 is no UTF-8"), "{:?}", problems(&files));
         assert!(!files.fail("a.yaml", "content", "line 1 is no UTF-8"), "that is known");
-        assert!(files.labels().contains("a.yaml"));
 
         files.put("a.yaml", b"");
         assert_eq!((addresses(&files).len(), problems(&files).len()), (0, 0));
@@ -408,7 +387,6 @@ mod tests {
                  remove one of them"
             )]
         );
-        assert!(files.labels().contains(label));
         files.remove("a.yaml");
         assert_eq!(addresses(&files), ["default/a 10.0.0.2"]);
         assert!(problems(&files).is_empty());

@@ -1,14 +1,18 @@
 //! Services, EndpointSlices and Nodes from a directory of YAML and JSON files.
 //!
 //! Read are the files `*.yaml`, `*.yml` and `*.json` in the directory itself, hidden ones aside; links
-//! are followed, so a mounted ConfigMap will do. A change is taken up as soon as its writer is done.
+//! are followed, so a mounted ConfigMap will do.
+//!
+//! Whoever writes a file writes it under another name in the same file system, and renames it: so nobody
+//! ever sees half of it, and it counts at once. One that is written in place counts when its writer
+//! closes it, as far as inotify tells that; else when it has not changed for three seconds, or a minute
+//! if it is empty.
 //!
 //! Nothing is deleted on partial knowledge: while a file cannot be read, what it said last holds;
 //! while the directory is away, all holds; and after a restart, nothing is said at all before each
 //! file was read once.
 
 mod away;
-mod bounded;
 mod files;
 mod object;
 mod parse;
@@ -18,9 +22,9 @@ mod waiting;
 mod watch;
 
 use std::{
-    collections::{BTreeSet, HashSet},
     fs, io,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -84,17 +88,16 @@ pub async fn run(path: PathBuf, terms: Terms, changes: Changes, trouble: Trouble
                 }
             }
         }
-        tokio::select! {
-            () = changes.closed() => return Ok(()),
-            () = follower.watch.changed() => sleep(SETTLE).await,
-            () = sleep(follower.pause()) => {}
-        }
         let look = move || {
+            follower.wait();
             let news = follower.look();
             (follower, news)
         };
         let news;
-        (follower, news) = watched(&waiting, &trouble, PATIENCE, look).await?;
+        (follower, news) = tokio::select! {
+            () = changes.closed() => return Ok(()),
+            looked = watched(&waiting, &trouble, PATIENCE, look) => looked?,
+        };
         send = match news {
             Ok(news) => {
                 away.end(&trouble);
@@ -181,8 +184,6 @@ struct Follower {
     reader: Reader,
     files: Files,
     problems: Problems,
-    /// The keys of `problems`.
-    told: BTreeSet<String>,
     /// Whether each file was read once, or need not be.
     complete: bool,
     once: bool,
@@ -206,7 +207,6 @@ impl Follower {
             reader,
             files,
             problems: Problems::default(),
-            told: BTreeSet::new(),
             complete: !terms.in_force,
             once: terms.once,
             waits: terms.waits,
@@ -219,32 +219,24 @@ impl Follower {
         let waits = self.waiting.begin(&self.path);
         self.watch.renew(&self.path);
         drop(waits);
-        let signs = self.watch.signs();
-        self.reader.look(&signs, &self.watch, Instant::now(), &mut self.files)
+        let news = self.reader.look(&mut self.watch, Instant::now(), &mut self.files);
+        if news.is_err() {
+            // The directory is away, and its files are not gone.
+            self.watch.forget();
+        }
+        news
     }
 
-    fn pause(&self) -> Duration {
-        if self.reader.is_waiting() { RESCAN_CHANGING } else { RESCAN }
+    /// Waits until it is time to look.
+    fn wait(&mut self) {
+        self.watch.wait(if self.reader.is_waiting() { RESCAN_CHANGING } else { RESCAN });
+        thread::sleep(SETTLE);
     }
 
     /// What is to be said now. What is wrong is logged.
     fn listing(&mut self) -> Result<Vec<Change>> {
         let mut listing = self.files.listing();
-        let problems = std::mem::take(&mut listing.problems);
-        let told = std::mem::replace(&mut self.told, problems.keys().cloned().collect());
-        let mut over = told.difference(&self.told).peekable();
-        let there = if over.peek().is_some() { self.files.labels() } else { HashSet::new() };
-        for label in over {
-            if there.contains(label) {
-                self.problems.set(label, vec![]);
-            } else {
-                self.problems.forget(label);
-            }
-        }
-        for (label, problems) in problems {
-            self.problems.set(&label, problems);
-        }
-
+        self.problems.set_all(std::mem::take(&mut listing.problems));
         if !self.complete {
             let unknown: Vec<_> = self.files.unknown().collect();
             if !unknown.is_empty() {

@@ -13,10 +13,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use super::{
-    bounded::{Bounded, Left},
-    strict,
-};
+use super::strict;
 use crate::sources::{
     Problem,
     translate::{self, Translated},
@@ -91,12 +88,11 @@ impl<'de> Visitor<'de> for RawVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
         let mut raw = Raw::default();
-        let left = Left::all();
         while let Some(key) = map.next_key::<String>()? {
             if key == "items" {
                 raw.items = map.next_value()?;
             } else {
-                raw.fields.insert(key, map.next_value_seed(Bounded(&left))?);
+                raw.fields.insert(key, map.next_value()?);
             }
         }
         Ok(raw)
@@ -130,7 +126,7 @@ impl<'de> Visitor<'de> for ItemsVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Items, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(Bounded(&Left::all()))? {
+        while let Some(item) = seq.next_element()? {
             let Value::Object(map) = item else {
                 return Err(A::Error::custom("an item is no object"));
             };

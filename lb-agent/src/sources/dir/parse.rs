@@ -209,7 +209,7 @@ fn json_error(document: usize, error: &serde_json::Error) -> ParseError {
 mod tests {
     use std::fmt::Write as _;
 
-    use super::{super::bounded::MOST, *};
+    use super::*;
 
     const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
                            spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n";
@@ -386,31 +386,6 @@ mod tests {
             format!("apiVersion: v1\nkind: List\nitems:\n{}", (padding + item).repeat(10_000));
         assert!(list.len() > 10_000_000, "{}", list.len());
         assert_eq!(parse(&list, Format::Yaml).unwrap().len(), 20_000);
-    }
-
-    #[test]
-    fn an_object_has_only_so_many_values() {
-        // Three values for each endpoint, and some more.
-        let slice = |values: usize| {
-            let endpoints = r#"{"addresses": ["10.0.0.1"]}, "#.repeat(values / 3);
-            format!(
-                r#"{{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-                "addressType": "IPv4", "metadata": {{"name": "a"}}, "endpoints": [{endpoints} null]}}"#
-            )
-            .replace(",  null", "")
-        };
-        let list = |item: &str| {
-            format!(r#"{{"apiVersion": "v1", "kind": "List", "items": [{item}, {item}]}}"#)
-        };
-        let fits = slice(MOST - 30);
-        assert_eq!(objects(&fits, Format::Json), ["1 EndpointSlice default/a"]);
-        assert_eq!(objects(&list(&fits), Format::Json).len(), 2, "each item has its own");
-        let large = slice(MOST + 30);
-        for text in [list(&large), large] {
-            let error = parse(&text, Format::Json).unwrap_err();
-            let wanted = format!("an object has more than {MOST} values");
-            assert!(error.what.contains(&wanted), "{error}");
-        }
     }
 
     #[test]

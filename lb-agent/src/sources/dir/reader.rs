@@ -1,14 +1,14 @@
 //! Which files are there, which of them changed, and when it is safe to read them.
 //!
 //! A file that is read while it is written says less than it should, and what is missing would be
-//! deleted. So a change counts at once only if the watch saw its writer finish; otherwise when it
-//! has been the same for a while.
+//! deleted. So a change counts at once only if the watch saw its writer finish, or somebody put the file
+//! in place; otherwise when it has been the same for a while, and nobody is seen writing.
 //!
 //! Only regular files are read, and links to them. Nothing else keeps the reader waiting, save a file
 //! system that does not answer: see [`Waiting`].
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File, FileType, Metadata},
     io::{self, Read as _},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
@@ -53,13 +53,8 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// A name that is there. An error, if no file that can be read has it.
-struct Found {
-    stamp: io::Result<Stamp>,
-    link: bool,
-}
-
-type Listed = BTreeMap<String, Found>;
+/// The names that are there. An error, if no file that can be read has it.
+type Listed = BTreeMap<String, io::Result<Stamp>>;
 
 /// A file that was read, or could not be.
 struct Known {
@@ -81,22 +76,10 @@ pub(super) struct Reader {
     pending: BTreeMap<String, Pending>,
 }
 
-/// What is known of a file's writer.
+/// Who knows what happened to the files.
 pub(super) trait Writers {
-    /// Whether somebody is writing the file at this moment.
-    fn is_writing(&self, file: &str) -> bool;
-    /// Nobody is, whatever was seen.
-    fn give_up_writer(&self, file: &str);
-}
-
-impl Writers for super::watch::Watch {
-    fn is_writing(&self, file: &str) -> bool {
-        Self::is_writing(self, file)
-    }
-
-    fn give_up_writer(&self, file: &str) {
-        Self::give_up_writer(self, file);
-    }
+    /// What has happened until now.
+    fn signs(&mut self) -> &mut Signs;
 }
 
 impl Reader {
@@ -112,7 +95,7 @@ impl Reader {
 
     /// Reads all there is, as it is.
     pub(super) fn read_all(&mut self, files: &mut Files) -> io::Result<()> {
-        for (name, Found { stamp, .. }) in self.list()? {
+        for (name, stamp) in self.list()? {
             if self.read(&name, stamp, files, || false).is_none() {
                 files.fail(&name, "file", "is being written");
             }
@@ -123,31 +106,29 @@ impl Reader {
     /// Reads what changed; true if anything did.
     pub(super) fn look(
         &mut self,
-        signs: &Signs,
-        writers: &impl Writers,
+        writers: &mut impl Writers,
         now: Instant,
         files: &mut Files,
     ) -> io::Result<bool> {
         let found = self.list()?;
-        let mut changed = self.take_away(&found, signs, now, files);
-        for (name, Found { stamp: found, link }) in found {
+        let signs = writers.signs();
+        let (done, gone) = (std::mem::take(&mut signs.done), std::mem::take(&mut signs.gone));
+        let mut changed = self.take_away(&found, &gone, now, files);
+        for (name, found) in found {
             let known = self.known.get(&name);
             let stamp = found.as_ref().ok().copied();
             if known.is_some_and(|known| known.readable && known.stamp == stamp) {
                 self.pending.remove(&name);
                 continue;
             }
-            let ended = !writers.is_writing(&name)
-                && (signs.done.contains(&name) || (signs.linked && link && found.is_ok()));
             let retry = known.is_some_and(|known| !known.readable && known.stamp == stamp);
-            if !(ended || retry || self.lasts(&name, stamp, now)) {
+            if !(done.contains(&name) || retry || self.lasts(&name, stamp, now)) {
                 continue;
             }
             // It may have been opened again since.
-            let changing = || ended && writers.is_writing(&name);
+            let changing = || writers.signs().is_writing(&name, now);
             if let Some(news) = self.read(&name, found, files, changing) {
                 changed |= news;
-                writers.give_up_writer(&name);
                 self.pending.remove(&name);
             }
         }
@@ -158,7 +139,7 @@ impl Reader {
     fn take_away(
         &mut self,
         found: &Listed,
-        signs: &Signs,
+        gone: &BTreeSet<String>,
         now: Instant,
         files: &mut Files,
     ) -> bool {
@@ -166,7 +147,7 @@ impl Reader {
         let mut heirs: HashMap<(u64, u64), Vec<&String>> = HashMap::new();
         for (name, found) in found.iter().rev().filter(|(name, _)| !self.known.contains_key(*name))
         {
-            if let Ok(stamp) = &found.stamp {
+            if let Ok(stamp) = found {
                 heirs.entry(stamp.file).or_default().push(name);
             }
         }
@@ -182,7 +163,7 @@ impl Reader {
                 // It may be broken, and its last good content goes with it.
                 files.rename(&name, heir);
                 self.known.insert(heir.clone(), known);
-            } else if signs.gone.contains(&name) || self.lasts(&name, None, now) {
+            } else if gone.contains(&name) || self.lasts(&name, None, now) {
                 files.remove(&name);
                 self.known.remove(&name);
             } else {
@@ -210,16 +191,15 @@ impl Reader {
             let Ok(name) = name.into_string() else {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let stamp = Err(io::Error::other("its name is no UTF-8: rename it"));
-                listed.insert(name, Found { stamp, link: false });
+                listed.insert(name, stamp);
                 continue;
             };
             waiting.at(&path);
             let stamp = fs::metadata(&path).and_then(|file| regular(&file));
             let gone = stamp.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-            let link = entry.file_type()?.is_symlink();
             // It may be gone by now, unless it is a link that leads nowhere.
-            if link || !gone {
-                listed.insert(name, Found { stamp, link });
+            if !gone || entry.file_type()?.is_symlink() {
+                listed.insert(name, stamp);
             }
         }
         Ok(listed)
@@ -243,7 +223,7 @@ impl Reader {
         name: &str,
         found: io::Result<Stamp>,
         files: &mut Files,
-        changing: impl Fn() -> bool,
+        changing: impl FnOnce() -> bool,
     ) -> Option<bool> {
         let stamp = found.as_ref().ok().copied();
         let content = found.and_then(|_| {
@@ -316,7 +296,7 @@ fn content(path: &Path) -> io::Result<Option<(Vec<u8>, Stamp)>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, collections::BTreeSet, os::unix::fs::symlink};
+    use std::os::unix::fs::symlink;
 
     use tempfile::TempDir;
 
@@ -328,19 +308,12 @@ mod tests {
         reader: Reader,
         files: Files,
         now: Instant,
-        writing: Writing,
+        signs: Signs,
     }
 
-    #[derive(Default)]
-    struct Writing(RefCell<BTreeSet<String>>);
-
-    impl Writers for Writing {
-        fn is_writing(&self, file: &str) -> bool {
-            self.0.borrow().contains(file)
-        }
-
-        fn give_up_writer(&self, file: &str) {
-            self.0.borrow_mut().remove(file);
+    impl Writers for Signs {
+        fn signs(&mut self) -> &mut Signs {
+            self
         }
     }
 
@@ -349,7 +322,7 @@ mod tests {
             let dir = TempDir::new().unwrap();
             let reader = Reader::new(dir.path().to_owned(), Waiting::default());
             let (files, now) = (Files::default(), Instant::now());
-            let mut bench = Self { dir, reader, files, now, writing: Writing::default() };
+            let mut bench = Self { dir, reader, files, now, signs: Signs::default() };
             for (name, service) in content {
                 bench.write(name, service);
             }
@@ -374,7 +347,9 @@ mod tests {
         }
 
         fn look(&mut self, signs: &Signs) -> bool {
-            self.reader.look(signs, &self.writing, self.now, &mut self.files).unwrap()
+            self.signs.done.extend(signs.done.iter().cloned());
+            self.signs.gone.extend(signs.gone.iter().cloned());
+            self.reader.look(&mut self.signs, self.now, &mut self.files).unwrap()
         }
 
         fn later(&mut self, by: Duration) -> bool {
@@ -435,15 +410,14 @@ mod tests {
     #[test]
     fn a_file_being_written_is_left_alone() {
         let mut bench = Bench::new(&[("a.yaml", "a")]);
-        bench.writing.0.borrow_mut().insert("a.yaml".to_owned());
+        bench.signs.writing.insert("a.yaml".to_owned(), bench.now);
         bench.write("a.yaml", "");
-        assert!(!bench.look(&done("a.yaml")));
+        assert!(!bench.look(&done("a.yaml")) && !bench.later(LASTING));
         bench.write("a.yaml", "slow");
-        assert!(!bench.look(&done("a.yaml")));
+        assert!(!bench.look(&done("a.yaml")) && !bench.later(LASTING));
         assert_eq!(bench.services(), ["a"]);
-        assert!(bench.later(LASTING), "its writer seems to keep it open for ever");
+        assert!(bench.later(LASTING_EMPTY), "its writer seems to keep it open for ever");
         assert_eq!(bench.services(), ["slow"]);
-        assert!(bench.writing.0.borrow().is_empty());
     }
 
     #[test]
@@ -603,7 +577,7 @@ mod tests {
         assert_eq!(bench.services(), ["one"]);
         symlink("..2", bench.path("..tmp")).unwrap();
         fs::rename(bench.path("..tmp"), bench.path("..data")).unwrap();
-        assert!(bench.look(&Signs { linked: true, ..Signs::default() }));
+        assert!(!bench.look(&Signs::default()) && bench.later(LASTING));
         assert_eq!(bench.services(), ["two"]);
     }
 
@@ -612,8 +586,8 @@ mod tests {
         let mut bench = Bench::new(&[("a.yaml", "a")]);
         let away = bench.dir.path().with_extension("away");
         fs::rename(bench.dir.path(), &away).unwrap();
-        let result =
-            bench.reader.look(&gone("a.yaml"), &bench.writing, bench.now, &mut bench.files);
+        bench.signs = gone("a.yaml");
+        let result = bench.reader.look(&mut bench.signs, bench.now, &mut bench.files);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(bench.services(), ["a"]);
         fs::rename(&away, bench.dir.path()).unwrap();

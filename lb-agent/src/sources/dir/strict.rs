@@ -4,13 +4,13 @@
 //! Which fields there are, k8s-openapi says: each of its types names its own when it asks for a
 //! struct.
 
-use std::{cell::RefCell, fmt};
+use std::{cell::RefCell, fmt, rc::Rc};
 
 use serde::{
     Deserializer,
     de::{
-        DeserializeOwned, DeserializeSeed, IntoDeserializer as _, MapAccess, SeqAccess, Visitor,
-        value::StringDeserializer,
+        DeserializeOwned, IntoDeserializer, Visitor,
+        value::{MapDeserializer, SeqDeserializer},
     },
     forward_to_deserialize_any,
 };
@@ -23,7 +23,7 @@ pub(super) fn read<T: DeserializeOwned>(
     fields: Map<String, Value>,
 ) -> Result<(T, Vec<Problem>), serde_path_to_error::Error<Error>> {
     let found = RefCell::default();
-    let strict = Strict { value: Value::Object(fields), at: &At::Root, found: &found };
+    let strict = Strict { value: Value::Object(fields), at: Rc::new(At::Root), found: &found };
     let object = serde_path_to_error::deserialize(strict)?;
     Ok((object, found.into_inner()))
 }
@@ -46,17 +46,17 @@ fn likely<'a>(field: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// Where a value stands.
-enum At<'a> {
+enum At {
     Root,
-    Field(&'a At<'a>, &'a str),
-    Item(&'a At<'a>, usize),
+    Field(Rc<At>, String),
+    Item(Rc<At>, usize),
 }
 
-impl fmt::Display for At<'_> {
+impl fmt::Display for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => Ok(()),
-            Self::Field(Self::Root, field) => f.write_str(field),
+            Self::Field(of, field) if matches!(**of, Self::Root) => f.write_str(field),
             Self::Field(of, field) => write!(f, "{of}.{field}"),
             Self::Item(of, item) => write!(f, "{of}[{item}]"),
         }
@@ -66,8 +66,16 @@ impl fmt::Display for At<'_> {
 /// A value that is read strictly.
 struct Strict<'a> {
     value: Value,
-    at: &'a At<'a>,
+    at: Rc<At>,
     found: &'a RefCell<Vec<Problem>>,
+}
+
+impl<'de> IntoDeserializer<'de, Error> for Strict<'_> {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
 }
 
 impl<'de> Deserializer<'de> for Strict<'_> {
@@ -75,12 +83,19 @@ impl<'de> Deserializer<'de> for Strict<'_> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let Self { value, at, found } = self;
+        let part = |value, at| Strict { value, at: Rc::new(at), found };
         match value {
             Value::Array(items) => {
-                visitor.visit_seq(Items { left: items.into_iter().enumerate(), at, found })
+                let items = items.into_iter().enumerate();
+                let items = items.map(|(i, item)| part(item, At::Item(Rc::clone(&at), i)));
+                visitor.visit_seq(SeqDeserializer::new(items))
             }
             Value::Object(fields) => {
-                visitor.visit_map(Fields { left: fields.into_iter(), value: None, at, found })
+                let fields = fields.into_iter().map(|(name, value)| {
+                    let place = At::Field(Rc::clone(&at), name.clone());
+                    (name, part(value, place))
+                });
+                visitor.visit_map(MapDeserializer::new(fields))
             }
             value => value.deserialize_any(visitor),
         }
@@ -107,7 +122,7 @@ impl<'de> Deserializer<'de> for Strict<'_> {
         let fields = self.value.as_object().into_iter().flat_map(Map::keys);
         let unknown = fields
             .filter(|field| !known.contains(&field.as_str()))
-            .map(|field| unknown(At::Field(self.at, field), field, known));
+            .map(|field| unknown(At::Field(Rc::clone(&self.at), field.clone()), field, known));
         self.found.borrow_mut().extend(unknown);
         self.deserialize_any(visitor)
     }
@@ -115,61 +130,6 @@ impl<'de> Deserializer<'de> for Strict<'_> {
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
         unit_struct seq tuple tuple_struct map enum identifier ignored_any
-    }
-}
-
-struct Items<'a> {
-    left: std::iter::Enumerate<std::vec::IntoIter<Value>>,
-    at: &'a At<'a>,
-    found: &'a RefCell<Vec<Problem>>,
-}
-
-impl<'de> SeqAccess<'de> for Items<'_> {
-    type Error = Error;
-
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, Error> {
-        let Some((item, value)) = self.left.next() else { return Ok(None) };
-        seed.deserialize(Strict { value, at: &At::Item(self.at, item), found: self.found })
-            .map(Some)
-    }
-
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.left.len())
-    }
-}
-
-struct Fields<'a> {
-    left: serde_json::map::IntoIter,
-    /// Of the field whose name was read last.
-    value: Option<(String, Value)>,
-    at: &'a At<'a>,
-    found: &'a RefCell<Vec<Problem>>,
-}
-
-impl<'de> MapAccess<'de> for Fields<'_> {
-    type Error = Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, Error> {
-        let Some((field, value)) = self.left.next() else { return Ok(None) };
-        let name: StringDeserializer<Error> = field.clone().into_deserializer();
-        self.value = Some((field, value));
-        seed.deserialize(name).map(Some)
-    }
-
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        let (field, value) = self.value.take().unwrap_or_default();
-        let at = At::Field(self.at, &field);
-        seed.deserialize(Strict { value, at: &at, found: self.found })
-    }
-
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.left.len())
     }
 }
 

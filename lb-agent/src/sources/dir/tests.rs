@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use notify::{RecursiveMode, Watcher as _, recommended_watcher};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
@@ -17,17 +17,17 @@ pub(super) fn await_inotify() {
     const SPARE: usize = 4;
     let dir = TempDir::new().unwrap();
     let watch = |_| {
-        let mut watcher = recommended_watcher(|_: notify::Result<notify::Event>| {})?;
-        watcher.watch(dir.path(), RecursiveMode::NonRecursive).map(|()| watcher)
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+        inotify.add_watch(dir.path(), AddWatchFlags::IN_MODIFY).map(|_| inotify)
     };
     let begun = Instant::now();
-    while let Err(error) = (0..SPARE).map(watch).collect::<notify::Result<Vec<_>>>() {
+    while let Err(error) = (0..SPARE).map(watch).collect::<nix::Result<Vec<_>>>() {
         assert!(
             begun.elapsed() < 4 * DEADLINE,
             "this test needs inotify, and other processes of this user leave nothing of \
              fs.inotify.max_user_instances or max_user_watches: {error}"
         );
-        std::thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -204,7 +204,7 @@ async fn a_file_system_that_does_not_answer_is_told_until_it_does() {
     let look = tokio::spawn(async move {
         let ended = watched(&waiting, &trouble, Duration::from_millis(20), work).await.unwrap();
         // Work that takes long, but waits for nobody, is no trouble.
-        let long = || std::thread::sleep(Duration::from_millis(100));
+        let long = || thread::sleep(Duration::from_millis(100));
         watched(&waiting, &trouble, Duration::from_millis(20), long).await.unwrap();
         ended
     });
