@@ -27,7 +27,7 @@ use lb_core::{
 use tokio::task::JoinError;
 
 pub use self::follow::Agent;
-use self::{source::Followed, stop::Stop};
+use self::{source::Feed, stop::Stop};
 use crate::{
     admin::{Admin, Events, Family, Moment, server},
     canary,
@@ -116,7 +116,7 @@ fn warn_of_kube_proxy() {
 /// The settings that a node loses with kube-proxy (L5).
 fn conntrack() {
     let (changes, error) = sysctls::apply(Path::new("/proc"), Path::new("/sys"));
-    for sysctls::Change { path, before, after } in changes {
+    for sysctls::SysctlChange { path, before, after } in changes {
         tracing::info!(path = %path.display(), before, after, "connection tracking");
     }
     if let Some(error) = error {
@@ -169,10 +169,10 @@ async fn serve(config: &Config) -> Result<()> {
     // What is pinned serves, whether or not the API server answers.
     agent.adopt()?;
     let follow = async {
-        let Followed { mut task, changes, mut trouble, mut waits, client } =
+        let Feed { mut task, changes, mut trouble, mut waits, client } =
             source::follow(config, in_force, false).await?;
         let events = client.map_or_else(Events::none, |client| Events::start(client, &node));
-        let settings = server::Settings {
+        let settings = server::ServerSettings {
             health: config.healthz_bind_address,
             metrics: config.metrics_bind_address,
             bind_hard_fail: config.bind_address_hard_fail,

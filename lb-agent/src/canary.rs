@@ -53,7 +53,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is wrong.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Failure {
+pub enum CanaryError {
     /// The system calls of a process in the cgroup are not refused.
     #[error("{0}")]
     NotInForce(String),
@@ -64,12 +64,12 @@ pub enum Failure {
 
 /// Whether connect4, connect6, sendmsg4 and sendmsg6 are in force for a process below this cgroup.
 /// Waits, up to two seconds.
-pub fn check(cgroup: &Path) -> Result<(), Failure> {
+pub fn check(cgroup: &Path) -> Result<(), CanaryError> {
     sweep(cgroup);
     let place = cgroup.join(format!("{PREFIX}{}", process::id()));
     let unknown = |what: &'static str| {
         let place = place.display().to_string();
-        move |error: io::Error| Failure::Unknown(format!("{what} {place}: {error}"))
+        move |error: io::Error| CanaryError::Unknown(format!("{what} {place}: {error}"))
     };
     match fs::create_dir(&place) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -81,7 +81,7 @@ pub fn check(cgroup: &Path) -> Result<(), Failure> {
 }
 
 /// What a child process in the cgroup is told by the kernel, for each of [`TRIES`].
-type Seen = [i32; TRIES.len()];
+type Errnos = [i32; TRIES.len()];
 
 const TRIES: [(&str, &str, IpAddr); 4] = [
     ("connect4", "connect to", SENTINELS[0]),
@@ -97,7 +97,7 @@ const fn is_refused(errno: i32) -> bool {
     errno == Errno::ECONNREFUSED as i32 || errno == NO_FAMILY
 }
 
-fn judge(place: &Path, seen: Seen) -> Result<(), Failure> {
+fn judge(place: &Path, seen: Errnos) -> Result<(), CanaryError> {
     let wrong: Vec<String> = TRIES
         .iter()
         .zip(seen)
@@ -113,10 +113,14 @@ fn judge(place: &Path, seen: Seen) -> Result<(), Failure> {
     if wrong.is_empty() {
         return Ok(());
     }
-    Err(Failure::NotInForce(format!("not in force in {}: {}", place.display(), wrong.join(", "))))
+    Err(CanaryError::NotInForce(format!(
+        "not in force in {}: {}",
+        place.display(),
+        wrong.join(", ")
+    )))
 }
 
-fn observe(place: &Path) -> io::Result<Seen> {
+fn observe(place: &Path) -> io::Result<Errnos> {
     let open = || OpenOptions::new().write(true).open(place.join("cgroup.procs"));
     let seen = observe_in(Some(&open()?));
     match seen {
@@ -127,7 +131,10 @@ fn observe(place: &Path) -> io::Result<Seen> {
 
 /// With `nsdelegate`, which is how systemd mounts cgroup2, a process can be moved only by who opened
 /// the file in a cgroup namespace that it came from and goes to.
-fn delegated(open: impl FnOnce() -> io::Result<File> + Send, error: io::Error) -> io::Result<Seen> {
+fn delegated(
+    open: impl FnOnce() -> io::Result<File> + Send,
+    error: io::Error,
+) -> io::Result<Errnos> {
     if let Ok(procs) = node_cgroup::within_init(open) {
         return observe_in(Some(&procs));
     }
@@ -137,7 +144,7 @@ fn delegated(open: impl FnOnce() -> io::Result<File> + Send, error: io::Error) -
 }
 
 /// What a child process sees, in this cgroup or in our own.
-fn observe_in(procs: Option<&File>) -> io::Result<Seen> {
+fn observe_in(procs: Option<&File>) -> io::Result<Errnos> {
     let loopback = OsString::from("lo");
     let (mut reader, mut writer) = io::pipe()?;
     let parent = getpid();
@@ -268,7 +275,7 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let left = dir.path().join(format!("{PREFIX}4194305"));
         fs::create_dir(&left).unwrap();
-        assert!(matches!(check(dir.path()), Err(Failure::Unknown(_))));
+        assert!(matches!(check(dir.path()), Err(CanaryError::Unknown(_))));
         assert!(!left.exists(), "there is no such process");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let nowhere = check(Path::new("/nowhere")).unwrap_err().to_string();

@@ -40,7 +40,7 @@ use lb_core::{
 use self::floor::on_this_kernel;
 pub use self::{
     trial::{Trial, trials},
-    verify::{Finding, Problem},
+    verify::{Defect, Finding},
 };
 use crate::{
     maps::{Access, Pinned, probe, probe_beside_storage},

@@ -34,7 +34,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 pub use self::outside::{Example, Outside};
 pub(crate) use self::private::within_init;
 use self::{
-    choice::{Access, Choice, Seen},
+    choice::{Choice, Hierarchy, Route},
     location::Location,
 };
 use crate::mounts;
@@ -113,7 +113,7 @@ impl Cgroup {
     }
 
     /// Nothing is known but the own cgroup, and nobody but lb-agent is in it.
-    fn confirmed(mut self, seen: &Seen) -> Result<Self> {
+    fn confirmed(mut self, seen: &Hierarchy) -> Result<Self> {
         let only_own = self.location.as_ref().is_some_and(|at| at.up == 0);
         if self.serves_everything() {
             self.doubt = None;
@@ -203,7 +203,7 @@ fn locate(path: &Path) -> io::Result<Option<Location>> {
     }))
 }
 
-fn see() -> io::Result<Seen> {
+fn see() -> io::Result<Hierarchy> {
     let of = |process: &str| fs::read_to_string(format!("{PROC}/{process}/cgroup"));
     let mut own = of("thread-self")?;
     if Location::of_process(&own).is_none() {
@@ -212,7 +212,7 @@ fn see() -> io::Result<Seen> {
         own = of("thread-self")?;
     }
     let (pid, init) = (process::id(), of("1")?);
-    Ok(Seen {
+    Ok(Hierarchy {
         pid,
         own: Location::of_process(&own)
             .ok_or_else(|| io::Error::other("the cgroup of lb-agent was removed"))?,
@@ -224,11 +224,11 @@ fn see() -> io::Result<Seen> {
 }
 
 /// The directory, and the mount if it is ours.
-fn open(way: &Access, node: &Location) -> Result<(PathBuf, Option<Arc<OwnedFd>>)> {
+fn open(way: &Route, node: &Location) -> Result<(PathBuf, Option<Arc<OwnedFd>>)> {
     let of_mount = |mount: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
     let (path, mount) = match way {
-        Access::Visible(path) => (path.clone(), None),
-        Access::OfInit => {
+        Route::Visible(path) => (path.clone(), None),
+        Route::OfInit => {
             let (mount, init) = private::of_init().context(
                 "cgroup2 cannot be mounted in the cgroup namespace of PID 1, which takes CAP_SYS_ADMIN \
                  and CAP_SYS_PTRACE",
@@ -236,7 +236,7 @@ fn open(way: &Access, node: &Location) -> Result<(PathBuf, Option<Arc<OwnedFd>>)
             let init = init.context("PID 1 is not below the root of its cgroup namespace")?;
             (of_mount(&mount).join(init.of_machine().down.join("/")), Some(Arc::new(mount)))
         }
-        Access::Own => {
+        Route::Own => {
             let mount = private::own().map_err(|error| {
                 anyhow::anyhow!("cgroup2 cannot be mounted, which takes CAP_SYS_ADMIN: {error}")
             })?;

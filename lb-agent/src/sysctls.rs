@@ -19,7 +19,7 @@ const TIMEOUTS: [(&str, u64); 2] =
 
 /// A setting that was changed.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Change {
+pub struct SysctlChange {
     /// The file.
     pub path: PathBuf,
     /// What it said.
@@ -44,12 +44,12 @@ pub struct ApplyError {
 ///
 /// The sizes are only raised: someone who gave more meant it. kube-proxy would lower the number of
 /// entries, too.
-pub fn apply(proc: &Path, sys: &Path) -> (Vec<Change>, Option<ApplyError>) {
+pub fn apply(proc: &Path, sys: &Path) -> (Vec<SysctlChange>, Option<ApplyError>) {
     let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
     apply_for(proc, sys, online(sys).unwrap_or(cpus))
 }
 
-fn apply_for(proc: &Path, sys: &Path, cpus: u64) -> (Vec<Change>, Option<ApplyError>) {
+fn apply_for(proc: &Path, sys: &Path, cpus: u64) -> (Vec<SysctlChange>, Option<ApplyError>) {
     let entries = entries(cpus);
     let at_least = |before, wanted| before >= wanted;
     let exactly = |before, wanted| before == wanted;
@@ -67,7 +67,7 @@ fn apply_for(proc: &Path, sys: &Path, cpus: u64) -> (Vec<Change>, Option<ApplyEr
         close_wait,
     ] {
         match set(&path, wanted, suffices) {
-            Ok(Some(before)) => changes.push(Change { path, before, after: wanted }),
+            Ok(Some(before)) => changes.push(SysctlChange { path, before, after: wanted }),
             Ok(None) => {}
             // The first one says what is wrong with all of them.
             Err(error) => {
@@ -128,7 +128,7 @@ mod tests {
         dir
     }
 
-    fn apply(dir: &TempDir, cpus: u64) -> (Vec<Change>, Option<String>) {
+    fn apply(dir: &TempDir, cpus: u64) -> (Vec<SysctlChange>, Option<String>) {
         let (proc, sys) = (dir.path().join("proc"), dir.path().join("sys"));
         let (changes, error) = apply_for(&proc, &sys, cpus);
         (changes, error.map(|error| error.to_string()))

@@ -151,7 +151,8 @@ fn within_the_loop(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let entered = runtime.enter();
     let nowhere = server::BindAddress(None);
-    let settings = server::Settings { health: nowhere, metrics: nowhere, bind_hard_fail: true };
+    let settings =
+        server::ServerSettings { health: nowhere, metrics: nowhere, bind_hard_fail: true };
     let mut admin = Admin::start(&settings, &[Family::V4, Family::V6], Events::none())?;
     let (datapath, pipeline) = start(pins, sizes)?;
     let cgroup = Cgroup::named(cgroup)?;

@@ -27,11 +27,11 @@ const MAX_NOTE: usize = 1024;
 #[derive(Clone, Debug, Default)]
 pub struct Events {
     node: String,
-    queue: Option<mpsc::Sender<Report>>,
+    queue: Option<mpsc::Sender<QueuedEvent>>,
 }
 
 /// An Event and what it is about.
-struct Report {
+struct QueuedEvent {
     regarding: ObjectReference,
     event: Event,
 }
@@ -51,7 +51,7 @@ impl Events {
         events
     }
 
-    fn queue(node: &str) -> (Self, mpsc::Receiver<Report>) {
+    fn queue(node: &str) -> (Self, mpsc::Receiver<QueuedEvent>) {
         let (queue, reports) = mpsc::channel(WAITING);
         (Self { node: node.to_owned(), queue: Some(queue) }, reports)
     }
@@ -119,14 +119,14 @@ impl Events {
             action: action.to_owned(),
             secondary: None,
         };
-        if let Err(error) = queue.try_send(Report { regarding, event }) {
+        if let Err(error) = queue.try_send(QueuedEvent { regarding, event }) {
             tracing::debug!(reason, "an Event is dropped: {error}");
         }
     }
 }
 
-async fn send(recorder: Recorder, mut reports: mpsc::Receiver<Report>) {
-    while let Some(Report { regarding, event }) = reports.recv().await {
+async fn send(recorder: Recorder, mut reports: mpsc::Receiver<QueuedEvent>) {
+    while let Some(QueuedEvent { regarding, event }) = reports.recv().await {
         let reason = &event.reason;
         match timeout(PATIENCE, recorder.publish(&event, &regarding)).await {
             Ok(Ok(())) => {}

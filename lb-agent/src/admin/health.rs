@@ -80,7 +80,7 @@ impl Progress {
 
 /// An answer to a probe.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Verdict {
+pub struct ProbeAnswer {
     /// 200 rather than 503.
     pub ok: bool,
     /// JSON; of `/readyz` plain text.
@@ -177,34 +177,34 @@ impl Health {
     /// Reasons of our own say no: before the first sync, when the datapath has a fault, when the source
     /// follows nothing, and when the kernel takes nothing for a map. The
     /// body then has a last field `reason`, which kube-proxy's has not.
-    pub fn healthz(&self, now: Moment) -> Verdict {
+    pub fn healthz(&self, now: Moment) -> ProbeAnswer {
         let reasons = self.reasons();
         let healthy = self.is_prompt(now.monotonic) && reasons.is_empty();
         let ok = healthy && self.node_eligible;
         let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
-        Verdict { ok, body: self.body(now, ok, healthy, Some(self.node_eligible), reason) }
+        ProbeAnswer { ok, body: self.body(now, ok, healthy, Some(self.node_eligible), reason) }
     }
 
     /// The answer of `/readyz`: does the agent serve what it is to serve? All that [`Self::healthz`]
     /// asks but for the node. `ok`, as Kubernetes' own programs say it, or else why not.
-    pub fn readyz(&self, now: Instant) -> Verdict {
+    pub fn readyz(&self, now: Instant) -> ProbeAnswer {
         let late = self.late();
         let mut reasons = self.reasons();
         if !self.is_prompt(now) {
             reasons.push(&late);
         }
         let ok = reasons.is_empty();
-        Verdict { ok, body: if ok { "ok".to_owned() } else { reasons.join("; ") + "\n" } }
+        ProbeAnswer { ok, body: if ok { "ok".to_owned() } else { reasons.join("; ") + "\n" } }
     }
 
     /// The answer of `/livez`: would a restart help? Neither the node nor the reasons of our own
     /// count (K7), save a source that hangs. Of maps that take nothing they do not: who starts anew
     /// makes more of the calls that fail.
-    pub fn livez(&self, now: Moment) -> Verdict {
+    pub fn livez(&self, now: Moment) -> ProbeAnswer {
         let hangs = self.source.as_ref().filter(|_| self.source_hangs);
         let ok = self.is_prompt(now.monotonic) && hangs.is_none();
         let reason = hangs.map(|fault| fault.what.clone());
-        Verdict { ok, body: self.body(now, ok, ok, None, reason) }
+        ProbeAnswer { ok, body: self.body(now, ok, ok, None, reason) }
     }
 
     /// What [`Self::readyz`] says, with all that is known of it: for those who look after the node.

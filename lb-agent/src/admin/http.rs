@@ -48,7 +48,7 @@ const EXHAUSTED: Duration = Duration::from_millis(200);
 /// What a server says.
 pub(super) type Response = hyper::Response<Full<Bytes>>;
 /// From the path of a request to the answer. The method does not matter, as with kube-proxy.
-pub(super) type Answer = Arc<dyn Fn(&str) -> Response + Send + Sync>;
+pub(super) type Handler = Arc<dyn Fn(&str) -> Response + Send + Sync>;
 
 /// A response whose content no browser shall guess at.
 pub(super) fn response(
@@ -131,7 +131,7 @@ pub(super) fn shut(listener: &TcpListener) {
 }
 
 /// Answers until the listener is shut. When dropped, every connection is closed.
-pub(super) async fn serve(listener: Arc<TcpListener>, limits: Limits, answer: Answer) {
+pub(super) async fn serve(listener: Arc<TcpListener>, limits: Limits, answer: Handler) {
     let mut connections = Connections { open: VecDeque::new(), limits };
     loop {
         match listener.accept().await {
@@ -156,7 +156,7 @@ struct Connections {
 }
 
 impl Connections {
-    fn add(&mut self, stream: TcpStream, answer: Answer) {
+    fn add(&mut self, stream: TcpStream, answer: Handler) {
         if self.open.len() >= self.limits.connections {
             self.open.retain(|task| !task.is_finished());
         }
@@ -178,7 +178,7 @@ impl Drop for Connections {
     }
 }
 
-async fn connection(stream: TcpStream, header: Duration, answer: Answer) {
+async fn connection(stream: TcpStream, header: Duration, answer: Handler) {
     let service = service_fn(|request: Request<Incoming>| {
         ready(Ok::<_, Infallible>(answer(request.uri().path())))
     });

@@ -13,7 +13,7 @@ use prometheus::{Registry, TextEncoder};
 
 use self::{kube_proxy::KubeProxy, make::Make, own::Own, process::Process};
 use super::Family;
-use crate::sockets::Reason;
+use crate::sockets::EndReason;
 
 /// How much a sync looked at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -175,7 +175,7 @@ impl Metrics {
     }
 
     /// Sockets were woken with an error.
-    pub fn sockets_destroyed(&self, reason: Reason, count: u64) {
+    pub fn sockets_destroyed(&self, reason: EndReason, count: u64) {
         self.own.sockets_destroyed.with_label_values(&[reason.name()]).inc_by(count);
     }
 

@@ -37,7 +37,7 @@ pub use self::{events::Events, health::Health, metrics::Metrics, node_ports::Nod
 use self::{
     metrics::SyncKind,
     readiness::Desk,
-    server::{Servers, Settings, StartError, Which},
+    server::{ServerSettings, Servers, StartError, Which},
 };
 
 /// An IP family, by the names that Kubernetes gives them.
@@ -100,7 +100,7 @@ impl SharedHealth {
 
 /// How a sync ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Outcome {
+pub enum SyncOutcome {
     /// All is in force.
     Complete,
     /// All but single Services, whose trouble a restart would not end: a failure to count, but the
@@ -133,7 +133,11 @@ pub struct Admin {
 
 impl Admin {
     /// Starts the servers. `families` are those that are served.
-    pub fn start(settings: &Settings, families: &[Family], events: Events) -> anyhow::Result<Self> {
+    pub fn start(
+        settings: &ServerSettings,
+        families: &[Family],
+        events: Events,
+    ) -> anyhow::Result<Self> {
         let health = SharedHealth::new(Health::new(health::TIMEOUT, families.to_vec()));
         let metrics = Arc::new(Metrics::new().context("cannot make the metrics")?);
         let servers =
@@ -198,9 +202,9 @@ impl Admin {
     }
 
     /// A sync ended.
-    pub fn synced(&self, kind: SyncKind, took: Duration, outcome: Outcome) {
+    pub fn synced(&self, kind: SyncKind, took: Duration, outcome: SyncOutcome) {
         let now = Moment::now();
-        if outcome == Outcome::Complete {
+        if outcome == SyncOutcome::Complete {
             self.metrics.sync_finished(kind, took, now.wall, &self.families);
         } else {
             self.metrics.sync_failed(kind, took, &self.families);
@@ -208,9 +212,9 @@ impl Admin {
         let mut health = self.health.lock();
         for family in &self.families {
             match outcome {
-                Outcome::Complete | Outcome::Partial => health.updated(*family, now),
-                Outcome::Refused => health.tried(*family),
-                Outcome::Failed => {}
+                SyncOutcome::Complete | SyncOutcome::Partial => health.updated(*family, now),
+                SyncOutcome::Refused => health.tried(*family),
+                SyncOutcome::Failed => {}
             }
         }
     }

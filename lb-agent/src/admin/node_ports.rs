@@ -18,7 +18,7 @@ use tokio::{net::TcpListener, runtime::Handle};
 
 use super::{
     SharedHealth,
-    http::{self, Answer, Limits, Response},
+    http::{self, Handler, Limits, Response},
 };
 
 /// Most connections at a time on one port.
@@ -26,7 +26,7 @@ const LIMITS: Limits = Limits::new(32);
 
 /// A port that could not be opened. It is tried again at the next sync.
 #[derive(Debug)]
-pub struct Failure {
+pub struct ListenFailure {
     /// Whose port.
     pub service: ObjectRef,
     /// Where.
@@ -43,13 +43,13 @@ pub struct NodePorts {
     wanted: BTreeMap<ObjectRef, HealthCheck>,
     /// Where they listen: `0.0.0.0` and `::`, or some of this node's addresses.
     addresses: BTreeSet<IpAddr>,
-    open: BTreeMap<ObjectRef, BTreeMap<IpAddr, Server>>,
+    open: BTreeMap<ObjectRef, BTreeMap<IpAddr, CheckServer>>,
     /// The Services of which a port could not be opened.
     failing: BTreeSet<ObjectRef>,
 }
 
 #[derive(Debug)]
-struct Server {
+struct CheckServer {
     port: u16,
     /// Of the server's family; none: closed, and only a request in flight may still ask.
     endpoints: Arc<Mutex<Option<usize>>>,
@@ -81,7 +81,7 @@ impl NodePorts {
         &mut self,
         changed: BTreeMap<ObjectRef, Option<HealthCheck>>,
         addresses: Option<BTreeSet<IpAddr>>,
-    ) -> Vec<Failure> {
+    ) -> Vec<ListenFailure> {
         let mut due = std::mem::take(&mut self.failing);
         for (service, check) in changed {
             match check {
@@ -122,7 +122,7 @@ impl NodePorts {
     }
 
     /// Opens and updates what a Service is to have.
-    fn open_all(&mut self, service: &ObjectRef) -> Vec<Failure> {
+    fn open_all(&mut self, service: &ObjectRef) -> Vec<ListenFailure> {
         let mut failures = Vec::new();
         let Some(check) = self.wanted.get(service).copied() else { return failures };
         for &ip in &self.addresses {
@@ -136,30 +136,37 @@ impl NodePorts {
                 Ok(server) => {
                     self.open.entry(service.clone()).or_default().insert(ip, server);
                 }
-                Err(error) => failures.push(Failure { service: service.clone(), addr, error }),
+                Err(error) => {
+                    failures.push(ListenFailure { service: service.clone(), addr, error })
+                }
             }
         }
         failures
     }
 
-    fn open(&self, service: &ObjectRef, addr: SocketAddr, endpoints: usize) -> io::Result<Server> {
+    fn open(
+        &self,
+        service: &ObjectRef,
+        addr: SocketAddr,
+        endpoints: usize,
+    ) -> io::Result<CheckServer> {
         let _context = self.runtime.enter();
         let listener = Arc::new(TcpListener::from_std(http::listen(addr)?)?);
         let endpoints = Arc::new(Mutex::new(Some(endpoints)));
         let answer = answer(service.clone(), Arc::clone(&endpoints), self.health.clone());
         self.runtime.spawn(http::serve(Arc::clone(&listener), LIMITS, answer));
         tracing::debug!(%service, %addr, "health check server");
-        Ok(Server { port: addr.port(), endpoints, listener })
+        Ok(CheckServer { port: addr.port(), endpoints, listener })
     }
 }
 
-impl Server {
+impl CheckServer {
     fn set(&self, endpoints: Option<usize>) {
         *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner) = endpoints;
     }
 }
 
-impl Drop for Server {
+impl Drop for CheckServer {
     fn drop(&mut self) {
         self.set(None);
         // At once, whatever the other thread does: the port may be wanted again. The task ends, and
@@ -172,7 +179,7 @@ fn answer(
     service: ObjectRef,
     endpoints: Arc<Mutex<Option<usize>>>,
     health: SharedHealth,
-) -> Answer {
+) -> Handler {
     Arc::new(move |_| {
         let endpoints = *endpoints.lock().unwrap_or_else(PoisonError::into_inner);
         let healthy = health.lock().is_serving(Instant::now());

@@ -22,8 +22,8 @@ use tokio::{
 
 use super::{
     Metrics, Moment, SharedHealth,
-    health::Verdict,
-    http::{self, Answer, Limits, Response},
+    health::ProbeAnswer,
+    http::{self, Handler, Limits, Response},
     metrics::Probe,
 };
 
@@ -65,7 +65,7 @@ impl fmt::Display for BindAddress {
 
 /// What the flags say about the servers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Settings {
+pub struct ServerSettings {
     /// Of `/healthz`, `/readyz` and `/livez`.
     pub health: BindAddress,
     /// Of `/metrics` and `/proxyMode`.
@@ -95,7 +95,7 @@ impl fmt::Display for Which {
 /// Why the servers did not start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// With [`Settings::bind_hard_fail`] only.
+    /// With [`ServerSettings::bind_hard_fail`] only.
     #[error("the {which} server cannot listen on {addr}: {error}")]
     Bind {
         /// Which server.
@@ -121,7 +121,7 @@ pub struct Servers {
 impl Servers {
     /// Starts them.
     pub fn start(
-        settings: &Settings,
+        settings: &ServerSettings,
         health: &SharedHealth,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, StartError> {
@@ -182,7 +182,7 @@ async fn run(
     which: Which,
     addr: SocketAddr,
     first: io::Result<std::net::TcpListener>,
-    answer: Answer,
+    answer: Handler,
 ) {
     let mut listener = first.and_then(TcpListener::from_std);
     let mut told = false;
@@ -203,11 +203,11 @@ async fn run(
     }
 }
 
-fn health_answer(health: SharedHealth, metrics: Arc<Metrics>) -> Answer {
-    let status = |verdict: &Verdict| {
+fn health_answer(health: SharedHealth, metrics: Arc<Metrics>) -> Handler {
+    let status = |verdict: &ProbeAnswer| {
         if verdict.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
     };
-    let say = move |probe: Probe, verdict: Verdict| {
+    let say = move |probe: Probe, verdict: ProbeAnswer| {
         let status = status(&verdict);
         metrics.probe_answered(probe, status.as_u16());
         http::response(status, "application/json", verdict.body)
@@ -229,7 +229,7 @@ fn health_answer(health: SharedHealth, metrics: Arc<Metrics>) -> Answer {
     })
 }
 
-fn metrics_answer(metrics: Arc<Metrics>) -> Answer {
+fn metrics_answer(metrics: Arc<Metrics>) -> Handler {
     Arc::new(move |path| match path {
         "/metrics" => exposition(&metrics),
         "/healthz" | "/healthz/ping" => http::response(StatusCode::OK, TEXT, "ok"),

@@ -78,13 +78,13 @@ pub(in crate::admin) fn parts(answer: &str) -> (String, Vec<String>, String) {
 /// The thread without a server.
 pub(in crate::admin) fn nowhere() -> Servers {
     let none = BindAddress(None);
-    let settings = Settings { health: none, metrics: none, bind_hard_fail: true };
+    let settings = ServerSettings { health: none, metrics: none, bind_hard_fail: true };
     let health = SharedHealth::new(Health::new(health::TIMEOUT, Vec::new()));
     Servers::start(&settings, &health, &Arc::new(Metrics::new().unwrap())).unwrap()
 }
 
 fn admin(health: SocketAddr, metrics: SocketAddr) -> Admin {
-    let settings = Settings {
+    let settings = ServerSettings {
         health: BindAddress(Some(health)),
         metrics: BindAddress(Some(metrics)),
         bind_hard_fail: true,
@@ -103,7 +103,7 @@ fn from_the_loop_to_the_wire() {
     assert_eq!(status("/livez"), "HTTP/1.1 200 OK");
 
     admin.queued();
-    admin.synced(SyncKind::Full, Duration::from_millis(3), Outcome::Complete);
+    admin.synced(SyncKind::Full, Duration::from_millis(3), SyncOutcome::Complete);
     assert_eq!(status("/readyz"), "HTTP/1.1 200 OK");
     admin.set_node_eligible(true);
     assert_eq!(status("/healthz"), "HTTP/1.1 200 OK");
@@ -120,7 +120,7 @@ fn from_the_loop_to_the_wire() {
     admin.datapath_checked(Ok(()));
     assert!(get(node_port, "/").2.contains("\"serviceProxyHealthy\": true"));
 
-    admin.synced(SyncKind::Partial, Duration::from_millis(1), Outcome::Partial);
+    admin.synced(SyncKind::Partial, Duration::from_millis(1), SyncOutcome::Partial);
     let text = get(metrics, "/metrics").2;
     for line in [
         "kubeproxy_proxy_healthz_total{code=\"200\"} 1",

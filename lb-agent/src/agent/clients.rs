@@ -8,13 +8,13 @@ use tokio::sync::watch;
 
 use crate::{
     maps::Pinned,
-    sockets::{self, Followed, Question},
+    sockets::{self, ClientsQuestion, Followed},
 };
 
 /// Nobody is followed before a Service asks, nor after the last one has asked.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
-    followed: Option<(Followed, watch::Receiver<sockets::Clients>)>,
+    followed: Option<(Followed, watch::Receiver<sockets::SourceAddresses>)>,
     /// What they are asked for, as it was told last: see [`revision`].
     asked: Option<[u64; 2]>,
     /// How often nobody knew a client.
@@ -111,8 +111,8 @@ const fn revision(cluster: &Cluster) -> [u64; 2] {
     [cluster.guarded_revision(), cluster.addresses_revision()]
 }
 
-fn question(cluster: &Cluster) -> Question {
-    Question {
+fn question(cluster: &Cluster) -> ClientsQuestion {
+    ClientsQuestion {
         to: cluster.guarded(),
         node: [cluster.own_primary(true), cluster.own_primary(false)],
     }
@@ -121,7 +121,7 @@ fn question(cluster: &Cluster) -> Question {
 /// What the maps are to say after what was `found`. Of namespaces that could not be asked they say what
 /// they said `before`.
 fn merged(
-    found: sockets::Clients,
+    found: sockets::SourceAddresses,
     before: BTreeMap<ClientKey, Client>,
 ) -> BTreeMap<ClientKey, Client> {
     let mut clients = if found.complete { BTreeMap::new() } else { before };
@@ -150,7 +150,7 @@ mod tests {
     fn whoever_could_not_be_asked_is_where_he_was() {
         let before = clients(&[(2, "10.0.0.2"), (2, "fd00::2"), (3, "10.0.0.3")]);
         let known = clients(&[(1, "10.0.0.1"), (2, "10.0.0.9")]);
-        let found = |complete| sockets::Clients {
+        let found = |complete| sockets::SourceAddresses {
             known: known.clone(),
             namespaces: [1, 2].into(),
             complete,

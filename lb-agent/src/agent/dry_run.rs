@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Error, Result, bail};
 use lb_core::{memory::Memory, pipeline::Pipeline, printable::Output, store::Snapshot};
 
-use super::{ended, families, source, source::Followed, troubles::Troubles, view};
+use super::{ended, families, source, source::Feed, troubles::Troubles, view};
 use crate::{
     config::Config,
     host, log,
@@ -28,7 +28,7 @@ pub(super) async fn run(config: &Config) -> Result<()> {
     snapshot.max_backends = config.max_backends;
     let view = view(config, &host::node_name(config)?, families());
     let mut pipeline = Pipeline::with_view(view, Memory::from(&snapshot), &snapshot);
-    let Followed { task: mut source, mut changes, trouble, .. } =
+    let Feed { task: mut source, mut changes, trouble, .. } =
         source::follow(config, !snapshot.services.is_empty(), true).await?;
     let lists = async {
         while !pipeline.is_dirty() {

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     admin::{
-        Admin, Family, Outcome,
+        Admin, Family, SyncOutcome,
         metrics::{Map, SyncKind, TrafficPolicy},
     },
     config::TerminateTcp,
@@ -327,13 +327,13 @@ impl Agent {
         self.refusals.wrote(&report.sockets.writes, complete && !self.pipeline.writes_maps());
         let refusals = self.refusals.verdict();
         let outcome = match (self.is_attached, complete, &refusals) {
-            (false, ..) => Outcome::Failed,
-            (true, _, Err(_)) => Outcome::Refused,
-            (true, true, _) => Outcome::Complete,
-            (true, false, _) => Outcome::Partial,
+            (false, ..) => SyncOutcome::Failed,
+            (true, _, Err(_)) => SyncOutcome::Refused,
+            (true, true, _) => SyncOutcome::Complete,
+            (true, false, _) => SyncOutcome::Partial,
         };
         admin.maps_written(refusals);
-        if matches!(outcome, Outcome::Complete | Outcome::Partial) {
+        if matches!(outcome, SyncOutcome::Complete | SyncOutcome::Partial) {
             let now = SystemTime::now();
             for trigger in &report.triggers {
                 let family = if trigger.ipv6 { Family::V6 } else { Family::V4 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::task::Task;
 use crate::{
     admin::Admin,
-    canary::{self, Failure},
+    canary::{self, CanaryError},
     datapath::{Datapath, Finding},
     node_cgroup::{self, Cgroup, Outside},
 };
@@ -19,7 +19,7 @@ pub(super) struct Guard {
     cgroup: Cgroup,
     /// The programs are attached, and the maps refuse the canary's addresses.
     is_on_duty: bool,
-    look: Task<Seen>,
+    look: Task<Sighting>,
     /// What is wrong, as it was told.
     told: Option<String>,
     /// Why it could not be repaired, as it was told.
@@ -33,8 +33,8 @@ pub(super) struct Guard {
 }
 
 /// What a look at the cgroup has seen.
-pub(super) struct Seen {
-    canary: Result<(), Failure>,
+pub(super) struct Sighting {
+    canary: Result<(), CanaryError>,
     outside: Option<Outside>,
     /// The cgroup was removed. What is to be served in its place, or why nothing is.
     next: Option<Result<Cgroup, String>>,
@@ -51,7 +51,7 @@ pub(super) enum Repair {
     Moved,
 }
 
-impl Seen {
+impl Sighting {
     fn look(cgroup: &Cgroup) -> Self {
         if cgroup.is_gone() {
             let next = cgroup.again().map_err(|error| format!("{error:#}"));
@@ -121,24 +121,29 @@ impl Guard {
         };
         if self.look.is_due(period) {
             let cgroup = self.cgroup.clone();
-            self.look.begin(move || Seen::look(&cgroup));
+            self.look.begin(move || Sighting::look(&cgroup));
         }
     }
 
     /// What the canary has seen. To be dropped and called again at will.
-    pub(super) async fn seen(&mut self) -> Seen {
+    pub(super) async fn seen(&mut self) -> Sighting {
         let seen = self.look.result().await;
         seen.unwrap_or_else(|| {
-            let died = Failure::Unknown("the canary has died".to_owned());
+            let died = CanaryError::Unknown("the canary has died".to_owned());
             // Nobody has looked: they are where they were.
-            Seen { canary: Err(died), outside: self.outside.clone(), next: None }
+            Sighting { canary: Err(died), outside: self.outside.clone(), next: None }
         })
     }
 
     /// Compares that with what the kernel says of programs and maps, repairs what can be repaired, and
     /// tells.
-    pub(super) fn judge(&mut self, seen: Seen, datapath: &mut Datapath, admin: &Admin) -> Repair {
-        let Seen { canary, outside, next } = seen;
+    pub(super) fn judge(
+        &mut self,
+        seen: Sighting,
+        datapath: &mut Datapath,
+        admin: &Admin,
+    ) -> Repair {
+        let Sighting { canary, outside, next } = seen;
         if let Some(next) = next {
             return self.replace(next, datapath, admin);
         }
@@ -150,12 +155,12 @@ impl Guard {
         self.tell_outside(outside, admin);
         match canary {
             Ok(()) => (self.not_in_force, self.is_proved) = (None, true),
-            Err(Failure::NotInForce(what)) => {
+            Err(CanaryError::NotInForce(what)) => {
                 wrong.push(what.clone());
                 self.not_in_force = Some(what);
             }
             // What was found wrong before is not known to be right, nor what was never found right.
-            Err(unknown @ Failure::Unknown(_)) => {
+            Err(unknown @ CanaryError::Unknown(_)) => {
                 wrong.push(unknown.to_string());
                 if !self.is_proved {
                     self.not_in_force = Some(unknown.to_string());

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What follows the source.
-pub(super) struct Followed {
+pub(super) struct Feed {
     /// Ends only when it cannot go on.
     pub(super) task: JoinHandle<Result<()>>,
     /// What it says.
@@ -31,7 +31,7 @@ pub(super) struct Followed {
 
 /// Starts to follow. `in_force`: the maps have entries already. `once`: nobody waits for a directory
 /// that cannot be read.
-pub(super) async fn follow(config: &Config, in_force: bool, once: bool) -> Result<Followed> {
+pub(super) async fn follow(config: &Config, in_force: bool, once: bool) -> Result<Feed> {
     let (sender, changes): (Changes, _) = mpsc::channel(BACKLOG);
     let local = Local::start(&sender).await?;
     tokio::spawn(local.run(sender.clone()));
@@ -42,10 +42,10 @@ pub(super) async fn follow(config: &Config, in_force: bool, once: bool) -> Resul
         Source::Dir(path) => {
             let terms = dir::Terms { in_force, once, proxy_name, waits: tell_waits };
             let run = dir::run(path.clone(), terms, sender, tell);
-            Followed { task: tokio::spawn(run), changes, trouble, waits, client: None }
+            Feed { task: tokio::spawn(run), changes, trouble, waits, client: None }
         }
         Source::Kubernetes => {
-            let access = sources::kubernetes::Access {
+            let access = sources::kubernetes::ApiAccess {
                 kubeconfig: config.kubeconfig.clone(),
                 context: config.context.clone(),
             };
@@ -60,7 +60,7 @@ pub(super) async fn follow(config: &Config, in_force: bool, once: bool) -> Resul
                 Box::pin(sources::kubernetes::run(server, name, sender, tell_waits)).await;
                 Ok(())
             });
-            Followed { task, changes, trouble, waits, client: Some(client) }
+            Feed { task, changes, trouble, waits, client: Some(client) }
         }
     })
 }

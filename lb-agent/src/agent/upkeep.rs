@@ -16,7 +16,7 @@ use crate::{
     admin::{Admin, Family},
     maps::{Bonds, Counters, Exchanges, Pinned},
     pins::Pins,
-    sockets::{self, Found, Gone, Kind, News, Reason, Storage, Sweeper},
+    sockets::{self, EndReason, Found, Gone, Kind, News, Storage, Sweeper},
 };
 
 /// How often bonds that are over, and what was heard long ago, are looked for.
@@ -188,7 +188,9 @@ impl Upkeep {
                     // What kube-proxy counts there are UDP flows.
                     if matches!(
                         reason,
-                        Reason::Stale | Reason::BeforeService | Reason::BeforeServiceOnMachine
+                        EndReason::Stale
+                            | EndReason::BeforeService
+                            | EndReason::BeforeServiceOnMachine
                     ) {
                         admin.metrics().stale_flows(Family::V6, ipv6);
                         admin.metrics().stale_flows(Family::V4, destroyed - ipv6);

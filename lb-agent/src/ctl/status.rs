@@ -22,10 +22,10 @@ use lb_core::{
 use serde::Serialize;
 
 use self::{
-    agent::Agent,
+    agent::AgentStatus,
     others::Other,
-    programs::{Attachment, State},
-    served::Served,
+    programs::{ProgramStatus, State},
+    served::ServedCgroup,
 };
 use super::{
     cli::{self, Output},
@@ -64,10 +64,10 @@ struct Status {
     /// The layout of the programs, if it is another one: an agent before this one left them.
     #[serde(skip)]
     left: Option<String>,
-    agent: Agent,
+    agent: AgentStatus,
     /// Whose sockets are served; null if nobody's are.
-    cgroup: Option<Served>,
-    programs: Vec<Attachment>,
+    cgroup: Option<ServedCgroup>,
+    programs: Vec<ProgramStatus>,
     maps: Vec<Fill>,
     /// Programs of others at the same hooks.
     others: Vec<Other>,
@@ -170,7 +170,7 @@ pub(super) fn run(
 
 /// The programs of another layout, if they are at work: the agent that is to replace them waits for its
 /// lists.
-fn left(pins: &Pins) -> Option<(String, Vec<Attachment>)> {
+fn left(pins: &Pins) -> Option<(String, Vec<ProgramStatus>)> {
     pins.other_layouts().ok()?.iter().find_map(|layout| {
         let programs = programs::find(layout).ok()?;
         let is_at_work = programs.iter().any(|program| program.state == State::Attached);
@@ -381,8 +381,8 @@ mod tests {
     use crate::admin::readiness::Reason;
     use lb_core::dump::sample;
 
-    fn program(name: &'static str, cgroup_id: u64) -> Attachment {
-        Attachment {
+    fn program(name: &'static str, cgroup_id: u64) -> ProgramStatus {
+        ProgramStatus {
             name,
             state: State::Attached,
             cgroup: Some("/sys/fs/cgroup".into()),
@@ -392,7 +392,7 @@ mod tests {
         }
     }
 
-    fn status(programs: Vec<Attachment>, agent: Agent) -> Status {
+    fn status(programs: Vec<ProgramStatus>, agent: AgentStatus) -> Status {
         let mut status = Status {
             api_version: API_VERSION,
             kind: "Status",
@@ -404,7 +404,7 @@ mod tests {
             live_maps: Some("/bpf/socklb/v1/maps-1".into()),
             left: None,
             agent,
-            cgroup: Some(Served { path: Some("/".into()), is_node: Some(true), id: 1 }),
+            cgroup: Some(ServedCgroup { path: Some("/".into()), is_node: Some(true), id: 1 }),
             programs,
             maps: fills(&sample::memory().snapshot()),
             others: Vec::new(),
@@ -421,9 +421,15 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    fn running() -> Agent {
+    fn running() -> AgentStatus {
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        Agent { running: true, pid: Some(42), ready: Some(true), version, ..Agent::default() }
+        AgentStatus {
+            running: true,
+            pid: Some(42),
+            ready: Some(true),
+            version,
+            ..AgentStatus::default()
+        }
     }
 
     #[test]
@@ -453,9 +459,9 @@ names      3      32     9.4%
     #[test]
     fn each_thing_that_is_wrong_is_named() {
         let mut programs = vec![program("connect4", 1), program("connect6", 2)];
-        programs.push(Attachment { state: State::CgroupGone, ..program("getpeername4", 1) });
-        programs.push(Attachment { state: State::Missing, ..program("getpeername6", 1) });
-        let mut status = status(programs, Agent::default());
+        programs.push(ProgramStatus { state: State::CgroupGone, ..program("getpeername4", 1) });
+        programs.push(ProgramStatus { state: State::Missing, ..program("getpeername6", 1) });
+        let mut status = status(programs, AgentStatus::default());
         status.maps[1].used = 63;
         let other = |name: &str| Other { hook: "connect4", name: name.into(), program_id: 9 };
         status.others = vec![other("connect4"), other("cil_sock4_conne")];
@@ -487,8 +493,8 @@ names      3      32     9.4%
     /// The words at the top and the exit code, by what is wrong.
     #[test]
     fn the_worst_of_several_things_is_the_answer() {
-        let program = |state| Attachment { state, ..program("connect4", 1) };
-        let judged = |agent: &Agent, state| {
+        let program = |state| ProgramStatus { state, ..program("connect4", 1) };
+        let judged = |agent: &AgentStatus, state| {
             let status = status(vec![program(state)], agent.clone());
             let text = text(&status);
             let head = text.lines().next().unwrap_or_default().to_owned();
@@ -500,11 +506,11 @@ names      3      32     9.4%
             remedy: "wait".to_owned(),
         };
         let reasons = vec![reason("not in sync yet"), reason("no memory")];
-        let silent = |silence| Agent { silence: Some(silence), ready: None, ..running() };
-        let not_ready = Agent { ready: Some(false), reasons, ..running() };
+        let silent = |silence| AgentStatus { silence: Some(silence), ready: None, ..running() };
+        let not_ready = AgentStatus { ready: Some(false), reasons, ..running() };
         for (agent, verdict, code, problems) in [
             (running(), "healthy", 0, 0),
-            (Agent::default(), "degraded", 6, 1),
+            (AgentStatus::default(), "degraded", 6, 1),
             (silent(Silence::Stopped), "degraded", 7, 1),
             (silent(Silence::Hangs), "degraded", 7, 1),
             (silent(Silence::Absent), "unknown", 7, 1),

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Where a program is to work.
-enum Place {
+enum Seat {
     /// In the link that is pinned, and leads to the cgroup.
     Pinned(FdLink),
     /// In the link that we have, and that has lost its pin.
@@ -71,13 +71,13 @@ impl Datapath {
     }
 
     /// Finds the place of a program, or makes one. Nothing that is at work changes.
-    fn place(&mut self, name: &'static str, cgroup: &File, id: u64) -> Result<Place> {
+    fn place(&mut self, name: &'static str, cgroup: &File, id: u64) -> Result<Seat> {
         let pin = self.pins.link(name);
         if pin.exists() {
             let (link, attached_to) = pins::open_link(&pin)
                 .with_context(|| format!("{} is not a link of ours", shown(&pin).display()))?;
             if attached_to == id {
-                return Ok(Place::Pinned(link));
+                return Ok(Seat::Pinned(link));
             }
             let what = if attached_to == 0 { "was detached" } else { "moves to another cgroup" };
             tracing::info!(program = name, "{what}");
@@ -85,24 +85,24 @@ impl Datapath {
             && pins::attached_to(link)? == id
         {
             tracing::info!(program = name, "is attached, and gets its pin back");
-            return Ok(Place::Held);
+            return Ok(Seat::Held);
         }
         let program = self.program(name)?;
         let id = program.attach(cgroup, CgroupAttachMode::Single)?;
-        Ok(Place::New(program.take_link(id)?.try_into()?))
+        Ok(Seat::New(program.take_link(id)?.try_into()?))
     }
 
     /// Pins the new links beside those they are to replace: all, or none.
-    fn pin_new(&self, places: Vec<(&'static str, Place)>) -> Result<Vec<(&'static str, Place)>> {
+    fn pin_new(&self, places: Vec<(&'static str, Seat)>) -> Result<Vec<(&'static str, Seat)>> {
         let mut done = Vec::new();
         for (name, place) in places {
             // Also of a move to another cgroup that was interrupted, and given up.
             remove_pin(&self.beside(name))?;
             let place = match place {
-                Place::New(link) => {
+                Seat::New(link) => {
                     let fresh = self.beside(name);
                     match link.pin(&fresh) {
-                        Ok(link) => Place::New(link.into()),
+                        Ok(link) => Seat::New(link.into()),
                         Err(error) => {
                             for (name, _) in done {
                                 remove_pin(&self.beside(name))?;
@@ -120,21 +120,21 @@ impl Datapath {
     }
 
     /// Gives the link of a program its name, and the program to its link.
-    fn settle(&mut self, name: &'static str, place: Place) -> Result<()> {
+    fn settle(&mut self, name: &'static str, place: Seat) -> Result<()> {
         let pin = self.pins.link(name);
         let cannot_pin = || format!("cannot pin {}", shown(&pin).display());
         let link = match place {
-            Place::New(link) => {
+            Seat::New(link) => {
                 // Renaming replaces a link to another cgroup, if there is one, in one step.
                 fs::rename(self.beside(name), &pin).with_context(cannot_pin)?;
                 self.links.insert(name, link);
                 return Ok(());
             }
-            Place::Held => {
+            Seat::Held => {
                 let link = self.links.remove(name).context("it is gone")?;
                 link.pin(&pin).with_context(cannot_pin)?.into()
             }
-            Place::Pinned(link) => link,
+            Seat::Pinned(link) => link,
         };
         let program = self.program(name)?;
         let id = program.attach_to_link(CgroupSockAddrLink::try_from(link)?)?;

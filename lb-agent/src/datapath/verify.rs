@@ -26,12 +26,12 @@ pub struct Finding {
     /// The program's or the map's name.
     pub name: &'static str,
     /// What about it.
-    pub problem: Problem,
+    pub problem: Defect,
 }
 
 /// What may be wrong with a program or a map.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Problem {
+pub enum Defect {
     /// The program's pin is gone. It works on, until the agent ends.
     Unpinned,
     /// What is pinned in its place is not ours.
@@ -60,7 +60,7 @@ pub enum Problem {
     Lost,
 }
 
-impl Problem {
+impl Defect {
     /// Whether [`Datapath::repair`] ends it.
     pub const fn is_repairable(&self) -> bool {
         !matches!(self, Self::Foreign(_) | Self::Behind { .. } | Self::OtherMap)
@@ -71,13 +71,13 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name;
         match &self.problem {
-            Problem::Unpinned => write!(f, "the program {name} has lost its pin"),
-            Problem::Foreign(what) => write!(f, "the pin of {name} is not ours: {what}"),
-            Problem::Detached => write!(f, "the program {name} was detached"),
-            Problem::Elsewhere(id) => write!(f, "the program {name} serves another cgroup ({id})"),
-            Problem::Replaced(id) => write!(f, "the program {id} took the place of {name}"),
-            Problem::Ineffective => write!(f, "the kernel does not run the program {name}"),
-            Problem::Behind { id, name: other } => {
+            Defect::Unpinned => write!(f, "the program {name} has lost its pin"),
+            Defect::Foreign(what) => write!(f, "the pin of {name} is not ours: {what}"),
+            Defect::Detached => write!(f, "the program {name} was detached"),
+            Defect::Elsewhere(id) => write!(f, "the program {name} serves another cgroup ({id})"),
+            Defect::Replaced(id) => write!(f, "the program {id} took the place of {name}"),
+            Defect::Ineffective => write!(f, "the kernel does not run the program {name}"),
+            Defect::Behind { id, name: other } => {
                 let other = other.as_deref();
                 write!(f, "the program {} ({id}) runs before our {name}", other.unwrap_or("?"))?;
                 if other == Some(name) {
@@ -88,13 +88,13 @@ impl fmt::Display for Finding {
                 }
                 Ok(())
             }
-            Problem::MapUnpinned => write!(f, "the map {name} has lost its pin"),
-            Problem::Lost => write!(
+            Defect::MapUnpinned => write!(f, "the map {name} has lost its pin"),
+            Defect::Lost => write!(
                 f,
                 "the directory {name} of the pins is not where it was: somebody removed or moved it, or \
                  unmounted the bpf file system"
             ),
-            Problem::OtherMap => write!(
+            Defect::OtherMap => write!(
                 f,
                 "the map pinned as {name} is not the one in use: restart lb-agent, it goes on from \
                  what is pinned"
@@ -111,7 +111,7 @@ impl Datapath {
         let mut findings = Vec::new();
         if !self.pins.is_in_place() {
             // What is in it matters no more.
-            findings.push(Finding { name: "socklb", problem: Problem::Lost });
+            findings.push(Finding { name: "socklb", problem: Defect::Lost });
             return Ok(findings);
         }
         for name in PROGRAMS {
@@ -125,8 +125,8 @@ impl Datapath {
         for (name, path) in self.map_pins() {
             let problem = match MapInfo::from_pin(&path) {
                 Ok(info) if self.map_ids.get(name) == Some(&info.id()) => None,
-                Err(_) if !path.exists() => Some(Problem::MapUnpinned),
-                _ => Some(Problem::OtherMap),
+                Err(_) if !path.exists() => Some(Defect::MapUnpinned),
+                _ => Some(Defect::OtherMap),
             };
             findings.extend(problem.map(|problem| Finding { name, problem }));
         }
@@ -189,32 +189,32 @@ impl Datapath {
     }
 
     /// What is wrong with the link, and its pin.
-    fn link(&self, name: &str, info: &ProgramInfo, cgroup: &File) -> Result<Option<Problem>> {
+    fn link(&self, name: &str, info: &ProgramInfo, cgroup: &File) -> Result<Option<Defect>> {
         let wanted = pins::cgroup_id(cgroup)?;
         let pin = self.pins.link(name);
         let (link, attached_to) = match pins::open_link(&pin) {
             Ok(found) => found,
-            Err(OpenLinkError::Foreign(what)) => return Ok(Some(Problem::Foreign(what))),
+            Err(OpenLinkError::Foreign(what)) => return Ok(Some(Defect::Foreign(what))),
             Err(OpenLinkError::Open(error)) if pin.exists() => {
-                return Ok(Some(Problem::Foreign(error.to_string())));
+                return Ok(Some(Defect::Foreign(error.to_string())));
             }
             Err(OpenLinkError::Open(_)) => {
                 let attached_to = self.links.get(name).map(pins::attached_to).transpose()?;
                 let works = attached_to == Some(wanted);
-                return Ok(Some(if works { Problem::Unpinned } else { Problem::Detached }));
+                return Ok(Some(if works { Defect::Unpinned } else { Defect::Detached }));
             }
         };
         Ok(match (attached_to, link.info()?.program_id()) {
-            (0, _) => Some(Problem::Detached),
-            (other, _) if other != wanted => Some(Problem::Elsewhere(other)),
-            (_, other) if other != info.id() => Some(Problem::Replaced(other)),
+            (0, _) => Some(Defect::Detached),
+            (other, _) if other != wanted => Some(Defect::Elsewhere(other)),
+            (_, other) if other != info.id() => Some(Defect::Replaced(other)),
             _ => None,
         })
     }
 }
 
 /// Whether the kernel runs the program, and before others.
-fn order(name: &str, info: &ProgramInfo, cgroup: &File) -> Result<Option<Problem>> {
+fn order(name: &str, info: &ProgramInfo, cgroup: &File) -> Result<Option<Defect>> {
     let (_, attach_type) =
         ATTACH_TYPES.into_iter().find(|(of, _)| *of == name).context("no such program")?;
     let order =
@@ -222,8 +222,8 @@ fn order(name: &str, info: &ProgramInfo, cgroup: &File) -> Result<Option<Problem
     Ok(match order.first() {
         Some(first) if *first == info.id() => None,
         Some(first) if order.contains(&info.id()) => {
-            Some(Problem::Behind { id: *first, name: effective::name(*first) })
+            Some(Defect::Behind { id: *first, name: effective::name(*first) })
         }
-        _ => Some(Problem::Ineffective),
+        _ => Some(Defect::Ineffective),
     })
 }

@@ -20,13 +20,13 @@ pub struct Bonds {
 }
 
 /// A bond that was seen.
-struct Seen {
+struct SeenBond {
     key: AffinityKey,
     used: u64,
     cgroup: u64,
 }
 
-impl Seen {
+impl SeenBond {
     /// For how long the client had not connected at this time.
     fn away(&self, now: u64) -> Duration {
         Duration::from_nanos(now.saturating_sub(self.used))
@@ -61,17 +61,17 @@ impl Bonds {
         let before = self.held.numbers(Of::Bonds)?;
         let now = now();
         let seen = |entry: Result<_, _>| {
-            entry.map(|(key, bond, cgroup): (_, lb_common::abi::Bond, _)| Seen {
+            entry.map(|(key, bond, cgroup): (_, lb_common::abi::Bond, _)| SeenBond {
                 key,
                 used: bond.used,
                 cgroup,
             })
         };
-        let all: Vec<Seen> = self.clients.bonds().map(seen).collect::<Result<_, _>>()?;
-        let is_over = |bond: &Seen| {
+        let all: Vec<SeenBond> = self.clients.bonds().map(seen).collect::<Result<_, _>>()?;
+        let is_over = |bond: &SeenBond| {
             timeouts.get(&bond.key.service).is_none_or(|timeout| bond.away(now) >= *timeout)
         };
-        let is_idle = |bond: &Seen| bond.away(now) >= idle;
+        let is_idle = |bond: &SeenBond| bond.away(now) >= idle;
         let idle = all.iter().filter(|bond| !is_over(bond) && is_idle(bond));
         let gone = gone(idle.map(|bond| bond.key.netns).collect());
         let mut left = BTreeMap::new();

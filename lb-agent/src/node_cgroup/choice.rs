@@ -7,7 +7,7 @@ use crate::mounts::Mount;
 
 /// What a process sees of the hierarchy.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(super) struct Hierarchy {
     pub(super) pid: u32,
     /// Its own cgroup.
     pub(super) own: Location,
@@ -28,12 +28,12 @@ pub(super) struct Choice {
     /// Why that may be wrong.
     pub(super) doubt: Option<&'static str>,
     /// The directories to try, in this order.
-    pub(super) ways: Vec<Access>,
+    pub(super) ways: Vec<Route>,
 }
 
 /// How to get to the node's cgroup.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Access {
+pub(super) enum Route {
     /// By a mount that is there.
     Visible(PathBuf),
     /// By one of our own, in the cgroup namespace of PID 1.
@@ -42,7 +42,7 @@ pub(super) enum Access {
     Own,
 }
 
-impl Seen {
+impl Hierarchy {
     /// Whose first process PID 1 is: of a node, or only of the container that this one is in too.
     fn doubt(&self) -> Option<&'static str> {
         if self.pid == 1 {
@@ -83,12 +83,12 @@ impl Seen {
                         Way::Nameless => None,
                     }
                 })
-                .map(Access::Visible)
+                .map(Route::Visible)
         };
         let private = if doubt.is_none() {
-            Some(Access::OfInit)
+            Some(Route::OfInit)
         } else {
-            (node.up == 0 && node.down.is_empty()).then_some(Access::Own)
+            (node.up == 0 && node.down.is_empty()).then_some(Route::Own)
         };
         let ways = visible(false).chain(private).chain(visible(true)).collect();
         Some(Choice { node, doubt, ways })

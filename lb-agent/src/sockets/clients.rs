@@ -19,7 +19,7 @@ const SINGLE: usize = 1024;
 
 /// What is asked of each network namespace.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Question {
+pub struct ClientsQuestion {
     /// The addresses of load balancers with source ranges.
     pub to: BTreeSet<IpAddr>,
     /// The Node's own addresses: they are preferred in the machine's namespace where routing has no
@@ -35,7 +35,7 @@ pub(super) fn home(
     netns: u64,
     is_own: bool,
     addresses: &[Address],
-    question: &Question,
+    question: &ClientsQuestion,
     mut route: impl FnMut(IpAddr) -> Option<IpAddr>,
 ) -> BTreeMap<ClientKey, Client> {
     let mut home = BTreeMap::new();
@@ -113,7 +113,7 @@ mod tests {
         node: &str,
     ) -> Vec<String> {
         let addresses: Vec<Address> = addresses.iter().map(|(lo, text)| (*lo, ip(text))).collect();
-        let question = Question {
+        let question = ClientsQuestion {
             to: VIPS.iter().chain(&["2001:db8:5::5"]).map(|to| ip(to)).collect(),
             node: [Some(ip(node)), None],
         };
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn what_one_namespace_may_say_is_bounded() {
         let to = (0..16u8).flat_map(|high| (0..250u8).map(move |low| [203, 0, high, low].into()));
-        let question = Question { to: to.collect(), node: [None; 2] };
+        let question = ClientsQuestion { to: to.collect(), node: [None; 2] };
         let addresses = [(false, ip("10.0.0.1")), (false, ip("10.0.0.2"))];
         let home = home(7, false, &addresses, &question, |to| {
             let IpAddr::V4(v4) = to else { return None };

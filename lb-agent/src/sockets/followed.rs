@@ -30,7 +30,7 @@ use nix::{
 use tokio::sync::watch;
 
 use super::{
-    clients::{Question, home},
+    clients::{ClientsQuestion, home},
     namespaces::{Door, Id, Namespaces, cookie_of, tour},
     routes,
 };
@@ -52,7 +52,7 @@ const MOUNTS: [&str; 2] = ["/proc/self/mountinfo", "/proc/1/mountinfo"];
 
 /// The clients on this machine.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Clients {
+pub struct SourceAddresses {
     /// From where sockets connect.
     pub known: BTreeMap<ClientKey, Client>,
     /// Cookies of the network namespaces that were asked.
@@ -70,19 +70,21 @@ pub struct Followed {
 
 #[derive(Debug, Default)]
 struct Wish {
-    question: Question,
+    question: ClientsQuestion,
     is_new: bool,
     look: bool,
 }
 
 impl Followed {
     /// Begins, and returns when all that there are were asked: some milliseconds.
-    pub fn start(question: Question) -> io::Result<(Self, watch::Receiver<Clients>)> {
+    pub fn start(
+        question: ClientsQuestion,
+    ) -> io::Result<(Self, watch::Receiver<SourceAddresses>)> {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
         let wish = Arc::new(Mutex::new(Wish { question: question.clone(), ..Wish::default() }));
-        let (said, heard) = watch::channel(Clients::default());
+        let (said, heard) = watch::channel(SourceAddresses::default());
         let mounts = MOUNTS.iter().filter_map(|path| File::open(path).ok()).collect();
         let mut thread = Thread {
             wish: Arc::clone(&wish),
@@ -105,7 +107,7 @@ impl Followed {
     }
 
     /// Asks for this from now on.
-    pub fn ask(&self, question: Question) {
+    pub fn ask(&self, question: ClientsQuestion) {
         self.wish(|wish| {
             if wish.question != question {
                 wish.question = question;
@@ -148,11 +150,11 @@ struct Line {
 struct Thread {
     wish: Arc<Mutex<Wish>>,
     woken: UnixStream,
-    said: watch::Sender<Clients>,
+    said: watch::Sender<SourceAddresses>,
     mounts: Vec<File>,
     watched: BTreeMap<Id, Watched>,
     complete: bool,
-    question: Question,
+    question: ClientsQuestion,
 }
 
 impl Thread {
@@ -332,7 +334,7 @@ impl Thread {
     fn tell(&self) {
         let known = self.watched.values().flat_map(|it| it.home.clone()).collect();
         let namespaces = self.watched.values().map(|it| it.cookie).collect();
-        let clients = Clients { known, namespaces, complete: self.complete };
+        let clients = SourceAddresses { known, namespaces, complete: self.complete };
         self.said.send_if_modified(|said| {
             let is_new = *said != clients;
             if is_new {
@@ -347,7 +349,7 @@ fn ask(
     netlink: &mut Netlink,
     cookie: u64,
     is_own: bool,
-    question: &Question,
+    question: &ClientsQuestion,
 ) -> io::Result<BTreeMap<ClientKey, Client>> {
     let addresses = routes::addresses(netlink)?;
     let mut failed = Ok(());

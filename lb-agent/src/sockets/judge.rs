@@ -29,7 +29,7 @@ pub trait Truth {
 
 /// Why a socket has to go.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Reason {
+pub enum EndReason {
     /// UDP: its backend does not serve at the Service's address any more, or the Service is gone.
     Stale,
     /// UDP: it was connected to a Service's address before the programs knew the Service, or before that
@@ -45,7 +45,7 @@ pub enum Reason {
     Deleted,
 }
 
-impl Reason {
+impl EndReason {
     /// As a label.
     pub const fn name(self) -> &'static str {
         match self {
@@ -59,30 +59,29 @@ impl Reason {
 
 /// Whether a socket has to go, and why. TCP sockets are judged whenever they were looked for, see
 /// [`Sweeper`](super::Sweeper).
-pub fn judge(found: &Found, truth: &impl Truth) -> Option<Reason> {
+pub fn judge(found: &Found, truth: &impl Truth) -> Option<EndReason> {
     let Found { protocol, peer, .. } = *found;
     match (protocol, found.translated()) {
         (Protocol::Udp, Some(translation)) => {
-            (!truth.serves(protocol, translation)).then_some(Reason::Stale)
+            (!truth.serves(protocol, translation)).then_some(EndReason::Stale)
         }
         (Protocol::Udp, None) => {
             let peer = SocketAddr::from(peer);
             let is_past = found.inside && truth.is_frontend(found) && !truth.answers(found);
             is_past.then(|| {
                 if truth.is_virtual(peer.ip()) {
-                    Reason::BeforeService
+                    EndReason::BeforeService
                 } else {
-                    Reason::BeforeServiceOnMachine
+                    EndReason::BeforeServiceOnMachine
                 }
             })
         }
         (Protocol::Tcp, Some(translation)) => {
-            (!truth.exists(protocol, translation)).then_some(Reason::Deleted)
+            (!truth.exists(protocol, translation)).then_some(EndReason::Deleted)
         }
         // One that was answered is not ours.
-        (Protocol::Tcp, None) => {
-            (found.dialling && found.inside && truth.is_frontend(found)).then_some(Reason::Dialling)
-        }
+        (Protocol::Tcp, None) => (found.dialling && found.inside && truth.is_frontend(found))
+            .then_some(EndReason::Dialling),
         (Protocol::Sctp, _) => None,
     }
 }
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Known {
+    struct FakeTruth {
         serving: BTreeSet<(u32, SocketAddr)>,
         listed: BTreeSet<(u32, SocketAddr)>,
         frontends: BTreeSet<SocketAddr>,
@@ -110,7 +109,7 @@ mod tests {
         heard: BTreeSet<SocketAddr>,
     }
 
-    impl Truth for Known {
+    impl Truth for FakeTruth {
         fn serves(&self, _: Protocol, translation: &Translation) -> bool {
             self.serving.contains(&(translation.service, translation.backend.into()))
         }
@@ -150,8 +149,8 @@ mod tests {
         Found { translation, ..Found::sample(protocol, addr(peer)) }
     }
 
-    fn known() -> Known {
-        Known { frontends: [addr(FRONTEND)].into(), ..Known::default() }
+    fn known() -> FakeTruth {
+        FakeTruth { frontends: [addr(FRONTEND)].into(), ..FakeTruth::default() }
     }
 
     /// kube-proxy L2 and L4: to a backend that serves, or serves while it terminates, a flow stays.
@@ -159,11 +158,11 @@ mod tests {
     fn udp_stays_while_its_backend_serves() {
         let mut truth = known();
         let socket = found(Protocol::Udp, BACKEND, Some(BACKEND));
-        assert_eq!(judge(&socket, &truth), Some(Reason::Stale));
+        assert_eq!(judge(&socket, &truth), Some(EndReason::Stale));
         truth.listed.insert((7, addr(BACKEND)));
-        assert_eq!(judge(&socket, &truth), Some(Reason::Stale), "there, but not serving");
+        assert_eq!(judge(&socket, &truth), Some(EndReason::Stale), "there, but not serving");
         truth.serving.insert((8, addr(BACKEND)));
-        assert_eq!(judge(&socket, &truth), Some(Reason::Stale), "serves another Service");
+        assert_eq!(judge(&socket, &truth), Some(EndReason::Stale), "serves another Service");
         truth.serving.insert((7, addr(BACKEND)));
         assert_eq!(judge(&socket, &truth), None);
     }
@@ -191,13 +190,13 @@ mod tests {
     #[test]
     fn udp_connected_before_its_service_is_healed_inside_only() {
         let mut socket = found(Protocol::Udp, FRONTEND, None);
-        assert_eq!(judge(&socket, &known()), Some(Reason::BeforeService));
-        assert_eq!(judge(&socket, &Known::default()), None, "no Service there");
+        assert_eq!(judge(&socket, &known()), Some(EndReason::BeforeService));
+        assert_eq!(judge(&socket, &FakeTruth::default()), None, "no Service there");
         socket.inside = false;
         assert_eq!(judge(&socket, &known()), None, "another cgroup");
         // It was translated once, and is now connected to a Service's address past the programs.
         let socket = found(Protocol::Udp, FRONTEND, Some(BACKEND));
-        assert_eq!(judge(&socket, &known()), Some(Reason::BeforeService));
+        assert_eq!(judge(&socket, &known()), Some(EndReason::BeforeService));
     }
 
     #[test]
@@ -205,27 +204,27 @@ mod tests {
         let mut socket = found(Protocol::Tcp, FRONTEND, None);
         assert_eq!(judge(&socket, &known()), None, "it was answered");
         socket.dialling = true;
-        assert_eq!(judge(&socket, &known()), Some(Reason::Dialling));
-        assert_eq!(judge(&socket, &Known::default()), None, "no Service there");
+        assert_eq!(judge(&socket, &known()), Some(EndReason::Dialling));
+        assert_eq!(judge(&socket, &FakeTruth::default()), None, "no Service there");
         socket.inside = false;
         assert_eq!(judge(&socket, &known()), None, "another cgroup");
         // Its backend's address is another Service's.
         let translated = Found { dialling: true, ..found(Protocol::Tcp, FRONTEND, Some(FRONTEND)) };
-        let truth = Known { listed: [(7, addr(FRONTEND))].into(), ..known() };
+        let truth = FakeTruth { listed: [(7, addr(FRONTEND))].into(), ..known() };
         assert_eq!(judge(&translated, &truth), None);
         // It dialled again, past the programs.
         let again = Found { dialling: true, ..found(Protocol::Tcp, FRONTEND, Some(BACKEND)) };
-        assert_eq!(judge(&again, &known()), Some(Reason::Dialling));
+        assert_eq!(judge(&again, &known()), Some(EndReason::Dialling));
     }
 
     #[test]
     fn a_socket_that_answers_lives_and_one_of_a_server_may() {
         let socket = found(Protocol::Udp, FRONTEND, None);
-        let heard = Known { heard: [addr(FRONTEND)].into(), ..known() };
+        let heard = FakeTruth { heard: [addr(FRONTEND)].into(), ..known() };
         assert_eq!(judge(&socket, &heard), None);
-        let on_node = Known { nodes: [addr(FRONTEND).ip()].into(), ..known() };
-        assert_eq!(judge(&socket, &on_node), Some(Reason::BeforeServiceOnMachine));
-        assert_eq!(Reason::BeforeServiceOnMachine.name(), Reason::BeforeService.name());
+        let on_node = FakeTruth { nodes: [addr(FRONTEND).ip()].into(), ..known() };
+        assert_eq!(judge(&socket, &on_node), Some(EndReason::BeforeServiceOnMachine));
+        assert_eq!(EndReason::BeforeServiceOnMachine.name(), EndReason::BeforeService.name());
     }
 
     /// A Service whose cluster IP and port are also those of a backend.
@@ -241,7 +240,7 @@ mod tests {
     fn tcp_goes_only_with_its_endpoint() {
         let mut truth = known();
         let socket = found(Protocol::Tcp, BACKEND, Some(BACKEND));
-        assert_eq!(judge(&socket, &truth), Some(Reason::Deleted));
+        assert_eq!(judge(&socket, &truth), Some(EndReason::Deleted));
         truth.listed.insert((7, addr(BACKEND)));
         assert_eq!(judge(&socket, &truth), None, "not even if it does not serve");
     }

@@ -65,12 +65,12 @@ mod stored;
 mod subtree;
 mod sweeper;
 
-pub use clients::Question;
+pub use clients::ClientsQuestion;
 use diag::{Connected, Diag, Name};
-pub use followed::{Clients, Followed};
+pub use followed::{Followed, SourceAddresses};
 pub use gone::Gone;
 pub use held::{Counted, Storage};
-pub use judge::{Reason, Truth, judge};
+pub use judge::{EndReason, Truth, judge};
 use namespaces::{Door, Namespaces, tour};
 pub use namespaces::{cookie_of_process, in_netns_of_process};
 pub use servers::without_servers;
@@ -278,7 +278,7 @@ impl Scanner {
 
 /// What became of sockets that had to go.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct Destroyed {
     /// They are ended.
     pub destroyed: usize,
     /// Those of them that had an IPv6 peer.
@@ -292,8 +292,8 @@ pub struct Outcome {
 }
 
 /// Ends sockets. Of two with the same addresses the kernel finds only one, until that is ended.
-pub fn destroy(condemned: &[Found]) -> Outcome {
-    let mut outcome = Outcome::default();
+pub fn destroy(condemned: &[Found]) -> Destroyed {
+    let mut outcome = Destroyed::default();
     let mut groups: BTreeMap<u64, Vec<&Found>> = BTreeMap::new();
     for found in condemned {
         groups.entry(found.netns).or_default().push(found);
@@ -327,8 +327,8 @@ pub fn destroy(condemned: &[Found]) -> Outcome {
     outcome
 }
 
-fn destroy_all(diag: &mut Diag, sockets: &[&Found]) -> Outcome {
-    let mut outcome = Outcome::default();
+fn destroy_all(diag: &mut Diag, sockets: &[&Found]) -> Destroyed {
+    let mut outcome = Destroyed::default();
     let mut left = sockets.to_vec();
     loop {
         let before = outcome.destroyed;

@@ -1,6 +1,6 @@
 //! What is told of looking for sockets and of ending them: each trouble when it appears.
 
-use super::{Found, Outcome, Reason, Sight};
+use super::{Destroyed, EndReason, Found, Sight};
 
 /// What has been said already: each trouble is told when it appears.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Said {
         self.hidden |= sight.hidden > 0;
     }
 
-    pub(super) fn outcome(&mut self, reason: Reason, sockets: &[Found], outcome: &Outcome) {
+    pub(super) fn outcome(&mut self, reason: EndReason, sockets: &[Found], outcome: &Destroyed) {
         let reason = reason.name();
         for Found { netns, protocol, local, peer, translation, .. } in sockets {
             let frontend = translation.map(|translation| translation.frontend.to_string());

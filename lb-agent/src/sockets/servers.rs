@@ -45,7 +45,7 @@ pub fn without_servers(sockets: Vec<Found>) -> Vec<Found> {
         if cookie()? != *netns {
             return Ok(Vec::new());
         }
-        let servers = Servers::here(chosen.as_ref().ok())?;
+        let servers = UdpServers::here(chosen.as_ref().ok())?;
         Ok(sockets.iter().filter(|found| !servers.contain(found)).cloned().collect())
     });
     clients
@@ -55,14 +55,14 @@ pub fn without_servers(sockets: Vec<Found>) -> Vec<Found> {
 }
 
 /// How the servers of a network namespace are told.
-enum Servers {
+enum UdpServers {
     /// By the cookies of their sockets.
     Known(BTreeSet<u64>),
     /// By a port from which the kernel does not choose.
     Outside(RangeInclusive<u16>),
 }
 
-impl Servers {
+impl UdpServers {
     /// In the network namespace of this thread.
     fn here(chosen: Option<&Chosen>) -> io::Result<Self> {
         if let Some(cookies) = chosen.and_then(|chosen| chosen.cookies().ok()) {
@@ -183,11 +183,11 @@ mod tests {
         let peer = std::net::SocketAddr::from(([192, 0, 2, 1], 30053));
         // Its own port is 40000.
         let found = Found::sample(lb_core::model::Protocol::Udp, peer);
-        assert!(!Servers::Outside(32768..=60999).contain(&found));
-        assert!(Servers::Outside(1024..=39999).contain(&found));
-        assert!(Servers::Known([found.cookie].into()).contain(&found));
-        assert!(!Servers::Known([found.cookie + 1].into()).contain(&found));
-        assert!(Servers::here(None).is_ok());
+        assert!(!UdpServers::Outside(32768..=60999).contain(&found));
+        assert!(UdpServers::Outside(1024..=39999).contain(&found));
+        assert!(UdpServers::Known([found.cookie].into()).contain(&found));
+        assert!(!UdpServers::Known([found.cookie + 1].into()).contain(&found));
+        assert!(UdpServers::here(None).is_ok());
     }
 
     #[test]

@@ -14,14 +14,14 @@ use crate::node_cgroup::ROOT;
 #[derive(Debug)]
 pub(super) struct Subtree {
     top: PathBuf,
-    known: HashMap<u64, Place>,
+    known: HashMap<u64, Side>,
     walked: bool,
     /// The top is the root.
     everything: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Place {
+enum Side {
     Inside,
     /// Not found once: it may have been made a moment later.
     Unclear,
@@ -48,21 +48,21 @@ impl Subtree {
         }
         let before = self.known.get(&cgroup).copied();
         match before {
-            Some(Place::Inside) => return true,
-            Some(Place::Outside) => return false,
-            Some(Place::Unclear) | None if self.walked => {
-                self.known.insert(cgroup, Place::Unclear);
+            Some(Side::Inside) => return true,
+            Some(Side::Outside) => return false,
+            Some(Side::Unclear) | None if self.walked => {
+                self.known.insert(cgroup, Side::Unclear);
                 return false;
             }
-            Some(Place::Unclear) | None => {}
+            Some(Side::Unclear) | None => {}
         }
         self.walked = true;
         if let Err(error) = self.walk() {
             tracing::warn!(cgroup = %self.top.display(), %error, "cannot read the cgroups");
             return false;
         }
-        let unknown = if before.is_none() { Place::Unclear } else { Place::Outside };
-        self.everything || *self.known.entry(cgroup).or_insert(unknown) == Place::Inside
+        let unknown = if before.is_none() { Side::Unclear } else { Side::Outside };
+        self.everything || *self.known.entry(cgroup).or_insert(unknown) == Side::Inside
     }
 
     fn walk(&mut self) -> io::Result<()> {
@@ -71,8 +71,8 @@ impl Subtree {
         if self.everything {
             return Ok(());
         }
-        self.known.retain(|_, place| *place == Place::Outside);
-        self.known.insert(top, Place::Inside);
+        self.known.retain(|_, place| *place == Side::Outside);
+        self.known.insert(top, Side::Inside);
         let mut open = vec![self.top.clone()];
         while let Some(directory) = open.pop() {
             let entries = match fs::read_dir(&directory) {
@@ -81,7 +81,7 @@ impl Subtree {
             };
             for entry in entries.flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    self.known.insert(entry.ino(), Place::Inside);
+                    self.known.insert(entry.ino(), Side::Inside);
                     open.push(entry.path());
                 }
             }
@@ -114,10 +114,10 @@ mod tests {
         subtree.renew();
         assert!(subtree.contains(id(&later)));
         assert!(!subtree.contains(id(&outside)));
-        assert_eq!(subtree.known.get(&id(&outside)), Some(&Place::Unclear));
+        assert_eq!(subtree.known.get(&id(&outside)), Some(&Side::Unclear));
         subtree.renew();
         assert!(!subtree.contains(id(&outside)));
-        assert_eq!(subtree.known.get(&id(&outside)), Some(&Place::Outside));
+        assert_eq!(subtree.known.get(&id(&outside)), Some(&Side::Outside));
         assert!(!subtree.contains(0), "a kernel that does not tell");
     }
 }

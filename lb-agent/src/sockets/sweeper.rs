@@ -23,7 +23,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Found, Kind, Maps, Outcome, Reason, Scanner, agenda::Agenda, destroy, diag::Diag,
+    Destroyed, EndReason, Found, Kind, Maps, Scanner, agenda::Agenda, destroy, diag::Diag,
     healed::Healed, said::Said, without_servers,
 };
 
@@ -37,7 +37,7 @@ const COST_OF_DIALLING: &str =
 enum Order {
     Look,
     LookForDialling,
-    Destroy(Vec<(Found, Reason)>),
+    Destroy(Vec<(Found, EndReason)>),
 }
 
 /// What the thread has to say.
@@ -47,7 +47,7 @@ pub enum News {
     /// And how long the search took.
     Seen(Vec<Found>, Duration),
     /// What became of the condemned, by the reason.
-    Done(BTreeMap<Reason, Outcome>),
+    Done(BTreeMap<EndReason, Destroyed>),
 }
 
 /// The thread's handle. The thread ends when it is dropped.
@@ -101,7 +101,7 @@ impl Sweeper {
     }
 
     /// Hands over sockets that have to go. Never waits.
-    pub fn destroy(&self, condemned: Vec<(Found, Reason)>) {
+    pub fn destroy(&self, condemned: Vec<(Found, EndReason)>) {
         if !condemned.is_empty() {
             self.order(Order::Destroy(condemned));
         }
@@ -179,17 +179,17 @@ impl Sweep {
         self.outbox.blocking_send(news).map_err(|_| Ended)
     }
 
-    fn end(&mut self, condemned: Vec<(Found, Reason)>) -> BTreeMap<Reason, Outcome> {
-        let mut groups: BTreeMap<Reason, Vec<Found>> = BTreeMap::new();
+    fn end(&mut self, condemned: Vec<(Found, EndReason)>) -> BTreeMap<EndReason, Destroyed> {
+        let mut groups: BTreeMap<EndReason, Vec<Found>> = BTreeMap::new();
         for (found, reason) in condemned {
             groups.entry(reason).or_default().push(found);
         }
         let mut done = BTreeMap::new();
         for (reason, mut sockets) in groups {
-            if !matches!(reason, Reason::Stale | Reason::Deleted) {
+            if !matches!(reason, EndReason::Stale | EndReason::Deleted) {
                 self.healed.note(&sockets, Instant::now());
             }
-            if reason == Reason::BeforeServiceOnMachine {
+            if reason == EndReason::BeforeServiceOnMachine {
                 sockets = without_servers(sockets);
             }
             let outcome = destroy(&sockets);

@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 
 use self::access::Cause;
-pub use self::access::{Access, Server};
+pub use self::access::{ApiAccess, ApiServer};
 use super::{Changes, Problem, Problems, Wait, Waits, lasting::Lasting, translate};
 use crate::log;
 
@@ -39,7 +39,7 @@ const QUIET: Duration = Duration::from_secs(300);
 
 /// Follows all three kinds until the receiver is gone. With `proxy_name`, only Services that ask for
 /// the proxy of that name. `waits` is told why a kind is not listed yet.
-pub async fn run(server: Server, proxy_name: Option<&str>, changes: Changes, waits: Waits) {
+pub async fn run(server: ApiServer, proxy_name: Option<&str>, changes: Changes, waits: Waits) {
     // What the API server can leave out by itself; `translate` leaves out the rest (A1, A2, A4).
     let ours = match proxy_name {
         Some(name) => format!("{PROXY_NAME}={name}"),
@@ -134,7 +134,12 @@ impl Kind for KubeNode {
     }
 }
 
-async fn follow<K: Kind>(server: Server, config: watcher::Config, changes: Changes, waits: Waits) {
+async fn follow<K: Kind>(
+    server: ApiServer,
+    config: watcher::Config,
+    changes: Changes,
+    waits: Waits,
+) {
     let unlisted = |why: &str, remedy: &str| {
         let wait = Wait { why: why.to_owned(), remedy: remedy.to_owned() };
         waits.send_modify(|waits| drop(waits.insert(K::NAME, wait)));

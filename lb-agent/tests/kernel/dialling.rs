@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::sockets::{Kind, Reason};
+use lb_agent::sockets::{EndReason, Kind};
 use lb_core::model::Protocol;
 use nix::errno::Errno;
 
@@ -95,7 +95,7 @@ fn who_waits_at_a_service_is_told_and_nobody_else() {
         };
         let (condemned, outcome) = look.sweep_of(&[Kind::Udp, Kind::Dialling], &known);
         assert!(condemned.iter().all(|(found, reason)| {
-            *reason == Reason::Dialling && found.protocol == Protocol::Tcp && found.dialling
+            *reason == EndReason::Dialling && found.protocol == Protocol::Tcp && found.dialling
         }));
         assert_eq!((condemned.len(), outcome.destroyed, outcome.failed), (6, 6, 0));
         for socket in &waiting {

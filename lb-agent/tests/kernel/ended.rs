@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::sockets::Reason;
+use lb_agent::sockets::EndReason;
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -106,7 +106,7 @@ fn tcp_ends_with_its_endpoint() {
             assert!(look.sweep(&known(&backends())).0.is_empty());
             let (condemned, outcome) = look.sweep(&known(&[]));
             assert_eq!((condemned.len(), outcome.destroyed), (1, 1));
-            assert_eq!(condemned[0].1, Reason::Deleted);
+            assert_eq!(condemned[0].1, EndReason::Deleted);
             let error = stream.take_error().unwrap().map(|error| error.raw_os_error());
             assert_eq!(error, Some(Some(libc::ECONNABORTED)));
             ask(&direct);

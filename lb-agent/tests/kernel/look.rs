@@ -12,7 +12,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use lb_agent::sockets::{self, Found, Kind, Outcome, Reason, Scanner, Sight, Truth, judge};
+use lb_agent::sockets::{self, Destroyed, EndReason, Found, Kind, Scanner, Sight, Truth, judge};
 use lb_common::abi::Translation;
 use lb_core::model::Protocol;
 use nix::sched::{CloneFlags, unshare};
@@ -66,7 +66,7 @@ impl Look {
     }
 
     /// Ends those that have to go.
-    pub(crate) fn sweep(&mut self, known: &Known) -> (Vec<(Found, Reason)>, Outcome) {
+    pub(crate) fn sweep(&mut self, known: &Known) -> (Vec<(Found, EndReason)>, Destroyed) {
         self.sweep_of(&[Kind::Udp, Kind::Tcp], known)
     }
 
@@ -74,7 +74,7 @@ impl Look {
         &mut self,
         kinds: &[Kind],
         known: &Known,
-    ) -> (Vec<(Found, Reason)>, Outcome) {
+    ) -> (Vec<(Found, EndReason)>, Destroyed) {
         let sight = self.scan(kinds);
         assert_eq!(sight.refused, 0, "{sight:?}");
         let judged = |found: Found| judge(&found, known).map(|reason| (found, reason));
@@ -82,7 +82,7 @@ impl Look {
         let (maybe, sure): (Vec<_>, Vec<_>) = condemned
             .iter()
             .cloned()
-            .partition(|(_, reason)| *reason == Reason::BeforeServiceOnMachine);
+            .partition(|(_, reason)| *reason == EndReason::BeforeServiceOnMachine);
         let [maybe, mut sockets]: [Vec<Found>; 2] =
             [maybe, sure].map(|all| all.into_iter().map(|(found, _)| found).collect());
         sockets.extend(sockets::without_servers(maybe));
@@ -142,7 +142,7 @@ pub(crate) fn name(socket: &UdpSocket) -> SocketAddr {
 
 /// The local addresses of what was found.
 pub(crate) fn names<'a>(
-    found: impl IntoIterator<Item = &'a (Found, Reason)>,
+    found: impl IntoIterator<Item = &'a (Found, EndReason)>,
 ) -> BTreeSet<SocketAddr> {
     found.into_iter().map(|(found, _)| found.local.into()).collect()
 }

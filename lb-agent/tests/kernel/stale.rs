@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::sockets::{self, Kind, Reason};
+use lb_agent::sockets::{self, EndReason, Kind};
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -80,7 +80,7 @@ fn blocked_readers_wake_in_every_namespace() {
         // By now, and not some day.
         assert!(waiting.iter().all(|socket| peer(socket) == Err(Errno::ENOTCONN)));
         assert!(waiting.iter().all(|socket| socket.local_addr().unwrap().port() == 0));
-        assert!(condemned.iter().all(|(_, reason)| *reason == Reason::Stale));
+        assert!(condemned.iter().all(|(_, reason)| *reason == EndReason::Stale));
         assert_eq!(condemned.len(), waiting.len());
         assert_eq!((outcome.destroyed, outcome.gone, outcome.failed), (waiting.len(), 0, 0));
         for reader in readers {
@@ -195,7 +195,7 @@ fn connected_before_the_service() {
         known.frontends = FORMS.map(canonical).into();
         let expected = inside.iter().map(name).collect();
         let (condemned, outcome) = look.sweep(&known);
-        assert!(condemned.iter().all(|(_, reason)| *reason == Reason::BeforeService));
+        assert!(condemned.iter().all(|(_, reason)| *reason == EndReason::BeforeService));
         assert_eq!(names(&condemned), expected);
         assert_eq!(outcome.destroyed, 3);
         for (socket, form) in inside.iter().zip(FORMS) {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::sockets::{self, Kind, News, Reason, Sweeper, judge};
+use lb_agent::sockets::{self, EndReason, Kind, News, Sweeper, judge};
 
 use super::{
     connect::{MAPPED, V4, V6, web},
@@ -23,7 +23,7 @@ use super::{
 struct Loop {
     sweeper: Arc<Sweeper>,
     known: Arc<Mutex<Known>>,
-    done: Arc<Mutex<Vec<(Reason, usize)>>>,
+    done: Arc<Mutex<Vec<(EndReason, usize)>>>,
     /// How often it has looked.
     looks: Arc<AtomicU32>,
     thread: JoinHandle<()>,

@@ -9,8 +9,8 @@ use std::{
 
 use aya::programs::links::FdLink;
 use lb_agent::{
-    canary::{self, Failure, SENTINELS},
-    datapath::{Datapath, Finding, Problem},
+    canary::{self, CanaryError, SENTINELS},
+    datapath::{Datapath, Defect, Finding},
     maps::Pinned,
     pins::{PROGRAMS, Pins, open_link},
 };
@@ -54,12 +54,12 @@ impl Subject {
         Self { datapath, cgroup: cgroup.to_owned(), _pipeline: pipeline }
     }
 
-    fn problems(&self) -> Vec<(&'static str, Problem)> {
+    fn problems(&self) -> Vec<(&'static str, Defect)> {
         let findings = self.datapath.verify(&self.cgroup).unwrap();
         findings.into_iter().map(|Finding { name, problem }| (name, problem)).collect()
     }
 
-    fn canary(&self) -> Result<(), Failure> {
+    fn canary(&self) -> Result<(), CanaryError> {
         let result = canary::check(&self.cgroup);
         let left = fs::read_dir(&self.cgroup).unwrap().flatten();
         let left = left.filter(|entry| entry.file_name().to_string_lossy().contains("canary"));
@@ -79,8 +79,8 @@ impl Subject {
 }
 
 /// The canary's words, which name all of these programs.
-fn names(result: Result<(), Failure>, programs: &[&str]) {
-    let Err(Failure::NotInForce(text)) = result else { panic!("{result:?}") };
+fn names(result: Result<(), CanaryError>, programs: &[&str]) {
+    let Err(CanaryError::NotInForce(text)) = result else { panic!("{result:?}") };
     println!("{text}");
     for program in ["connect4", "connect6", "sendmsg4", "sendmsg6"] {
         assert_eq!(text.contains(program), programs.contains(&program), "{program}: {text}");
@@ -131,7 +131,7 @@ fn a_canary_that_is_frozen_ends() {
         let result = canary::check(&below);
         fs::write(below.join("cgroup.freeze"), "0").unwrap();
         assert!(
-            matches!(&result, Err(Failure::Unknown(text)) if text.contains("timed out")),
+            matches!(&result, Err(CanaryError::Unknown(text)) if text.contains("timed out")),
             "{result:?}"
         );
         let _ = fs::remove_dir(below.join(format!("socklb-canary-{}", std::process::id())));
@@ -146,7 +146,7 @@ fn links_unpinned_by_hand() {
         for name in ["connect4", "recvmsg6"] {
             fs::remove_file(world.pins().link(name)).unwrap();
         }
-        let lost = [("recvmsg6", Problem::Unpinned), ("connect4", Problem::Unpinned)];
+        let lost = [("recvmsg6", Defect::Unpinned), ("connect4", Defect::Unpinned)];
         assert_eq!(subject.problems(), lost);
         assert_eq!(subject.canary(), Ok(()), "the agent keeps them attached");
         assert!(udp_backend(V4).is_ok());
@@ -163,9 +163,9 @@ fn all_pins_removed_by_hand() {
         let mut subject = Subject::start(&world.pins(), world.cgroup());
         fs::remove_dir_all(world.pins().home()).unwrap();
         let problems = subject.problems();
-        assert!(problems.contains(&("services", Problem::MapUnpinned)), "{problems:?}");
-        assert!(problems.contains(&("sockets", Problem::MapUnpinned)), "{problems:?}");
-        assert!(problems.contains(&("connect4", Problem::Unpinned)), "{problems:?}");
+        assert!(problems.contains(&("services", Defect::MapUnpinned)), "{problems:?}");
+        assert!(problems.contains(&("sockets", Defect::MapUnpinned)), "{problems:?}");
+        assert!(problems.contains(&("connect4", Defect::Unpinned)), "{problems:?}");
         assert!(udp_backend(V4).is_ok());
         subject.repair();
         drop(subject);
@@ -181,7 +181,7 @@ fn links_detached_by_hand() {
         let mut subject = Subject::start(&world.pins(), world.cgroup());
         detach(&world.pins().link("connect4"));
         assert!(udp_backend(V4).is_err());
-        assert_eq!(subject.problems(), [("connect4", Problem::Detached)]);
+        assert_eq!(subject.problems(), [("connect4", Defect::Detached)]);
         names(subject.canary(), &["connect4"]);
         subject.repair();
         assert!(udp_backend(V4).is_ok());
@@ -193,7 +193,7 @@ fn links_detached_by_hand() {
         // Detached, and the pin removed as well.
         detach(&world.pins().link("sendmsg6"));
         fs::remove_file(world.pins().link("sendmsg6")).unwrap();
-        assert_eq!(subject.problems(), [("sendmsg6", Problem::Detached)]);
+        assert_eq!(subject.problems(), [("sendmsg6", Defect::Detached)]);
         names(subject.canary(), &["sendmsg6"]);
         subject.repair();
     });
@@ -207,7 +207,7 @@ fn another_program_in_our_link() {
         let second = Subject::start(&world.pins(), world.cgroup());
         let problems = subject.problems();
         assert_eq!(problems.len(), PROGRAMS.len());
-        assert!(problems.iter().all(|(_, problem)| matches!(problem, Problem::Replaced(_))));
+        assert!(problems.iter().all(|(_, problem)| matches!(problem, Defect::Replaced(_))));
         assert!(second.is_well());
         subject.repair();
         assert_eq!(second.problems().len(), PROGRAMS.len());
@@ -223,7 +223,7 @@ fn a_cgroup_removed_and_made_again() {
         assert!(subject.is_well());
         take_away(&below);
         assert!(subject.datapath.verify(&below).is_err(), "it is not there");
-        assert!(matches!(canary::check(&below), Err(Failure::Unknown(_))));
+        assert!(matches!(canary::check(&below), Err(CanaryError::Unknown(_))));
         fs::create_dir(&below).unwrap();
         assert_eq!(subject.problems().len(), PROGRAMS.len());
         names(subject.canary(), &["connect4", "connect6", "sendmsg4", "sendmsg6"]);
@@ -243,7 +243,7 @@ fn links_to_another_cgroup() {
             std::os::unix::fs::MetadataExt::ino(&File::open(&below).unwrap().metadata().unwrap());
         let mut subject = Subject::start(&world.pins(), world.cgroup());
         let second = Subject::start(&world.pins(), &below);
-        assert!(subject.problems().contains(&("connect4", Problem::Elsewhere(id))));
+        assert!(subject.problems().contains(&("connect4", Defect::Elsewhere(id))));
         subject.repair();
         drop(second);
         drop(subject);
@@ -265,7 +265,7 @@ fn another_agent_s_programs_run_before() {
         assert_eq!(findings.len(), PROGRAMS.len());
         let (link, _): (FdLink, _) = open_link(&Pins::new(&path).link("connect4")).unwrap();
         let id = link.info().unwrap().program_id();
-        let wanted = Problem::Behind { id, name: Some("connect4".to_owned()) };
+        let wanted = Defect::Behind { id, name: Some("connect4".to_owned()) };
         let found = findings.iter().find(|finding| finding.name == "connect4").unwrap();
         assert_eq!(found.problem, wanted);
         assert!(found.to_string().contains("another lb-agent's: stop that one"), "{found}");
@@ -316,9 +316,9 @@ fn pins_of_others_are_left_alone() {
         fs::rename(&link, &aside).unwrap();
         fs::create_dir(&link).unwrap();
         let problems = subject.problems();
-        let foreign = |problem: &Problem| matches!(problem, Problem::Foreign(_));
+        let foreign = |problem: &Defect| matches!(problem, Defect::Foreign(_));
         assert!(problems.iter().any(|(name, problem)| *name == "connect4" && foreign(problem)));
-        assert!(problems.contains(&("services", Problem::MapUnpinned)), "{problems:?}");
+        assert!(problems.contains(&("services", Defect::MapUnpinned)), "{problems:?}");
         assert!(subject.datapath.repair(world.cgroup()).is_err());
         assert!(link.is_dir() && udp_backend(V4).is_ok());
     });

@@ -70,7 +70,7 @@ impl Bench {
         let body = format!(
             r#"{{"lastUpdated":"{last}","currentTime":"{now}",{eligible}"healthy":{healthy},"status":{{"IPv4":{{"lastUpdated":"{v4}","healthy":{healthy4}}},"IPv6":{{"lastUpdated":"{v6}","healthy":{healthy6}}}}}}}"#
         );
-        assert_eq!(verdict, Verdict { ok, body });
+        assert_eq!(verdict, ProbeAnswer { ok, body });
     }
 
     /// Upstream's testProxyHealthUpdater, from the first update on.
@@ -136,7 +136,7 @@ fn test_livez_server() {
     let mut bench = Bench::new();
     let now = text(bench.clock.0.wall);
     let body = format!(r#"{{"lastUpdated":"{now}","currentTime":"{now}","healthy":true}}"#);
-    assert_eq!(bench.health.livez(bench.clock.0), Verdict { ok: true, body });
+    assert_eq!(bench.health.livez(bench.clock.0), ProbeAnswer { ok: true, body });
     bench.timeline(Url::Livez);
     bench.nodes(Url::Livez);
 }
@@ -152,7 +152,7 @@ fn not_healthy_before_the_first_sync() {
         let body = format!(
             r#"{{"lastUpdated":"{last}","currentTime":"{now}","nodeEligible":{eligible},"healthy":false{status},"reason":"not in sync yet"}}"#
         );
-        assert_eq!(bench.health.healthz(bench.clock.0), Verdict { ok: false, body });
+        assert_eq!(bench.health.healthz(bench.clock.0), ProbeAnswer { ok: false, body });
     };
     expect(&bench, false, "");
     bench.health.set_node_eligible(true);
@@ -214,7 +214,7 @@ fn ready_to_serve_whatever_the_node() {
             "" => (true, "ok".to_owned()),
             reasons => (false, format!("{reasons}\n")),
         };
-        assert_eq!(bench.health.readyz(bench.clock.0.monotonic), Verdict { ok, body });
+        assert_eq!(bench.health.readyz(bench.clock.0.monotonic), ProbeAnswer { ok, body });
     };
     expect(&bench, "not in sync yet");
     bench.health.set_datapath(Err("no \"connect4\"".to_owned()), bench.clock.0);
@@ -372,12 +372,12 @@ fn maps_that_take_nothing() {
     bench.health.set_maps(Err("the kernel takes nothing".into()), bench.clock.0);
     bench.clock.step(60);
     let now = bench.clock.0;
-    let Verdict { ok, body } = bench.health.healthz(now);
+    let ProbeAnswer { ok, body } = bench.health.healthz(now);
     assert!(!ok && body.contains(r#""reason":"the kernel takes nothing""#), "{body}");
     let newest = text(bench.updated[0]);
     assert!(body.starts_with(&format!(r#"{{"lastUpdated":"{newest}""#)), "{body}");
     let ready = bench.health.readyz(now.monotonic);
-    assert_eq!(ready, Verdict { ok: false, body: "the kernel takes nothing\n".into() });
+    assert_eq!(ready, ProbeAnswer { ok: false, body: "the kernel takes nothing\n".into() });
     assert!(bench.health.livez(now).ok, "a restart would not help");
     assert!(!bench.health.is_serving(now.monotonic));
     bench.health.set_maps(Ok(()), bench.clock.0);

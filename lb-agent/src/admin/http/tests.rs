@@ -15,7 +15,7 @@ const NEVER: Limits = Limits { connections: 64, header: Duration::from_hours(24)
 fn serve(addr: SocketAddr, limits: Limits) -> Servers {
     let servers = nowhere();
     let listener = listen(addr).unwrap();
-    let answer: Answer = Arc::new(|_| response(StatusCode::OK, "text/plain", "ok"));
+    let answer: Handler = Arc::new(|_| response(StatusCode::OK, "text/plain", "ok"));
     servers.runtime().spawn(async move {
         let listener = Arc::new(TcpListener::from_std(listener).unwrap());
         super::serve(listener, limits, answer).await;

@@ -54,7 +54,7 @@ fn values() {
     metrics.endpoint_changes(0, 1);
     metrics.service_changes(2, 2);
     metrics.no_local(TrafficPolicy::External, Family::V6, 4);
-    metrics.sockets_destroyed(Reason::Stale, 7);
+    metrics.sockets_destroyed(EndReason::Stale, 7);
     metrics.map_use(Map::Services, 10, 65_536);
     metrics.map_use(Map::Backends, 0, 262_144);
     metrics.map_full(Map::Backends);

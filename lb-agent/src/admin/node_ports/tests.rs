@@ -37,7 +37,7 @@ impl Bench {
     }
 
     /// Each a Service of the namespace `ns`, its port, and its endpoints in each family.
-    fn sync(&mut self, wanted: &[(&str, u16, usize, usize)]) -> Vec<Failure> {
+    fn sync(&mut self, wanted: &[(&str, u16, usize, usize)]) -> Vec<ListenFailure> {
         let wanted: BTreeMap<_, _> = wanted
             .iter()
             .map(|&(name, port, local_endpoints_v4, local_endpoints_v6)| {

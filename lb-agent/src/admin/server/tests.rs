@@ -7,15 +7,19 @@ use crate::admin::{
     tests::{ask, free_port, get, parts},
 };
 
-fn start(settings: &Settings) -> Result<Servers, StartError> {
+fn start(settings: &ServerSettings) -> Result<Servers, StartError> {
     let mut health = Health::new(TIMEOUT, vec![Family::V4]);
     health.updated(Family::V4, Moment::now());
     health.set_node_eligible(true);
     Servers::start(settings, &SharedHealth::new(health), &Arc::new(Metrics::new().unwrap()))
 }
 
-fn at(health: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Settings {
-    Settings { health: BindAddress(health), metrics: BindAddress(metrics), bind_hard_fail: true }
+fn at(health: Option<SocketAddr>, metrics: Option<SocketAddr>) -> ServerSettings {
+    ServerSettings {
+        health: BindAddress(health),
+        metrics: BindAddress(metrics),
+        bind_hard_fail: true,
+    }
 }
 
 fn text_headers(length: usize) -> Vec<String> {
@@ -115,7 +119,7 @@ fn a_taken_port_with_and_without_hard_fail() {
     assert!(matches!(error, StartError::Bind { which: Which::Metrics, .. }), "{error}");
 
     let health = free_port();
-    let settings = Settings { bind_hard_fail: false, ..at(Some(health), Some(addr)) };
+    let settings = ServerSettings { bind_hard_fail: false, ..at(Some(health), Some(addr)) };
     let _servers = start(&settings).unwrap();
     // The other one works.
     assert_eq!(get(health, "/livez").0, "HTTP/1.1 200 OK");

@@ -35,7 +35,7 @@ const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The agent that holds the lock.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
-pub(super) struct Agent {
+pub(super) struct AgentStatus {
     pub(super) running: bool,
     /// Its process, unless that is hidden in another pid namespace.
     pub(super) pid: Option<u32>,
@@ -66,7 +66,7 @@ pub(super) enum Silence {
     Failed(String),
 }
 
-impl fmt::Display for Agent {
+impl fmt::Display for AgentStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.running {
             return f.write_str("not running");
@@ -89,7 +89,7 @@ impl fmt::Display for Agent {
     }
 }
 
-impl Agent {
+impl AgentStatus {
     /// What is wrong with it, each with what follows from that.
     pub(super) fn problems(&self) -> Vec<(Answer, String)> {
         if !self.running {
@@ -151,14 +151,14 @@ impl Agent {
     }
 }
 
-pub(super) fn find(pins: &Pins) -> io::Result<Agent> {
-    let Some(holder) = pins.holder()? else { return Ok(Agent::default()) };
-    let agent = Agent { running: true, pid: holder.pid, ..Agent::default() };
+pub(super) fn find(pins: &Pins) -> io::Result<AgentStatus> {
+    let Some(holder) = pins.holder()? else { return Ok(AgentStatus::default()) };
+    let agent = AgentStatus { running: true, pid: holder.pid, ..AgentStatus::default() };
     Ok(match ask(pins, holder.pid) {
         Ok(Readiness { version, ready, reasons }) => {
-            Agent { version: Some(version), ready: Some(ready), reasons, ..agent }
+            AgentStatus { version: Some(version), ready: Some(ready), reasons, ..agent }
         }
-        Err(silence) => Agent { silence: Some(silence), ..agent },
+        Err(silence) => AgentStatus { silence: Some(silence), ..agent },
     })
 }
 
@@ -218,7 +218,12 @@ mod tests {
     #[test]
     fn each_silence_says_what_is_known_and_what_helps() {
         let text = |silence, pid| {
-            let agent = Agent { running: true, pid, silence: Some(silence), ..Agent::default() };
+            let agent = AgentStatus {
+                running: true,
+                pid,
+                silence: Some(silence),
+                ..AgentStatus::default()
+            };
             let [(Answer::Silent, text)] = &agent.problems()[..] else { unreachable!() };
             assert!(agent.to_string().ends_with(", not known whether ready"), "{agent}");
             text.clone()
@@ -240,11 +245,11 @@ mod tests {
 
     #[test]
     fn another_version_is_told() {
-        let agent = Agent {
+        let agent = AgentStatus {
             running: true,
             ready: Some(true),
             version: Some("9.9.9".into()),
-            ..Agent::default()
+            ..AgentStatus::default()
         };
         let text = format!("running, ready; its version is 9.9.9, this lbctl is {OWN_VERSION}");
         assert_eq!(agent.to_string(), text);

@@ -11,7 +11,7 @@ use std::{
 use aya::programs::{ProgramInfo, loaded_programs};
 use serde::Serialize;
 
-use super::programs::{Attachment, State, visible};
+use super::programs::{ProgramStatus, State, visible};
 use crate::{
     datapath::effective,
     pins::{ATTACH_TYPES, PROGRAMS, cgroup_id},
@@ -38,7 +38,7 @@ impl Other {
 
 /// All of them, in the cgroups of our programs and those above. One that uses a map of ours, by
 /// their ids, is ours, and has lost its pin: that is noted in `ours`.
-pub(super) fn find(ours: &mut [Attachment], our_maps: &BTreeSet<u32>) -> io::Result<Vec<Other>> {
+pub(super) fn find(ours: &mut [ProgramStatus], our_maps: &BTreeSet<u32>) -> io::Result<Vec<Other>> {
     let mut cgroups: BTreeSet<PathBuf> = ours.iter().filter_map(|p| p.cgroup.clone()).collect();
     let own: BTreeSet<u32> = ours.iter().filter_map(|program| program.program_id).collect();
     // Not everybody who may ask for the programs of a cgroup may look at them.

@@ -22,7 +22,7 @@ use crate::{
 /// One program, and where it is at work.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Attachment {
+pub(super) struct ProgramStatus {
     pub(super) name: &'static str,
     pub(super) state: State,
     /// Where it is attached, as this process sees it; null if it does not see it.
@@ -58,7 +58,7 @@ impl fmt::Display for State {
     }
 }
 
-impl Attachment {
+impl ProgramStatus {
     pub(super) fn cgroup_text(&self) -> String {
         match (self.state, &self.cgroup, self.cgroup_id) {
             (State::Missing, ..) => NONE.to_owned(),
@@ -73,7 +73,7 @@ impl Attachment {
 }
 
 /// All programs, in the order of their names.
-pub(super) fn find(pins: &Pins) -> Result<Vec<Attachment>, Failure> {
+pub(super) fn find(pins: &Pins) -> Result<Vec<ProgramStatus>, Failure> {
     let mut paths = HashMap::new();
     let mut names = PROGRAMS;
     names.sort_unstable();
@@ -84,10 +84,10 @@ fn program(
     pins: &Pins,
     name: &'static str,
     paths: &mut HashMap<u64, Option<PathBuf>>,
-) -> Result<Attachment, Failure> {
+) -> Result<ProgramStatus, Failure> {
     let path = pins.link(name);
     if !path.exists() {
-        return Ok(Attachment {
+        return Ok(ProgramStatus {
             name,
             state: State::Missing,
             cgroup: None,
@@ -108,7 +108,7 @@ fn program(
     let (link, cgroup_id) = pins::open_link(&path).map_err(fail)?;
     let info = link.info().map_err(|error| fail(error.into()))?;
     let gone = cgroup_id == 0;
-    Ok(Attachment {
+    Ok(ProgramStatus {
         name,
         state: if gone { State::CgroupGone } else { State::Attached },
         cgroup: paths.entry(cgroup_id).or_insert_with(|| cgroup_path(cgroup_id)).clone(),

@@ -4,13 +4,13 @@ use std::{fmt, path::Path};
 
 use serde::Serialize;
 
-use super::programs::{Attachment, State, is_cgroup, search};
+use super::programs::{ProgramStatus, State, is_cgroup, search};
 use crate::node_cgroup::Cgroup;
 
 /// The cgroup that the programs are attached to.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Served {
+pub(super) struct ServedCgroup {
     /// Its path below the node's own cgroup, or what looks like that; null if it is not there.
     pub(super) path: Option<String>,
     /// Whether it is the node's own cgroup; null if that is not known for sure.
@@ -19,7 +19,7 @@ pub(super) struct Served {
     pub(super) id: u64,
 }
 
-impl fmt::Display for Served {
+impl fmt::Display for ServedCgroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.path, self.is_node) {
             (Some(path), Some(true)) => write!(f, "{path} (the node's root: all its sockets)"),
@@ -35,7 +35,7 @@ impl fmt::Display for Served {
 }
 
 /// None if the programs are attached to none, or not to the same.
-pub(super) fn find(programs: &[Attachment]) -> Option<Served> {
+pub(super) fn find(programs: &[ProgramStatus]) -> Option<ServedCgroup> {
     let mut ids: Vec<u64> = programs
         .iter()
         .filter(|program| [State::Attached, State::Unpinned].contains(&program.state))
@@ -47,14 +47,18 @@ pub(super) fn find(programs: &[Attachment]) -> Option<Served> {
     let place = node.as_ref().and_then(|node| Some((node.path(), node.id().ok()?)));
     let found = served(id, place);
     let is_sure = node.is_some_and(|node| node.doubt().is_none());
-    Some(Served { is_node: found.is_node.filter(|_| is_sure), ..found })
+    Some(ServedCgroup { is_node: found.is_node.filter(|_| is_sure), ..found })
 }
 
-fn served(id: u64, node: Option<(&Path, u64)>) -> Served {
-    let Some((node, of_node)) = node else { return Served { path: None, is_node: None, id } };
+fn served(id: u64, node: Option<(&Path, u64)>) -> ServedCgroup {
+    let Some((node, of_node)) = node else { return ServedCgroup { path: None, is_node: None, id } };
     let below =
         |path: std::path::PathBuf| Some(format!("/{}", path.strip_prefix(node).ok()?.display()));
-    Served { path: search(node, &is_cgroup(id)).and_then(below), is_node: Some(id == of_node), id }
+    ServedCgroup {
+        path: search(node, &is_cgroup(id)).and_then(below),
+        is_node: Some(id == of_node),
+        id,
+    }
 }
 
 #[cfg(test)]
@@ -75,7 +79,7 @@ mod tests {
         assert!(seen(root.path()).ends_with("(not below the node's root)"));
         let unknown = served(7, None);
         assert_eq!(unknown.to_string(), "id 7 (not seen here)");
-        let unsure = Served { is_node: None, ..served(id(&pod), Some((&node, id(&node)))) };
+        let unsure = ServedCgroup { is_node: None, ..served(id(&pod), Some((&node, id(&node)))) };
         assert_eq!(unsure.to_string(), "/kubepods/pod (below the topmost cgroup seen here)");
         assert_eq!(
             serde_json::to_value(unknown).unwrap(),

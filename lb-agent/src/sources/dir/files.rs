@@ -15,7 +15,7 @@ use lb_core::{
 
 use super::{
     object::{Named, Object},
-    parse::{Document, Format, parse},
+    parse::{Document, Syntax, parse},
 };
 use crate::sources::Problem;
 
@@ -68,7 +68,7 @@ impl Files {
 
     /// A file has this content now.
     pub fn put(&mut self, name: &str, content: &[u8]) {
-        let format = Format::of(name).unwrap_or(Format::Yaml);
+        let format = Syntax::of(name).unwrap_or(Syntax::Yaml);
         let parsed = std::str::from_utf8(content)
             .map_err(|error| {
                 let line = content[..error.valid_up_to()].split(|b| *b == b'\n').count();
@@ -135,15 +135,15 @@ impl Files {
     /// What they say together.
     pub fn listing(&self) -> Listing {
         let mut listing = Listing::default();
-        let mut services = Seen { kind: "Service", ..Seen::default() };
-        let mut slices = Seen { kind: "EndpointSlice", ..Seen::default() };
-        let mut nodes = Seen { kind: "Node", ..Seen::default() };
+        let mut services = Objects { kind: "Service", ..Objects::default() };
+        let mut slices = Objects { kind: "EndpointSlice", ..Objects::default() };
+        let mut nodes = Objects { kind: "Node", ..Objects::default() };
         for (name, file) in &self.files {
             if let Some(error) = &file.error {
                 listing.problems.insert(name.clone(), vec![error.clone()]);
             }
             for document in file.good.iter().flatten() {
-                let place = Place { file: name, document };
+                let place = Origin { file: name, document };
                 let problems = &mut listing.problems;
                 match &document.object {
                     Object::Service(object, proxy) => {
@@ -183,12 +183,12 @@ fn say_skipped(file: &str, before: &[Document], now: &[Document]) {
 
 /// Where an object stands.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct Origin<'a> {
     file: &'a str,
     document: &'a Document,
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for Origin<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, document {}", self.file, self.document.number)?;
         if let Some(item) = self.document.item {
@@ -198,7 +198,7 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-impl Place<'_> {
+impl Origin<'_> {
     fn label(self, kind: &str, name: &ObjectRef) -> String {
         let label = match kind {
             // It is in no namespace.
@@ -216,17 +216,17 @@ impl Place<'_> {
 
 /// The objects of one kind so far, and where each of them stands.
 #[derive(Default)]
-struct Seen<'a> {
+struct Objects<'a> {
     kind: &'static str,
-    places: HashMap<&'a ObjectRef, Place<'a>>,
+    places: HashMap<&'a ObjectRef, Origin<'a>>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> Objects<'a> {
     fn put<T: Clone>(
         &mut self,
         object: &'a Named<T>,
         ours: bool,
-        place: Place<'a>,
+        place: Origin<'a>,
         by_name: &mut BTreeMap<ObjectRef, T>,
         problems: &mut BTreeMap<String, Vec<Problem>>,
     ) {

@@ -104,7 +104,7 @@ impl<'de> Visitor<'de> for RawVisitor {
 struct Items(Vec<Item>);
 
 enum Item {
-    Read(Result<Object, Fault>),
+    Read(Result<Object, FieldError>),
     /// In a ServiceList the items themselves do not say what they are.
     Kindless(Map<String, Value>),
 }
@@ -141,14 +141,14 @@ impl<'de> Visitor<'de> for ItemsVisitor {
 }
 
 /// What is wrong with a field.
-pub(super) struct Fault {
+pub(super) struct FieldError {
     pub(super) field: String,
     pub(super) what: String,
 }
 
 impl Raw {
     /// The objects, each with its place if the document is a list; none if it is empty.
-    pub(super) fn objects(self) -> Result<Vec<(Option<usize>, Object)>, Fault> {
+    pub(super) fn objects(self) -> Result<Vec<(Option<usize>, Object)>, FieldError> {
         let Self { fields, items } = self;
         if fields.is_empty() && items.is_none() {
             return Ok(vec![]);
@@ -177,7 +177,7 @@ impl Raw {
                     object(map)
                 }
             };
-            let object = object.map_err(|Fault { field, what }| Fault {
+            let object = object.map_err(|FieldError { field, what }| FieldError {
                 field: format!("items[{i}].{field}"),
                 what,
             })?;
@@ -188,18 +188,20 @@ impl Raw {
 }
 
 /// `apiVersion` and `kind`.
-fn type_of(fields: &Map<String, Value>) -> Result<(&str, &str), Fault> {
+fn type_of(fields: &Map<String, Value>) -> Result<(&str, &str), FieldError> {
     let text = |field: &str| match fields.get(field) {
         Some(Value::String(text)) if !text.is_empty() => Ok(text.as_str()),
         Some(Value::Null | Value::String(_)) | None => {
-            Err(Fault { field: field.to_owned(), what: "is missing".to_owned() })
+            Err(FieldError { field: field.to_owned(), what: "is missing".to_owned() })
         }
-        Some(other) => Err(Fault { field: field.to_owned(), what: format!("{other} is no name") }),
+        Some(other) => {
+            Err(FieldError { field: field.to_owned(), what: format!("{other} is no name") })
+        }
     };
     Ok((text("apiVersion")?, text("kind")?))
 }
 
-fn object(fields: Map<String, Value>) -> Result<Object, Fault> {
+fn object(fields: Map<String, Value>) -> Result<Object, FieldError> {
     match type_of(&fields)? {
         ("v1", "Service") => {
             let (object, mut problems) = typed::<KubeService>(fields)?;
@@ -223,8 +225,8 @@ fn object(fields: Map<String, Value>) -> Result<Object, Fault> {
 }
 
 /// The object, and the fields that it has not.
-fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<(T, Vec<Problem>), Fault> {
-    strict::read(fields).map_err(|error| Fault {
+fn typed<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<(T, Vec<Problem>), FieldError> {
+    strict::read(fields).map_err(|error| FieldError {
         field: error.path().to_string(),
         what: error.into_inner().to_string(),
     })

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::object::{Fault, Object, Raw};
+use super::object::{FieldError, Object, Raw};
 
 /// How deep a document may nest; below what a thread's stack can hold.
 const DEPTH: usize = 64;
@@ -14,14 +14,14 @@ const ALIASED: usize = 100_000;
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Format {
+pub(super) enum Syntax {
     /// YAML 1.2, documents separated by `---` lines.
     Yaml,
     /// JSON values, one after the other.
     Json,
 }
 
-impl Format {
+impl Syntax {
     /// By the file's name; none if it is not for us: another ending, or hidden.
     pub(super) fn of(file: &str) -> Option<Self> {
         if file.starts_with('.') {
@@ -78,20 +78,20 @@ impl fmt::Display for ParseError {
 }
 
 /// The objects of a text.
-pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Document>, ParseError> {
+pub(super) fn parse(text: &str, format: Syntax) -> Result<Vec<Document>, ParseError> {
     // Editors on Windows put it there.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = Vec::new();
     let mut number = 0;
     match format {
-        Format::Yaml => {
+        Syntax::Yaml => {
             for (line, text) in split(text) {
                 number += 1;
                 let raw = yaml(text).map_err(|error| syntax_error(number, line, text, &error))?;
                 add(&mut documents, number, line, raw)?;
             }
         }
-        Format::Json => {
+        Syntax::Json => {
             let mut values = serde_json::Deserializer::from_str(text).into_iter::<Raw>();
             loop {
                 let before = &text[..values.byte_offset()];
@@ -114,7 +114,7 @@ fn add(
     line: u64,
     raw: Raw,
 ) -> Result<(), ParseError> {
-    let objects = raw.objects().map_err(|Fault { field, what }| ParseError {
+    let objects = raw.objects().map_err(|FieldError { field, what }| ParseError {
         document: number,
         line,
         field,
@@ -215,7 +215,7 @@ mod tests {
                            spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n";
 
     /// `1 Service default/web`, one line for each object.
-    fn objects(text: &str, format: Format) -> Vec<String> {
+    fn objects(text: &str, format: Syntax) -> Vec<String> {
         let line = |Document { number, item, object }: Document| {
             let item = item.map_or_else(String::new, |item| format!("[{item}]"));
             let object = match object {
@@ -231,16 +231,16 @@ mod tests {
     }
 
     fn error(text: &str) -> String {
-        parse(text, Format::Yaml).unwrap_err().to_string()
+        parse(text, Syntax::Yaml).unwrap_err().to_string()
     }
 
     #[test]
     fn files_are_chosen_by_name() {
-        let yaml = ["a.yaml", "a.yml", "a.b.yaml"].map(Format::of);
-        assert_eq!(yaml, [Some(Format::Yaml); 3]);
-        assert_eq!(Format::of("a.json"), Some(Format::Json));
+        let yaml = ["a.yaml", "a.yml", "a.b.yaml"].map(Syntax::of);
+        assert_eq!(yaml, [Some(Syntax::Yaml); 3]);
+        assert_eq!(Syntax::of("a.json"), Some(Syntax::Json));
         for name in ["a", "yaml", ".a.yaml", "a.yaml~", "a.yaml.swp", "..data", "a.YAML.txt"] {
-            assert_eq!(Format::of(name), None, "{name}");
+            assert_eq!(Syntax::of(name), None, "{name}");
         }
     }
 
@@ -248,7 +248,7 @@ mod tests {
     fn documents_are_counted_as_people_do() {
         let none: [&str; 0] = [];
         for empty in ["", "\n", "# nothing\n", "---\n", "---\n# a\n--- # b\n...\n", "null\n"] {
-            assert_eq!(objects(empty, Format::Yaml), none, "{empty:?}");
+            assert_eq!(objects(empty, Syntax::Yaml), none, "{empty:?}");
         }
         for text in [
             format!("{SERVICE}---\nkind: Node\napiVersion: v1\n"),
@@ -257,10 +257,10 @@ mod tests {
             format!("{SERVICE}---\nkind: Node\napiVersion: v1\n").replace('\n', "\r\n"),
         ] {
             let text = text.replace("---\tkind: Node", "---\nkind: Node\napiVersion: v1");
-            assert_eq!(objects(&text, Format::Yaml), ["1 Service default/web", "2 Node"], "{text}");
+            assert_eq!(objects(&text, Syntax::Yaml), ["1 Service default/web", "2 Node"], "{text}");
         }
         let text = "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    x\n    ---\n    y\n";
-        assert_eq!(objects(text, Format::Yaml), ["1 v1 ConfigMap"]);
+        assert_eq!(objects(text, Syntax::Yaml), ["1 v1 ConfigMap"]);
     }
 
     #[test]
@@ -270,14 +270,14 @@ mod tests {
                     namespace: n}, addressType: IPv4, endpoints: null, ports: null}\n\
                     kind: List\nmetadata: {resourceVersion: \"\"}\n";
         let wanted = ["1[0] Service default/a", "1[1] EndpointSlice n/b"];
-        assert_eq!(objects(list, Format::Yaml), wanted);
+        assert_eq!(objects(list, Syntax::Yaml), wanted);
         // As the API server answers: the items do not say what they are.
         let typed = r#"{"kind": "ServiceList", "apiVersion": "v1", "items": [{"metadata": {"name": "a"}}]}
             {"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "items": null}"#;
-        for format in [Format::Json, Format::Yaml] {
+        for format in [Syntax::Json, Syntax::Yaml] {
             let text = typed.replace(
                 "\n            {",
-                if format == Format::Yaml { "\n---\n{" } else { "\n{" },
+                if format == Syntax::Yaml { "\n---\n{" } else { "\n{" },
             );
             assert_eq!(objects(&text, format), ["1[0] Service default/a"]);
         }
@@ -287,7 +287,7 @@ mod tests {
     fn a_list_has_fields_too() {
         let list = "apiVersion: v1\nkind: ServiceList\nitem: [{metadata: {name: a}}]\n";
         assert_eq!(
-            objects(list, Format::Yaml),
+            objects(list, Syntax::Yaml),
             [
                 "1 ServiceList item: Kubernetes 1.36 has no such field; it is ignored: did you mean items?"
             ]
@@ -299,10 +299,10 @@ mod tests {
         let text = "apiVersion: v1\nkind: Service\nmetadata:\n  name: &name \"1\"\n  labels: &l {app: *name}\n\
                     \u{20} annotations: {<<: *l}\n  creationTimestamp: null\nspec:\n  clusterIP: None\n  ports: []\n\
                     status: {loadBalancer: {}}\n";
-        assert_eq!(objects(text, Format::Yaml), ["1 Service default/1"]);
+        assert_eq!(objects(text, Syntax::Yaml), ["1 Service default/1"]);
         let created =
             SERVICE.replace("name: web", "name: web, creationTimestamp: 2024-01-01T00:00:00Z");
-        let parsed = parse(&created, Format::Yaml).unwrap();
+        let parsed = parse(&created, Syntax::Yaml).unwrap();
         let Object::Service(service, _) = &parsed[0].object else { panic!("{parsed:?}") };
         assert_eq!(service.model.as_ref().unwrap().created, 1_704_067_200);
     }
@@ -347,7 +347,7 @@ mod tests {
         let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Node}\n- {kind: Service}\n";
         assert_eq!(error(list), "document 1 (from line 1), items[1].apiVersion: is missing");
 
-        let json = |text: &str| parse(text, Format::Json).unwrap_err().to_string();
+        let json = |text: &str| parse(text, Syntax::Json).unwrap_err().to_string();
         let node = r#"{"apiVersion": "v1", "kind": "Node"}"#;
         assert!(json(&format!("{node}\n{node}\n{{\"a\"\n")).starts_with("document 3, line 4: EOF"));
         let service =
@@ -371,7 +371,7 @@ mod tests {
             assert!(error(&deep).starts_with("document 1, line 2: "), "{}", error(&deep));
         }
         let deep = format!("{{\"a\": {}{}}}", "[".repeat(10_000), "]".repeat(10_000));
-        assert!(parse(&deep, Format::Json).unwrap_err().what.contains("recursion limit"));
+        assert!(parse(&deep, Syntax::Json).unwrap_err().what.contains("recursion limit"));
     }
 
     #[test]
@@ -385,13 +385,13 @@ mod tests {
         let list =
             format!("apiVersion: v1\nkind: List\nitems:\n{}", (padding + item).repeat(10_000));
         assert!(list.len() > 10_000_000, "{}", list.len());
-        assert_eq!(parse(&list, Format::Yaml).unwrap().len(), 20_000);
+        assert_eq!(parse(&list, Syntax::Yaml).unwrap().len(), 20_000);
     }
 
     #[test]
     fn each_document_is_read_once() {
         // Were the time to grow with the square of their number, this would take minutes.
         let text = format!("{SERVICE}---\n").repeat(5_000);
-        assert_eq!(parse(&text, Format::Yaml).unwrap().last().unwrap().number, 5_000);
+        assert_eq!(parse(&text, Syntax::Yaml).unwrap().last().unwrap().number, 5_000);
     }
 }

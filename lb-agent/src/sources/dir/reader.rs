@@ -21,7 +21,7 @@ use nix::sys::statfs::{
     fstatfs,
 };
 
-use super::{files::Files, parse::Format, waiting::Waiting, watch::Signs};
+use super::{files::Files, parse::Syntax, waiting::Waiting, watch::Signs};
 
 /// How long a change without a sign of its end must have lasted.
 pub(super) const LASTING: Duration = Duration::from_secs(3);
@@ -57,7 +57,7 @@ impl From<&Metadata> for Stamp {
 type Listed = BTreeMap<String, io::Result<Stamp>>;
 
 /// A file that was read, or could not be.
-struct Known {
+struct FileState {
     stamp: Option<Stamp>,
     readable: bool,
 }
@@ -72,7 +72,7 @@ struct Pending {
 pub(super) struct Reader {
     path: PathBuf,
     waiting: Waiting,
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, FileState>,
     pending: BTreeMap<String, Pending>,
 }
 
@@ -185,7 +185,7 @@ impl Reader {
             let entry = entry?;
             let path = entry.path();
             let name = entry.file_name();
-            if Format::of(&name.to_string_lossy()).is_none() {
+            if Syntax::of(&name.to_string_lossy()).is_none() {
                 continue;
             }
             let Ok(name) = name.into_string() else {
@@ -238,11 +238,11 @@ impl Reader {
             Ok(None) => return None,
             Ok(Some((content, stamp))) => {
                 files.put(name, &content);
-                (Known { stamp: Some(stamp), readable: true }, true)
+                (FileState { stamp: Some(stamp), readable: true }, true)
             }
             Err(error) => {
                 let changed = files.fail(name, "file", format!("cannot be read: {error}"));
-                (Known { stamp, readable: false }, changed)
+                (FileState { stamp, readable: false }, changed)
             }
         };
         self.known.insert(name.to_owned(), known);

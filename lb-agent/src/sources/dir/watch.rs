@@ -15,7 +15,7 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 
-use super::{super::lasting::Lasting, parse::Format};
+use super::{super::lasting::Lasting, parse::Syntax};
 
 /// Whoever keeps a file open without writing to it is waited for no longer.
 const WRITING: Duration = Duration::from_secs(60);
@@ -142,7 +142,7 @@ impl Watch {
                     self.signs = Signs::default();
                 }
                 let name = event.name.as_deref().and_then(|name| name.to_str());
-                if let Some(name) = name.filter(|name| Format::of(name).is_some()) {
+                if let Some(name) = name.filter(|name| Syntax::of(name).is_some()) {
                     self.signs.take(name, event.mask, Instant::now());
                 }
             }

@@ -17,7 +17,7 @@ const SILENCE: Duration = Duration::from_secs(150);
 
 /// Where the API server is.
 #[derive(Clone, Debug, Default)]
-pub struct Access {
+pub struct ApiAccess {
     /// A kubeconfig file; none: `$KUBECONFIG` or `~/.kube/config`, or the pod's service account.
     pub kubeconfig: Option<PathBuf>,
     /// A context of that file; none: its current one.
@@ -26,15 +26,15 @@ pub struct Access {
 
 /// An API server that may be asked.
 #[derive(Clone)]
-pub struct Server {
+pub struct ApiServer {
     /// What asks it.
     pub client: Client,
     pub(super) plugin: Option<Plugin>,
 }
 
-impl Access {
+impl ApiAccess {
     /// The API server. Says nothing about whether it answers.
-    pub async fn server(&self) -> Result<Server> {
+    pub async fn server(&self) -> Result<ApiServer> {
         let options =
             KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let mut config = match &self.kubeconfig {
@@ -62,7 +62,7 @@ impl Access {
         tracing::info!(server = %config.cluster_url, "API server");
         let plugin = config.auth_info.exec.clone().map(|exec| self.plugin(exec));
         match (Client::try_from(config), plugin) {
-            (Ok(client), plugin) => Ok(Server { client, plugin }),
+            (Ok(client), plugin) => Ok(ApiServer { client, plugin }),
             (Err(kube::Error::Auth(error)), Some(plugin)) => {
                 let cause = plugin.explain(&error);
                 bail!("{cause}; {}", cause.remedy)
