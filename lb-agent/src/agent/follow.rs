@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use lb_core::{
-    engine::Engine as _,
+    engine::{self, Engine as _},
     model::{Change, Families},
     packets::PacketEngine,
     pipeline::{Pipeline, Report},
@@ -261,12 +261,12 @@ impl Agent {
     fn read_maps(&mut self, admin: &Admin) {
         let mut others = self.pipeline.adopt();
         let unread = others.remove(SOCKETS);
-        for (engine, error) in others {
+        for (engine, error) in &others {
             tracing::warn!(engine, "{error}");
         }
         if let Some(error) = &unread {
             tracing::warn!("{error}");
-        } else {
+        } else if others.is_empty() {
             self.pace.has_read();
             self.compared = Instant::now();
         }
@@ -307,7 +307,11 @@ impl Agent {
         self.troubles.tell(&report, Instant::now());
         self.troubles.tell_others(&report.others);
         let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
-        if report.sockets.addresses.is_some() || report.sockets.failed.values().any(refused) {
+        let failed = |other: &engine::Outcome| !other.failed.is_empty() || !other.beside.is_empty();
+        if report.sockets.addresses.is_some()
+            || report.sockets.failed.values().any(refused)
+            || report.others.values().any(failed)
+        {
             self.pace.doubt();
         }
         // Services that failed, or damage that could not be removed.

@@ -3,13 +3,17 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `nft` | messages of a transaction, and what the kernel says of it |
-//! | `ruleset` | the tables: sets, chains and rules, the same for every cluster |
-//! | `table` | elements in and out |
+//! | `nft`, `read` | messages of a transaction, and what the kernel says of it; what stands there |
+//! | `sets`, `expression`, `ruleset` | the tables: their sets, the steps of rules, and chains and rules, the same for every cluster |
+//! | `element`, `table` | elements as bytes; in and out |
 //! | `watch` | whether somebody else has changed the tables |
 
+mod element;
+mod expression;
 mod nft;
+mod read;
 mod ruleset;
+mod sets;
 mod table;
 mod watch;
 

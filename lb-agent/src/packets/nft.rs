@@ -74,7 +74,7 @@ pub(super) enum Message {
 }
 
 impl Message {
-    const fn kind(self) -> u16 {
+    pub(super) const fn kind(self) -> u16 {
         u16::from_be_bytes([SUBSYSTEM, self as u8])
     }
 }
@@ -135,7 +135,7 @@ impl Raw {
         all
     }
 
-    fn parse(body: &[u8]) -> Option<Self> {
+    pub(super) fn parse(body: &[u8]) -> Option<Self> {
         let find = |wanted| {
             let (_, data) = attributes(body).find(|(kind, _)| *kind == wanted)?;
             attributes(data).find(|(kind, _)| *kind == 1).map(|(_, value)| value.to_vec())
@@ -231,9 +231,6 @@ fn push(bytes: &mut Vec<u8>, kind: u16, flags: u16, family: u8, resource: u16, b
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
-/// Bytes before the attributes of an answer: `struct nfgenmsg`.
-const HEAD: usize = 4;
-
 /// What the kernel refused, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("nf_tables{}: {}{}", subject.as_ref().map_or(String::new(), |s| format!(", {s}")), Printable(error), remedy(self))]
@@ -286,132 +283,10 @@ fn remedy(error: &NftError) -> &'static str {
     }
 }
 
-/// A table that is there.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(super) struct TableInfo {
-    pub(super) flags: u32,
-    pub(super) comment: Option<String>,
-}
-
-/// The table of this name, if there is one.
-pub(super) fn table(
-    netlink: &mut Netlink,
-    family: Family,
-    name: &str,
-) -> Result<Option<TableInfo>, NftError> {
-    let mut found = TableInfo::default();
-    let body = query(family, &Attributes::default().name(1, name));
-    match netlink.ask(Message::GetTable.kind(), &body, |body| {
-        for (kind, content) in attributes(body.get(HEAD..).unwrap_or_default()) {
-            match kind {
-                2 => found.flags = be32(content).unwrap_or_default(),
-                6 => found.comment = comment(content),
-                _ => {}
-            }
-        }
-    }) {
-        Ok(()) => Ok(Some(found)),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// How many transactions there were.
-pub(super) fn generation(netlink: &mut Netlink) -> io::Result<u32> {
-    let mut found = None;
-    netlink.ask(Message::GetGeneration.kind(), &[0; HEAD], |body| {
-        let mut all = attributes(body.get(HEAD..).unwrap_or_default());
-        found = all.find(|(kind, _)| *kind == 1).and_then(|(_, content)| be32(content));
-    })?;
-    found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-}
-
-/// The rules of a table in their order: the chain and the comment of each.
-pub(super) fn rules(
-    netlink: &mut Netlink,
-    family: Family,
-    table: &str,
-) -> Result<Vec<(String, Option<String>)>, NftError> {
-    let mut found = Vec::new();
-    let body = query(family, &Attributes::default().name(1, table));
-    dump(netlink, Message::GetRule, &body, |body| match body {
-        None => found.clear(),
-        Some(body) => {
-            let mut rule = (String::new(), None);
-            let mut is_ours = false;
-            for (kind, content) in attributes(body) {
-                match kind {
-                    // Linux before 6.3 does not filter a dump by an attribute of another kind.
-                    1 => is_ours = text(content) == table,
-                    2 => rule.0 = text(content),
-                    7 => rule.1 = comment(content),
-                    _ => {}
-                }
-            }
-            found.extend(is_ours.then_some(rule));
-        }
-    })?;
-    Ok(found)
-}
-
-/// The elements of a set; none if there is no such set.
-pub(super) fn elements(
-    netlink: &mut Netlink,
-    family: Family,
-    (table, set): (&str, &str),
-) -> Result<Option<Vec<Raw>>, NftError> {
-    let mut found = Vec::new();
-    let body = query(family, &Attributes::default().name(1, table).name(2, set));
-    let whole = dump(netlink, Message::GetElements, &body, |body| match body {
-        None => found.clear(),
-        Some(body) => {
-            let lists = attributes(body).filter(|(kind, _)| *kind == 3);
-            let all = lists.flat_map(|(_, list)| attributes(list));
-            found.extend(all.filter_map(|(_, element)| Raw::parse(element)));
-        }
-    });
-    match whole {
-        Ok(()) => Ok(Some(found)),
-        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// `each` gets the attributes of each message. EINTR if changes went through each attempt.
-fn dump(
-    netlink: &mut Netlink,
-    message: Message,
-    body: &[u8],
-    mut each: impl FnMut(Option<&[u8]>),
-) -> Result<(), NftError> {
-    let each = |body: Option<&[u8]>| each(body.map(|body| body.get(HEAD..).unwrap_or_default()));
-    if netlink.dump(message.kind(), body, each)? {
-        return Ok(());
-    }
-    Err(io::Error::from_raw_os_error(libc::EINTR).into())
-}
-
-fn query(family: Family, body: &Attributes) -> Vec<u8> {
-    [&[family.number(), 0, 0, 0], body.content()].concat()
-}
-
 /// A comment, as nft keeps it in what the kernel leaves to users: kind 0, length, text.
 pub(super) fn userdata(comment: &str) -> Vec<u8> {
     let len = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
     [&[0, len], comment.as_bytes(), &[0]].concat()
-}
-
-fn comment(userdata: &[u8]) -> Option<String> {
-    let [0, len, rest @ ..] = userdata else { return None };
-    rest.get(..usize::from(*len)).map(text)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
-}
-
-fn be32(bytes: &[u8]) -> Option<u32> {
-    bytes.try_into().ok().map(u32::from_be_bytes)
 }
 
 #[cfg(test)]
@@ -427,14 +302,6 @@ mod tests {
             assert_eq!(Raw::parse(element.attributes().content()), Some(element));
         }
         assert_eq!(Raw::parse(&[]), None);
-    }
-
-    #[test]
-    fn comments_are_read_as_they_are_written() {
-        assert_eq!(comment(&userdata("ab")).as_deref(), Some("ab"));
-        for other in [&[][..], &[0], &[1, 1, 0], &[0, 9, 1]] {
-            assert_eq!(comment(other), None);
-        }
     }
 
     #[test]

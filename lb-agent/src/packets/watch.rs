@@ -6,7 +6,7 @@ use std::io;
 
 use lb_core::model::Families;
 
-use super::{nft, of, table::Tables};
+use super::{of, read, table::Tables};
 
 /// Looks at the tables of one network namespace.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Watch {
     /// Whether tables, chains or rules are gone, or others, since they were seen whole; said once.
     /// Costs one message if nobody has changed anything at all.
     pub fn is_damaged(&mut self) -> bool {
-        let generation = nft::generation(self.tables.netlink()).ok();
+        let generation = read::generation(self.tables.netlink()).ok();
         if generation.is_some() && generation == self.whole_at {
             return false;
         }
