@@ -20,9 +20,9 @@ use std::{io::Write as _, path::Path};
 use anyhow::{Context as _, Result, bail};
 use lb_core::{
     model::Families,
-    pipeline::{Pipeline, View},
+    pipeline::{NodeConfig, Pipeline},
     printable::Output,
-    sockets::Choices,
+    socket_engine::SocketSettings,
 };
 use tokio::task::JoinError;
 
@@ -81,7 +81,7 @@ fn ended(end: Result<Result<()>, JoinError>) -> Result<()> {
 }
 
 /// How this node looks at the cluster.
-fn view(config: &Config, node: &str, families: Families) -> View {
+fn view(config: &Config, node: &str, families: Families) -> NodeConfig {
     let host_netns = sockets::own_netns().unwrap_or_else(|error| {
         if config.localhost_nodeports {
             tracing::warn!(%error, "no NodePorts at loopback addresses: this namespace has no cookie");
@@ -90,7 +90,10 @@ fn view(config: &Config, node: &str, families: Families) -> View {
     });
     let settings = config.settings(node, families);
     let reserved = canary::SENTINELS.to_vec();
-    View { settings, sockets: Choices { unknown_ports: config.unknown_port, host_netns, reserved } }
+    NodeConfig {
+        settings,
+        sockets: SocketSettings { unknown_ports: config.unknown_port, host_netns, reserved },
+    }
 }
 
 /// The families that the kernel has. What is missing is said once (J3).
@@ -161,7 +164,7 @@ async fn serve(config: &Config) -> Result<()> {
     let in_force = datapath.others_at_work() || !snapshot.services.is_empty();
     let mut stop = Stop::listen()?;
     let families = families();
-    let pipeline = Pipeline::with_view(view(config, &node, families), maps, &snapshot);
+    let pipeline = Pipeline::with_config(view(config, &node, families), maps, &snapshot);
     let mut agent = Agent::new(config.terminate_tcp, pipeline, (datapath, cgroup));
     if config.packets == Packets::External {
         agent.serve_packets(families)?;

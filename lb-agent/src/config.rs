@@ -9,7 +9,7 @@ use clap::{
 };
 use lb_core::{
     model::{Families, NodePortAddresses, Settings},
-    sockets::UnknownPorts,
+    socket_engine::UnknownPorts,
 };
 
 use crate::{
@@ -201,6 +201,7 @@ impl Config {
             nodeport_addresses: self.nodeport_addresses.clone(),
             localhost_nodeports: self.localhost_nodeports,
             families,
+            started: std::time::SystemTime::now(),
         }
     }
 
@@ -233,8 +234,10 @@ mod tests {
             let config = Config::try_parse_from([&["lb-agent"], args].concat())?;
             Ok::<_, clap::Error>(config.settings("a", Families::default()))
         };
-        let ours = Settings { node_name: "a".into(), ..Settings::default() };
-        assert_eq!(settings(&[]).unwrap(), ours);
+        let given = settings(&[]).unwrap();
+        let ours =
+            Settings { node_name: "a".into(), started: given.started, ..Settings::default() };
+        assert_eq!(given, ours);
         let given = settings(&["--external-ips=false", "--localhost-nodeports"]).unwrap();
         assert!(!given.external_ips && given.localhost_nodeports);
         let of = |list: &str| settings(&["--nodeport-addresses", list]);

@@ -41,9 +41,9 @@ use lb_core::{
     model::{Change, ObjectRef, Settings},
     op::Op,
     packets::{self, MemoryTable, PacketEngine},
-    pipeline::{Pipeline, Report, View},
+    pipeline::{NodeConfig, Pipeline, SyncReport},
     policy::Served,
-    sockets::{Choices, UnknownPorts},
+    socket_engine::{SocketSettings, UnknownPorts},
     store::{Snapshot, Store, StoreError},
 };
 
@@ -144,10 +144,10 @@ impl Case {
             Some("pass") => UnknownPorts::Pass,
             _ => UnknownPorts::Refuse,
         };
-        Pipeline::with_view(
-            View {
+        Pipeline::with_config(
+            NodeConfig {
                 settings: self.settings(),
-                sockets: Choices { unknown_ports, ..Choices::default() },
+                sockets: SocketSettings { unknown_ports, ..SocketSettings::default() },
             },
             store,
             snapshot,
@@ -296,7 +296,7 @@ impl Outside {
 }
 
 /// The maps, and what did not get into them.
-fn state(snapshot: &Snapshot, report: &Report) -> String {
+fn state(snapshot: &Snapshot, report: &SyncReport) -> String {
     let mut text = dump::text(snapshot);
     for (name, error) in &report.sockets.failed {
         text += &format!("failed {name}: {error}\n");
@@ -571,7 +571,7 @@ impl Reference {
         changes
     }
 
-    fn compare(&self, found: &Memory, report: &Report) -> Result<(), String> {
+    fn compare(&self, found: &Memory, report: &SyncReport) -> Result<(), String> {
         let found = meaning(found);
         let wanted = meaning(self.roomy.as_ref().unwrap_or(&self.plain).store());
         let same = match self.roomy {

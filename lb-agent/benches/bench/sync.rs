@@ -15,7 +15,7 @@ use lb_agent::{
     node_cgroup::Cgroup,
     pins::Pins,
 };
-use lb_core::{model::Change, pipeline::Pipeline, sockets::Report};
+use lb_core::{model::Change, pipeline::Pipeline, socket_engine::SocketReport};
 
 use crate::{
     cluster::{Cluster, Shape, event},
@@ -198,7 +198,7 @@ fn deliver(
     for change in changes {
         pipeline.change(change);
     }
-    let Report { failed, ops, .. } = pipeline.sync().sockets;
+    let SocketReport { failed, ops, .. } = pipeline.sync().sockets;
     ensure!(failed.is_empty(), "not written: {failed:?}");
     Ok(ops)
 }

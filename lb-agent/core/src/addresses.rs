@@ -10,25 +10,25 @@ use lb_common::abi::{Addr, Address};
 
 use crate::{
     model::ObjectRef,
-    op::{Known, Op},
+    op::{AddressUse, Op},
 };
 
 /// Who needs which address. The maps follow, address by address.
 #[derive(Debug, Default)]
-pub struct Addresses {
+pub struct AddressPlan {
     /// The Services with this cluster IP, for files may give it to several; and whether all ports of
     /// each are in the maps.
     services: HashMap<Addr, Vec<(ObjectRef, bool)>>,
     /// The cluster IPs of each, and the same.
     of: HashMap<ObjectRef, (Vec<Addr>, bool)>,
-    nodes: BTreeMap<Addr, Known>,
+    nodes: BTreeMap<Addr, AddressUse>,
     /// Addresses at which everything is refused, whatever the cluster says.
     reserved: BTreeSet<Addr>,
     /// Addresses to look at.
     changed: BTreeSet<Addr>,
 }
 
-impl Addresses {
+impl AddressPlan {
     /// What the maps have of an agent before us is to be looked at.
     pub fn found(&mut self, addresses: impl IntoIterator<Item = Addr>) {
         self.changed.extend(addresses);
@@ -48,8 +48,8 @@ impl Addresses {
     }
 
     /// Whether the maps, which say `there`, refuse everything at the reserved addresses.
-    pub fn refuse_reserved(&self, there: &BTreeMap<Addr, Known>) -> bool {
-        let is_refused = |known: &Known| known.flags & Address::RESERVED != 0;
+    pub fn refuse_reserved(&self, there: &BTreeMap<Addr, AddressUse>) -> bool {
+        let is_refused = |known: &AddressUse| known.flags & Address::RESERVED != 0;
         self.reserved.iter().all(|addr| there.get(addr).is_some_and(is_refused))
     }
 
@@ -81,7 +81,7 @@ impl Addresses {
     }
 
     /// All addresses of nodes, and what each stands for.
-    pub fn set_nodes(&mut self, nodes: BTreeMap<Addr, Known>) {
+    pub fn set_nodes(&mut self, nodes: BTreeMap<Addr, AddressUse>) {
         let differs = |addr: &&Addr| self.nodes.get(addr) != nodes.get(addr);
         let changed: Vec<Addr> =
             self.nodes.keys().chain(nodes.keys()).filter(differs).copied().collect();
@@ -95,8 +95,8 @@ impl Addresses {
     }
 
     /// The ops that make the maps, which say `there`, say what is wanted. They are due until
-    /// [`Addresses::done`].
-    pub fn plan(&self, there: &BTreeMap<Addr, Known>) -> Vec<Op> {
+    /// [`AddressPlan::done`].
+    pub fn plan(&self, there: &BTreeMap<Addr, AddressUse>) -> Vec<Op> {
         let op = |addr: &Addr| match (self.wanted(addr), there.get(addr)) {
             (Some(known), there) if there != Some(&known) => {
                 Some(Op::PutAddress { addr: *addr, known })
@@ -112,7 +112,7 @@ impl Addresses {
         self.changed.clear();
     }
 
-    fn wanted(&self, addr: &Addr) -> Option<Known> {
+    fn wanted(&self, addr: &Addr) -> Option<AddressUse> {
         let node = self.nodes.get(addr).copied();
         let mut refused = 0;
         if self.services.get(addr).is_some_and(|services| services.iter().all(|(_, all)| *all)) {
@@ -124,9 +124,11 @@ impl Addresses {
         match node {
             // A cluster IP that is this node's address must not close the node's own ports.
             Some(known) if known.flags & Address::OWN_NODE != 0 => Some(known),
-            Some(Known { flags, netns: 0 }) => Some(Known { flags: flags | refused, netns: 0 }),
+            Some(AddressUse { flags, netns: 0 }) => {
+                Some(AddressUse { flags: flags | refused, netns: 0 })
+            }
             Some(known) => Some(known),
-            None => (refused != 0).then_some(Known { flags: refused, netns: 0 }),
+            None => (refused != 0).then_some(AddressUse { flags: refused, netns: 0 }),
         }
     }
 }
@@ -139,18 +141,18 @@ mod tests {
         text.parse::<IpAddr>().unwrap().into()
     }
 
-    fn own() -> Known {
-        Known { flags: Address::OWN_NODE, netns: 0 }
+    fn own() -> AddressUse {
+        AddressUse { flags: Address::OWN_NODE, netns: 0 }
     }
 
     #[test]
     fn an_address_stays_until_the_last_one_lets_go_of_it() {
         let [a, b] = ["a", "b"].map(|name| ObjectRef::new("default", name));
         let ip: IpAddr = "10.96.0.1".parse().unwrap();
-        let mut addresses = Addresses::default();
+        let mut addresses = AddressPlan::default();
         addresses.set_cluster_ips(&a, &[ip], true);
         addresses.set_cluster_ips(&b, &[ip], true);
-        let known = Known { flags: Address::CLUSTER_IP, netns: 0 };
+        let known = AddressUse { flags: Address::CLUSTER_IP, netns: 0 };
         let put = Op::PutAddress { addr: ip.into(), known };
         assert_eq!(addresses.plan(&[].into()), [put]);
         addresses.done();
@@ -164,12 +166,12 @@ mod tests {
 
     #[test]
     fn a_cluster_ip_that_is_a_node_s_closes_no_port_of_this_node() {
-        let mut addresses = Addresses::default();
-        let other = Known { flags: Address::OTHER_NODE, netns: 0 };
+        let mut addresses = AddressPlan::default();
+        let other = AddressUse { flags: Address::OTHER_NODE, netns: 0 };
         addresses.set_nodes([(addr("192.0.2.1"), other), (addr("192.0.2.2"), own())].into());
         let ips = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap());
         addresses.set_cluster_ips(&ObjectRef::new("default", "a"), &ips, true);
-        let both = Known { flags: Address::OTHER_NODE | Address::CLUSTER_IP, netns: 0 };
+        let both = AddressUse { flags: Address::OTHER_NODE | Address::CLUSTER_IP, netns: 0 };
         let planned = addresses.plan(&[(addr("192.0.2.2"), own())].into());
         assert_eq!(planned, [Op::PutAddress { addr: addr("192.0.2.1"), known: both }]);
     }
@@ -178,9 +180,9 @@ mod tests {
     fn a_port_that_is_not_there_is_nobody_s_to_refuse() {
         let [a, b] = ["a", "b"].map(|name| ObjectRef::new("default", name));
         let ip: IpAddr = "10.96.0.1".parse().unwrap();
-        let mut addresses = Addresses::default();
+        let mut addresses = AddressPlan::default();
         addresses.set_cluster_ips(&a, &[ip], true);
-        let there = [(ip.into(), Known { flags: Address::CLUSTER_IP, netns: 0 })].into();
+        let there = [(ip.into(), AddressUse { flags: Address::CLUSTER_IP, netns: 0 })].into();
         assert_eq!(addresses.plan(&there), []);
         addresses.set_cluster_ips(&b, &[ip], false);
         assert_eq!(addresses.plan(&there), [Op::DeleteAddress { addr: ip.into() }]);
@@ -190,10 +192,10 @@ mod tests {
 
     #[test]
     fn a_reserved_address_stays_and_is_one_s_own_no_more() {
-        let mut addresses = Addresses::default();
+        let mut addresses = AddressPlan::default();
         let ip: IpAddr = "127.115.108.98".parse().unwrap();
         addresses.reserve(vec![ip]);
-        let known = Known { flags: Address::RESERVED, netns: 0 };
+        let known = AddressUse { flags: Address::RESERVED, netns: 0 };
         let put = Op::PutAddress { addr: ip.into(), known };
         assert_eq!(addresses.plan(&[].into()), [put]);
         addresses.done();
@@ -208,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_an_agent_before_us_left_is_removed() {
-        let mut addresses = Addresses::default();
+        let mut addresses = AddressPlan::default();
         addresses.found([addr("10.96.0.9")]);
         let there = [(addr("10.96.0.9"), own())].into();
         assert_eq!(addresses.plan(&there), [Op::DeleteAddress { addr: addr("10.96.0.9") }]);

@@ -10,7 +10,7 @@ use crate::{
     claims::{Claims, Lost},
     engine::{NodeAddresses, Wanted},
     model::{Change, Cluster, ObjectRef, Settings, Trigger},
-    policy::{self, HealthCheck, NoLocal, PerFamily, Unmatched},
+    policy::{self, HealthCheck, NoLocal, PerFamily, UnmatchedPorts},
 };
 
 /// What is known of the cluster, and what follows from it. Decides once, for every engine.
@@ -36,7 +36,7 @@ pub struct Decision {
     /// Frontends that went to another Service, by the Service that did not get them.
     pub lost: BTreeMap<ObjectRef, Vec<Lost>>,
     /// Ports of slices that no port of their Service matches.
-    pub unmatched: BTreeMap<ObjectRef, Unmatched>,
+    pub unmatched: BTreeMap<ObjectRef, UnmatchedPorts>,
     /// What made the slices change that were taken in.
     pub triggers: Vec<Trigger>,
     /// The health check node ports that are to say something else than before; none: nothing.

@@ -1,11 +1,16 @@
 //! What carries out what was decided. An engine has a mirror of what it wrote, plans the difference,
 //! and tries again what failed; none stops or hides another.
 
-use std::{collections::BTreeMap, fmt::Display, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use crate::{
     claims::Claims,
-    model::{NodeAddr, ObjectRef},
+    model::{Frontend, NodeAddr, ObjectRef},
     policy::Served,
 };
 
@@ -30,19 +35,26 @@ pub struct NodeAddresses {
     pub loopback_net: bool,
 }
 
-/// What came of a sync of one engine.
+/// What an engine says of a sync, if it has nothing more to say.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct EngineReport {
     /// How many changes were carried out.
     pub ops: usize,
     /// The Services that failed, and why; they are tried again with the next sync.
     pub failed: BTreeMap<ObjectRef, String>,
     /// What else failed.
     pub beside: Vec<String>,
+    /// The frontends of UDP that were looked at and are as they should be, each with the endpoints that
+    /// serve there: what is remembered of flows that lead from it elsewhere is to be forgotten (L2). None
+    /// serves at a frontend that went.
+    pub flows: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
 }
 
 /// One way of serving what is wanted.
 pub trait Engine {
+    /// What it says of a sync.
+    type Report;
+
     /// What it is called.
     fn name(&self) -> &'static str;
 
@@ -63,5 +75,5 @@ pub trait Engine {
     /// Makes what is there say what is wanted, showing each change before it is carried out. What
     /// fails stays as it was, and is tried again with the next sync; the rest goes on. A frontend that
     /// is another Service's by `claims` stays until that one replaces it.
-    fn sync(&mut self, claims: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome;
+    fn sync(&mut self, claims: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Self::Report;
 }

@@ -20,7 +20,7 @@ pub mod memory;
 pub mod onlooker;
 
 mod blocks;
-pub mod tables;
+pub mod map_mirror;
 
 pub mod addresses;
 
@@ -30,7 +30,7 @@ pub mod packets;
 
 pub mod decider;
 pub mod engine;
-pub mod sockets;
+pub mod socket_engine;
 
 pub mod pipeline;
 

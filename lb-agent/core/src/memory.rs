@@ -13,7 +13,7 @@ use lb_common::{
 
 use crate::model::{Cidr, PortRef};
 use crate::{
-    op::{Known, Op},
+    op::{AddressUse, Op},
     store::{Snapshot, Store, StoreError, last_generation, max_names},
 };
 
@@ -27,7 +27,7 @@ pub struct Memory {
     names: BTreeMap<u32, PortRef>,
     backends: Vec<Backend>,
     sources: BTreeSet<(u32, Cidr)>,
-    addresses: BTreeMap<Addr, Known>,
+    addresses: BTreeMap<Addr, AddressUse>,
     clients: BTreeMap<ClientKey, Client>,
 }
 
@@ -179,7 +179,7 @@ impl Tables for Memory {
     }
 
     fn address(&self, addr: &Addr) -> Option<Address> {
-        let Known { flags, netns } = *self.addresses.get(addr)?;
+        let AddressUse { flags, netns } = *self.addresses.get(addr)?;
         Some(Address::new(*addr, flags, netns))
     }
 

@@ -5,8 +5,8 @@
 
 mod address;
 mod cluster;
-mod names;
 mod node;
+mod shared;
 mod trigger;
 
 use std::{
@@ -20,7 +20,6 @@ use std::{
 pub use self::{
     address::{Cidr, parse_ip},
     cluster::Cluster,
-    names::shared,
     node::{Families, Node, NodeAddr, NodePortAddresses, Settings},
     trigger::Trigger,
 };
@@ -174,7 +173,7 @@ pub struct Endpoint {
     pub addr: IpAddr,
     /// Its conditions.
     pub conditions: Conditions,
-    /// The node it runs on, as [`shared`] has it.
+    /// The node it runs on.
     pub node: Option<Arc<str>>,
     /// From where it would like to be used.
     pub hints: Option<Arc<Hints>>,
@@ -188,7 +187,7 @@ impl Endpoint {
 }
 
 /// From where an endpoint would like to be used (B12).
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Hints {
     /// Zones.
     pub zones: Vec<Arc<str>>,

@@ -62,7 +62,7 @@ pub enum Op {
         /// The address.
         addr: Addr,
         /// What it stands for.
-        known: Known,
+        known: AddressUse,
     },
     /// Forgets an address.
     DeleteAddress {
@@ -86,14 +86,14 @@ impl Op {
 
 /// What an address stands for, whatever the port.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Known {
+pub struct AddressUse {
     /// Bits of [`Address`].
     pub flags: u32,
     /// The network namespace where it does; 0: in all.
     pub netns: u64,
 }
 
-impl fmt::Display for Known {
+impl fmt::Display for AddressUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { flags, netns } = *self;
         for (flag, text) in [

@@ -17,7 +17,7 @@ pub use self::{
     element::{Choice, Edit, Element, Table, TableError},
     engine::{PACKETS, PacketEngine},
     memory::MemoryTable,
-    mirror::Mirror,
+    mirror::TableMirror,
 };
 
 #[cfg(test)]

@@ -12,24 +12,23 @@ use std::{
 use crate::{
     claims::Lost,
     decider::{Decider, Decision},
-    engine::{Engine, Outcome},
+    engine::{Engine, EngineReport},
+    map_mirror::MapMirror,
     model::{Change, Cluster, ObjectRef, Settings, Trigger},
-    op::Op,
-    policy::{HealthCheck, NoLocal, PerFamily, Unmatched},
-    sockets::{self, Choices, SocketEngine},
+    policy::{HealthCheck, NoLocal, PerFamily, UnmatchedPorts},
+    socket_engine::{SocketEngine, SocketReport, SocketSettings},
     store::{Snapshot, Store, StoreError},
-    tables::Tables,
 };
 
 /// What a sync did.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct SyncReport {
     /// Services decided about.
     pub looked_at: BTreeSet<ObjectRef>,
     /// Frontends that went to another Service, by the Service that did not get them.
     pub lost: BTreeMap<ObjectRef, Vec<Lost>>,
     /// Ports of slices that no port of their Service matches.
-    pub unmatched: BTreeMap<ObjectRef, Unmatched>,
+    pub unmatched: BTreeMap<ObjectRef, UnmatchedPorts>,
     /// What made the slices change that were taken in since the last sync.
     pub triggers: Vec<Trigger>,
     /// The health check node ports that are to say something else than before; none: nothing.
@@ -37,44 +36,47 @@ pub struct Report {
     /// Where they listen, if that is different.
     pub health_addresses: Option<BTreeSet<IpAddr>>,
     /// What became of it in the maps.
-    pub sockets: sockets::Report,
+    pub sockets: SocketReport,
     /// What became of it in the other engines, by their names.
-    pub others: BTreeMap<&'static str, Outcome>,
+    pub others: BTreeMap<&'static str, EngineReport>,
 }
+
+/// An engine beside the one for sockets.
+pub type OtherEngine = Box<dyn Engine<Report = EngineReport>>;
 
 /// How a node looks at the cluster.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub struct NodeConfig {
     /// What it is, and what it serves.
     pub settings: Settings,
     /// For its sockets.
-    pub sockets: Choices,
+    pub sockets: SocketSettings,
 }
 
 /// The decider, and the engines that carry out what it decides.
 pub struct Pipeline<S> {
     decider: Decider,
     sockets: SocketEngine<S>,
-    others: Vec<Box<dyn Engine>>,
+    others: Vec<OtherEngine>,
 }
 
 impl<S: Store> Pipeline<S> {
     /// A pipeline that goes on from what the maps say, of a node without a name.
     pub fn new(store: S, snapshot: &Snapshot) -> Self {
-        Self::with_view(View::default(), store, snapshot)
+        Self::with_config(NodeConfig::default(), store, snapshot)
     }
 
     /// A pipeline that goes on from what the maps say.
-    pub fn with_view(view: View, store: S, snapshot: &Snapshot) -> Self {
+    pub fn with_config(config: NodeConfig, store: S, snapshot: &Snapshot) -> Self {
         Self {
-            decider: Decider::new(view.settings),
-            sockets: SocketEngine::new(view.sockets, store, snapshot),
+            decider: Decider::new(config.settings),
+            sockets: SocketEngine::new(config.sockets, store, snapshot),
             others: Vec::new(),
         }
     }
 
     /// One more engine. It is told all that is wanted with the next sync.
-    pub fn add(&mut self, engine: Box<dyn Engine>) {
+    pub fn add(&mut self, engine: OtherEngine) {
         self.others.push(engine);
     }
 
@@ -98,14 +100,14 @@ impl<S: Store> Pipeline<S> {
 
     /// Makes every engine serve what is known of the Services that changed. Does nothing before all
     /// lists are whole.
-    pub fn sync(&mut self) -> Report {
+    pub fn sync(&mut self) -> SyncReport {
         self.sync_with(&mut |_| {})
     }
 
     /// [`Pipeline::sync`], showing each op before it is carried out.
-    pub fn sync_with(&mut self, show: &mut dyn FnMut(&dyn Display)) -> Report {
+    pub fn sync_with(&mut self, show: &mut dyn FnMut(&dyn Display)) -> SyncReport {
         if !self.decider.is_complete() {
-            return Report::default();
+            return SyncReport::default();
         }
         let lacks_all =
             self.sockets.lacks_all() || self.others.iter().any(|engine| engine.lacks_all());
@@ -117,10 +119,10 @@ impl<S: Store> Pipeline<S> {
         }
         let looked_at = wanted.services.into_keys().collect();
         let claims = self.decider.claims();
-        let sockets = self.sockets.write(claims, &mut |op: &Op| show(op));
+        let sockets = self.sockets.sync(claims, show);
         let others = &mut self.others.iter_mut();
         let others = others.map(|engine| (engine.name(), engine.sync(claims, show))).collect();
-        Report {
+        SyncReport {
             looked_at,
             lost,
             unmatched,
@@ -135,10 +137,9 @@ impl<S: Store> Pipeline<S> {
     /// Has every engine go on from what is really there, whatever was believed of it: the next sync
     /// looks at everything (M6). Returns who could not read it, and why.
     pub fn adopt(&mut self) -> BTreeMap<&'static str, String> {
-        let sockets: &mut dyn Engine = &mut self.sockets;
-        let all = std::iter::once(sockets)
-            .chain(self.others.iter_mut().map(|other| &mut **other as &mut dyn Engine));
-        all.filter_map(|engine| Some((engine.name(), engine.adopt().err()?))).collect()
+        let others = self.others.iter_mut().map(|engine| (engine.name(), engine.adopt()));
+        let all = std::iter::once((self.sockets.name(), self.sockets.adopt())).chain(others);
+        all.filter_map(|(name, adopted)| Some((name, adopted.err()?))).collect()
     }
 
     /// Whether a sync would write to the maps.
@@ -151,7 +152,7 @@ impl<S: Store> Pipeline<S> {
         !self.sockets.lacks_all()
     }
 
-    /// Whether the maps refuse everything at [`Choices::reserved`], by what is known of them.
+    /// Whether the maps refuse everything at [`SocketSettings::reserved`], by what is known of them.
     pub fn refuses_reserved(&self) -> bool {
         self.sockets.refuses_reserved()
     }
@@ -196,7 +197,7 @@ impl<S: Store> Pipeline<S> {
     }
 
     /// The mirror of the maps.
-    pub const fn tables(&self) -> &Tables {
+    pub const fn tables(&self) -> &MapMirror {
         self.sockets.tables()
     }
 
@@ -239,6 +240,8 @@ mod tests {
     struct Second(Rc<RefCell<Told>>);
 
     impl Engine for Second {
+        type Report = EngineReport;
+
         fn name(&self) -> &'static str {
             "second"
         }
@@ -276,17 +279,17 @@ mod tests {
             told.lacks_all || told.wanted != told.written
         }
 
-        fn sync(&mut self, _: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome {
+        fn sync(&mut self, _: &Claims, show: &mut dyn FnMut(&dyn Display)) -> EngineReport {
             let mut told = self.0.borrow_mut();
             told.syncs += 1;
             if told.broken {
                 let all = told.wanted.keys();
                 let failed = all.map(|name| (name.clone(), "refused".to_owned())).collect();
-                return Outcome { failed, ..Outcome::default() };
+                return EngineReport { failed, ..EngineReport::default() };
             }
             show(&"all of it");
             told.written = told.wanted.clone();
-            Outcome { ops: 1, ..Outcome::default() }
+            EngineReport { ops: 1, ..EngineReport::default() }
         }
     }
 

@@ -16,11 +16,11 @@ use std::{
 use lb_common::abi::{Action, Backend, Service, ServiceKey};
 
 use crate::{
+    map_mirror::MapMirror,
     model::{Cidr, Frontend, ObjectRef, PortRef},
     op::Op,
     policy::{self, BackendSet, Empty},
     store::Store,
-    tables::Tables,
 };
 
 /// Why a set cannot be written. What was there before stays.
@@ -55,7 +55,11 @@ pub enum PlanError {
 }
 
 /// The ops that make the maps say what one set says.
-pub fn plan(tables: &Tables, store: &impl Store, set: &BackendSet) -> Result<Vec<Op>, PlanError> {
+pub fn plan(
+    tables: &MapMirror,
+    store: &impl Store,
+    set: &BackendSet,
+) -> Result<Vec<Op>, PlanError> {
     let keys: Vec<ServiceKey> = set.frontends.iter().map(ServiceKey::from).collect();
     let mut ops = Vec::new();
     let id = tables.id(&set.port).unwrap_or_else(|| {
@@ -116,7 +120,7 @@ fn serves((service, records): &(Service, Vec<Backend>)) -> bool {
 /// Writes a block of its own for the records, the last `kept` of which are not to choose from; and
 /// what its frontends are to say.
 fn write(
-    tables: &Tables,
+    tables: &MapMirror,
     id: u32,
     wanted: Vec<Backend>,
     kept: usize,
@@ -137,7 +141,7 @@ fn write(
 }
 
 /// Whether there is room for the frontends that the sets add.
-pub fn room(tables: &Tables, sets: &[BackendSet]) -> Result<(), PlanError> {
+pub fn room(tables: &MapMirror, sets: &[BackendSet]) -> Result<(), PlanError> {
     let all: usize = sets.iter().map(|set| set.frontends.len()).sum();
     let free = tables.free_services();
     // Nearly always there is room for all of them, and nothing is looked up.
@@ -152,7 +156,7 @@ pub fn room(tables: &Tables, sets: &[BackendSet]) -> Result<(), PlanError> {
 }
 
 /// The frontends of a set that have entries, whoever's they are.
-pub fn present(tables: &Tables, set: &BackendSet) -> impl Iterator<Item = Frontend> {
+pub fn present(tables: &MapMirror, set: &BackendSet) -> impl Iterator<Item = Frontend> {
     let frontends = set.frontends.iter().copied();
     frontends.filter(|frontend| tables.service(&frontend.into()).is_some())
 }
@@ -160,7 +164,7 @@ pub fn present(tables: &Tables, set: &BackendSet) -> impl Iterator<Item = Fronte
 /// The ops that remove what the Service has and no set asks for. What is in `promised` another
 /// Service is to have, and replaces it itself.
 pub fn endings(
-    tables: &Tables,
+    tables: &MapMirror,
     name: &ObjectRef,
     sets: &[BackendSet],
     promised: &BTreeSet<ServiceKey>,
@@ -179,7 +183,7 @@ pub fn endings(
 /// clients, and ids. What an entry leads to that is still there, since a set in `unwritten` did not
 /// fit or another Service is to have it, stays with all that belongs to it.
 pub fn remains(
-    tables: &Tables,
+    tables: &MapMirror,
     name: &ObjectRef,
     sets: &[BackendSet],
     unwritten: &BTreeSet<PortRef>,

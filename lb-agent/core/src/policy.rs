@@ -17,7 +17,7 @@ use std::{
 pub use self::{
     outside::{Answer, FrontendKind, OutsideFrontend, OutsidePort, Route, Sender, TrafficPolicy},
     serve::serve,
-    unmatched::{Unmatched, unmatched},
+    unmatched::{UnmatchedPorts, unmatched},
 };
 use crate::model::{Cidr, Cluster, Frontend, ObjectRef, PortRef};
 

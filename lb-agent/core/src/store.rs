@@ -6,7 +6,7 @@ use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
 
 use crate::{
     model::{Cidr, PortRef},
-    op::{Known, Op},
+    op::{AddressUse, Op},
 };
 
 /// Where ops go.
@@ -87,7 +87,7 @@ pub struct Snapshot {
     /// The ranges of clients, by the id of the service port.
     pub sources: BTreeSet<(u32, Cidr)>,
     /// What addresses stand for.
-    pub addresses: BTreeMap<Addr, Known>,
+    pub addresses: BTreeMap<Addr, AddressUse>,
     /// The records of the blocks that `services` names, by index of the first one.
     pub blocks: BTreeMap<u32, Vec<Backend>>,
 }

@@ -27,7 +27,7 @@ pub(super) async fn run(config: &Config) -> Result<()> {
     snapshot.max_services = config.max_services;
     snapshot.max_backends = config.max_backends;
     let view = view(config, &host::node_name(config)?, families());
-    let mut pipeline = Pipeline::with_view(view, Memory::from(&snapshot), &snapshot);
+    let mut pipeline = Pipeline::with_config(view, Memory::from(&snapshot), &snapshot);
     let Feed { task: mut source, mut changes, trouble, .. } =
         source::follow(config, !snapshot.services.is_empty(), true).await?;
     let lists = async {

@@ -7,10 +7,10 @@ use lb_core::{
     engine::{self, Engine as _},
     model::{Change, Families},
     packets::PacketEngine,
-    pipeline::{Pipeline, Report},
+    pipeline::{Pipeline, SyncReport},
     plan::PlanError,
     policy::NoLocal,
-    sockets::{SOCKETS, SyncError},
+    socket_engine::{SOCKETS, SyncError},
 };
 use tokio::{
     sync::mpsc,
@@ -325,7 +325,7 @@ impl Agent {
     }
 
     /// In the order of kube-proxy (M4).
-    fn tell(&mut self, admin: &mut Admin, report: &mut Report, full: bool, took: Duration) {
+    fn tell(&mut self, admin: &mut Admin, report: &mut SyncReport, full: bool, took: Duration) {
         let kind = if full { SyncKind::Full } else { SyncKind::Partial };
         let complete = report.sockets.failed.is_empty() && report.sockets.addresses.is_none();
         self.refusals.wrote(&report.sockets.writes, complete && !self.pipeline.writes_maps());

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::sockets::Writes;
+use lb_core::socket_engine::Writes;
 
 /// The maps that take nothing, and whether they can be read.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{engine::Outcome, model::ObjectRef, pipeline::Report, policy};
+use lb_core::{engine::EngineReport, model::ObjectRef, pipeline::SyncReport, policy};
 
 /// How many Services are named one by one when many have the same trouble.
 const NAMED: usize = 5;
@@ -27,13 +27,13 @@ pub(super) struct Troubles {
 
 /// Ports of slices that do not match those of the Service.
 struct Unmatched {
-    of: policy::Unmatched,
+    of: policy::UnmatchedPorts,
     since: Instant,
 }
 
 impl Troubles {
     /// What else than the maps of the programs was not written, engine by engine.
-    pub(super) fn tell_others(&mut self, others: &BTreeMap<&'static str, Outcome>) {
+    pub(super) fn tell_others(&mut self, others: &BTreeMap<&'static str, EngineReport>) {
         for (engine, outcome) in others {
             let failed =
                 outcome.failed.iter().map(|(service, error)| format!("{service}: {error}"));
@@ -52,7 +52,7 @@ impl Troubles {
         }
     }
 
-    pub(super) fn tell(&mut self, report: &Report, now: Instant) {
+    pub(super) fn tell(&mut self, report: &SyncReport, now: Instant) {
         let failed: BTreeMap<_, _> = report
             .sockets
             .failed
@@ -106,7 +106,7 @@ impl Troubles {
         }
     }
 
-    fn take_unmatched(&mut self, report: &Report, now: Instant) {
+    fn take_unmatched(&mut self, report: &SyncReport, now: Instant) {
         for service in &report.looked_at {
             let Some(of) = report.unmatched.get(service) else {
                 if self.unmatched.remove(service).is_some() && !self.untold.remove(service) {
@@ -168,16 +168,16 @@ mod tests {
         ObjectRef::new("default", "web")
     }
 
-    fn report(port: Option<&str>) -> Report {
+    fn report(port: Option<&str>) -> SyncReport {
         let set = |text: &str| BTreeSet::from([text.to_owned()]);
         let unmatched = port.map(|port| {
             let (slices, ports) = (set("web-1"), set(port));
-            (web(), policy::Unmatched { slices, ports, service: set("http (TCP)") })
+            (web(), policy::UnmatchedPorts { slices, ports, service: set("http (TCP)") })
         });
-        Report {
+        SyncReport {
             looked_at: [web()].into(),
             unmatched: unmatched.into_iter().collect(),
-            ..Report::default()
+            ..SyncReport::default()
         }
     }
 
@@ -219,7 +219,7 @@ mod tests {
             troubles.tell(&report(Some("web (TCP)")), at(60));
             // Endpoints come and go, other Services are looked at.
             troubles.tell(&report(Some("web (TCP)")), at(65));
-            troubles.tell(&Report::default(), at(66));
+            troubles.tell(&SyncReport::default(), at(66));
             troubles.tell_lasting(at(70));
             troubles.tell_lasting(at(80));
             troubles.tell(&report(Some("web (TCP)")), at(81));

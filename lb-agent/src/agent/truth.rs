@@ -100,8 +100,8 @@ mod tests {
             Change, Conditions, Endpoint, ObjectRef, Service, ServicePort, Settings, Slice,
             SlicePort, Trigger,
         },
-        pipeline::View,
-        sockets::Choices,
+        pipeline::NodeConfig,
+        socket_engine::SocketSettings,
     };
 
     const FRONTEND: &str = "10.96.0.10:53";
@@ -327,8 +327,11 @@ mod tests {
         let maps = Memory::new(64, 64);
         let snapshot = maps.snapshot();
         let settings = Settings { localhost_nodeports: true, ..Settings::default() };
-        let view = View { settings, sockets: Choices { host_netns: 1, ..Choices::default() } };
-        let mut world = World { pipeline: Pipeline::with_view(view, maps, &snapshot) };
+        let view = NodeConfig {
+            settings,
+            sockets: SocketSettings { host_netns: 1, ..SocketSettings::default() },
+        };
+        let mut world = World { pipeline: Pipeline::with_config(view, maps, &snapshot) };
         world.say([
             Change::ListedNodes([].into()),
             Change::ListedServices([].into()),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::abi::Counter;
-use lb_core::pipeline::{Pipeline, Report};
+use lb_core::pipeline::{Pipeline, SyncReport};
 use tokio::sync::mpsc;
 
 use super::{clients::Clients, counting::Counting, task::Task, truth::InForce};
@@ -84,7 +84,7 @@ impl Upkeep {
     }
 
     /// The maps were written.
-    pub(super) fn synced(&mut self, pipeline: &Pipeline<Pinned>, report: &Report) {
+    pub(super) fn synced(&mut self, pipeline: &Pipeline<Pinned>, report: &SyncReport) {
         let Some((sweeper, _)) = &self.sweeper else { return };
         if !pipeline.is_synced() {
             return;

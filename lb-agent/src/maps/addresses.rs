@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use bytemuck::must_cast;
 use lb_common::abi::{ADDRESSES, Addr, Address, AddressEntry, FILTER, FILTER_WORDS, bpf_spin_lock};
-use lb_core::op::Known;
+use lb_core::op::AddressUse;
 
 use super::{
     OpenError,
@@ -58,12 +58,12 @@ impl Addresses {
     }
 
     /// All addresses. What is not sealed with its key is damage, and shown as it is.
-    pub(super) fn all(&self) -> Result<BTreeMap<Addr, Known>, MapError> {
+    pub(super) fn all(&self) -> Result<BTreeMap<Addr, AddressUse>, MapError> {
         let mut all = BTreeMap::new();
         for entry in &self.map {
             let (addr, address) = entry?;
             let Address { flags, netns, .. } = must_cast::<_, AddressEntry>(address).address;
-            all.insert(must_cast(addr), Known { flags, netns });
+            all.insert(must_cast(addr), AddressUse { flags, netns });
         }
         Ok(all)
     }
@@ -74,7 +74,7 @@ impl Addresses {
         address.is_of(*addr).then_some(address)
     }
 
-    pub(super) fn put(&mut self, addr: Addr, known: Known) -> Result<(), MapError> {
+    pub(super) fn put(&mut self, addr: Addr, known: AddressUse) -> Result<(), MapError> {
         let is_new = self.map.get(&must_cast(addr), 0).is_err();
         if is_new {
             self.enter(addr)?;

@@ -22,7 +22,7 @@ use k8s_openapi::{
 use lb_core::{
     model::{
         Conditions, Endpoint, Hints, ObjectRef, Protocol, Service, ServicePort, Slice, SlicePort,
-        Trigger, parse_ip, shared,
+        Trigger, parse_ip,
     },
     policy::is_connectable,
 };
@@ -333,7 +333,7 @@ fn endpoint(
     node.map_or(Ok(()), |node| Sort::NodeRef.check("nodeName", node, follows))?;
     let hints = endpoint.hints.as_ref().map(|hints| self::hints(hints, known, follows));
     let hints = hints.transpose()?.flatten();
-    Ok(Some(Endpoint { addr, conditions, node: node.map(shared), hints }))
+    Ok(Some(Endpoint { addr, conditions, node: node.map(Arc::from), hints }))
 }
 
 /// Hints for zones and nodes (B12).
@@ -349,8 +349,8 @@ fn hints(
     for (i, node) in nodes.clone().enumerate() {
         Sort::NodeRef.check(&format!("hints.forNodes[{i}].name"), &node.name, follows)?;
     }
-    let zones = zones.map(|zone| shared(&zone.name)).collect();
-    let hints = Hints { zones, nodes: nodes.map(|node| shared(&node.name)).collect() };
+    let zones = zones.map(|zone| zone.name.as_str().into()).collect();
+    let hints = Hints { zones, nodes: nodes.map(|node| node.name.as_str().into()).collect() };
     if hints == Hints::default() {
         return Ok(None);
     }

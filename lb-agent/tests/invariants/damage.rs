@@ -6,7 +6,7 @@ use lb_common::abi::{self, Backend, ServiceKey};
 use lb_core::{
     memory::Memory,
     model::{Change, ObjectRef, PortRef},
-    op::Known,
+    op::AddressUse,
     store::Snapshot,
 };
 use proptest::{collection::vec, prelude::*, sample::select as one_of};
@@ -69,7 +69,7 @@ prop_compose! {
             sources: sources.into_iter().collect(),
             addresses: addresses
                 .into_iter()
-                .map(|(key, flags, netns)| (key.peer.addr, Known { flags, netns }))
+                .map(|(key, flags, netns)| (key.peer.addr, AddressUse { flags, netns }))
                 .collect(),
             blocks: [(0, records.take(max_backends as usize).collect())].into(),
         };

@@ -13,7 +13,7 @@ use lb_core::{
         Change, Cidr, Endpoint, Frontend, Node, ObjectRef, PortRef, Protocol, Scope, Service,
         ServicePort, Slice,
     },
-    op::Known,
+    op::AddressUse,
 };
 
 /// The node that looks at the cluster.
@@ -286,7 +286,10 @@ impl Truth {
     }
 
     /// What each address stands for, if the maps have these frontends.
-    pub(super) fn addresses<T>(&self, there: &BTreeMap<ServiceKey, T>) -> BTreeMap<Addr, Known> {
+    pub(super) fn addresses<T>(
+        &self,
+        there: &BTreeMap<ServiceKey, T>,
+    ) -> BTreeMap<Addr, AddressUse> {
         let mut flags: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for (name, node) in &self.nodes {
             for ip in node.addresses.iter().filter(|ip| !self.own_addresses().contains(ip)) {
@@ -315,7 +318,7 @@ impl Truth {
                 *flags |= Address::CLUSTER_IP;
             }
         }
-        flags.into_iter().map(|(ip, flags)| (ip.into(), Known { flags, netns: 0 })).collect()
+        flags.into_iter().map(|(ip, flags)| (ip.into(), AddressUse { flags, netns: 0 })).collect()
     }
 }
 

@@ -17,7 +17,7 @@ use lb_core::{
     memory::Memory,
     model::{Cidr, PortRef},
     onlooker::Onlooker,
-    op::{Known, Op},
+    op::{AddressUse, Op},
     store::{Snapshot, Store, StoreError},
 };
 
@@ -40,7 +40,7 @@ pub(super) struct Watched {
     pub(super) services: BTreeMap<ServiceKey, abi::Service>,
     pub(super) names: BTreeMap<u32, PortRef>,
     pub(super) sources: BTreeSet<(u32, Cidr)>,
-    pub(super) addresses: BTreeMap<Addr, Known>,
+    pub(super) addresses: BTreeMap<Addr, AddressUse>,
     past: Vec<Past>,
     generations: BTreeSet<u32>,
     /// Whether both lists are whole.

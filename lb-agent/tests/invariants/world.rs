@@ -11,10 +11,10 @@ use lb_core::{
         Change, Conditions, Endpoint, ObjectRef, PortRef, Protocol, Service, ServicePort, Settings,
         Slice, SlicePort, Trigger,
     },
-    pipeline::{Pipeline, Report, View},
+    pipeline::{NodeConfig, Pipeline, SyncReport},
     plan::PlanError,
     policy::{self, PerFamily},
-    sockets::SyncError,
+    socket_engine::SyncError,
     store::Snapshot,
 };
 
@@ -37,7 +37,7 @@ pub(super) struct World {
 /// An agent on the node [`HERE`].
 pub(super) fn pipeline(store: Watched, snapshot: &Snapshot) -> Pipeline<Watched> {
     let settings = Settings { node_name: HERE.into(), ..Settings::default() };
-    Pipeline::with_view(View { settings, ..View::default() }, store, snapshot)
+    Pipeline::with_config(NodeConfig { settings, ..NodeConfig::default() }, store, snapshot)
 }
 
 impl World {
@@ -215,7 +215,7 @@ impl World {
     }
 
     /// A sync, and all that must be true after it.
-    pub(super) fn sync(&mut self, faults: u64, grace_fails: bool) -> Report {
+    pub(super) fn sync(&mut self, faults: u64, grace_fails: bool) -> SyncReport {
         let store = self.pipeline.store_mut();
         store.old = store.sets();
         store.new = wanted(&self.told, &store.old);
@@ -277,7 +277,7 @@ impl World {
     }
 
     /// What did not fit does not fit: nowhere between the sets that are there.
-    fn check_room(&self, report: &Report) {
+    fn check_room(&self, report: &SyncReport) {
         let store = self.pipeline.store();
         let blocks: BTreeMap<u32, u32> =
             store.services.values().map(|service| (service.block, service.records())).collect();

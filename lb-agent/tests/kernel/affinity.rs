@@ -6,7 +6,7 @@ use std::{net::IpAddr, num::NonZeroU32, process::Command};
 use lb_agent::datapath::Sizes;
 use lb_core::{
     model::{Endpoint, Protocol, Service, ServicePort, Settings},
-    pipeline::View,
+    pipeline::NodeConfig,
 };
 
 use super::{
@@ -59,7 +59,7 @@ fn all_addresses_of_a_port_share_the_bond() {
         };
         let here = local(&["192.0.2.1", "2001:db8::1"]);
         let objects = serve("web", &service, endpoints()).into_iter().chain([here]);
-        let _control = Control::start_as(world, SIZES, View::default(), objects);
+        let _control = Control::start_as(world, SIZES, NodeConfig::default(), objects);
         let v4 = [V4, MAPPED, "198.51.100.1:80", "192.0.2.1:30080", "[::ffff:192.0.2.1]:30080"];
         let v6 = [V6, "[2001:db8:1::1]:80", "[2001:db8::1]:30080"];
         for ways in [TCP, UDP] {
@@ -80,7 +80,7 @@ fn all_addresses_of_a_port_share_the_bond() {
 fn each_port_and_each_client_has_its_own() {
     World::run(|world| {
         let objects = serve("web", &of_ports(16), endpoints());
-        let _control = Control::start_as(world, SIZES, View::default(), objects);
+        let _control = Control::start_as(world, SIZES, NodeConfig::default(), objects);
         let other = Elsewhere::new();
         let (here, there) = (of_each(16), other.within(|| of_each(16)));
         assert_ne!(here, there, "another client");
@@ -96,7 +96,7 @@ fn each_port_and_each_client_has_its_own() {
 fn processes_of_one_namespace_are_one_client() {
     World::run(|world| {
         let objects = serve("web", &sticky(LONG), endpoints());
-        let _control = Control::start_as(world, SIZES, View::default(), objects);
+        let _control = Control::start_as(world, SIZES, NodeConfig::default(), objects);
         let _backends = Backends::start(backends());
         let script =
             "exec 3<>/dev/tcp/10.96.0.10/80 && echo who? >&3 && read -r it <&3 && echo $it";
@@ -152,7 +152,7 @@ fn a_backend_that_leaves_is_left() {
 fn a_bond_does_not_lead_out_of_the_set() {
     World::run(|world| {
         let settings = Settings { node_name: "a".into(), ..Settings::default() };
-        let view = View { settings, ..View::default() };
+        let view = NodeConfig { settings, ..NodeConfig::default() };
         let service = Service {
             internal_local: true,
             external_ips: vec!["198.51.100.1".parse().unwrap()],

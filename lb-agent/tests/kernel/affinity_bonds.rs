@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_agent::{datapath::Sizes, maps::Bonds};
-use lb_core::{model::Service, pipeline::View};
+use lb_core::{model::Service, pipeline::NodeConfig};
 
 use super::{
     affinity::{SIZES, endpoints, of_each, of_ports},
@@ -74,7 +74,7 @@ fn a_restart_and_a_resize_keep_it() {
         let mut before = None;
         for sizes in sizes {
             let objects = serve("web", &of_ports(PORTS), endpoints());
-            let _control = Control::start_as(world, sizes, View::default(), objects);
+            let _control = Control::start_as(world, sizes, NodeConfig::default(), objects);
             let now = of_each(PORTS);
             assert_eq!(*before.get_or_insert(now.clone()), now, "{sizes:?}");
         }
@@ -88,7 +88,7 @@ fn a_resize_loses_none_under_way() {
     const SIZES: Sizes = Sizes { services: 2048, backends: 16_384, affinity: 4096 };
     World::run(|world| {
         let object = || serve("web", &of_ports(MANY), endpoints());
-        let mut control = Control::start_as(world, SIZES, View::default(), object());
+        let mut control = Control::start_as(world, SIZES, NodeConfig::default(), object());
         let moves = AtomicU16::new(0);
         let first = thread::scope(|scope| {
             let client = scope.spawn(|| {
@@ -106,7 +106,7 @@ fn a_resize_loses_none_under_way() {
                 let round = moves.fetch_add(1, Relaxed);
                 let sizes = Sizes { affinity: 4096 + u32::from(round % 2), ..SIZES };
                 drop(control);
-                control = Control::start_as(world, sizes, View::default(), object());
+                control = Control::start_as(world, sizes, NodeConfig::default(), object());
             }
             client.join().unwrap()
         });
@@ -122,7 +122,7 @@ fn a_resize_loses_none_under_way() {
 fn only_what_is_over_is_forgotten() {
     World::run(|world| {
         let objects = serve("web", &of_ports(PORTS), endpoints());
-        let control = Control::start_as(world, SIZES, View::default(), objects);
+        let control = Control::start_as(world, SIZES, NodeConfig::default(), objects);
         let other = Elsewhere::new();
         let (here, there) = (of_each(PORTS), other.within(|| of_each(PORTS)));
         let mut bonds = Bonds::open(&world.pins().maps().unwrap().unwrap()).unwrap();

@@ -4,7 +4,7 @@ use std::{net::UdpSocket, time::Duration};
 
 use lb_agent::{datapath::Sizes, maps::Bonds, sockets::Gone};
 use lb_common::abi::{Counter, Held};
-use lb_core::pipeline::View;
+use lb_core::pipeline::NodeConfig;
 
 use super::{
     affinity::{SIZES, endpoints, of_each, of_ports},
@@ -38,7 +38,7 @@ fn a_cgroup_with_many_namespaces_leaves_room_for_others() {
     World::run(|world| {
         let sizes = Sizes { affinity: ROOM, backends: 16_384, ..SIZES };
         let objects = serve("web", &of_ports(PORTS), endpoints());
-        let control = Control::start_as(world, sizes, View::default(), objects);
+        let control = Control::start_as(world, sizes, NodeConfig::default(), objects);
         let timeouts = control.pipeline.affinity_timeouts();
         let everywhere: Vec<_> = (0..12).map(|_| Elsewhere::bare()).collect();
         let dial_everywhere = || everywhere.iter().for_each(|other| other.within(dial_each));
@@ -79,7 +79,7 @@ fn who_finds_no_room_has_nothing() {
     World::run(|world| {
         let objects = serve("web", &of_ports(PORTS), endpoints());
         let sizes = Sizes { affinity: 16, ..SIZES };
-        let control = Control::start_as(world, sizes, View::default(), objects);
+        let control = Control::start_as(world, sizes, NodeConfig::default(), objects);
         let first = Tenant::new(world, "first");
         of_each(16);
         let second = Tenant::new(world, "second");
@@ -100,7 +100,7 @@ fn who_finds_no_room_has_nothing() {
 fn bonds_end_with_their_namespace() {
     World::run(|world| {
         let objects = serve("web", &of_ports(16), endpoints());
-        let control = Control::start_as(world, SIZES, View::default(), objects);
+        let control = Control::start_as(world, SIZES, NodeConfig::default(), objects);
         let timeouts = control.pipeline.affinity_timeouts();
         // Nobody is in it, and it is mounted nowhere: an open file keeps it.
         let other = Elsewhere::new();

@@ -13,7 +13,7 @@ use lb_agent::{datapath::Sizes, maps::Bonds};
 use lb_common::abi::Counter;
 use lb_core::{
     model::{Change, Service},
-    pipeline::View,
+    pipeline::NodeConfig,
 };
 
 use super::{
@@ -74,7 +74,7 @@ fn nobody_is_driven_out() {
     World::run(|world| {
         let objects = serve("web", &of_ports(16), endpoints());
         let sizes = Sizes { affinity: 16, ..SIZES };
-        let mut control = Control::start_as(world, sizes, View::default(), objects);
+        let mut control = Control::start_as(world, sizes, NodeConfig::default(), objects);
         let bound = of_each(16);
         assert_eq!(counted(world, Counter::AffinityFull), 0);
 

@@ -8,7 +8,7 @@ use lb_core::{
     model::{Change, ObjectRef, Protocol, Service, Slice},
     pipeline::Pipeline,
     plan::PlanError,
-    sockets::SyncError,
+    socket_engine::SyncError,
 };
 
 use super::{

@@ -13,7 +13,7 @@ use lb_core::{
         Change, Conditions, Endpoint, Node, ObjectRef, Protocol, Service, ServicePort, Slice,
         SlicePort, Trigger,
     },
-    pipeline::{Pipeline, Report, View},
+    pipeline::{NodeConfig, Pipeline, SyncReport},
     store::Snapshot,
 };
 
@@ -36,14 +36,14 @@ impl Control {
     }
 
     pub(crate) fn start_with(world: &World, sizes: Sizes) -> Self {
-        Self::start_as(world, sizes, View::default(), [])
+        Self::start_as(world, sizes, NodeConfig::default(), [])
     }
 
     /// With these objects from the start, on what is pinned.
     pub(crate) fn start_as(
         world: &World,
         sizes: Sizes,
-        view: View,
+        view: NodeConfig,
         objects: impl IntoIterator<Item = Change>,
     ) -> Self {
         Self::new((&world.pins(), world.cgroup()), sizes, view, objects)
@@ -51,19 +51,19 @@ impl Control {
 
     /// Attached to another cgroup, with pins elsewhere.
     pub(crate) fn start_at(pins: &Pins, cgroup: &Path) -> Self {
-        Self::new((pins, cgroup), SIZES, View::default(), [])
+        Self::new((pins, cgroup), SIZES, NodeConfig::default(), [])
     }
 
     fn new(
         (pins, cgroup): (&Pins, &Path),
         sizes: Sizes,
-        view: View,
+        view: NodeConfig,
         objects: impl IntoIterator<Item = Change>,
     ) -> Self {
         let (mut datapath, maps) = Datapath::load(pins, sizes).unwrap();
         datapath.attach(cgroup).unwrap();
         let snapshot = maps.snapshot().unwrap();
-        let mut control = Self { pipeline: Pipeline::with_view(view, maps, &snapshot) };
+        let mut control = Self { pipeline: Pipeline::with_config(view, maps, &snapshot) };
         control.pipeline.change(Change::ListedNodes([].into()));
         control.pipeline.change(Change::ListedServices([].into()));
         control.pipeline.change(Change::ListedSlices([].into()));
@@ -72,7 +72,7 @@ impl Control {
     }
 
     /// Takes in changes, and acts on them at once.
-    pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Report {
+    pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> SyncReport {
         for change in changes {
             self.pipeline.change(change);
         }
@@ -106,7 +106,7 @@ impl Control {
         self.pipeline.change(Change::Service(object, service));
     }
 
-    pub(crate) fn sync(&mut self) -> Report {
+    pub(crate) fn sync(&mut self) -> SyncReport {
         self.pipeline.sync()
     }
 }

@@ -13,7 +13,7 @@ use lb_agent::{
 use lb_common::abi::{Addr, Address, Client, ClientKey, FILTER, FILTER_WORDS};
 use lb_core::{
     model::{Cidr, Service},
-    op::{Known, Op},
+    op::{AddressUse, Op},
     store::Store as _,
 };
 
@@ -43,7 +43,7 @@ fn of(addrs: &[&str]) -> Vec<u32> {
 }
 
 fn put(addr: Addr, flags: u32) -> Op {
-    Op::PutAddress { addr, known: Known { flags, netns: 0 } }
+    Op::PutAddress { addr, known: AddressUse { flags, netns: 0 } }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use lb_core::{
     model::{Change, Service, Settings},
-    pipeline::View,
+    pipeline::NodeConfig,
 };
 use nix::errno::Errno;
 
@@ -84,7 +84,7 @@ fn an_external_address_takes_no_cluster_ip_away() {
 #[test]
 fn two_services_at_one_cluster_ip() {
     World::run(|world| {
-        let mut control = Control::start_as(world, SIZES, View::default(), []);
+        let mut control = Control::start_as(world, SIZES, NodeConfig::default(), []);
         for n in [1u8, 2] {
             let service = service(&["10.96.0.1"], 80 + u16::from(n));
             control.apply(serve(&format!("of-{n}"), &service, vec![ready(backend4(n))]));

@@ -7,8 +7,8 @@ use std::{
 
 use lb_core::{
     model::{Change, NodePortAddresses, Service, Settings},
-    pipeline::View,
-    sockets::Choices,
+    pipeline::NodeConfig,
+    socket_engine::SocketSettings,
 };
 use nix::errno::Errno;
 
@@ -41,9 +41,12 @@ pub(super) fn objects() -> [Change; 2] {
 }
 
 /// On the node "a".
-pub(super) fn view(settings: Settings) -> View {
+pub(super) fn view(settings: Settings) -> NodeConfig {
     let settings = Settings { node_name: "a".into(), ..settings };
-    View { settings, sockets: Choices { host_netns: cookie(), ..Choices::default() } }
+    NodeConfig {
+        settings,
+        sockets: SocketSettings { host_netns: cookie(), ..SocketSettings::default() },
+    }
 }
 
 fn start(world: &World, settings: Settings) -> Control {
@@ -162,7 +165,7 @@ fn at_loopback() {
         });
         drop(control);
         // Nobody knows which namespace is the host's, or nobody asked for it.
-        let nowhere = View { settings, ..View::default() };
+        let nowhere = NodeConfig { settings, ..NodeConfig::default() };
         for view in [nowhere, view(Settings::default())] {
             let all = objects().into_iter().chain([local(&OWN), node("a", &["127.0.0.1"])]);
             let _control = Control::start_as(world, SIZES, view, all);

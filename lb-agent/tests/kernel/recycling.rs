@@ -12,9 +12,9 @@ use aya::maps::{HashMap, Map, MapData};
 use lb_agent::datapath::Sizes;
 use lb_common::abi::{ADDRESSES, Addr, Address, AddressEntry};
 use lb_core::{
-    op::{Known, Op},
-    pipeline::View,
-    sockets::{Choices, UnknownPorts},
+    op::{AddressUse, Op},
+    pipeline::NodeConfig,
+    socket_engine::{SocketSettings, UnknownPorts},
     store::Store as _,
 };
 
@@ -42,9 +42,12 @@ fn churn_in(
     World::run(|world| {
         let sets = [[1, 2, 3, 4].map(backend4), [5, 6, 7, 8].map(backend4)];
         // A refusal is what goes wrong here, so a port that is gone for a moment must not be one.
-        let view = View {
-            sockets: Choices { unknown_ports: UnknownPorts::Pass, ..Choices::default() },
-            ..View::default()
+        let view = NodeConfig {
+            sockets: SocketSettings {
+                unknown_ports: UnknownPorts::Pass,
+                ..SocketSettings::default()
+            },
+            ..NodeConfig::default()
         };
         let mut control = Control::start_as(world, sizes, view, []);
         control.put("a", &[A], 80, &sets[0]);
@@ -167,7 +170,7 @@ fn an_address_replaced_in_a_crowded_bucket() {
     World::run(|world| {
         let mut control = Control::start(world);
         let store = control.pipeline.store_mut();
-        let known = Known { flags: Address::CLUSTER_IP, netns: 0 };
+        let known = AddressUse { flags: Address::CLUSTER_IP, netns: 0 };
         let put = |store: &mut lb_agent::maps::Pinned, addr| {
             store.apply(&Op::PutAddress { addr, known }).unwrap();
         };

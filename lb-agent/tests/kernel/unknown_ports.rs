@@ -4,8 +4,8 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use lb_common::abi::Counter;
 use lb_core::{
-    pipeline::View,
-    sockets::{Choices, UnknownPorts},
+    pipeline::NodeConfig,
+    socket_engine::{SocketSettings, UnknownPorts},
 };
 use nix::errno::Errno;
 
@@ -54,9 +54,12 @@ fn it_is_refused_at_once() {
 #[test]
 fn it_passes_if_it_is_to() {
     World::run(|world| {
-        let pass = || View {
-            sockets: Choices { unknown_ports: UnknownPorts::Pass, ..Choices::default() },
-            ..View::default()
+        let pass = || NodeConfig {
+            sockets: SocketSettings {
+                unknown_ports: UnknownPorts::Pass,
+                ..SocketSettings::default()
+            },
+            ..NodeConfig::default()
         };
         let mut control = Control::start_as(world, SIZES, pass(), []);
         put(&mut control);
@@ -68,7 +71,7 @@ fn it_passes_if_it_is_to() {
             let service = service(&["10.96.0.10", "fd00:96::a"], 80);
             serve("web", &service, vec![ready(backend4(1)), ready(backend6(1))])
         };
-        let control = Control::start_as(world, SIZES, View::default(), object());
+        let control = Control::start_as(world, SIZES, NodeConfig::default(), object());
         for to in UNKNOWN {
             fails(to, Errno::ECONNREFUSED);
         }

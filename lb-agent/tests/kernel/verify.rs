@@ -16,8 +16,8 @@ use lb_agent::{
 };
 use lb_core::{
     model::Change,
-    pipeline::{Pipeline, View},
-    sockets::Choices,
+    pipeline::{NodeConfig, Pipeline},
+    socket_engine::SocketSettings,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -40,11 +40,11 @@ impl Subject {
         let (mut datapath, maps) = Datapath::load(pins, SIZES).unwrap();
         datapath.attach(cgroup).unwrap();
         let snapshot = maps.snapshot().unwrap();
-        let view = View {
-            sockets: Choices { reserved: SENTINELS.to_vec(), ..Choices::default() },
-            ..View::default()
+        let view = NodeConfig {
+            sockets: SocketSettings { reserved: SENTINELS.to_vec(), ..SocketSettings::default() },
+            ..NodeConfig::default()
         };
-        let mut pipeline = Pipeline::with_view(view, maps, &snapshot);
+        let mut pipeline = Pipeline::with_config(view, maps, &snapshot);
         let web = (object("web"), service(&["10.96.0.10"], 80));
         pipeline.change(Change::ListedNodes([].into()));
         pipeline.change(Change::ListedServices([web].into()));

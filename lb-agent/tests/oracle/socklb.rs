@@ -18,10 +18,10 @@ use lb_common::{
 };
 use lb_core::{
     memory::Memory,
-    model::{Change, Families, NodePortAddresses, Settings, shared},
-    pipeline::{Pipeline, View},
+    model::{Change, Families, NodePortAddresses, Settings},
+    pipeline::{NodeConfig, Pipeline},
     policy::{HealthCheck, NoLocal, PerFamily},
-    sockets::{Choices, UnknownPorts},
+    socket_engine::{SocketSettings, UnknownPorts},
     store::Snapshot,
 };
 
@@ -163,7 +163,7 @@ impl Socklb {
             Object::Node(object) => {
                 let model = translate::node(object).0;
                 let name = object.metadata.name.as_deref().unwrap_or_default();
-                Change::Node(shared(name), model.filter(|_| is_there))
+                Change::Node(name.into(), model.filter(|_| is_there))
             }
         }
     }
@@ -275,19 +275,20 @@ fn pipeline(config: &Config, maps: Memory, snapshot: &Snapshot) -> Pipeline<Memo
     let nodeport_addresses: NodePortAddresses = list.parse().expect("ranges");
     let has = |family: &str| config.families.iter().any(|of| of == family);
     let settings = Settings {
-        node_name: shared(&config.node),
+        node_name: config.node.as_str().into(),
         external_ips: config.external_ips,
         nodeport_addresses,
         localhost_nodeports: config.localhost_nodeports,
         families: Families { ipv4: has("IPv4"), ipv6: has("IPv6") },
+        ..Settings::default()
     };
     let unknown_ports =
         if config.refuse_unknown_ports { UnknownPorts::Refuse } else { UnknownPorts::Pass };
-    let view = View {
+    let view = NodeConfig {
         settings,
-        sockets: Choices { unknown_ports, host_netns: HOST, ..Choices::default() },
+        sockets: SocketSettings { unknown_ports, host_netns: HOST, ..SocketSettings::default() },
     };
-    let mut pipeline = Pipeline::with_view(view, maps, snapshot);
+    let mut pipeline = Pipeline::with_config(view, maps, snapshot);
     let loopback = ["127.0.0.1", "::1"].map(|ip| ip.parse().expect("an address"));
     let local = config.interfaces.iter().map(|ip| ip.parse().expect("an address"));
     pipeline.change(Change::LocalAddresses(local.chain(loopback).collect()));

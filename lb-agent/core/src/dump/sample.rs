@@ -9,7 +9,7 @@ use lb_common::abi::{self, Address, Backend, Peer, Service, ServiceKey};
 use crate::{
     memory::Memory,
     model::{ObjectRef, PortRef, Protocol},
-    op::{Known, Op},
+    op::{AddressUse, Op},
     store::Store as _,
 };
 
@@ -103,7 +103,7 @@ pub fn rich() -> Memory {
         ("192.0.2.9", Address::OTHER_NODE, 0),
     ] {
         let addr = addr.parse::<IpAddr>().unwrap().into();
-        memory.apply(&Op::PutAddress { addr, known: Known { flags, netns } }).unwrap();
+        memory.apply(&Op::PutAddress { addr, known: AddressUse { flags, netns } }).unwrap();
     }
     memory
 }

@@ -12,7 +12,8 @@ use std::{
 };
 
 use super::{
-    Change, Families, Node, NodeAddr, ObjectRef, Service, Settings, Slice,
+    Change, Families, Hints, Node, NodeAddr, ObjectRef, Service, Settings, Slice,
+    shared::Shared,
     trigger::{Trigger, Triggers},
 };
 
@@ -41,6 +42,9 @@ pub struct Cluster {
     with_affinity: BTreeSet<ObjectRef>,
     addresses_revision: u64,
     triggers: Triggers,
+    /// The nodes that endpoints name.
+    node_names: Shared<str>,
+    hints: Shared<Hints>,
     listed: Listed,
     without_nodes: bool,
 }
@@ -65,7 +69,8 @@ struct Listed {
 impl Cluster {
     /// An empty cluster, seen from the node that the settings name.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, ..Self::default() }
+        let triggers = Triggers::after(settings.started);
+        Self { settings, triggers, ..Self::default() }
     }
 
     /// Takes a change in; returns the Services for which something is different now.
@@ -154,7 +159,15 @@ impl Cluster {
             self.filed.remove(&name);
             touched.insert(place.0);
         }
-        if let Some(slice) = slice {
+        if let Some(mut slice) = slice {
+            for endpoint in &mut slice.endpoints {
+                if let Some(node) = &mut endpoint.node {
+                    self.node_names.share(node);
+                }
+                if let Some(hints) = &mut endpoint.hints {
+                    self.hints.share(hints);
+                }
+            }
             let service = slice.service.clone();
             self.triggers.changed(&service, slice.trigger);
             self.filed.insert(name.clone(), service.clone());

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     str::FromStr,
     sync::Arc,
+    time::SystemTime,
 };
 
 use super::Cidr;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub localhost_nodeports: bool,
     /// The families that are served.
     pub families: Families,
+    /// When whoever looks at the cluster began to: what happened before says nothing of him.
+    pub started: SystemTime,
 }
 
 impl Default for Settings {
@@ -61,6 +64,7 @@ impl Default for Settings {
             nodeport_addresses: NodePortAddresses::All,
             localhost_nodeports: false,
             families: Families::default(),
+            started: SystemTime::UNIX_EPOCH,
         }
     }
 }

@@ -32,11 +32,16 @@ pub(super) struct Triggers {
 
 impl Default for Triggers {
     fn default() -> Self {
-        Self { started: SystemTime::now(), pending: BTreeMap::new() }
+        Self::after(SystemTime::UNIX_EPOCH)
     }
 }
 
 impl Triggers {
+    /// Those that happen after a time.
+    pub(super) const fn after(started: SystemTime) -> Self {
+        Self { started, pending: BTreeMap::new() }
+    }
+
     /// A slice has changed.
     pub(super) fn changed(&mut self, service: &ObjectRef, trigger: Trigger) {
         if trigger.at.is_some_and(|at| at > self.started) {
@@ -75,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_happened_before_the_start_does_not_count() {
-        let mut triggers = Triggers::default();
+        let mut triggers = Triggers::after(SystemTime::UNIX_EPOCH + 1000 * SECOND);
         let web = ObjectRef::new("default", "web");
         let (before, after) = (triggers.started - SECOND, triggers.started + SECOND);
         for at in [None, Some(before), Some(triggers.started), Some(after), Some(after)] {

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use super::{element::Choice, mirror::Mirror};
+use super::{element::Choice, mirror::TableMirror};
 use crate::{
     model::{Cidr, Frontend},
     policy::TrafficPolicy,
@@ -13,20 +13,20 @@ use crate::{
 
 /// A frontend, with all that the table says of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Entry {
+pub struct TableEntry {
     /// The frontend.
     pub frontend: Frontend,
     /// What everybody gets; senders of this node only, if there is `strangers`.
-    pub everybody: Fate,
+    pub everybody: PacketFate,
     /// What senders from elsewhere get.
-    pub strangers: Option<Fate>,
+    pub strangers: Option<PacketFate>,
     /// The senders that may; none: all.
     pub sources: Option<Vec<Cidr>>,
 }
 
 /// What a packet gets.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Fate {
+pub enum PacketFate {
     /// One of these endpoints, sorted.
     Forward(Vec<SocketAddr>),
     /// A reset, or an ICMP error.
@@ -37,8 +37,8 @@ pub enum Fate {
     Damaged,
 }
 
-impl Fate {
-    fn of(mirror: &Mirror, frontend: Frontend, policy: TrafficPolicy) -> Option<Self> {
+impl PacketFate {
+    fn of(mirror: &TableMirror, frontend: Frontend, policy: TrafficPolicy) -> Option<Self> {
         let slots = mirror.endpoints(frontend, policy);
         let number = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let endpoints: Option<Vec<SocketAddr>> = slots.collect();
@@ -58,11 +58,12 @@ impl Fate {
 }
 
 /// The frontends, sorted.
-pub fn entries(mirror: &Mirror) -> impl Iterator<Item = Entry> {
-    mirror.frontends().into_iter().map(|frontend| Entry {
+pub fn entries(mirror: &TableMirror) -> impl Iterator<Item = TableEntry> {
+    mirror.frontends().into_iter().map(|frontend| TableEntry {
         frontend,
-        everybody: Fate::of(mirror, frontend, TrafficPolicy::Cluster).unwrap_or(Fate::Damaged),
-        strangers: Fate::of(mirror, frontend, TrafficPolicy::Local),
+        everybody: PacketFate::of(mirror, frontend, TrafficPolicy::Cluster)
+            .unwrap_or(PacketFate::Damaged),
+        strangers: PacketFate::of(mirror, frontend, TrafficPolicy::Local),
         sources: mirror.is_restricted(frontend).then(|| mirror.ranges(frontend).collect()),
     })
 }
@@ -70,7 +71,7 @@ pub fn entries(mirror: &Mirror) -> impl Iterator<Item = Entry> {
 /// A line for each frontend, `203.0.113.1:80/tcp sources=10.0.0.0/8 -> 10.0.0.1:8080`, or `-> reject`,
 /// or `-> drop`, behind that what senders of this node get if it is something else; then the addresses
 /// for node ports and those that may reach themselves.
-pub fn text(mirror: &Mirror) -> String {
+pub fn text(mirror: &TableMirror) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     for entry in entries(mirror) {
@@ -85,7 +86,7 @@ pub fn text(mirror: &Mirror) -> String {
     text
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for TableEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.frontend.fmt(f)?;
         for (i, range) in self.sources.iter().flatten().enumerate() {
@@ -101,7 +102,7 @@ impl fmt::Display for Entry {
 }
 
 /// Begins with a space.
-impl fmt::Display for Fate {
+impl fmt::Display for PacketFate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Forward(endpoints) => {

@@ -12,13 +12,13 @@ use std::{
 
 use super::{
     element::{Edit, Element, Table, TableError},
-    mirror::Mirror,
-    plan::{Wanted as WantedFrontend, plan},
+    mirror::TableMirror,
+    plan::{WantedFrontend, plan},
 };
 use crate::{
     claims::Claims,
-    engine::{Engine, Outcome, Wanted},
-    model::{Frontend, NodeAddr, ObjectRef},
+    engine::{Engine, EngineReport, Wanted},
+    model::{Frontend, NodeAddr, ObjectRef, Protocol},
     policy::{OutsidePort, Served},
 };
 
@@ -32,7 +32,7 @@ const EDITS: usize = 4096;
 #[derive(Debug)]
 pub struct PacketEngine<T> {
     table: T,
-    mirror: Mirror,
+    mirror: TableMirror,
     /// What was wanted last.
     shares: BTreeMap<ObjectRef, Share>,
     /// What is wanted and not written yet, or again.
@@ -98,7 +98,7 @@ impl<T: Table> PacketEngine<T> {
     pub fn new(table: T) -> Self {
         Self {
             table,
-            mirror: Mirror::default(),
+            mirror: TableMirror::default(),
             shares: BTreeMap::new(),
             pending: BTreeMap::new(),
             released: BTreeSet::new(),
@@ -110,7 +110,7 @@ impl<T: Table> PacketEngine<T> {
     }
 
     /// The mirror of the table.
-    pub const fn mirror(&self) -> &Mirror {
+    pub const fn mirror(&self) -> &TableMirror {
         &self.mirror
     }
 
@@ -260,12 +260,14 @@ impl Written {
 }
 
 impl<T: Table> Engine for PacketEngine<T> {
+    type Report = EngineReport;
+
     fn name(&self) -> &'static str {
         PACKETS
     }
 
     fn adopt(&mut self) -> Result<(), String> {
-        let mut mirror = Mirror::default();
+        let mut mirror = TableMirror::default();
         let read = self.table.read(&mut |element| mirror.apply(&Edit::Add(element)));
         read.map_err(|error| error.to_string())?;
         self.mirror = mirror;
@@ -319,15 +321,18 @@ impl<T: Table> Engine for PacketEngine<T> {
             || self.nodes != *self.mirror.nodes()
     }
 
-    fn sync(&mut self, _: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome {
+    fn sync(&mut self, _: &Claims, show: &mut dyn FnMut(&dyn Display)) -> EngineReport {
         let mut done = Written::default();
         self.write_addresses(true, &mut done, show);
 
         // First what gives room.
         let released = std::mem::take(&mut self.released);
-        let job = |frontend| Job { owner: None, frontend, wanted: None };
-        let failed = self.write(released.into_iter().map(job), &mut done, show);
+        let job = |frontend: &Frontend| Job { owner: None, frontend: *frontend, wanted: None };
+        let failed = self.write(released.iter().map(job), &mut done, show);
         self.released = failed.into_iter().map(|job| job.frontend).collect();
+        let gone = released.into_iter().filter(|frontend| !self.released.contains(frontend));
+        let gone = gone.map(|frontend| (frontend, BTreeSet::new()));
+        let mut flows: BTreeMap<_, BTreeSet<_>> = gone.collect();
 
         let mut pending = std::mem::take(&mut self.pending);
         let jobs = pending.iter().flat_map(|(name, served)| {
@@ -337,6 +342,14 @@ impl<T: Table> Engine for PacketEngine<T> {
             frontends.map(job)
         });
         self.write(jobs, &mut done, show);
+        for (_, served) in pending.iter().filter(|(name, _)| !done.failed.contains_key(*name)) {
+            for port in &served.outside {
+                let serving = || [&port.cluster, &port.local, &port.kept].into_iter().flatten();
+                let serving = || serving().copied().collect();
+                flows.extend(wanted_frontends(port).map(|(frontend, _)| (frontend, serving())));
+            }
+        }
+        flows.retain(|frontend, _| frontend.protocol == Protocol::Udp);
         pending.retain(|name, _| done.failed.contains_key(name));
         self.pending = pending;
 
@@ -346,6 +359,6 @@ impl<T: Table> Engine for PacketEngine<T> {
 
         let failed = done.failed.into_iter().map(|(name, error)| (name, error.to_string()));
         let beside = done.beside.into_iter().map(|error| error.to_string());
-        Outcome { ops: done.ops, failed: failed.collect(), beside: beside.collect() }
+        EngineReport { ops: done.ops, failed: failed.collect(), beside: beside.collect(), flows }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 
 /// The mirror of the table.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Mirror {
+pub struct TableMirror {
     entries: BTreeMap<(Frontend, TrafficPolicy), Entry>,
     restricted: BTreeSet<Frontend>,
     ranges: BTreeSet<(Frontend, Cidr)>,
@@ -49,7 +49,7 @@ impl Entry {
 /// The most slots that are believed. Nobody writes so many; whoever does shall not fill our memory.
 const SLOTS: u32 = 1 << 20;
 
-impl Mirror {
+impl TableMirror {
     /// Takes in what an edit did to the table.
     pub fn apply(&mut self, edit: &Edit) {
         let (element, is_there) = match edit {
@@ -145,7 +145,7 @@ impl Mirror {
     }
 }
 
-impl FromIterator<Element> for Mirror {
+impl FromIterator<Element> for TableMirror {
     fn from_iter<I: IntoIterator<Item = Element>>(elements: I) -> Self {
         let mut mirror = Self::default();
         elements.into_iter().for_each(|element| mirror.apply(&Edit::Add(element)));

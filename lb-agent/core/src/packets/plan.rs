@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use super::{
     element::{Choice, Edit, Element},
-    mirror::Mirror,
+    mirror::TableMirror,
 };
 use crate::{
     model::{Cidr, Frontend},
@@ -14,7 +14,7 @@ use crate::{
 
 /// What is wanted of a frontend.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted<'a> {
+pub(super) struct WantedFrontend<'a> {
     /// What everybody gets, or senders of this node, where strangers get something else.
     cluster: Answer<'a>,
     /// What strangers get, where that is something else by policy.
@@ -23,7 +23,7 @@ pub(super) struct Wanted<'a> {
     ranges: &'a [Cidr],
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> WantedFrontend<'a> {
     /// Nothing for a frontend that is not for packets.
     pub(super) fn of(port: &'a OutsidePort, frontend: &OutsideFrontend) -> Option<Self> {
         let ranges = match frontend.kind {
@@ -42,7 +42,11 @@ impl<'a> Wanted<'a> {
 /// The edits of one frontend, to be carried out together; none if it is as it should be. In an order
 /// in which, as far as one can, what is looked up first comes last: endpoints before who leads to them,
 /// ranges before who asks for them.
-pub(super) fn plan(mirror: &Mirror, frontend: Frontend, wanted: Option<Wanted<'_>>) -> Vec<Edit> {
+pub(super) fn plan(
+    mirror: &TableMirror,
+    frontend: Frontend,
+    wanted: Option<WantedFrontend<'_>>,
+) -> Vec<Edit> {
     let mut edits = Vec::new();
     let (cluster, local, ranges) =
         wanted.map_or((None, None, &[][..]), |of| (Some(of.cluster), of.local, of.ranges));

@@ -7,7 +7,7 @@ use crate::model::{Cluster, ObjectRef, Protocol};
 /// Ports of slices with endpoints, and no port of their Service has the name and the protocol (B5). Ports
 /// are written `http (TCP)`.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Unmatched {
+pub struct UnmatchedPorts {
     /// The names of the slices.
     pub slices: BTreeSet<String>,
     /// Their ports.
@@ -16,7 +16,7 @@ pub struct Unmatched {
     pub service: BTreeSet<String>,
 }
 
-impl fmt::Display for Unmatched {
+impl fmt::Display for UnmatchedPorts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |names: &BTreeSet<String>| {
             let names: Vec<_> = names.iter().map(String::as_str).collect();
@@ -33,7 +33,7 @@ impl fmt::Display for Unmatched {
     }
 }
 
-impl Unmatched {
+impl UnmatchedPorts {
     /// Whether the ports are the same, in whatever slices.
     pub fn is_as(&self, other: &Self) -> bool {
         self.ports == other.ports && self.service == other.service
@@ -51,7 +51,7 @@ fn few(names: &BTreeSet<String>) -> String {
 
 /// Those of a Service, if it has any and somebody lacks endpoints for it: a slice of which no port
 /// matches, or a port of the Service that no slice has. What a slice has besides is nobody's fault.
-pub fn unmatched(cluster: &Cluster, name: &ObjectRef) -> Option<Unmatched> {
+pub fn unmatched(cluster: &Cluster, name: &ObjectRef) -> Option<UnmatchedPorts> {
     let service = cluster.service(name)?;
     let has = |name: &str, protocol: Protocol| {
         service.ports.iter().any(|port| *port.name == *name && port.protocol == protocol)
@@ -80,7 +80,7 @@ pub fn unmatched(cluster: &Cluster, name: &ObjectRef) -> Option<Unmatched> {
         return None;
     }
     let service = || service.ports.iter().map(|port| called(&port.name, port.protocol)).collect();
-    (!ports.is_empty()).then(|| Unmatched { slices, ports, service: service() })
+    (!ports.is_empty()).then(|| UnmatchedPorts { slices, ports, service: service() })
 }
 
 fn called(name: &str, protocol: Protocol) -> String {

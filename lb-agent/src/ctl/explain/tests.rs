@@ -160,7 +160,7 @@ fn explain_pid(words: &str) -> Result<u64, Failure> {
 fn loopback_addresses_are_what_they_are_to_connect() {
     let mut memory = sample::rich();
     let addr = abi::LOOPBACK_NET;
-    let known = lb_core::op::Known { flags: Address::OWN_NODE, netns: 77 };
+    let known = lb_core::op::AddressUse { flags: Address::OWN_NODE, netns: 77 };
     memory.apply(&Op::PutAddress { addr, known }).unwrap();
     for to in ["127.9.9.9:30080", "0.0.0.0:30080", "[::ffff:0.0.0.0]:30080"] {
         let (answer, out) = explain_in(&memory, to);
@@ -200,7 +200,7 @@ fn loopback_addresses_are_what_they_are_to_connect() {
         assert!(out.ends_with(":\n  own-node-ipv4:30080/tcp shop/cart\n"), "{out}");
     }
     // The backend is at this node.
-    let known = lb_core::op::Known { flags: Address::OWN_NODE, netns: 0 };
+    let known = lb_core::op::AddressUse { flags: Address::OWN_NODE, netns: 0 };
     memory.apply(&Op::PutAddress { addr: sample::peer("10.0.1.1:80").addr, known }).unwrap();
     let (answer, out) = explain_in(&memory, "127.0.0.1:30080 --from 127.0.0.1");
     assert_eq!(answer, Answer::Yes, "{out}");
@@ -257,7 +257,7 @@ BACKEND        INDEX   PROBABILITY
 
     let mut memory = sample::rich();
     let addr = sample::peer("192.0.2.8:0").addr;
-    let known = lb_core::op::Known { flags: Address::OTHER_NODE, netns: 0 };
+    let known = lb_core::op::AddressUse { flags: Address::OTHER_NODE, netns: 0 };
     memory.apply(&Op::PutAddress { addr, known }).unwrap();
     let (answer, out) = explain_in(&memory, "192.0.2.8:30080");
     assert!(

@@ -8,7 +8,7 @@ use std::{
 use lb_common::abi::{self, Addr, AffinityKey, Bond, Client, ClientKey, Counter};
 use lb_core::{
     dump::{self, API_VERSION, Entry, List},
-    op::Known,
+    op::AddressUse,
     store::Snapshot,
 };
 use serde::Serialize;
@@ -213,7 +213,7 @@ fn addresses(get: &Get, snapshot: &Snapshot, entries: &[Entry<'_>]) -> List<Addr
     for entry in plain {
         by_addr.entry(entry.key.peer.addr).or_default().push(entry);
     }
-    let item = |(addr, known): (&Addr, &Known)| {
+    let item = |(addr, known): (&Addr, &AddressUse)| {
         let at_it = by_addr.get(addr).map_or(&[][..], Vec::as_slice);
         let own = at_it.iter().filter(|entry| entry.key.scope == abi::SCOPE_NODE);
         let place = Address {

@@ -1,7 +1,7 @@
 //! Nodes in our words.
 
 use k8s_openapi::api::core::v1::Node as KubeNode;
-use lb_core::model::{Node, parse_ip, shared};
+use lb_core::model::{Node, parse_ip};
 
 use super::{Problem, Translated, label, names::Sort, object_ref};
 
@@ -44,7 +44,7 @@ pub fn node(object: &KubeNode) -> Translated<Node> {
     let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let leaving = object.metadata.deletion_timestamp.is_some()
         || taints.iter().any(|taint| taint.key == LEAVING);
-    (Some(Node { zone: zone.map(shared), addresses, leaving }), problems)
+    (Some(Node { zone: zone.map(Into::into), addresses, leaving }), problems)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The engine for the sockets of this node: plan → store, mirrored in [`Tables`].
+//! The engine for the sockets of this node: plan → store, mirrored in [`MapMirror`].
 //!
 //! What fails stays wanted and is tried again; what worked stays.
 
@@ -14,15 +14,15 @@ use std::{
 use lb_common::abi::{self, Addr, Address, LOOPBACK_NET, ServiceKey};
 
 use crate::{
-    addresses::Addresses,
+    addresses::AddressPlan,
     claims::Claims,
-    engine::{Engine, NodeAddresses, Outcome, Wanted},
+    engine::{Engine, NodeAddresses, Wanted},
+    map_mirror::MapMirror,
     model::{Frontend, NodeAddr, ObjectRef, Protocol},
-    op::{Known, Op},
+    op::{AddressUse, Op},
     plan::{PlanError, endings, plan, present, remains, room},
     policy::{BackendSet, Served},
     store::{Snapshot, Store, StoreError},
-    tables::Tables,
 };
 
 /// Why a Service is not in the maps as it should be.
@@ -50,7 +50,7 @@ pub const SOCKETS: &str = "sockets";
 
 /// What a sync did.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct SocketReport {
     /// The Services whose entries were looked at.
     pub looked_at: BTreeSet<ObjectRef>,
     /// Ops carried out.
@@ -71,7 +71,7 @@ pub struct Report {
 
 /// What this engine is told of the node.
 #[derive(Clone, Debug, Default)]
-pub struct Choices {
+pub struct SocketSettings {
     /// What happens at a port that a cluster IP lacks.
     pub unknown_ports: UnknownPorts,
     /// The cookie of the host's network namespace, where loopback addresses are the node's; 0: not
@@ -111,13 +111,13 @@ impl FromStr for UnknownPorts {
 /// The mirror of the maps, and the maps.
 #[derive(Debug)]
 pub struct SocketEngine<S> {
-    tables: Tables,
+    tables: MapMirror,
     store: S,
     /// What is wanted and not written yet, or again.
     pending: BTreeMap<ObjectRef, Arc<Served>>,
-    /// What [`Tables::adopt`] could make no sense of.
+    /// What [`MapMirror::adopt`] could make no sense of.
     repairs: Vec<Op>,
-    addresses: Addresses,
+    addresses: AddressPlan,
     unknown_ports: UnknownPorts,
     host_netns: u64,
     lacks_all: bool,
@@ -125,10 +125,10 @@ pub struct SocketEngine<S> {
 
 impl<S: Store> SocketEngine<S> {
     /// An engine that goes on from what the maps say.
-    pub fn new(choices: Choices, store: S, snapshot: &Snapshot) -> Self {
-        let Choices { unknown_ports, host_netns, reserved } = choices;
-        let (tables, repairs) = Tables::adopt(snapshot);
-        let mut addresses = Addresses::default();
+    pub fn new(choices: SocketSettings, store: S, snapshot: &Snapshot) -> Self {
+        let SocketSettings { unknown_ports, host_netns, reserved } = choices;
+        let (tables, repairs) = MapMirror::adopt(snapshot);
+        let mut addresses = AddressPlan::default();
         addresses.found(tables.addresses().keys().copied());
         addresses.reserve(reserved);
         Self {
@@ -143,14 +143,13 @@ impl<S: Store> SocketEngine<S> {
         }
     }
 
-    /// Whether the maps refuse everything at [`Choices::reserved`], by what is known of them.
+    /// Whether the maps refuse everything at [`SocketSettings::reserved`], by what is known of them.
     pub fn refuses_reserved(&self) -> bool {
         self.addresses.refuse_reserved(self.tables.addresses())
     }
 
-    /// Makes the maps say what is wanted, showing each op before it is carried out.
-    pub fn write(&mut self, claims: &Claims, show: &mut dyn FnMut(&Op)) -> Report {
-        let mut report = Report::default();
+    fn write(&mut self, claims: &Claims, show: &mut dyn FnMut(&Op)) -> SocketReport {
+        let mut report = SocketReport::default();
         let mut wanted = std::mem::take(&mut self.pending);
         report.looked_at = wanted.keys().cloned().collect();
         loop {
@@ -184,7 +183,7 @@ impl<S: Store> SocketEngine<S> {
         &mut self,
         wanted: &BTreeMap<ObjectRef, Arc<Served>>,
         claims: &Claims,
-        report: &mut Report,
+        report: &mut SocketReport,
         show: &mut dyn FnMut(&Op),
     ) -> BTreeSet<ObjectRef> {
         let mut waiting = BTreeSet::new();
@@ -229,7 +228,7 @@ impl<S: Store> SocketEngine<S> {
         name: &ObjectRef,
         sets: &[BackendSet],
         promised: &BTreeSet<ServiceKey>,
-        report: &mut Report,
+        report: &mut SocketReport,
         show: &mut dyn FnMut(&Op),
     ) -> Result<(), SyncError> {
         let mut lack = room(&self.tables, sets).err();
@@ -275,7 +274,7 @@ impl<S: Store> SocketEngine<S> {
     fn execute(
         &mut self,
         ops: &[Op],
-        report: &mut Report,
+        report: &mut SocketReport,
         show: &mut dyn FnMut(&Op),
     ) -> Result<(), StoreError> {
         let mut result = Ok(());
@@ -351,7 +350,7 @@ impl<S: Store> SocketEngine<S> {
     }
 
     /// Says what addresses stand for, after their ports are there.
-    fn write_addresses(&mut self, report: &mut Report, show: &mut dyn FnMut(&Op)) {
+    fn write_addresses(&mut self, report: &mut SocketReport, show: &mut dyn FnMut(&Op)) {
         let ops = self.addresses.plan(self.tables.addresses());
         match self.execute(&ops, report, show) {
             Ok(()) => self.addresses.done(),
@@ -359,8 +358,8 @@ impl<S: Store> SocketEngine<S> {
         }
     }
 
-    /// Removes what [`Tables::adopt`] could make no sense of, unless a Service has claimed it since.
-    fn repair(&mut self, report: &mut Report, show: &mut dyn FnMut(&Op)) {
+    /// Removes what [`MapMirror::adopt`] could make no sense of, unless a Service has claimed it since.
+    fn repair(&mut self, report: &mut SocketReport, show: &mut dyn FnMut(&Op)) {
         for op in std::mem::take(&mut self.repairs) {
             let id = match &op {
                 Op::DeleteService { key } => self.tables.service(key).map(|service| service.id),
@@ -390,7 +389,7 @@ impl<S: Store> SocketEngine<S> {
     }
 
     /// The mirror of the maps.
-    pub const fn tables(&self) -> &Tables {
+    pub const fn tables(&self) -> &MapMirror {
         &self.tables
     }
 
@@ -406,13 +405,15 @@ impl<S: Store> SocketEngine<S> {
 }
 
 impl<S: Store> Engine for SocketEngine<S> {
+    type Report = SocketReport;
+
     fn name(&self) -> &'static str {
         SOCKETS
     }
 
     fn adopt(&mut self) -> Result<(), String> {
         let snapshot = self.store.read().map_err(|error| error.to_string())?;
-        (self.tables, self.repairs) = Tables::adopt(&snapshot);
+        (self.tables, self.repairs) = MapMirror::adopt(&snapshot);
         self.addresses.found_anew(self.tables.addresses().keys().copied());
         self.lacks_all = true;
         Ok(())
@@ -447,12 +448,8 @@ impl<S: Store> Engine for SocketEngine<S> {
             || self.addresses.is_dirty()
     }
 
-    fn sync(&mut self, claims: &Claims, show: &mut dyn FnMut(&dyn Display)) -> Outcome {
-        let report = self.write(claims, &mut |op: &Op| show(op));
-        let failed = report.failed.into_iter().map(|(name, error)| (name, error.to_string()));
-        let unrepaired = report.unrepaired.into_iter().map(|(_, error)| error);
-        let beside = report.addresses.into_iter().chain(unrepaired).map(|error| error.to_string());
-        Outcome { ops: report.ops, failed: failed.collect(), beside: beside.collect() }
+    fn sync(&mut self, claims: &Claims, show: &mut dyn FnMut(&dyn Display)) -> SocketReport {
+        self.write(claims, &mut |op: &Op| show(op))
     }
 }
 
@@ -468,11 +465,11 @@ fn for_sockets(served: &Arc<Served>) -> Arc<Served> {
 }
 
 /// What the maps say of a node's address.
-const fn known(node: NodeAddr, host_netns: u64) -> Option<Known> {
+const fn known(node: NodeAddr, host_netns: u64) -> Option<AddressUse> {
     match node {
-        NodeAddr::Own => Some(Known { flags: Address::OWN_NODE, netns: 0 }),
-        NodeAddr::Other => Some(Known { flags: Address::OTHER_NODE, netns: 0 }),
+        NodeAddr::Own => Some(AddressUse { flags: Address::OWN_NODE, netns: 0 }),
+        NodeAddr::Other => Some(AddressUse { flags: Address::OTHER_NODE, netns: 0 }),
         NodeAddr::OwnLoopback if host_netns == 0 => None,
-        NodeAddr::OwnLoopback => Some(Known { flags: Address::OWN_NODE, netns: host_netns }),
+        NodeAddr::OwnLoopback => Some(AddressUse { flags: Address::OWN_NODE, netns: host_netns }),
     }
 }

@@ -1,7 +1,7 @@
 //! What stands in the maps, as the agent knows it: the mirror that plans are made against.
 //!
 //! There is no other state. At the start the mirror is read from the pinned maps
-//! ([`Tables::adopt`]); after that it changes with each [`Op`] that the maps have taken.
+//! ([`MapMirror::adopt`]); after that it changes with each [`Op`] that the maps have taken.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,13 +14,13 @@ use lb_common::abi::{Addr, Service, ServiceKey};
 use crate::{
     blocks::Blocks,
     model::{Cidr, ObjectRef, PortRef, Protocol},
-    op::{Known, Op},
+    op::{AddressUse, Op},
     store::Snapshot,
 };
 
 /// The mirror of the maps.
 #[derive(Clone, Debug)]
-pub struct Tables {
+pub struct MapMirror {
     max_services: u32,
     services: BTreeMap<ServiceKey, Service>,
     names: BTreeMap<u32, PortRef>,
@@ -33,10 +33,10 @@ pub struct Tables {
     next_generation: u32,
     blocks: Blocks,
     sources: BTreeSet<(u32, Cidr)>,
-    addresses: BTreeMap<Addr, Known>,
+    addresses: BTreeMap<Addr, AddressUse>,
 }
 
-impl Tables {
+impl MapMirror {
     /// Empty maps of these sizes.
     pub fn new(max_services: u32, max_backends: u32) -> Self {
         Self {
@@ -222,7 +222,7 @@ impl Tables {
     }
 
     /// What addresses stand for.
-    pub const fn addresses(&self) -> &BTreeMap<Addr, Known> {
+    pub const fn addresses(&self) -> &BTreeMap<Addr, AddressUse> {
         &self.addresses
     }
 
