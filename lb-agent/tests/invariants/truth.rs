@@ -269,6 +269,11 @@ impl Truth {
             let vips = service.load_balancer_ips.iter().filter(|ip| ip.is_ipv4() == ipv4);
             ranges.extend(vips.map(|ip| Cidr::host(*ip)));
         }
+        // A range within another one says nothing.
+        let all = ranges.clone();
+        let is_within =
+            |range: &Cidr, other: &Cidr| other.prefix < range.prefix && other.contains(range.addr);
+        ranges.retain(|range| !all.iter().any(|other| is_within(range, other)));
         ranges
     }
 
