@@ -11,13 +11,13 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use addresses::{Meaning, by_address};
+use addresses::{Meaning, by_address, is_elsewhere, may_be_known};
 use admission::admits;
+use affinity::bind;
 use search::still_there;
 
 pub use self::{
-    addresses::{is_confined, is_known, may_be_known},
-    affinity::bind,
+    addresses::is_known,
     caller::{Caller, Flow, Origin, Prior},
     search::{Range, find, flow_bits, pick},
     tables::Tables,
@@ -35,11 +35,14 @@ use crate::{
 /// was recycled under the reader; either lasts for nanoseconds.
 pub const ATTEMPTS: u32 = 4;
 
-/// The set that a backend was chosen from.
+/// Where a flow goes, and the set that its backend was chosen from: what [`select_into`] works on in place,
+/// since the programs' stack has 512 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Zeroable)]
 #[repr(C)]
-pub struct Set {
-    /// The backends to choose from.
+pub struct Choice {
+    /// Where it goes; before that is known, where earlier datagrams of the flow went.
+    pub to: Prior,
+    /// The backends to choose from; none, if the flow stays with its backend.
     pub range: Range,
     /// Id of the service port.
     pub service: u32,
@@ -47,46 +50,92 @@ pub struct Set {
     pub affinity: u32,
 }
 
-impl Set {
-    /// Before one was chosen.
-    pub const NONE: Self =
-        Self { range: Range { first: 0, count: 0, generation: 0 }, service: 0, affinity: 0 };
+impl Choice {
+    /// Nothing is chosen yet, for a flow whose earlier datagrams went there.
+    #[inline(always)]
+    pub const fn after(prior: Prior) -> Self {
+        let range = Range { first: 0, count: 0, generation: 0 };
+        Self { to: prior, range, service: 0, affinity: 0 }
+    }
 }
 
 /// Where the flow goes. One bit, one HASH and one ARRAY lookup; one bit alone where the address is
 /// nobody's.
 #[inline(always)]
 pub fn select(tables: &impl Tables, caller: &impl Caller, flow: &Flow, prior: &Prior) -> Verdict {
+    let mut choice = Choice::after(*prior);
+    match select_into(&mut choice, tables, caller, flow) {
+        Verdict::Miss => Verdict::Miss,
+        Verdict::Stay => Verdict::Stay,
+        Verdict::Forward(()) => {
+            let Choice { to: Prior { backend, generation }, service, affinity, .. } = choice;
+            let record = Backend::forward(backend).stamped(generation, service);
+            Verdict::Forward(Backend { affinity, ..record })
+        }
+        Verdict::Fail(refusal) => Verdict::Fail(refusal),
+    }
+}
+
+/// [`select`] in place: it begins with where earlier datagrams of the flow went, and ends with where it
+/// goes.
+#[inline(always)]
+pub fn select_into(
+    choice: &mut Choice,
+    tables: &impl Tables,
+    caller: &impl Caller,
+    flow: &Flow,
+) -> Verdict<()> {
     if !may_be_known(tables, flow.peer.addr) {
         return Verdict::Miss;
     }
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let mut set = Set::NONE;
-        match choose(tables, caller, flow, prior, &mut set) {
-            Verdict::Forward(backend) if set.affinity != 0 => {
-                let mut to = Prior { backend: backend.peer, generation: backend.generation };
-                if bind(tables, caller, &set, &mut to) {
-                    return Verdict::Forward(Backend { peer: to.backend, ..backend });
+        match choose(choice, tables, caller, flow) {
+            verdict @ (Verdict::Stay | Verdict::Forward(())) => {
+                if choice.affinity == 0 || bind(choice, tables, caller, flow) {
+                    if caller.is_confined(flow) && is_elsewhere(tables, &choice.to.backend) {
+                        return Verdict::Fail(Refusal::Confined);
+                    }
+                    return verdict;
                 }
             }
             verdict => return verdict,
         }
+        // The set was replaced, and what was chosen from it does not count.
+        choice.to = Prior { backend: flow.peer, generation: 0 };
+        choice.affinity = 0;
         attempt += 1;
     }
     Verdict::Fail(Refusal::Unstable)
 }
 
-/// The first half of [`select`], for an address that [may be known](may_be_known): any backend of the
-/// set, whatever the client is bound to.
-#[inline(always)]
+/// The first half of [`select_into`], for an address that [may be known](may_be_known): any backend of
+/// the set, whatever the client is bound to.
+///
+/// A function of its own in the programs: their stack has 512 bytes. It returns nothing through memory:
+/// the verifier takes the place's address, which LLVM leaves in the return register, for a leak.
+#[inline(never)]
 pub fn choose(
+    choice: &mut Choice,
     tables: &impl Tables,
     caller: &impl Caller,
     flow: &Flow,
-    prior: &Prior,
-    set: &mut Set,
-) -> Verdict {
+) -> Verdict<()> {
+    let verdict = any(choice, tables, caller, flow);
+    if verdict != Verdict::Miss && caller.is_connected_to(&flow.peer) {
+        return Verdict::Miss;
+    }
+    verdict
+}
+
+/// Any backend of the set, and what happens without one.
+#[inline(always)]
+fn any(
+    choice: &mut Choice,
+    tables: &impl Tables,
+    caller: &impl Caller,
+    flow: &Flow,
+) -> Verdict<()> {
     let mut key = ServiceKey::new(flow.peer, flow.protocol);
     let mut service = tables.service(&key);
     if service.is_none() {
@@ -98,13 +147,13 @@ pub fn choose(
             Meaning::Key => service = tables.service(&key),
         }
     }
-    if prior.generation == 0 && caller.answers(flow) {
+    if choice.to.generation == 0 && caller.answers(flow) {
         return Verdict::Miss;
     }
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let Some(found) = service else { return Verdict::Miss };
-        if let Some(verdict) = one_of(tables, caller, flow, &found, prior, set) {
+        if let Some(verdict) = one_of(choice, tables, caller, flow, &found) {
             return verdict;
         }
         service = tables.service(&key);
@@ -116,13 +165,13 @@ pub fn choose(
 /// A backend of the set, or what happens without one; none if the block is of another generation.
 #[inline(always)]
 fn one_of(
+    choice: &mut Choice,
     tables: &impl Tables,
     caller: &impl Caller,
     flow: &Flow,
     service: &Service,
-    prior: &Prior,
-    set: &mut Set,
-) -> Option<Verdict> {
+) -> Option<Verdict<()>> {
+    let prior = &mut choice.to;
     if prior.generation != 0 {
         // Ranges hold for flows that are there already, too: any record of the set knows of them.
         let first = tables.backend(service.block).filter(|b| b.generation == service.generation)?;
@@ -135,8 +184,9 @@ fn one_of(
             return Some(Verdict::Stay);
         }
         if still_there(tables, service, &prior.backend)? {
-            let record = Backend::forward(prior.backend);
-            return Some(Verdict::Forward(record.stamped(service.generation, service.id)));
+            prior.generation = service.generation;
+            choice.service = service.id;
+            return Some(Verdict::Forward(()));
         }
     }
     let index = service.block.wrapping_add(pick(caller.random(flow), service.count));
@@ -152,9 +202,10 @@ fn one_of(
         Action::Unreachable => Some(Verdict::Fail(Refusal::Unreachable)),
         Action::Forward => {
             let Service { block: first, count, generation, .. } = *service;
-            let Backend { service, affinity, .. } = backend;
-            *set = Set { range: Range { first, count, generation }, service, affinity };
-            Some(Verdict::Forward(backend))
+            let Backend { peer, service, affinity, .. } = backend;
+            let to = Prior { backend: peer, generation };
+            *choice = Choice { to, range: Range { first, count, generation }, service, affinity };
+            Some(Verdict::Forward(()))
         }
     }
 }

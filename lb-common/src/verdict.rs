@@ -5,15 +5,15 @@
 
 use crate::abi::{Backend, Counter, UDP};
 
-/// What happens to a connection or a datagram.
+/// What happens to a connection or a datagram. `To` is what is known of where it goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub enum Verdict<To = Backend> {
     /// Not a Service: leave the destination alone.
     Miss,
     /// Go where the flow went before; nothing has changed.
     Stay,
     /// Go to this backend.
-    Forward(Backend),
+    Forward(To),
     /// Let the system call fail.
     Fail(Refusal),
 }

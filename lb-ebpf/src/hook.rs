@@ -4,13 +4,9 @@ use aya_ebpf::programs::SockAddrContext;
 use lb_common::{
     Addr, Caller, Flow, Origin,
     abi::{AffinityKey, Bond, Peer},
-    is_confined,
 };
 
-use crate::{
-    heard,
-    maps::{self, Maps},
-};
+use crate::{connection, heard, maps};
 
 /// A socket in one of the hooks that choose.
 pub(crate) trait Hook {
@@ -30,8 +26,8 @@ pub(crate) trait Hook {
 
 /// A function of its own, for what is rare.
 #[inline(never)]
-fn confined<H: Hook>(hook: &H, backend: &Peer) -> bool {
-    is_confined(&Maps, hook.dialled(), hook.source(), backend)
+fn is_from_loopback<H: Hook>(hook: &H) -> bool {
+    hook.source().is_loopback()
 }
 
 /// The socket of a hook, as the lookup asks it.
@@ -39,9 +35,14 @@ pub(crate) struct Asker<'a, H>(pub(crate) &'a H);
 
 impl<H: Hook> Caller for Asker<'_, H> {
     #[inline(always)]
-    fn is_confined_from(&self, backend: &Peer) -> bool {
+    fn is_confined(&self, _: &Flow) -> bool {
         let dialled = self.0.dialled();
-        (dialled.is_loopback() || dialled.is_unspecified()) && confined(self.0, backend)
+        (dialled.is_loopback() || dialled.is_unspecified()) && is_from_loopback(self.0)
+    }
+
+    #[inline(always)]
+    fn is_connected_to(&self, peer: &Peer) -> bool {
+        !H::CONNECTS && connection::is_peer(self.0.context(), peer)
     }
 
     #[inline(always)]

@@ -24,9 +24,9 @@ use aya_ebpf::{
 };
 use hook::{Asker, Hook};
 use lb_common::{
-    ATTEMPTS, Addr, Caller as _, Flow, Origin, Prior, Refusal, Set, Verdict,
+    Addr, Choice, Flow, Origin, Prior, Refusal, Verdict,
     abi::{Counter, TCP, UDP},
-    bind, choose, flow_bits, may_be_known,
+    flow_bits, select_into,
 };
 use maps::{Maps, count};
 use socket::{Socket, V4, V6};
@@ -184,16 +184,22 @@ fn connect(socket: &impl Socket) -> i32 {
         replace(&mut flow.peer.addr, given, given.meant(socket.bound()));
     }
     let ctx = socket.context();
-    let mut to = Prior { backend: flow.peer, generation: 0 };
-    let mut set = MaybeUninit::uninit();
-    let set = words::clear(&mut set);
-    match decide(&Connecting(socket), &flow, &mut to, set) {
-        Fate::Nowhere => return FAIL,
-        Fate::AsAsked => connection::forget(ctx, &flow),
-        Fate::ToBackend => {
-            connection::remember(ctx, &flow, &to, set.service);
+    let mut choice = MaybeUninit::uninit();
+    let choice = first(&mut choice, &flow);
+    let verdict = select_into(choice, &Maps, &Asker(&Connecting(socket)), &flow);
+    log(ctx, &flow, verdict, &choice.to);
+    match verdict {
+        Verdict::Fail(refusal) if !refusal.lets_connect(flow.protocol) => return fail(refusal),
+        Verdict::Fail(_) => {
+            count(Counter::UdpConnectUntouched);
+            connection::forget(ctx, &flow);
+        }
+        // It has no earlier one to stay with.
+        Verdict::Miss | Verdict::Stay => connection::forget(ctx, &flow),
+        Verdict::Forward(()) => {
+            connection::remember(ctx, &flow, &choice.to, choice.service);
             connection::remember_for_whole(ctx);
-            socket.set_peer(to.backend);
+            socket.set_peer(choice.to.backend);
         }
     }
     PROCEED
@@ -209,98 +215,42 @@ fn sendmsg(socket: &impl Socket) -> i32 {
     }
     take_as_meant(socket, &mut flow);
     let ctx = socket.context();
-    let mut to = Prior { backend: flow.peer, generation: 0 };
-    if storage::prior(ctx, &flow, &mut to) {
+    let mut choice = MaybeUninit::uninit();
+    let choice = first(&mut choice, &flow);
+    if storage::prior(ctx, &flow, &mut choice.to) {
         return PROCEED;
     }
-    let mut set = MaybeUninit::uninit();
-    let set = words::clear(&mut set);
-    match decide(&Sending(socket), &flow, &mut to, set) {
-        Fate::Nowhere => return FAIL,
-        Fate::AsAsked => {
+    let verdict = select_into(choice, &Maps, &Asker(&Sending(socket)), &flow);
+    log(ctx, &flow, verdict, &choice.to);
+    match verdict {
+        Verdict::Fail(refusal) => return fail(refusal),
+        Verdict::Miss => {
             // The answer must not be taken for that of a Service whose backend the peer is.
-            to = Prior { backend: flow.peer, generation: 0 };
-            if storage::leads_to(ctx, &flow) && !storage::sent(ctx, &flow, &to) {
-                count(Counter::NoSocketMemory);
+            if storage::leads_to(ctx, &flow) {
+                sent(ctx, &flow, &Prior { backend: flow.peer, generation: 0 });
             }
         }
-        Fate::ToBackend => {
-            if !storage::sent(ctx, &flow, &to) {
-                count(Counter::NoSocketMemory);
-            }
-            socket.set_peer(to.backend);
+        Verdict::Stay | Verdict::Forward(()) => {
+            sent(ctx, &flow, &choice.to);
+            socket.set_peer(choice.to.backend);
         }
     }
     PROCEED
 }
 
-/// What becomes of a connection, or of a datagram.
-enum Fate {
-    Nowhere,
-    AsAsked,
-    ToBackend,
-}
-
-/// Where it goes, in `to`, which says where earlier datagrams went: `select` in two steps, since the
-/// stack has 512 bytes.
+/// Nothing is chosen yet, and there were no earlier datagrams.
 #[inline(always)]
-fn decide<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate {
-    if !may_be_known(&Maps, flow.peer.addr) {
-        log(hook.context(), flow, &Verdict::Miss);
-        return Fate::AsAsked;
-    }
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        match forward(hook, flow, to, set) {
-            Fate::ToBackend => {
-                let asker = Asker(hook);
-                if set.affinity == 0 || bind(&Maps, &asker, set, to) {
-                    if asker.is_confined_from(&to.backend) {
-                        fail(Refusal::Confined);
-                        return Fate::Nowhere;
-                    }
-                    return Fate::ToBackend;
-                }
-                // The set is no longer in force: what was chosen from it does not count.
-                *to = Prior { backend: flow.peer, generation: 0 };
-                words::reset(set);
-            }
-            fate => return fate,
-        }
-        attempt += 1;
-    }
-    fail(Refusal::Unstable);
-    Fate::Nowhere
+fn first<'a>(choice: &'a mut MaybeUninit<Choice>, flow: &Flow) -> &'a mut Choice {
+    let choice = words::clear(choice);
+    choice.to.backend = flow.peer;
+    choice
 }
 
-/// The first step: whatever the client is bound to.
-#[inline(never)]
-fn forward<H: Hook>(hook: &H, flow: &Flow, to: &mut Prior, set: &mut Set) -> Fate {
-    let mut verdict = choose(&Maps, &Asker(hook), flow, to, set);
-    // What goes to the socket's own peer goes where connect() has left it. Of an IPv4 connection of an
-    // IPv6 socket, the kernel shows also what is sent without an address.
-    if !H::CONNECTS
-        && !matches!(verdict, Verdict::Miss)
-        && connection::is_peer(hook.context(), &flow.peer)
-    {
-        verdict = Verdict::Miss;
-    }
-    log(hook.context(), flow, &verdict);
-    match verdict {
-        Verdict::Miss => Fate::AsAsked,
-        Verdict::Stay => Fate::ToBackend,
-        Verdict::Forward(backend) => {
-            *to = Prior { backend: backend.peer, generation: backend.generation };
-            Fate::ToBackend
-        }
-        Verdict::Fail(refusal) if H::CONNECTS && refusal.lets_connect(flow.protocol) => {
-            count(Counter::UdpConnectUntouched);
-            Fate::AsAsked
-        }
-        Verdict::Fail(refusal) => {
-            fail(refusal);
-            Fate::Nowhere
-        }
+/// Takes in that a datagram goes where `to` says.
+#[inline(always)]
+fn sent(ctx: &SockAddrContext, flow: &Flow, to: &Prior) {
+    if !storage::sent(ctx, flow, to) {
+        count(Counter::NoSocketMemory);
     }
 }
 
@@ -331,17 +281,17 @@ fn fail(refusal: Refusal) -> i32 {
 
 #[cfg(not(feature = "log"))]
 #[inline(always)]
-const fn log(_: &SockAddrContext, _: &Flow, _: &Verdict) {}
+const fn log(_: &SockAddrContext, _: &Flow, _: Verdict<()>, _: &Prior) {}
 
 #[cfg(feature = "log")]
-fn log(ctx: &SockAddrContext, flow: &Flow, verdict: &Verdict) {
+fn log(ctx: &SockAddrContext, flow: &Flow, verdict: Verdict<()>, to: &Prior) {
     use aya_log_ebpf::info;
 
     let (addr, port) = (flow.peer.addr.octets(), flow.peer.port.number());
     match verdict {
         Verdict::Miss => info!(ctx, "{:i}:{} is no Service", addr, port),
         Verdict::Stay => info!(ctx, "{:i}:{} goes where it went", addr, port),
-        Verdict::Forward(backend) => {
+        Verdict::Forward(()) => {
             let (to, at) = (backend.peer.addr.octets(), backend.peer.port.number());
             info!(ctx, "{:i}:{} goes to {:i}:{}", addr, port, to, at);
         }

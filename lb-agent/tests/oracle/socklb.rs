@@ -9,12 +9,12 @@ use std::{
 
 use lb_agent::sources::translate;
 use lb_common::{
-    Caller, Flow, Origin, Prior, Refusal, Set, Tables, Verdict,
+    Caller, Choice, Flow, Origin, Prior, Refusal, Tables, Verdict,
     abi::{
         self, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
         SourceKey,
     },
-    choose, is_confined, select,
+    choose, select,
 };
 use lb_core::{
     memory::Memory,
@@ -182,32 +182,27 @@ impl Socklb {
         let protocol = if packet.protocol == "UDP" { abi::UDP } else { abi::TCP };
         let flow = Flow { peer: packet.to.into(), protocol };
         let socket = Socket::of(packet);
-        let mut set = Set::NONE;
-        choose(maps, &socket, &flow, &Prior::NONE, &mut set);
+        let mut choice = Choice::after(Prior::NONE);
+        choose(&mut choice, maps, &socket, &flow);
+        let count = choice.range.count.max(1);
         let mut outcome = Outcome::default();
         let mut fates = Vec::new();
-        for i in 0..set.range.count.max(1) {
-            socket.random.set(nth(i, set.range.count.max(1)));
+        for i in 0..count {
+            socket.random.set(nth(i, count));
             fates.push(match select(maps, &socket, &flow, &Prior::NONE) {
                 Verdict::Miss => Fate::Untouched,
-                Verdict::Forward(to)
-                    if is_confined(maps, flow.peer.addr, socket.source, &to.peer) =>
-                {
-                    Fate::Refused
-                }
                 Verdict::Forward(to) => {
                     outcome.backends.insert(to.peer.into());
-                    outcome.affinity = set.affinity;
+                    outcome.affinity = to.affinity;
                     Fate::Forwarded
                 }
-                Verdict::Fail(Refusal::NoEndpoints) => Fate::Refused,
+                Verdict::Fail(Refusal::NoEndpoints | Refusal::Confined) => Fate::Refused,
                 Verdict::Fail(Refusal::UnknownPort) => Fate::UnknownPort,
                 Verdict::Fail(Refusal::Unreachable) => Fate::Unreachable,
                 Verdict::Fail(Refusal::Denied) => Fate::Denied,
                 Verdict::Fail(Refusal::Unstable) => Fate::Damaged,
-                Verdict::Stay
-                | Verdict::Fail(Refusal::Reserved | Refusal::UnknownClient | Refusal::Confined) => {
-                    unreachable!("{packet}: {set:?}")
+                Verdict::Stay | Verdict::Fail(Refusal::Reserved | Refusal::UnknownClient) => {
+                    unreachable!("{packet}: {choice:?}")
                 }
             });
         }
@@ -227,13 +222,14 @@ impl Socklb {
         let protocol = if packet.protocol == "UDP" { abi::UDP } else { abi::TCP };
         let flow = Flow { peer: packet.to.into(), protocol };
         let maps = Remembering { maps: self.pipeline.store(), bonds: &self.bonds };
-        let mut set = Set::NONE;
+        let mut choice = Choice::after(Prior::NONE);
         let socket = Socket { now: (now + 1) * 1_000_000_000, ..Socket::of(packet) };
-        choose(&maps, &socket, &flow, &Prior::NONE, &mut set);
+        choose(&mut choice, &maps, &socket, &flow);
+        let count = choice.range.count.max(1);
         let mut backends = BTreeSet::new();
         let mut bond = None;
-        for i in 0..set.range.count.max(1) {
-            socket.random.set(nth(i, set.range.count.max(1)));
+        for i in 0..count {
+            socket.random.set(nth(i, count));
             if let Verdict::Forward(to) = select(&maps, &socket, &flow, &Prior::NONE) {
                 backends.insert(to.peer.into());
                 if gets == Some(to.peer.into()) {

@@ -6,7 +6,7 @@ use crate::abi::{self, Addr, Address, Peer, ServiceKey};
 /// Whether the maps may say anything of what is at an address: if not, it is asked no further. Most
 /// connections of a node go to an address that is nobody's.
 #[inline(always)]
-pub fn may_be_known(tables: &impl Tables, addr: Addr) -> bool {
+pub(super) fn may_be_known(tables: &impl Tables, addr: Addr) -> bool {
     let is_loopback = addr.is_v4() && addr.is_loopback();
     tables.may_know(&addr) || (is_loopback && tables.may_know(&abi::LOOPBACK_NET))
 }
@@ -79,28 +79,25 @@ pub(super) fn by_address(
     }
 }
 
-/// Whether a socket that has dialled an address, and comes from `source` (the unspecified address: from
-/// anywhere), cannot get to the backend that it was given:
-/// [`Refusal::Confined`](super::Refusal::Confined). For a socket that is bound to a loopback address,
-/// the unspecified one that is dialled means a loopback address.
-#[inline(always)]
-pub fn is_confined(tables: &impl Tables, dialled: Addr, source: Addr, backend: &Peer) -> bool {
+/// Whether a backend is out of reach for a socket that is confined to this node:
+/// [`Refusal::Confined`](crate::Refusal::Confined).
+///
+/// A function of its own in the programs, for what is rare.
+#[inline(never)]
+pub(super) fn is_elsewhere(tables: &impl Tables, backend: &Peer) -> bool {
     let is_own = |address: Address| address.flags & Address::OWN_NODE != 0;
-    (dialled.is_loopback() || dialled.is_unspecified())
-        && source.is_loopback()
-        && !backend.addr.is_loopback()
-        && !tables.address(&backend.addr).is_some_and(is_own)
+    !backend.addr.is_loopback() && !tables.address(&backend.addr).is_some_and(is_own)
 }
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
+    use core::net::IpAddr;
 
     use super::{
         super::fake::{NETNS, fake, fake_at, flow, peer, record, select},
         *,
     };
-    use crate::{Refusal, Verdict};
+    use crate::{Prior, Refusal, Verdict};
 
     #[test]
     fn a_node_port_is_found_on_the_addresses_of_nodes_only() {
@@ -170,8 +167,12 @@ mod tests {
         let key = ServiceKey::new(peer("10.96.0.10:80"), 6);
         let fake = fake_at(key, "10.0.0.2:0", Address::OWN_NODE, 0);
         let confined = |to: &str, source: &str, backend: &str| {
-            let source = source.parse::<core::net::IpAddr>().unwrap().into();
-            is_confined(&fake, peer(to).addr, source, &peer(backend))
+            let (source, mut flow) = (source.parse::<IpAddr>().unwrap().into(), flow(to, 6));
+            fake.source.set(source);
+            if flow.peer.addr.is_unspecified() {
+                flow.peer.addr = flow.peer.addr.meant(source);
+            }
+            fake.is_confined(&flow) && is_elsewhere(&fake, &peer(backend))
         };
         for (to, source) in [
             ("127.0.0.1:80", "127.0.0.1"),
@@ -191,6 +192,27 @@ mod tests {
         {
             assert!(!confined(to, source, "10.0.0.3:80"), "{to} {source}");
         }
+    }
+
+    #[test]
+    fn who_is_confined_is_refused_where_the_backend_is_elsewhere() {
+        let key = ServiceKey::new(peer("0.0.0.0:30080"), 6)
+            .scoped(peer("0.0.0.0:0").addr, abi::SCOPE_OWN_NODE);
+        let mut fake = fake_at(key, "127.0.0.0:0", Address::OWN_NODE, NETNS);
+        let to = flow("127.0.0.1:30080", 6);
+        fake.source.set(peer("127.0.0.1:0").addr);
+        assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Confined));
+        // A message may have a source of its own, also in a flow that is there.
+        for generation in [6, 7] {
+            let prior = Prior { backend: record(3, 7).peer, generation };
+            let verdict = crate::select(&fake, &fake, &to, &prior);
+            assert_eq!(verdict, Verdict::Fail(Refusal::Confined), "{generation}");
+        }
+        fake.source.set(peer("192.0.2.1:0").addr);
+        assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
+        fake.source.set(peer("127.0.0.1:0").addr);
+        fake.records[2].peer = peer("127.0.0.1:8080");
+        assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
     }
 
     #[test]

@@ -71,7 +71,7 @@ mod tests {
         fake.admits_only("[fd00::9]:0");
         assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Denied));
         fake.admits_only("10.0.0.9:0");
-        assert_eq!(select(&fake, &to, 0), Verdict::Forward(fake.records[2]));
+        assert_eq!(select(&fake, &to, 0), Verdict::Forward(record(2, 7)));
         fake.records[2].action = Action::Unreachable.code();
         assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Unreachable));
     }

@@ -1,6 +1,6 @@
 //! With which backend a client stays.
 
-use super::{Caller, Prior, Set, Tables};
+use super::{Caller, Choice, Flow, Tables, is_elsewhere};
 use crate::abi::{AffinityKey, Bond};
 
 /// How often a client's bond is read anew when another program changes it at the same time.
@@ -14,26 +14,33 @@ const NANOSECONDS: u64 = 1_000_000_000;
 ///
 /// A function of its own in the programs: their stack has 512 bytes.
 #[inline(never)]
-pub fn bind(tables: &impl Tables, caller: &impl Caller, set: &Set, chosen: &mut Prior) -> bool {
-    let family = if chosen.backend.addr.is_v4() { 4 } else { 6 };
-    let key = AffinityKey { netns: caller.netns(), service: set.service, family };
+pub(super) fn bind(
+    choice: &mut Choice,
+    tables: &impl Tables,
+    caller: &impl Caller,
+    flow: &Flow,
+) -> bool {
+    let chosen = &mut choice.to.backend;
+    let family = if chosen.addr.is_v4() { 4 } else { 6 };
+    let key = AffinityKey { netns: caller.netns(), service: choice.service, family };
     let now = caller.now();
-    let timeout = u64::from(set.affinity).wrapping_mul(NANOSECONDS);
+    let timeout = u64::from(choice.affinity).wrapping_mul(NANOSECONDS);
     let mut before = tables.bond(&key);
     let mut attempt = 0;
     while attempt < BONDS {
-        let mut bond = Bond::new(now, chosen.backend);
+        let mut bond = Bond::new(now, *chosen);
         // Another CPU's clock may be a little ahead.
         if before.is_made() && now.saturating_sub(before.used) < timeout {
-            match tables.find(set.range, &before.backend) {
+            match tables.find(choice.range, &before.backend) {
                 Some(true) => bond.backend = before.backend,
                 Some(false) => {}
                 None => return false,
             }
         }
         // Who cannot get there is refused, and neither makes a bond nor renews one.
-        if caller.is_confined_from(&bond.backend) || caller.bind(&key, &before, &mut bond) {
-            chosen.backend = bond.backend;
+        let is_confined = caller.is_confined(flow) && is_elsewhere(tables, &bond.backend);
+        if is_confined || caller.bind(&key, &before, &mut bond) {
+            *chosen = bond.backend;
             return true;
         }
         before = bond;
@@ -45,10 +52,10 @@ pub fn bind(tables: &impl Tables, caller: &impl Caller, set: &Set, chosen: &mut 
 #[cfg(test)]
 mod tests {
     use super::{
-        super::fake::{Fake, backend, fake, record},
+        super::fake::{Fake, backend, fake, flow, record, select},
         *,
     };
-    use crate::abi::Service;
+    use crate::{Refusal, Verdict, abi::Service};
 
     const TIMEOUT: u32 = 10;
 
@@ -95,6 +102,26 @@ mod tests {
         let bond = Bond { used: 1, backend: fake.records[5].peer, reserved: [0; 6] };
         fake.bond.borrow_mut().as_mut().unwrap().1 = bond;
         assert_eq!(backend(&fake, 0), next);
+    }
+
+    /// The record that is drawn is still there; those among which the bond's is looked for are not.
+    #[test]
+    fn a_set_that_is_replaced_before_the_client_is_bound_is_not_chosen_from() {
+        let mut fake = sticky();
+        let gone = backend(&fake, 0);
+        fake.records[3].generation = 11;
+        for record in &mut fake.records[5..] {
+            record.generation = 11;
+        }
+        fake.stale_readings.set(1);
+        fake.service = Service { block: 5, count: 2, kept: 0, generation: 11, id: 9 };
+        let next = backend(&fake, 0);
+        assert_eq!(next, fake.records[5].peer);
+        assert_ne!(next, gone);
+        assert_eq!(backend(&fake, u32::MAX), next, "it is bound");
+        // Where that happens each time, it is refused.
+        fake.stale_readings.set(u32::MAX);
+        assert_eq!(select(&fake, &flow("10.96.0.10:80", 6), 0), Verdict::Fail(Refusal::Unstable));
     }
 
     #[test]

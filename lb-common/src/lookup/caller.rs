@@ -1,5 +1,7 @@
 //! The socket that asks, and what it asks for.
 
+use bytemuck::Zeroable;
+
 use crate::abi::{Addr, AffinityKey, Bond, Peer};
 
 /// The socket that asks. Each is asked only where it matters, since each is a call into the kernel.
@@ -18,9 +20,16 @@ pub trait Caller {
     /// Makes `bond` the client's in place of `before`, which was read. False if another program was
     /// faster; `bond` is then what that one made.
     fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool;
-    /// Whether the socket cannot get to a backend, as [`is_confined`](super::is_confined) says.
+    /// Whether it comes from a loopback address and dials one: see
+    /// [`Refusal::Confined`](crate::Refusal::Confined).
     #[inline(always)]
-    fn is_confined_from(&self, _: &Peer) -> bool {
+    fn is_confined(&self, flow: &Flow) -> bool {
+        flow.peer.addr.is_loopback() && self.source().is_loopback()
+    }
+    /// Whether a datagram goes to the socket's own peer, and so where connect() has left it. Of an IPv4
+    /// connection of an IPv6 socket, the kernel shows also what is sent without an address.
+    #[inline(always)]
+    fn is_connected_to(&self, _: &Peer) -> bool {
         false
     }
     /// Whether the flow's peer was heard before it was asked: then this is an answer, and no question
@@ -53,7 +62,8 @@ pub struct Flow {
 }
 
 /// Where earlier datagrams of the same flow went: a flow stays with a backend that still serves.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Zeroable)]
+#[repr(C)]
 pub struct Prior {
     /// The backend.
     pub backend: Peer,

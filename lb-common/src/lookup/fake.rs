@@ -40,6 +40,8 @@ pub(super) struct Fake {
     pub(super) rival: RefCell<Option<Bond>>,
     pub(super) random: Cell<u32>,
     pub(super) now: Cell<u64>,
+    /// To what the socket is connected.
+    pub(super) connected: Option<Peer>,
     /// How often the services map and an address were asked for.
     pub(super) asked: Cell<(u32, u32)>,
 }
@@ -70,6 +72,10 @@ impl Caller for Fake {
 
     fn now(&self) -> u64 {
         self.now.get()
+    }
+
+    fn is_connected_to(&self, peer: &Peer) -> bool {
+        self.connected == Some(*peer)
     }
 
     fn bind(&self, key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
@@ -167,6 +173,7 @@ pub(super) fn fake() -> Fake {
         rival: RefCell::new(None),
         random: Cell::new(0),
         now: Cell::new(1),
+        connected: None,
         asked: Cell::default(),
     }
 }

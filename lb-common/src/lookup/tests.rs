@@ -9,6 +9,7 @@ use super::{
     fake::{Fake, fake, flow, peer, record, select},
     *,
 };
+use crate::abi::Address;
 
 #[test]
 fn address_port_and_protocol_all_count() {
@@ -103,4 +104,22 @@ fn a_flow_stays_with_a_backend_that_serves() {
     fake.service = Service { count: 1, kept: 2, ..fake.service };
     assert_eq!(select(&fake, 4, 6), Verdict::Forward(record(4, 7)));
     assert_eq!(select(&fake, 9, 6), Verdict::Forward(record(2, 7)));
+}
+
+/// Where connect() has left it: also at a Service that had no endpoints then.
+#[test]
+fn what_goes_to_the_socket_s_own_peer_is_left_alone() {
+    let mut fake = fake();
+    let [to, other] = ["10.96.0.10:80", "10.96.0.10:81"].map(|to| flow(to, 6));
+    fake.connected = Some(to.peer);
+    fake.address = Some((to.peer.addr, Address::new(to.peer.addr, Address::CLUSTER_IP, 0)));
+    assert_eq!(select(&fake, &to, 0), Verdict::Miss);
+    assert_eq!(select(&fake, &other, 0), Verdict::Fail(Refusal::UnknownPort));
+    fake.connected = Some(other.peer);
+    assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
+    assert_eq!(select(&fake, &other, 0), Verdict::Miss);
+    let prior = Prior { backend: record(3, 7).peer, generation: 7 };
+    assert_eq!(super::select(&fake, &fake, &to, &prior), Verdict::Stay);
+    fake.connected = Some(to.peer);
+    assert_eq!(super::select(&fake, &fake, &to, &prior), Verdict::Miss);
 }

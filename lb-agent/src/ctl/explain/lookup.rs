@@ -14,7 +14,7 @@ use lb_common::{
         Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
         SourceKey,
     },
-    is_confined, select,
+    select,
 };
 use lb_core::onlooker::Onlooker;
 
@@ -30,6 +30,11 @@ pub(super) struct Who {
 impl Who {
     const fn is_anybody(&self) -> bool {
         self.netns == 0 && self.address.is_none()
+    }
+
+    /// The address that its packets come from; the unspecified one if that is not settled.
+    fn source(&self) -> Addr {
+        self.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()).into()
     }
 }
 
@@ -109,16 +114,19 @@ impl<T: Tables> Tables for Traced<'_, T> {
     }
 
     fn client(&self, key: &ClientKey) -> Option<Client> {
-        let client = match self.who.address {
-            Some(ip) => Some(Client::new(ip.into(), Client::SURE)),
-            None if self.who.is_anybody() => Some(Client::new(key.to, 0)),
-            None => self.tables.client(key),
+        let client = if self.who.is_anybody() {
+            Some(Client::new(key.to, 0))
+        } else {
+            self.tables.client(key)
         };
         self.client.set(client.or(self.client.get()));
         client
     }
 
     fn allows(&self, client: &SourceKey) -> bool {
+        if let Some(ip) = self.who.address {
+            self.client.set(Some(Client::new(ip.into(), Client::SURE)));
+        }
         self.who.is_anybody() || self.tables.allows(client)
     }
 
@@ -138,9 +146,8 @@ fn is_own_node(tables: &impl Tables, ip: IpAddr) -> bool {
 /// What connect() makes of the unspecified address, if the flow goes there; nobody knows what a socket
 /// is bound to that is not asked about.
 pub(super) fn meant(flow: &Flow, who: Who) -> Option<Peer> {
-    let source = who.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
     let addr = flow.peer.addr;
-    addr.is_unspecified().then(|| Peer { addr: addr.meant(source.into()), ..flow.peer })
+    addr.is_unspecified().then(|| Peer { addr: addr.meant(who.source()), ..flow.peer })
 }
 
 /// At most `limit` candidates: a damaged entry may claim billions.
@@ -164,15 +171,8 @@ pub(super) fn outcome(
     };
     let flow = meant(flow, who).map_or(*flow, |peer| Flow { peer, ..*flow });
     let ask = |random| {
-        let asking = Onlooker { random, netns: who.netns, now, ..Onlooker::default() };
-        match (select(&traced, &asking, &flow, &Prior::NONE), who.address) {
-            (Verdict::Forward(backend), Some(from))
-                if is_confined(tables, flow.peer.addr, from.into(), &backend.peer) =>
-            {
-                Verdict::Fail(Refusal::Confined)
-            }
-            (verdict, _) => verdict,
-        }
+        let asking = Onlooker { random, netns: who.netns, source: who.source(), now };
+        select(&traced, &asking, &flow, &Prior::NONE)
     };
     let mut last = Outcome::Miss;
     // Again if the set was replaced between two candidates.
