@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use lb_core::{
-    engine::{self, Engine as _},
+    engine::{Engine as _, EngineReport},
     model::{Change, Families},
     packets::PacketEngine,
     pipeline::{Pipeline, SyncReport},
@@ -307,7 +307,7 @@ impl Agent {
         self.troubles.tell(&report, Instant::now());
         self.troubles.tell_others(&report.others);
         let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
-        let failed = |other: &engine::Outcome| !other.failed.is_empty() || !other.beside.is_empty();
+        let failed = |other: &EngineReport| !other.failed.is_empty() || !other.beside.is_empty();
         if report.sockets.addresses.is_some()
             || report.sockets.failed.values().any(refused)
             || report.others.values().any(failed)
