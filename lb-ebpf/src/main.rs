@@ -292,7 +292,7 @@ fn log(ctx: &SockAddrContext, flow: &Flow, verdict: Verdict<()>, to: &Prior) {
         Verdict::Miss => info!(ctx, "{:i}:{} is no Service", addr, port),
         Verdict::Stay => info!(ctx, "{:i}:{} goes where it went", addr, port),
         Verdict::Forward(()) => {
-            let (to, at) = (backend.peer.addr.octets(), backend.peer.port.number());
+            let (to, at) = (to.backend.addr.octets(), to.backend.port.number());
             info!(ctx, "{:i}:{} goes to {:i}:{}", addr, port, to, at);
         }
         Verdict::Fail(refusal) => info!(ctx, "{:i}:{}: {}", addr, port, refusal.text()),
