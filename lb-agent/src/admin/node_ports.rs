@@ -137,7 +137,7 @@ impl NodePorts {
                     self.open.entry(service.clone()).or_default().insert(ip, server);
                 }
                 Err(error) => {
-                    failures.push(ListenFailure { service: service.clone(), addr, error })
+                    failures.push(ListenFailure { service: service.clone(), addr, error });
                 }
             }
         }

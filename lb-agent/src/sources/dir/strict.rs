@@ -70,7 +70,7 @@ struct Strict<'a> {
     found: &'a RefCell<Vec<Problem>>,
 }
 
-impl<'de> IntoDeserializer<'de, Error> for Strict<'_> {
+impl IntoDeserializer<'_, Error> for Strict<'_> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
