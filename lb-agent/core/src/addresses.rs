@@ -21,7 +21,10 @@ pub struct AddressPlan {
     services: HashMap<Addr, Vec<(ObjectRef, bool)>>,
     /// The cluster IPs of each, and the same.
     of: HashMap<ObjectRef, (Vec<Addr>, bool)>,
+    /// Where NodePorts are served.
     nodes: BTreeMap<Addr, AddressUse>,
+    /// All of this machine's, also those without NodePorts.
+    own: BTreeSet<Addr>,
     /// Addresses at which everything is refused, whatever the cluster says.
     reserved: BTreeSet<Addr>,
     /// Addresses to look at.
@@ -80,13 +83,14 @@ impl AddressPlan {
         }
     }
 
-    /// All addresses of nodes, and what each stands for.
-    pub fn set_nodes(&mut self, nodes: BTreeMap<Addr, AddressUse>) {
+    /// All addresses at which NodePorts are served, with what each stands for; and all of this
+    /// machine's.
+    pub fn set_nodes(&mut self, nodes: BTreeMap<Addr, AddressUse>, own: BTreeSet<Addr>) {
         let differs = |addr: &&Addr| self.nodes.get(addr) != nodes.get(addr);
-        let changed: Vec<Addr> =
-            self.nodes.keys().chain(nodes.keys()).filter(differs).copied().collect();
-        self.changed.extend(changed);
+        let all = self.nodes.keys().chain(nodes.keys()).filter(differs);
+        self.changed.extend(all.chain(self.own.symmetric_difference(&own)).copied());
         self.nodes = nodes;
+        self.own = own;
     }
 
     /// Whether there is anything to look at.
@@ -114,22 +118,22 @@ impl AddressPlan {
 
     fn wanted(&self, addr: &Addr) -> Option<AddressUse> {
         let node = self.nodes.get(addr).copied();
+        if node.is_some_and(|known| known.flags & Address::OWN_NODE != 0) {
+            return node;
+        }
+        let services = self.services.get(addr);
         let mut refused = 0;
-        if self.services.get(addr).is_some_and(|services| services.iter().all(|(_, all)| *all)) {
+        // A cluster IP that is this machine's address must not close the machine's own ports. One that
+        // is another node's closes that node's, NodePorts among them (E12).
+        if services.is_some_and(|services| services.iter().all(|(_, all)| *all))
+            && !self.own.contains(addr)
+        {
             refused |= Address::CLUSTER_IP;
         }
         if self.reserved.contains(addr) {
             refused |= Address::RESERVED;
         }
-        match node {
-            // A cluster IP that is this node's address must not close the node's own ports.
-            Some(known) if known.flags & Address::OWN_NODE != 0 => Some(known),
-            Some(AddressUse { flags, netns: 0 }) => {
-                Some(AddressUse { flags: flags | refused, netns: 0 })
-            }
-            Some(known) => Some(known),
-            None => (refused != 0).then_some(AddressUse { flags: refused, netns: 0 }),
-        }
+        if refused != 0 { Some(AddressUse { flags: refused, netns: 0 }) } else { node }
     }
 }
 
@@ -168,12 +172,23 @@ mod tests {
     fn a_cluster_ip_that_is_a_node_s_closes_no_port_of_this_node() {
         let mut addresses = AddressPlan::default();
         let other = AddressUse { flags: Address::OTHER_NODE, netns: 0 };
-        addresses.set_nodes([(addr("192.0.2.1"), other), (addr("192.0.2.2"), own())].into());
-        let ips = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap());
+        let [of_other, ported, unported] =
+            ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let nodes = [(of_other.into(), other), (ported.into(), own())];
+        addresses.set_nodes(nodes.into(), [ported.into(), unported.into()].into());
+        let ips = [of_other, ported, unported];
         addresses.set_cluster_ips(&ObjectRef::new("default", "a"), &ips, true);
-        let both = AddressUse { flags: Address::OTHER_NODE | Address::CLUSTER_IP, netns: 0 };
-        let planned = addresses.plan(&[(addr("192.0.2.2"), own())].into());
-        assert_eq!(planned, [Op::PutAddress { addr: addr("192.0.2.1"), known: both }]);
+        let refused = AddressUse { flags: Address::CLUSTER_IP, netns: 0 };
+        let put = |ip: IpAddr, known| Op::PutAddress { addr: ip.into(), known };
+        let there: BTreeMap<Addr, AddressUse> = [(ported.into(), own())].into();
+        assert_eq!(addresses.plan(&there), [put(of_other, refused)]);
+        addresses.done();
+        // The machine gets one address, and gives up another at which there were no NodePorts.
+        addresses.set_nodes([].into(), [of_other.into(), ported.into()].into());
+        let there = [(of_other.into(), refused), (ported.into(), own())].into();
+        let gone = |ip: IpAddr| Op::DeleteAddress { addr: ip.into() };
+        let wanted = [gone(of_other), gone(ported), put(unported, refused)];
+        assert_eq!(addresses.plan(&there), wanted);
     }
 
     #[test]

@@ -134,7 +134,8 @@ impl Decider {
             return None;
         }
         let loopback_net = self.cluster.serves_loopback_net();
-        Some(NodeAddresses { of: self.cluster.node_addresses(), loopback_net })
+        let of = self.cluster.node_addresses();
+        Some(NodeAddresses { of, own: self.cluster.own_addresses(), loopback_net })
     }
 
     /// What is known of the cluster.

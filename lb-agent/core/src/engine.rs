@@ -26,11 +26,13 @@ pub struct Wanted {
     pub addresses: Option<NodeAddresses>,
 }
 
-/// Which addresses are nodes'.
+/// Which addresses are nodes', and at which of them NodePorts are served.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct NodeAddresses {
-    /// Each address, and whose it is.
+    /// Each address at which NodePorts are served, and whose it is.
     pub of: BTreeMap<IpAddr, NodeAddr>,
+    /// All addresses of this machine, also those at which no NodePorts are served.
+    pub own: BTreeSet<IpAddr>,
     /// Whether all of 127.0.0.0/8 is this node's.
     pub loopback_net: bool,
 }

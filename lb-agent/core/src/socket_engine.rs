@@ -433,11 +433,12 @@ impl<S: Store> Engine for SocketEngine<S> {
         }
         let services = wanted.services.iter();
         self.pending.extend(services.map(|(name, served)| (name.clone(), for_sockets(served))));
-        if let Some(NodeAddresses { of, loopback_net }) = &wanted.addresses {
+        if let Some(NodeAddresses { of, own, loopback_net }) = &wanted.addresses {
             let net = loopback_net.then_some((LOOPBACK_NET, NodeAddr::OwnLoopback));
             let all = of.iter().map(|(ip, node)| (Addr::from(*ip), *node)).chain(net);
             let known = |(addr, node)| Some((addr, known(node, self.host_netns)?));
-            self.addresses.set_nodes(all.filter_map(known).collect());
+            let own = own.iter().copied().map(Addr::from);
+            self.addresses.set_nodes(all.filter_map(known).collect(), own.collect());
         }
     }
 

@@ -379,13 +379,19 @@ impl Cluster {
         all
     }
 
+    /// All addresses of this machine, by its interfaces and its status.
+    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        self.local.iter().chain(&self.own).copied().collect()
+    }
+
     /// Whether NodePorts are served at all of `127.0.0.0/8`, and not only at 127.0.0.1 (I4).
     pub fn serves_loopback_net(&self) -> bool {
         let Settings { nodeport_addresses, localhost_nodeports, families, .. } = &self.settings;
         *localhost_nodeports && families.ipv4 && nodeport_addresses.include_loopback_net()
     }
 
-    /// Another number whenever [`Cluster::node_addresses`] may be different.
+    /// Another number whenever [`Cluster::node_addresses`] or [`Cluster::own_addresses`] may be
+    /// different.
     pub const fn addresses_revision(&self) -> u64 {
         self.addresses_revision
     }
