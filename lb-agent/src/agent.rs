@@ -26,7 +26,7 @@ use lb_core::{
 };
 use tokio::task::JoinError;
 
-pub use self::follow::Agent;
+pub use self::{follow::Agent, truth::InForce};
 use self::{source::Feed, stop::Stop};
 use crate::{
     admin::{Admin, Events, Family, Moment, server},

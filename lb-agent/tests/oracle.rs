@@ -9,18 +9,22 @@ mod oracle {
     pub(crate) mod coverage;
     pub(crate) mod deviations;
     pub(crate) mod duplicates;
+    pub(crate) mod flows;
     pub(crate) mod history;
     pub(crate) mod judge;
     pub(crate) mod mistakes;
     pub(crate) mod mutations;
     pub(crate) mod objects;
     pub(crate) mod outcome;
+    pub(crate) mod outside;
     pub(crate) mod packets;
     pub(crate) mod program;
     pub(crate) mod regular;
     pub(crate) mod services;
     pub(crate) mod slices;
+    pub(crate) mod socket;
     pub(crate) mod socklb;
+    pub(crate) mod table;
 }
 
 use std::{
@@ -39,6 +43,7 @@ use oracle::{
     case::Case,
     coverage::{self, Coverage},
     deviations::Deviation,
+    flows::Again,
     history::case,
     judge::{Seen, compare, matters},
     mistakes::MUTATIONS,
@@ -70,12 +75,19 @@ fn is_of_everything(seen: &Seen) -> bool {
         Fate::Denied,
     ];
     let Seen { with_affinity, at_other_nodes, contested, health_checks, .. } = seen;
-    let Seen { no_local, lists, starts, remembered, .. } = seen;
+    let Seen { no_local, lists, starts, interfaces, remembered, .. } = seen;
+    let Seen { outside, masqueraded, kept_their_source, sctp, .. } = seen;
+    let Again { stayed, ended, healed, .. } = &seen.flows;
     fates
         .iter()
         .map(|fate| seen.fates.get(fate).copied().unwrap_or_default())
         .chain([*with_affinity, *at_other_nodes, *contested, *health_checks])
-        .chain([*no_local, *lists, *starts, *remembered])
+        .chain([*no_local, *lists, *starts, *interfaces, *remembered])
+        .chain([*stayed, *ended, *healed, *masqueraded, *kept_their_source, *sctp])
+        .chain(
+            [Fate::Refused, Fate::Unreachable, Fate::Denied]
+                .map(|fate| outside.get(&fate).copied().unwrap_or_default()),
+        )
         .all(|seen| seen > 30)
 }
 

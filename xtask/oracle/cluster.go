@@ -22,6 +22,8 @@ type Cluster struct {
 	slices   map[string]*discovery.EndpointSlice
 	objects  map[string]*v1.Node
 	nodes    map[string]*Node
+	// interfaces are the addresses of the own node's interfaces now; see Config.
+	interfaces []string
 }
 
 // Op is what the API server's answers say.
@@ -29,13 +31,16 @@ type Op struct {
 	// Op is
 	//   - "apply" or "delete": a watch says so of one object;
 	//   - "list": the watch of one kind was lost, and these are all objects of the kind;
-	//   - "start": kube-proxy starts, or starts anew, and these are all objects.
+	//   - "start": kube-proxy starts, or starts anew, and these are all objects;
+	//   - "interfaces": the own node's interfaces have these addresses now.
 	Op string `json:"op"`
 	// Object is a v1 Service, a v1 Node or a discovery.k8s.io/v1 EndpointSlice.
 	Object json.RawMessage `json:"object"`
 	// Kind is the one that is listed.
 	Kind    string            `json:"kind"`
 	Objects []json.RawMessage `json:"objects"`
+	// Addresses are those of interfaces.
+	Addresses []string `json:"addresses"`
 }
 
 // The selectors of ProxyServer.Run in cmd/kube-proxy/app/server.go.
@@ -54,7 +59,7 @@ func lacks(label string) labels.Selector {
 }
 
 func newCluster(config *Config) *Cluster {
-	c := &Cluster{config: config}
+	c := &Cluster{config: config, interfaces: config.Interfaces}
 	c.forget()
 	return c
 }
@@ -103,6 +108,10 @@ func (c *Cluster) take(op Op) error {
 		return c.list(op)
 	case "start":
 		return c.start(op)
+	case "interfaces":
+		c.interfaces = op.Addresses
+		c.own().look()
+		return nil
 	}
 	return fmt.Errorf("an op %q", op.Op)
 }

@@ -4,6 +4,7 @@
 //
 //	{"start": Config}       a cluster without objects                 no answer
 //	{"step": [Op, …]}       what kube-proxy is told; it then syncs    State
+//	{"begin": [Flow, …]}    UDP flows that are there from now on      no answer
 //	{"ask": [Question, …]}  packets, and what becomes of each         [Answer, …]
 //
 // On each node runs kube-proxy's own nftables Proxier, made by its own NewProxier, told by its own
@@ -29,10 +30,11 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/metrics"
 )
 
-// Request is one line of input: one of the three.
+// Request is one line of input: one of the four.
 type Request struct {
 	Start *Config     `json:"start"`
 	Step  *[]Op       `json:"step"`
+	Begin *[]Flow     `json:"begin"`
 	Ask   *[]Question `json:"ask"`
 }
 
@@ -40,7 +42,8 @@ type Request struct {
 type Config struct {
 	// Node is the name of the node that the clients are on.
 	Node string `json:"node"`
-	// Interfaces are the addresses of that node's interfaces, beside those that its status names.
+	// Interfaces are at first the addresses of that node's interfaces, beside those that its status
+	// names.
 	Interfaces []string `json:"interfaces"`
 	// Families are those that the machines have: IPv4, IPv6.
 	Families []string `json:"families"`
@@ -50,6 +53,8 @@ type Config struct {
 	DetectLocal string `json:"detectLocal"`
 	// PodCIDRs are the node's, one of a family, for NodeCIDR.
 	PodCIDRs []string `json:"podCIDRs"`
+	// RefuseUnknownPorts is whether a port that a cluster IP lacks is refused, as kube-proxy does.
+	RefuseUnknownPorts bool `json:"refuseUnknownPorts"`
 }
 
 func main() {
@@ -80,6 +85,8 @@ func serve(from io.Reader, to io.Writer) error {
 		case request.Start != nil:
 			cluster = newCluster(request.Start)
 			continue
+		case request.Begin != nil:
+			continue
 		}
 		if err := out.Encode(answer); err != nil {
 			return err
@@ -103,6 +110,13 @@ func (c *Cluster) answer(request *Request) (any, error) {
 			}
 		}
 		return c.state()
+	case request.Begin != nil:
+		for _, flow := range *request.Begin {
+			if err := c.begin(flow); err != nil {
+				return nil, fmt.Errorf("%+v: %w", flow, err)
+			}
+		}
+		return nil, nil
 	case request.Ask != nil:
 		answers := make([]Answer, 0, len(*request.Ask))
 		for _, question := range *request.Ask {

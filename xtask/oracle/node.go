@@ -29,23 +29,33 @@ type Node struct {
 	status   []netip.Addr
 	topology map[string]string
 	proxiers map[v1.IPFamily]*Proxier
+	tracking map[v1.IPFamily]*Tracking
 }
 
 // newNode starts a kube-proxy; before is the node when an earlier one ran on it.
 func newNode(c *Cluster, name string, before *Node) *Node {
-	n := &Node{cluster: c, name: name, topology: map[string]string{}, proxiers: map[v1.IPFamily]*Proxier{}}
+	n := &Node{cluster: c, name: name, topology: map[string]string{}, proxiers: map[v1.IPFamily]*Proxier{}, tracking: map[v1.IPFamily]*Tracking{}}
 	if object := c.objects[name]; object != nil {
 		n.status, n.topology = merge(nil, object), topology(object)
 	}
 	for _, family := range c.config.Families {
 		family := v1.IPFamily(family)
 		fake := nftables.NewTables(family)
+		n.tracking[family] = &Tracking{}
 		if before != nil {
-			fake = before.proxiers[family].fake
+			fake, n.tracking[family] = before.proxiers[family].fake, before.tracking[family]
 		}
 		n.proxiers[family] = n.startProxier(family, fake, "")
 	}
 	return n
+}
+
+// look has the proxiers read the addresses of interfaces again, which they do with each full sync: once
+// an hour. socklb follows them (I3).
+func (n *Node) look() {
+	for _, proxier := range n.proxiers {
+		proxier.tell(proxier.SyncFully)
+	}
 }
 
 // follow takes in the Node. kube-proxy reads its addresses once, and asks to be restarted when they
@@ -171,7 +181,7 @@ func (n *Node) InterfaceAddrs() ([]net.Addr, error) {
 func (n *Node) addresses() []netip.Addr {
 	all := append([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, n.status...)
 	if n.name == n.cluster.config.Node {
-		for _, text := range n.cluster.config.Interfaces {
+		for _, text := range n.cluster.interfaces {
 			all = append(all, netip.MustParseAddr(text))
 		}
 	}

@@ -33,11 +33,16 @@ type Proxier struct {
 // startProxier makes a proxier as newProxyServer and createProxier do, and tells it all that is known.
 func (n *Node) startProxier(family v1.IPFamily, fake *knftables.Fake, alone string) *Proxier {
 	p := &Proxier{node: n, family: family, fake: fake, alone: alone, health: &health{}, stale: true}
+	tracking := n.tracking[family]
+	if alone != "" {
+		tracking = &Tracking{}
+	}
 	made, err := nftables.New(family, n.name, n.nodeIP(family), n.nodePortAddresses(), nftables.Machine{
-		Tables:   fake,
-		Network:  n,
-		Health:   p.health,
-		Detector: n.detector(family),
+		Tables:    fake,
+		Network:   n,
+		Health:    p.health,
+		Conntrack: tracking,
+		Detector:  n.detector(family),
 	})
 	if err != nil {
 		panic(err)

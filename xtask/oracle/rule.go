@@ -104,7 +104,13 @@ func (r *run) chain(name string) verdict {
 	if strings.Contains(name, "/") && (strings.HasPrefix(name, "service-") || strings.HasPrefix(name, "local-")) {
 		r.policy = name
 	}
+	if name == "cluster-ips-check" && r.isSpared() {
+		return next
+	}
+	caller := r.in
+	defer func() { r.in = caller }()
 	for _, rule := range r.tables.chains[name] {
+		r.in = name
 		switch v := r.rule(rule); v {
 		case next:
 		case leave:
@@ -117,6 +123,21 @@ func (r *run) chain(name string) verdict {
 		}
 	}
 	return next
+}
+
+// isSpared is whether a packet that has reached no Service is let through where kube-proxy rejects
+// those to cluster IPs, and socklb does not (E12).
+func (r *run) isSpared() bool {
+	if _, is := r.tables.elements["cluster-ips"][r.daddr.String()]; !is || r.isTranslated {
+		return false
+	}
+	switch {
+	case !r.node.cluster.config.RefuseUnknownPorts:
+		r.spared = "pass"
+	case r.node.isLocal(r.daddr):
+		r.spared = "own"
+	}
+	return r.spared != ""
 }
 
 // rule runs the statements of a rule until one does not match. What it does not know it panics about:
@@ -164,11 +185,14 @@ func (r *run) rule(rule []string) verdict {
 		case at("mark", "set", "mark", "or"):
 			used = 5
 			r.mark |= number(rule[4])
+			// The one rule there that marks asks for @cluster-ips.
+			r.byAddress, r.byOther = r.byAddress || r.in == "services", r.byOther || r.in != "services"
 		case at("mark", "set", "mark", "xor"):
 			used = 5
 			r.mark ^= number(rule[4])
 		case at("masquerade", "fully-random"):
 			r.isMasqueraded = true
+			r.byOther = r.byOther || !r.byAddress
 			return accept
 		case at("update"):
 			// update @SET { ip saddr }

@@ -12,6 +12,8 @@ type State struct {
 	Claims  []Claim   `json:"claims"`
 	Health  []Health  `json:"health"`
 	NoLocal []NoLocal `json:"noLocal"`
+	// Flows are those that connection tracking still has, on all nodes.
+	Flows []Lasting `json:"flows"`
 }
 
 // Claim is an address that a Service wants for one of its ports; several may want the same.
@@ -61,6 +63,10 @@ func (c *Cluster) state() (State, error) {
 			Internal: int(proxier.noLocal["internal"]),
 			External: int(proxier.noLocal["external"]),
 		})
+	}
+	var err error
+	if state.Flows, err = c.lasting(); err != nil {
+		return state, err
 	}
 	sort.Slice(state.Claims, func(i, j int) bool {
 		a, b := state.Claims[i], state.Claims[j]

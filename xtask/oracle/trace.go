@@ -45,6 +45,9 @@ type Answer struct {
 	// Here is which ones the rules of the client's node would choose from, where those of another
 	// node chose by the policy Cluster.
 	Here []netip.AddrPort `json:"here,omitempty"`
+	// Spared is why the refusal of ports that a cluster IP lacks was passed over: "pass" if none is to
+	// be refused, "own" at an address of the node.
+	Spared string `json:"spared,omitempty"`
 	// Affinity is the timeout in seconds; 0 without affinity.
 	Affinity int `json:"affinity,omitempty"`
 	// Timeout is what the Service says; a set of nftables keeps the one that it was made with.
@@ -56,8 +59,11 @@ type Reached struct {
 	Endpoint netip.AddrPort `json:"endpoint"`
 	// Then is "reject" or "drop" if the packet does not get further with this destination.
 	Then string `json:"then,omitempty"`
-	// Masquerade is whether the endpoint sees the node's address as its source.
+	// Masquerade is whether the endpoint sees the node's address as its source, or would if the packet
+	// were not rejected on its way, or did not end on the node itself, where nothing is masqueraded.
 	Masquerade bool `json:"masquerade,omitempty"`
+	// ByAddress is whether that is so only because it was sent to a cluster IP, at whatever port.
+	ByAddress bool `json:"byAddress,omitempty"`
 }
 
 // run is a packet on its way through one node, with one series of random choices.
@@ -76,12 +82,19 @@ type run struct {
 	mark          uint32
 	isTranslated  bool
 	isMasqueraded bool
-	affinity      int
-	affinitySet   string
+	// byAddress and byOther are what marked it, or masqueraded it without a mark.
+	byAddress bool
+	byOther   bool
+	// in is the chain whose rules it passes.
+	in          string
+	affinity    int
+	affinitySet string
 	// policy is the last chain that stands for endpoints to choose from.
 	policy string
 	// by is the chain in which it ended.
 	by string
+	// spared is Answer.Spared.
+	spared string
 	// found is an element of a verdict map.
 	found []string
 
@@ -184,6 +197,7 @@ func (c *Cluster) ask(q Question) (Answer, error) {
 	}
 	own := c.own()
 	first, chain, err := own.trace(family, q, source, to, q.From)
+	spared := first.Spared
 	if err != nil || first.Verdict != "none" || own.isLocal(to) || q.From == "outside" {
 		return first, err
 	}
@@ -194,7 +208,7 @@ func (c *Cluster) ask(q Question) (Answer, error) {
 		}
 		var second Answer
 		second, chain, err = there.trace(family, q, source, to, "outside")
-		second.Node = name
+		second.Node, second.Spared = name, spared
 		if err == nil && strings.HasPrefix(chain, "service-") {
 			second.Here, err = own.endpoints(family, q.Only, chain)
 		}
@@ -244,7 +258,8 @@ func (n *Node) trace(family v1.IPFamily, q Question, source, to netip.Addr, from
 			answer.Reached = append(answer.Reached, Reached{
 				Endpoint:   netip.AddrPortFrom(r.daddr, r.port),
 				Then:       verdicts[last],
-				Masquerade: r.isMasqueraded,
+				Masquerade: r.isMasqueraded || r.mark != 0,
+				ByAddress:  r.byAddress && !r.byOther,
 			})
 		} else if last != accept {
 			verdict, answer.By = verdicts[last], r.by
@@ -253,7 +268,7 @@ func (n *Node) trace(family v1.IPFamily, q Question, source, to netip.Addr, from
 			err = fmt.Errorf("both %s and %s", answer.Verdict, verdict)
 		}
 		answer.Verdict, answer.Affinity, chain = verdict, r.affinity, r.policy
-		answer.Timeout = proxier.timeout(r.affinitySet)
+		answer.Timeout, answer.Spared = proxier.timeout(r.affinitySet), r.spared
 		if r.affinitySet != "" && q.Gets == netip.AddrPortFrom(r.daddr, r.port).String() {
 			gets = r.affinitySet
 		}

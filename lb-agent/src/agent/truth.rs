@@ -26,7 +26,8 @@ use crate::{
 };
 
 /// What stands in the maps of a pipeline, and from whom UDP sockets have heard, if that can be read.
-pub(super) struct InForce<'a, S>(pub(super) &'a Pipeline<S>, pub(super) Option<&'a Exchanges>);
+#[derive(Clone, Copy)]
+pub struct InForce<'a, S>(pub &'a Pipeline<S>, pub Option<&'a Exchanges>);
 
 impl<S: Store> InForce<'_, S> {
     /// The service port at the address that was dialled. If there is none any more, the one that it

@@ -127,8 +127,8 @@ impl Family {
     }
 }
 
-#[cfg(test)]
 impl Name {
+    /// Nobody's.
     pub(super) fn sample() -> Self {
         Self { family: Family::V4, id: Id::zeroed() }
     }

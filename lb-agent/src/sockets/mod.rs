@@ -157,8 +157,8 @@ impl Found {
         judge::valid(self.translation.as_ref(), self.peer)
     }
 
-    #[cfg(test)]
-    pub(crate) fn sample(protocol: Protocol, peer: SocketAddr) -> Self {
+    /// A socket that is nowhere, for tests.
+    pub fn sample(protocol: Protocol, peer: SocketAddr) -> Self {
         Self {
             netns: 1,
             cookie: 1,

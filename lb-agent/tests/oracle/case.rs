@@ -1,16 +1,19 @@
 //! A case: how a node is set up, and what its watches say, step by step.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use k8s_openapi::{
     api::{
         core::v1::{Node, Service},
-        discovery::v1::EndpointSlice,
+        discovery::v1::{Endpoint, EndpointSlice},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use lb_agent::sources::translate;
 use serde::{Deserialize, Serialize};
 
 /// What the oracle is asked, and what a failure prints.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Case {
     pub(crate) config: Config,
     /// Both sides are looked at after each.
@@ -23,6 +26,7 @@ pub(crate) struct Case {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Config {
     pub(crate) node: String,
+    /// At first, see [`Op::Interfaces`].
     pub(crate) interfaces: Vec<String>,
     pub(crate) families: Vec<String>,
     pub(crate) node_port_addresses: Vec<String>,
@@ -38,8 +42,16 @@ pub(crate) struct Config {
     pub(crate) pause: u64,
 }
 
+impl Config {
+    /// Whether the machine has the address's family.
+    pub(crate) fn has_family_of(&self, ip: IpAddr) -> bool {
+        let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        self.families.iter().any(|of| of == family)
+    }
+}
+
 /// See `Op` in `xtask/oracle/cluster.go`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub(crate) enum Op {
     Apply {
@@ -56,6 +68,10 @@ pub(crate) enum Op {
     /// Both sides start, or start anew, with these objects.
     Start {
         objects: Vec<Object>,
+    },
+    /// The interfaces of the node that the clients are on have these addresses now.
+    Interfaces {
+        addresses: Vec<String>,
     },
 }
 
@@ -95,6 +111,7 @@ impl Op {
         match self {
             Self::Apply { object } | Self::Delete { object } => std::slice::from_mut(object),
             Self::List { objects, .. } | Self::Start { objects } => objects,
+            Self::Interfaces { .. } => &mut [],
         }
     }
 
@@ -102,8 +119,24 @@ impl Op {
         match self {
             Self::Apply { object } | Self::Delete { object } => std::slice::from_ref(object),
             Self::List { objects, .. } | Self::Start { objects } => objects,
+            Self::Interfaces { .. } => &[],
         }
     }
+}
+
+/// What slices say of an address.
+pub(crate) fn endpoints_at(
+    live: &BTreeMap<Key, Object>,
+    ip: IpAddr,
+) -> impl Iterator<Item = &Endpoint> {
+    let slices = live.values().filter_map(|object| match object {
+        Object::Slice(slice) => Some(slice),
+        Object::Service(_) | Object::Node(_) => None,
+    });
+    let endpoints = slices.flat_map(|slice| slice.endpoints.iter().flatten());
+    endpoints.filter(move |endpoint| {
+        endpoint.addresses.first().is_some_and(|at| translate::address(at) == Ok(ip))
+    })
 }
 
 pub(crate) fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {

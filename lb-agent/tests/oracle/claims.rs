@@ -56,6 +56,13 @@ impl Claims {
         self.addresses.keys().any(|(ip, port, _)| (*ip, *port) == (addr.ip(), addr.port()))
     }
 
+    /// Whether it is a cluster IP, with a port that its Service has.
+    pub(crate) fn is_cluster_ip(&self, addr: SocketAddr, protocol: &str) -> bool {
+        let claims = self.addresses.get(&(addr.ip(), addr.port(), protocol.to_owned()));
+        // Others than these are foreign.
+        claims.into_iter().flatten().any(|(foreign, ..)| !foreign)
+    }
+
     /// The Service that is to have a contested frontend; empty if only one wants it, or none.
     pub(crate) fn owner(&self, to: SocketAddr, protocol: &str) -> String {
         let protocol = protocol.to_owned();

@@ -8,7 +8,11 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde_json::Value;
 
-use super::case::{Case, Config, Kind, Object, Op};
+use super::{
+    case::{Case, Kind, Object, Op},
+    objects::OWN_INTERFACES,
+    services::NODES,
+};
 
 /// A field of an object; below `*` each element of a list. Names are separated by `|`.
 type Path = &'static str;
@@ -54,19 +58,60 @@ pub(crate) const FIELDS: &[(Kind, Path)] = &[
     (Kind::Node, "status|addresses"),
 ];
 
-type Without = fn(&mut Config);
+type Without = fn(&mut Case);
 
 /// The flags and the machine, each with what leaves it out.
 pub(crate) const FLAGS: &[(&str, Without)] = &[
-    ("families: one", |config| config.families = vec!["IPv4".into(), "IPv6".into()]),
-    ("interfaces: a load balancer's address", |config| config.interfaces.truncate(2)),
-    ("--nodeport-addresses", |config| config.node_port_addresses.clear()),
-    ("--localhost-nodeports", |config| config.localhost_nodeports = false),
-    ("--external-ips=false", |config| config.external_ips = true),
-    ("--unknown-port=pass", |config| config.refuse_unknown_ports = true),
-    ("--service-proxy-name", |config| config.proxy_name = None),
-    ("--detect-local-mode", |config| config.detect_local = "NodeCIDR".into()),
+    ("families: one", |it| it.config.families = vec!["IPv4".into(), "IPv6".into()]),
+    ("interfaces: somebody else's address", only_own_addresses),
+    ("interfaces: other addresses in its course", fixed_interfaces),
+    ("a cluster IP that is a node's address", other_cluster_ips),
+    ("a port of SCTP", without_sctp),
+    ("--nodeport-addresses", |it| it.config.node_port_addresses.clear()),
+    ("--localhost-nodeports", |it| it.config.localhost_nodeports = false),
+    ("--external-ips=false", |it| it.config.external_ips = true),
+    ("--unknown-port=pass", |it| it.config.refuse_unknown_ports = true),
+    ("--service-proxy-name", |it| it.config.proxy_name = None),
+    ("--detect-local-mode", |it| it.config.detect_local = "NodeCIDR".into()),
 ];
+
+fn without_sctp(case: &mut Case) {
+    let is_sctp = |protocol: &Option<String>| protocol.as_deref() == Some("SCTP");
+    for object in case.steps.iter_mut().flatten().flat_map(Op::objects_mut) {
+        if let Object::Service(service) = object {
+            let ports = service.spec.iter_mut().filter_map(|spec| spec.ports.as_mut());
+            ports.for_each(|ports| ports.retain(|port| !is_sctp(&port.protocol)));
+        }
+    }
+}
+
+fn only_own_addresses(case: &mut Case) {
+    let is_own = |text: &String| OWN_INTERFACES.contains(&&**text);
+    case.config.interfaces.retain(is_own);
+    for op in case.steps.iter_mut().flatten() {
+        if let Op::Interfaces { addresses } = op {
+            addresses.retain(is_own);
+        }
+    }
+}
+
+fn fixed_interfaces(case: &mut Case) {
+    for step in &mut case.steps {
+        step.retain(|op| !matches!(op, Op::Interfaces { .. }));
+    }
+}
+
+fn other_cluster_ips(case: &mut Case) {
+    for object in case.steps.iter_mut().flatten().flat_map(Op::objects_mut) {
+        let Object::Service(service) = object else { continue };
+        let spec = service.spec.iter_mut();
+        let ips =
+            spec.flat_map(|it| it.cluster_ip.iter_mut().chain(it.cluster_ips.iter_mut().flatten()));
+        for ip in ips.filter(|ip| NODES.contains(&&***ip)) {
+            if ip.contains(':') { "fd00:96::7" } else { "10.96.0.7" }.clone_into(ip);
+        }
+    }
+}
 
 /// In how many cases something is set, in how many of these it was left out for a trial, and in how many
 /// of those that made a difference.
@@ -97,9 +142,9 @@ pub(crate) fn note(case: &Case, coverage: &mut Coverage) -> Vec<usize> {
         }
     }
     for (i, (_, without)) in FLAGS.iter().enumerate() {
-        let mut config = case.config.clone();
-        without(&mut config);
-        if config != case.config {
+        let mut other = case.clone();
+        without(&mut other);
+        if other != *case {
             set.push(FIELDS.len() + i);
         }
     }
@@ -134,7 +179,7 @@ pub(crate) fn add(sum: &mut Coverage, other: &Coverage) {
 pub(crate) fn without(case: &Case, place: usize) -> Case {
     let mut case = case.clone();
     let Some((kind, path)) = FIELDS.get(place) else {
-        FLAGS[place - FIELDS.len()].1(&mut case.config);
+        FLAGS[place - FIELDS.len()].1(&mut case);
         return case;
     };
     let objects = case.steps.iter_mut().flatten().flat_map(Op::objects_mut);

@@ -21,7 +21,7 @@ use super::{
     case::{Config, Key, Kind, Object, Op, label},
     claims::Claims,
     objects::{PROXY_NAME, SERVICE_NAME},
-    outcome::{Fate, Outcome, Packet},
+    outcome::{Fate, Outcome, Packet, Stated},
     program::{Answer, Place, Verdict},
 };
 
@@ -46,13 +46,17 @@ pub(crate) enum Deviation {
     /// (A1): kube-proxy is shown them without their label, and others with one.
     ProxyName,
     /// `--external-ips=false` leaves external addresses out (E10). kube-proxy is shown one of the same
-    /// family that nobody dials: its port is externally accessible all the same (D1).
+    /// family that nobody dials: its port is externally accessible all the same (D1). To socklb a port
+    /// that has no other way in from outside lacks no local endpoints (F2).
     ExternalIps,
     /// A Service that names its own cluster IP as an external address has it as its cluster IP (E10):
     /// kube-proxy is shown another external address.
     OwnClusterIp,
     /// `--unknown-port=pass` leaves a port that a cluster IP lacks alone (E12).
     UnknownPort,
+    /// A cluster IP that is an address of this node closes none of the node's ports (E12). kube-proxy
+    /// leaves them open to pods, and rejects what the node itself sends to its own address.
+    OwnAddress,
     /// `--nodeport-addresses=primary` means no address of a family of which the Node has none (I1).
     Primary,
     /// `--localhost-nodeports` holds for all of 127.0.0.0/8 and ::1 (I4); kube-proxy's nftables mode
@@ -69,12 +73,37 @@ pub(crate) enum Deviation {
     /// A client keeps its endpoint also if that was away for a while, and the client did not come
     /// meanwhile (H1): it has one bond. kube-proxy's set for an endpoint goes with the endpoint.
     Away,
-    /// A client that got several endpoints stays with the last of them (H1); in kube-proxy with the
-    /// first in its order.
+    /// A client that got several endpoints stays with the last of them, or chooses anew if that is not
+    /// allowed any more (H1); in kube-proxy it stays with the first in its order that is.
     Several,
     /// A connection is translated once (E12): an endpoint whose address is a cluster IP is dialled,
     /// where kube-proxy's rules reject what has just been translated.
     Once,
+    /// kube-proxy looks for stale flows only after endpoints have changed; socklb whenever something
+    /// has (L2).
+    Sooner,
+    /// Flows to a Service that has no serving endpoint left, or is gone: kube-proxy leaves their entries
+    /// alone (kubernetes #139628, #141371), socklb ends them (L3).
+    Orphan,
+    /// A socket that is not connected sends to an address that leads to no Service any more as to any
+    /// other: it may be a machine's by now (L2). kube-proxy leaves the entry alone.
+    GivenUp,
+    /// An endpoint that is ready serves its flows, whatever its condition `serving` says, as for Services
+    /// that publish addresses that are not ready (L2). kube-proxy ends these flows whenever endpoints
+    /// change, only to let the next packet begin one there anew.
+    Ready,
+    /// Datagrams of a socket that is not connected are held against source ranges each by itself (G7).
+    Ranges,
+    /// A UDP socket that was connected before its Service was known is ended once there are endpoints for
+    /// it; before, it asks nobody (F1). kube-proxy rejects or drops what it sends.
+    Unrefused,
+    /// Who reaches itself is masqueraded also if no slice says on which node it is (E8): it has sent the
+    /// packet through this one.
+    Hairpin,
+    /// What is sent to a cluster IP is masqueraded at the Service's ports (E9). kube-proxy asks for the
+    /// address alone, so that it hides who sends to a NodePort of policy Local at a node's address that is
+    /// a cluster IP besides.
+    ByAddress,
     /// Of several Services that want one frontend, one has it by rule: see [`super::claims`].
     Contested,
 }
@@ -100,6 +129,7 @@ const REWRITES: &[(Deviation, Rewrite)] = &[
 
 /// What kube-proxy is told instead of what socklb is told.
 pub(crate) struct Asked {
+    /// With the addresses of interfaces as they are now.
     config: Config,
     slices: BTreeMap<Key, EndpointSlice>,
 }
@@ -107,6 +137,11 @@ pub(crate) struct Asked {
 impl Asked {
     pub(crate) fn new(config: &Config) -> Self {
         Self { config: config.clone(), slices: BTreeMap::new() }
+    }
+
+    /// The node as it is now.
+    pub(crate) const fn now(&self) -> &Config {
+        &self.config
     }
 
     pub(crate) fn config(&self, applied: &mut Applied) -> Config {
@@ -128,6 +163,7 @@ impl Asked {
             let known = self.slices.clone();
             match &op {
                 Op::Delete { object } => drop(self.slices.remove(&object.key())),
+                Op::Interfaces { addresses } => self.config.interfaces.clone_from(addresses),
                 Op::Start { .. } | Op::List { kind: Kind::EndpointSlice, .. } => {
                     self.slices.clear();
                 }
@@ -270,14 +306,44 @@ fn own_cluster_ip(_: &Config, service: &mut Service) {
     external(service).filter(is_own).for_each(leave_out);
 }
 
+/// Takes ports that only external addresses would open out of those without local endpoints.
+pub(crate) fn leave_closed_out(
+    config: &Config,
+    live: &BTreeMap<Key, Object>,
+    wanted: &mut Stated,
+    found: &Stated,
+    applied: &mut Applied,
+) {
+    let may_be_closed = |object: &Object| match object {
+        Object::Service(service) => {
+            let spec = service.spec.as_ref().filter(|it| it.external_ips.is_some());
+            spec.and_then(|spec| spec.ports.as_ref()).map_or(0, Vec::len)
+        }
+        Object::Slice(_) | Object::Node(_) => 0,
+    };
+    if config.external_ips {
+        return;
+    }
+    let most: usize = live.values().map(may_be_closed).sum();
+    wanted.no_local.retain(|what, of| {
+        let fewer = found.no_local.get(what).copied().unwrap_or_default();
+        if what.starts_with("external") && fewer < *of && *of - fewer <= most {
+            count(applied, Deviation::ExternalIps);
+            *of = fewer;
+        }
+        *of > 0
+    });
+}
+
 /// What socklb is to do where kube-proxy does so.
-pub(crate) fn wanted(config: &Config, answer: &Answer, applied: &mut Applied) -> Outcome {
+pub(crate) fn wanted(answer: &Answer, applied: &mut Applied) -> Outcome {
+    match &*answer.spared {
+        "" => {}
+        "own" => count(applied, Deviation::OwnAddress),
+        _ => count(applied, Deviation::UnknownPort),
+    }
     match answer.verdict {
         Verdict::None => Fate::Untouched.into(),
-        Verdict::Reject if answer.by == "cluster-ips-check" && !config.refuse_unknown_ports => {
-            count(applied, Deviation::UnknownPort);
-            Fate::Untouched.into()
-        }
         Verdict::Reject if answer.by == "cluster-ips-check" => Fate::UnknownPort.into(),
         Verdict::Reject => Fate::Refused.into(),
         Verdict::Drop if answer.by.starts_with("firewall-") => Fate::Denied.into(),

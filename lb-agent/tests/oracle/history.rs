@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use proptest::{
-    bool::weighted, collection::vec, option::weighted as weighted_option, prelude::*,
-    sample::select,
+    bool::weighted,
+    collection::vec,
+    option::weighted as weighted_option,
+    prelude::*,
+    sample::{select, subsequence},
 };
 
 use super::{
     case::{Case, Config, Key, Kind, Object, Op},
     duplicates::settle,
-    objects::{OWN, node},
+    objects::{OWN, OWN_INTERFACES, node},
     services::service,
     slices::{Style, slice},
 };
@@ -25,6 +28,7 @@ enum Edit {
     Delete(usize),
     /// Nothing goes on from a Node that is gone but what outlives it.
     DeleteOwnNode,
+    Interfaces(Vec<String>),
 }
 
 fn edit(style: Option<Style>) -> impl Strategy<Value = Edit> {
@@ -36,8 +40,9 @@ fn edit(style: Option<Style>) -> impl Strategy<Value = Edit> {
             .prop_map(|(which, field, it)| Edit::Service(which, field, it.into())),
         4 => (any::<usize>(), 0..4u8, slice(style))
             .prop_map(|(which, field, it)| Edit::Slice(which, field, it.into())),
-        2 => any::<usize>().prop_map(Edit::Delete),
-        1 => Just(Edit::DeleteOwnNode),
+        3 => any::<usize>().prop_map(Edit::Delete),
+        2 => Just(Edit::DeleteOwnNode),
+        2 => interfaces().prop_map(Edit::Interfaces),
     ]
 }
 
@@ -55,7 +60,7 @@ enum Told {
 pub(crate) fn case() -> impl Strategy<Value = Case> {
     let told = prop_oneof![
         8 => Just(Told::Events),
-        1 => Just(Told::Lists),
+        2 => Just(Told::Lists),
         1 => Just(Told::Start),
     ];
     // Half of the time one controller writes all hints, as real ones do.
@@ -83,8 +88,8 @@ fn cases(style: Option<Style>, told: impl Strategy<Value = Told>) -> impl Strate
             let ops = step(&mut live, edits);
             steps.push(match told {
                 Told::Events => ops,
-                Told::Lists => lists(&live, &ops),
-                Told::Start => vec![start(&live)],
+                Told::Lists => machine(&ops).chain(lists(&live, &ops)).collect(),
+                Told::Start => machine(&ops).chain([start(&live)]).collect(),
             });
         }
         steps.retain(|step| !step.is_empty());
@@ -94,6 +99,12 @@ fn cases(style: Option<Style>, told: impl Strategy<Value = Told>) -> impl Strate
 
 fn start(live: &Live) -> Op {
     Op::Start { objects: live.values().cloned().collect() }
+}
+
+/// What the machine says itself.
+fn machine(ops: &[Op]) -> impl Iterator<Item = Op> + use<> {
+    let ops = ops.iter().filter(|op| matches!(op, Op::Interfaces { .. })).cloned();
+    ops.collect::<Vec<_>>().into_iter()
 }
 
 fn lists(live: &Live, missed: &[Op]) -> Vec<Op> {
@@ -106,10 +117,25 @@ fn lists(live: &Live, missed: &[Op]) -> Vec<Op> {
     kinds.into_iter().map(list).collect()
 }
 
+/// Addresses that may be moved to the machine: a load balancer's, as those without one of the cloud's
+/// give to nodes, external ones, another node's, and cluster IPs.
+const MOVED: &[&str] =
+    &["198.51.100.1", "192.0.2.2", "10.0.0.2", "10.96.0.2", "2001:db8::2", "fd00::2", "fd00:96::2"];
+
+/// The addresses of the machine's interfaces.
+fn interfaces() -> impl Strategy<Value = Vec<String>> {
+    let own = (weighted_option(0.85, Just("10.0.0.100")), weighted_option(0.85, Just("fd00::100")));
+    (own, subsequence(MOVED, 0..3)).prop_map(|((v4, v6), moved)| {
+        v4.into_iter().chain(v6).chain(moved).map(str::to_owned).collect()
+    })
+}
+
 prop_compose! {
     fn config()(
-        // An address of a load balancer, as those without one of the cloud's give to nodes.
-        vip in weighted_option(0.3, Just("198.51.100.1")),
+        interfaces in prop_oneof![
+            2 => Just(OWN_INTERFACES.map(str::to_owned).to_vec()),
+            1 => interfaces(),
+        ],
         families in prop_oneof![
             8 => Just(vec!["IPv4", "IPv6"]),
             1 => Just(vec!["IPv4"]),
@@ -131,10 +157,9 @@ prop_compose! {
         proxy_name in weighted_option(0.05, Just("another".to_owned())),
     ) -> Config {
         let owned = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect();
-        let interfaces = ["10.0.0.100", "fd00::100"].into_iter().chain(vip);
         Config {
             node: OWN.to_owned(),
-            interfaces: owned(interfaces.collect()),
+            interfaces,
             families: owned(families),
             node_port_addresses: owned(node_port_addresses),
             detect_local: detect_local.to_owned(),
@@ -181,6 +206,10 @@ fn step(live: &mut Live, edits: Vec<Edit>) -> Vec<Op> {
             }
             Edit::Service(which, field, from) => pick(live, which, as_service)
                 .map(|service| Object::Service(Box::new(graft_service(service, field, *from)))),
+            Edit::Interfaces(addresses) => {
+                ops.push(Op::Interfaces { addresses });
+                None
+            }
             Edit::Slice(which, field, from) => pick(live, which, as_slice)
                 .map(|slice| Object::Slice(Box::new(graft_slice(slice, field, *from)))),
         };

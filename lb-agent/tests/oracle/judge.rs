@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use super::{
     case::{Case, Key, Object, Op},
     claims::Claims,
-    deviations::{Applied, Asked, Deviation, count, wanted},
+    deviations::{Applied, Asked, Deviation, count, leave_closed_out, wanted},
+    flows::{Again, Flows, Now},
     mutations::Mutation,
     outcome::{Fate, Outcome, Packet, Stated, difference, stated_differences},
+    outside::{self, Handled, Unseen},
     packets::{Targets, packets, targets},
     program::{Answer, Program, Question, State},
     regular::Regular,
@@ -28,13 +30,31 @@ pub(crate) struct Seen {
     pub(crate) no_local: usize,
     pub(crate) lists: usize,
     pub(crate) starts: usize,
+    pub(crate) interfaces: usize,
     /// Visits of a client that comes back, and how often it was remembered.
     pub(crate) visits: usize,
     pub(crate) remembered: usize,
+    pub(crate) flows: Again,
+    pub(crate) outside: BTreeMap<Fate, usize>,
+    /// Of those that are forwarded from elsewhere.
+    pub(crate) masqueraded: usize,
+    pub(crate) kept_their_source: usize,
+    pub(crate) sctp: usize,
     pub(crate) deviations: Applied,
 }
 
 impl Seen {
+    fn handled(&mut self, packet: &Packet, handled: &Handled) {
+        if packet.is_seen() {
+            return;
+        }
+        *self.outside.entry(handled.fate).or_default() += 1;
+        let is_masqueraded = handled.endpoints.values().any(|is| *is);
+        self.masqueraded += usize::from(is_masqueraded);
+        self.kept_their_source += usize::from(!is_masqueraded && handled.fate == Fate::Forwarded);
+        self.sctp += usize::from(packet.protocol == "SCTP" && handled.fate == Fate::Forwarded);
+    }
+
     fn note(&mut self, outcome: &Outcome) {
         self.packets += 1;
         *self.fates.entry(outcome.fate).or_default() += 1;
@@ -67,6 +87,7 @@ pub(crate) fn compare(
         before: Targets::new(),
         record: Vec::new(),
         regular: Regular::default(),
+        flows: Flows::default(),
     };
     for (i, step) in case.steps.iter().enumerate() {
         seen.steps += 1;
@@ -102,8 +123,7 @@ pub(crate) fn matters(program: &mut Program, other: &Case, record: &[Recorded]) 
         let answers = program.ask(&questions);
         let mut pairs = answers.iter().zip(outcomes);
         if Stated::from(&state) != recorded.stated
-            || pairs
-                .any(|(answer, was)| wanted(&other.config, answer, &mut seen.deviations) != *was)
+            || pairs.any(|(answer, was)| wanted(answer, &mut seen.deviations) != *was)
         {
             return true;
         }
@@ -114,9 +134,10 @@ pub(crate) fn matters(program: &mut Program, other: &Case, record: &[Recorded]) 
 /// Keeps the objects that there are.
 fn follow(live: &mut BTreeMap<Key, Object>, step: &[Op], seen: &mut Seen) {
     for op in step {
+        seen.interfaces += usize::from(matches!(op, Op::Interfaces { .. }));
         match op {
             Op::Delete { object } => drop(live.remove(&object.key())),
-            Op::Apply { .. } => {}
+            Op::Apply { .. } | Op::Interfaces { .. } => {}
             Op::List { kind, .. } => {
                 seen.lists += 1;
                 live.retain(|key, _| key.0 != *kind);
@@ -144,48 +165,109 @@ struct Sides<'a> {
     before: Targets,
     record: Vec<Recorded>,
     regular: Regular,
+    flows: Flows,
 }
 
 impl Sides<'_> {
     fn statements(&self, state: &State, seen: &mut Seen, lines: &mut Vec<String>) {
-        let wanted = Stated::from(state);
+        let found = self.socklb.stated();
+        let mut wanted = Stated::from(state);
+        leave_closed_out(&self.case.config, &self.live, &mut wanted, &found, &mut seen.deviations);
         seen.health_checks += wanted.health.len();
         seen.no_local += wanted.no_local.len();
-        stated_differences(&wanted, &self.socklb.stated(), lines);
+        stated_differences(&wanted, &found, lines);
     }
 
     fn packets(&mut self, asked: &Asked, state: &State, seen: &mut Seen, lines: &mut Vec<String>) {
         let claims = Claims::new(&state.claims, &self.live);
-        let now = targets(&self.case.config, &self.live);
+        let now = targets(asked.now(), &self.live);
         let mut all = now.clone();
         all.append(&mut self.before);
         all.extend(self.socklb.frontends());
+        all.extend(self.flows.targets());
         self.before = now;
-        let (packets, questions): (Vec<Packet>, Vec<Question>) = packets(&self.case.config, &all)
+        let (packets, questions): (Vec<Packet>, Vec<Question>) = packets(asked.now(), &all)
             .into_iter()
             .filter_map(|packet| Some((packet, question(&packet, asked, &claims, seen)?)))
             .unzip();
         let answers: Vec<Answer> = self.program.ask(&questions);
         let mut recorded = Vec::with_capacity(packets.len());
         let mut sticky = None;
+        let mut flows = Now::new();
         for ((packet, question), answer) in packets.into_iter().zip(questions).zip(&answers) {
-            let wanted = wanted(&self.case.config, answer, &mut seen.deviations);
+            let sent = self.mutation.map_or(packet, |it| it.packet(packet));
+            if question.is_to(&packet) {
+                lines.extend(self.unseen((packet, sent), answer, &claims, seen));
+            }
+            let wanted = wanted(answer, &mut seen.deviations);
+            if !packet.is_seen() {
+                recorded.push((packet, wanted));
+                continue;
+            }
             seen.note(&wanted);
             seen.at_other_nodes += usize::from(!answer.node.is_empty());
-            let sent = self.mutation.map_or(packet, |it| it.packet(packet));
             lines.extend(difference(&packet, &wanted, &self.socklb.ask(&sent)));
             let is_candidate = question.only.is_empty() && answer.node.is_empty();
             if is_candidate && self.regular.may_be(&packet, &wanted) {
-                sticky.get_or_insert((packet, question, wanted.clone()));
+                sticky.get_or_insert((packet, question.clone(), wanted.clone()));
+            }
+            // What one says of another address says nothing of this one.
+            if packet.protocol == "UDP"
+                && question.is_to(&packet)
+                && asked.now().has_family_of(packet.to.ip())
+            {
+                let alone = question.only.is_empty();
+                flows.insert(packet, alone.then(|| (answer.clone(), wanted.clone())));
             }
             recorded.push((packet, wanted));
         }
         self.record.push(Recorded { stated: Stated::from(state), packets: recorded });
+        let Self { flows: of_udp, socklb, mutation, live, .. } = self;
+        let tallies = (&mut seen.flows, &mut seen.deviations);
+        let known = (&state.flows[..], &flows, live as &BTreeMap<_, _>);
+        of_udp.again(known, socklb, *mutation, tallies, lines);
         if lines.is_empty() {
+            self.program.begin_flows(&self.flows.begin(&flows, &self.socklb));
             self.regular.pause(self.case.config.pause, self.socklb.config().pause);
             let Self { regular, program, socklb, .. } = self;
             lines.extend(regular.visit(sticky, program, socklb, seen));
         }
+    }
+
+    /// A packet as if no program had seen its socket; `sent` is what socklb takes it for.
+    fn unseen(
+        &self,
+        (packet, sent): (Packet, Packet),
+        answer: &Answer,
+        claims: &Claims,
+        seen: &mut Seen,
+    ) -> Option<String> {
+        let mut found = self.socklb.handles(&sent);
+        if let Some(mutation) = self.mutation {
+            mutation.handle(&sent, &mut found);
+        }
+        let known = (claims, &self.live);
+        let wanted = outside::wanted(&packet, answer, &found, known, &mut seen.deviations);
+        seen.handled(&packet, &wanted);
+        let differs = difference(&Unseen(&packet), &wanted, &found);
+        differs.or_else(|| self.by_table(&packet, claims))
+    }
+
+    /// Whether the table for packets says of one what was decided.
+    fn by_table(&self, packet: &Packet, claims: &Claims) -> Option<String> {
+        if claims.is_cluster_ip(packet.to, packet.protocol) {
+            return None;
+        }
+        let mut decided = self.socklb.handles(packet);
+        let mut written = self.socklb.handles_by_table(packet);
+        // It has no affinity yet, and knows who reaches itself by the address alone.
+        decided.affinity = 0;
+        for handled in [&mut decided, &mut written] {
+            let those = handled.endpoints.iter_mut();
+            those.filter(|(at, _)| at.ip() == packet.source).for_each(|(_, is)| *is = true);
+        }
+        (decided != written)
+            .then(|| format!("{}\n  decided: {decided}\n  written: {written}", Unseen(packet)))
     }
 }
 

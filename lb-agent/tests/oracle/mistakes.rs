@@ -5,11 +5,13 @@ use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use super::{
     case::{Config, Op},
     mutations::{
-        How, Mutation, addresses_go, all_slices_go, apply, conditions, drop_label, first_services,
-        first_slices, ingress, no_others_if_external_is_local, no_others_if_internal_is_local,
-        open_without_slices, own_addresses_go, rule, unlabel, zone_goes,
+        How, Mutation, addresses_go, all_slices_go, apply, cluster_ips_are_foreign, conditions,
+        drop_label, first_services, first_slices, ingress, interfaces_stay,
+        no_others_if_external_is_local, no_others_if_internal_is_local, open_without_slices,
+        own_addresses_go, rule, terminating_ones_die, unlabel, zone_goes,
     },
     objects::{HEADLESS, OWN, PROXY_NAME, SERVICE_NAME},
+    outside::Handled,
     packets::ip,
     program::Place,
 };
@@ -267,6 +269,46 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
             it.external_traffic_policy = None;
         }),
     ),
+    rule(
+        "A6",
+        "knows no SCTP for packets",
+        How::Handled(|packet, it| {
+            if packet.protocol == "SCTP" {
+                *it = Handled::default();
+            }
+        }),
+    ),
+    rule(
+        "E3",
+        "takes strangers for pods",
+        How::Packet(|it| {
+            if it.place == Place::Outside {
+                it.place = Place::Pod;
+            }
+        }),
+    ),
+    rule(
+        "E'",
+        "never masquerades",
+        How::Handled(|_, it| it.endpoints.values_mut().for_each(|is| *is = false)),
+    ),
+    rule(
+        "E'",
+        "always masquerades",
+        How::Handled(|_, it| it.endpoints.values_mut().for_each(|is| *is = true)),
+    ),
+    rule(
+        "E8",
+        "does not masquerade who reaches itself",
+        How::Handled(|packet, it| {
+            let others = it.endpoints.values().filter(|is| **is).count();
+            for (endpoint, is) in &mut it.endpoints {
+                if others == 1 && endpoint.ip() == packet.source {
+                    *is = false;
+                }
+            }
+        }),
+    ),
     rule("E10", "knows no external addresses", How::Spec(|it| it.external_ips = None)),
     rule(
         "E10",
@@ -288,6 +330,11 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         How::Config(|it| {
             it.refuse_unknown_ports = false;
         }),
+    ),
+    rule(
+        "E12",
+        "forgets addresses of its own that are cluster IPs",
+        How::Ops(cluster_ips_are_foreign),
     ),
     rule(
         "E, claims",
@@ -378,6 +425,7 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         }),
     ),
     rule("I3", "does not look at interfaces", How::Config(|it| it.interfaces.clear())),
+    rule("I3", "does not follow interfaces", How::Ops(interfaces_stay)),
     rule(
         "I4",
         "serves loopback addresses unasked",
@@ -398,6 +446,15 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
             it.families = vec!["IPv4".to_owned(), "IPv6".to_owned()];
         }),
     ),
+    rule("L2", "does not remember where a flow went", How::Carried(|it| it.prior.generation = 0)),
+    rule("L2", "ends no flow", How::Stays(|_| true)),
+    rule("L2", "ends every flow", How::Stays(|_| false)),
+    rule(
+        "L2",
+        "leaves those alone that were there before the Service",
+        How::Carried(|it| it.inside = false),
+    ),
+    rule("L4", "ends flows to endpoints that terminate", How::Slice(terminating_ones_die)),
     rule(
         "K1",
         "answers on another port",

@@ -10,8 +10,10 @@ use k8s_openapi::api::{
 
 use super::{
     case::{Case, Config, Key, Kind, Object, Op, label},
+    flows::Carried,
     objects::{OWN, SERVICE_NAME},
     outcome::Packet,
+    outside::Handled,
 };
 
 pub(crate) struct Mutation {
@@ -29,6 +31,12 @@ pub(super) enum How {
     Slice(fn(&mut EndpointSlice)),
     Endpoint(fn(&mut Endpoint)),
     Node(fn(&mut Node)),
+    /// It remembers something else of a UDP flow.
+    Carried(fn(&mut Carried)),
+    /// It lets a UDP flow go on, or not.
+    Stays(fn(bool) -> bool),
+    /// It handles a packet otherwise whose socket no program sees.
+    Handled(fn(&Packet, &mut Handled)),
     /// It takes a packet for another one.
     Packet(fn(&mut Packet)),
     /// With the objects that were there before the step.
@@ -58,6 +66,26 @@ impl Mutation {
         let mut ops = ops.to_vec();
         ops.iter_mut().flat_map(Op::objects_mut).for_each(|object| self.object(object));
         ops
+    }
+
+    /// What is stored for the sockets of a UDP flow.
+    pub(crate) fn carried(&self, mut carried: Carried) -> Carried {
+        if let How::Carried(how) = self.how {
+            how(&mut carried);
+        }
+        carried
+    }
+
+    /// Whether a UDP flow goes on that does so, or not.
+    pub(crate) fn stays(&self, stays: bool) -> bool {
+        if let How::Stays(how) = self.how { how(stays) } else { stays }
+    }
+
+    /// What becomes of a packet whose socket no program sees.
+    pub(crate) fn handle(&self, packet: &Packet, handled: &mut Handled) {
+        if let How::Handled(how) = self.how {
+            how(packet, handled);
+        }
     }
 
     /// The packet that socklb is asked about.
@@ -197,6 +225,36 @@ pub(super) fn own_addresses_go(_: &Live, ops: &[Op]) -> Vec<Op> {
         }
     }
     ops
+}
+
+pub(super) fn interfaces_stay(_: &Live, ops: &[Op]) -> Vec<Op> {
+    ops.iter().filter(|op| !matches!(op, Op::Interfaces { .. })).cloned().collect()
+}
+
+/// Interfaces without what is a cluster IP by now.
+pub(super) fn cluster_ips_are_foreign(live: &Live, ops: &[Op]) -> Vec<Op> {
+    let all = with_shown(live, ops);
+    let services = all.values().filter_map(|object| match object {
+        Object::Service(service) => service.spec.as_ref(),
+        Object::Slice(_) | Object::Node(_) => None,
+    });
+    let ips: Vec<_> = services.flat_map(|spec| spec.cluster_ips.iter().flatten()).collect();
+    let mut ops = ops.to_vec();
+    for op in &mut ops {
+        if let Op::Interfaces { addresses } = op {
+            addresses.retain(|ip| !ips.contains(&ip));
+        }
+    }
+    ops
+}
+
+/// Those that serve beside one that is ready.
+pub(super) fn terminating_ones_die(slice: &mut EndpointSlice) {
+    let is_ready = |it: &Endpoint| it.conditions.as_ref().is_none_or(|it| it.ready != Some(false));
+    if slice.endpoints.iter().flatten().any(is_ready) {
+        let others = slice.endpoints.iter_mut().flatten().filter(|it| !is_ready(it));
+        others.for_each(|it| conditions(it).serving = Some(false));
+    }
 }
 
 /// The Service of a slice.

@@ -15,6 +15,8 @@ pub(crate) const OWN: &str = "self";
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
+/// Addresses of the own node's interfaces that are nobody else's.
+pub(crate) const OWN_INTERFACES: [&str; 2] = ["10.0.0.100", "fd00::100"];
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub(super) fn text(of: &[&'static str]) -> impl Strategy<Value = String> + use<> {
@@ -39,12 +41,12 @@ pub(super) fn port() -> impl Strategy<Value = (Option<String>, Option<String>)> 
     let ports = prop_oneof![
         20 => Just((Some("http"), Some("TCP"))),
         2 => Just((Some("http"), None)),
-        4 => Just((Some("dns"), Some("UDP"))),
+        14 => Just((Some("dns"), Some("UDP"))),
         2 => Just((Some("dns"), Some("TCP"))),
         1 => Just((None, None)),
         1 => Just((Some(""), Some("TCP"))),
         1 => Just((None, Some("UDP"))),
-        1 => Just((Some("http"), Some("SCTP"))),
+        3 => Just((Some("http"), Some("SCTP"))),
     ];
     let owned = |text: Option<&str>| text.map(str::to_owned);
     ports.prop_map(move |(name, protocol)| (owned(name), owned(protocol)))

@@ -23,8 +23,16 @@ impl fmt::Display for Packet {
         let place = match place {
             Place::Pod => "a pod",
             Place::Host => "the node",
+            Place::Outside => "elsewhere",
         };
         write!(f, "from {place}, {source}, to {to}/{protocol}")
+    }
+}
+
+impl Packet {
+    /// Whether the programs see the socket that sends it.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.place != Place::Outside && self.protocol != "SCTP"
     }
 }
 

@@ -37,9 +37,11 @@ pub(crate) fn targets(config: &Config, live: &BTreeMap<Key, Object>) -> Targets 
         let ports = service.spec.iter().flat_map(|spec| &spec.ports).flatten();
         for port in ports {
             let number = u16::try_from(port.port).expect("a port");
-            // SCTP is not asked about; the number is, as TCP's.
-            let is_udp = port.protocol.as_deref() == Some("UDP");
-            let (own, other) = if is_udp { ("UDP", "TCP") } else { ("TCP", "UDP") };
+            let (own, other) = match port.protocol.as_deref() {
+                Some("UDP") => ("UDP", "TCP"),
+                Some("SCTP") => ("SCTP", "TCP"),
+                _ => ("TCP", "UDP"),
+            };
             for ip in &addresses {
                 targets.insert((SocketAddr::new(*ip, number), own));
             }
@@ -68,7 +70,15 @@ pub(crate) fn packets(config: &Config, targets: &Targets) -> Vec<Packet> {
         let some = if is_balancer { 2 } else { 1 };
         let pods = pods.take(some).map(|source| (Place::Pod, source));
         let hosts = hosts.take(some).map(|source| (Place::Host, source));
-        packets.extend(pods.chain(hosts).map(|(place, source)| Packet {
+        // A machine that is no node, and a pod of another node; the one or the other, where no ranges
+        // tell them apart. From elsewhere nobody dials a loopback address, and what becomes of a port that
+        // nobody has is the same for all.
+        let strangers = ["203.0.113.77", "10.2.0.250", "2001:db8::77", "fd00:2::fa"].map(ip);
+        let strangers = strangers.into_iter().filter(|ip| ip.is_ipv4() == to.is_ipv4());
+        let some = if to.ip().is_loopback() || to.port() == UNUSED { 0 } else { some };
+        let strangers = strangers.skip(usize::from(some == 1 && to.port() % 2 == 0));
+        let strangers = strangers.take(some).map(|source| (Place::Outside, source));
+        packets.extend(pods.chain(hosts).chain(strangers).map(|(place, source)| Packet {
             to,
             protocol,
             place,

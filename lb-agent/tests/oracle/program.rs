@@ -8,7 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::case::{Config, Op};
+use super::{
+    case::{Config, Op},
+    outcome::Packet,
+};
 
 /// The variable that names it.
 pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
@@ -19,6 +22,7 @@ pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
 enum Request<'a> {
     Start(&'a Config),
     Step(&'a [Op]),
+    Begin(&'a [Begin]),
     Ask(&'a [Question]),
 }
 
@@ -29,6 +33,30 @@ pub(crate) struct State {
     pub(crate) health: Vec<Health>,
     #[serde(rename = "noLocal")]
     pub(crate) no_local: Vec<NoLocal>,
+    pub(crate) flows: Vec<Lasting>,
+}
+
+/// See `Flow` in `xtask/oracle/flows.go`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Begin {
+    pub(crate) source: IpAddr,
+    pub(crate) source_port: u16,
+    pub(crate) to: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) node: String,
+    pub(crate) endpoint: String,
+}
+
+/// See `Lasting` there.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Lasting {
+    pub(crate) source_port: u16,
+    #[serde(default)]
+    pub(crate) stale: bool,
+    #[serde(default)]
+    pub(crate) orphan: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -74,6 +102,8 @@ pub(crate) enum Place {
     Pod,
     /// The node itself.
     Host,
+    /// Another machine, or a pod there.
+    Outside,
 }
 
 /// See `Question` in `xtask/oracle/trace.go`.
@@ -90,6 +120,13 @@ pub(crate) struct Question {
     pub(crate) only: String,
 }
 
+impl Question {
+    /// Whether the packet is the one that is asked about.
+    pub(crate) fn is_to(&self, packet: &Packet) -> bool {
+        (self.to, self.port) == (packet.to.ip(), packet.to.port())
+    }
+}
+
 /// See `Answer` in `xtask/oracle/trace.go`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Answer {
@@ -101,6 +138,8 @@ pub(crate) struct Answer {
     #[serde(default)]
     pub(crate) reached: Vec<Reached>,
     pub(crate) here: Option<Vec<SocketAddr>>,
+    #[serde(default)]
+    pub(crate) spared: String,
     #[serde(default)]
     pub(crate) affinity: u32,
     #[serde(default)]
@@ -117,10 +156,15 @@ pub(crate) enum Verdict {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Reached {
     pub(crate) endpoint: SocketAddr,
     #[serde(default)]
     pub(crate) then: String,
+    #[serde(default)]
+    pub(crate) masquerade: bool,
+    #[serde(default)]
+    pub(crate) by_address: bool,
 }
 
 pub(crate) struct Program {
@@ -153,6 +197,11 @@ impl Program {
     pub(crate) fn step(&mut self, ops: &[Op]) -> State {
         self.say(&Request::Step(ops));
         self.hear()
+    }
+
+    /// UDP flows that are there from now on.
+    pub(crate) fn begin_flows(&mut self, flows: &[Begin]) {
+        self.say(&Request::Begin(flows));
     }
 
     /// What becomes of each packet.

@@ -19,6 +19,7 @@ pub(super) struct Regular {
     /// The timeout at the visit before.
     timeout: u32,
     got: BTreeSet<SocketAddr>,
+    last: Option<SocketAddr>,
     /// Whether it could not get to the Service after the step before.
     was_shut_out: bool,
 }
@@ -64,10 +65,12 @@ impl Regular {
         seen.visits += 1;
         seen.remembered += usize::from(wanted.len() < outcome.backends.len());
         if wanted != found {
+            let is_anew = found == outcome.backends
+                && self.last.is_none_or(|last| !outcome.backends.contains(&last));
             let is_old = found.len() == 1 && found.is_subset(&self.got);
             if is_old && self.was_shut_out && found.is_subset(&wanted) {
                 count(&mut seen.deviations, Deviation::Away);
-            } else if is_old && wanted.len() == 1 && wanted.is_subset(&self.got) {
+            } else if (is_old || is_anew) && wanted.len() == 1 && wanted.is_subset(&self.got) {
                 count(&mut seen.deviations, Deviation::Several);
             } else {
                 return Some(format!(
@@ -81,6 +84,7 @@ impl Regular {
         program.ask(&[Question { gets: gets.to_string(), ..question }]);
         socklb.comes_back(&packet, self.clocks.1, Some(gets));
         self.got.insert(gets);
+        self.last = Some(gets);
         self.was_shut_out = false;
         None
     }

@@ -19,13 +19,20 @@ use proptest::{
 
 use super::objects::{PROXY_NAME, meta, port, text};
 
+/// Addresses of this node, and of another one.
+pub(crate) const NODES: [&str; 6] =
+    ["10.0.0.1", "10.0.0.100", "10.0.0.2", "fd00::1", "fd00::100", "fd00::2"];
+
 /// `clusterIP`, `clusterIPs` and `ipFamilies`, in whatever state an upgrade or a file left them.
 type Addresses = (Option<String>, Option<Vec<String>>, Option<Vec<String>>);
 
 fn cluster_ips() -> impl Strategy<Value = Addresses> {
     let pair = (
-        text(&["10.96.0.1", "10.96.0.2", "10.096.000.003"]),
-        text(&["fd00:96::1", "fd00:96::2"]),
+        prop_oneof![
+            7 => text(&["10.96.0.1", "10.96.0.2", "10.096.000.003"]),
+            1 => text(&NODES[..3]),
+        ],
+        prop_oneof![7 => text(&["fd00:96::1", "fd00:96::2"]), 1 => text(&NODES[3..])],
         any::<bool>(),
     );
     let lists = prop_oneof![
@@ -182,7 +189,7 @@ prop_compose! {
         internal_traffic_policy in traffic_policy(),
         external_traffic_policy in traffic_policy(),
         (session_affinity, session_affinity_config) in affinity(),
-        load_balancer_source_ranges in weighted(0.4, vec(text(SOURCES), 0..4)),
+        load_balancer_source_ranges in weighted(0.5, vec(text(SOURCES), 0..4)),
         health_check_node_port in weighted(0.5, select(vec![32000, 32001])),
         publish_not_ready_addresses in weighted(0.2, any::<bool>()),
         traffic_distribution in weighted(0.2, text(&["PreferClose", "PreferSameNode"])),
@@ -217,7 +224,7 @@ prop_compose! {
         proxy in weighted(0.08, text(&["", "another"])),
         created in of(0..3i64),
         spec in spec(),
-        ingress in weighted(0.5, vec(ingress(), 0..3)),
+        ingress in weighted(0.6, vec(ingress(), 0..3)),
     ) -> Service {
         let created = created.map(|at| Time(Timestamp::from_second(at).expect("not long ago")));
         let metadata = meta(namespace, name, &[(PROXY_NAME, proxy)]);

@@ -2,23 +2,28 @@
 //! memory, and packets that ask these maps as the programs do.
 
 use std::{
-    cell::Cell,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
 };
 
-use lb_agent::sources::translate;
+use lb_agent::{
+    agent::InForce,
+    sockets::{Found, judge},
+    sources::translate,
+};
 use lb_common::{
-    Caller, Choice, Flow, Origin, Prior, Refusal, Tables, Verdict,
+    Choice, Prior, Refusal, Tables, Verdict,
     abi::{
         self, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
-        SourceKey,
+        SourceKey, Translation,
     },
     choose, select,
 };
 use lb_core::{
+    engine::Engine as _,
     memory::Memory,
-    model::{Change, Families, NodePortAddresses, Settings},
+    model::{Change, Families, NodePortAddresses, Protocol, Settings},
+    packets::PacketEngine,
     pipeline::{NodeConfig, Pipeline},
     policy::{HealthCheck, NoLocal, PerFamily},
     socket_engine::{SocketSettings, UnknownPorts},
@@ -27,13 +32,14 @@ use lb_core::{
 
 use super::{
     case::{Config, Kind, Object, Op},
+    flows::Carried,
     outcome::{Fate, Outcome, Packet, Stated},
-    program::Place,
+    outside::{Handled, Outside},
+    packets::ip,
+    socket::{HOST, Socket, flow, nth},
+    table::Shared,
 };
 
-/// Cookies of network namespaces.
-const HOST: u64 = 1;
-const POD: u64 = 2;
 const SERVICES: u32 = 1024;
 const BACKENDS: u32 = 8192;
 
@@ -41,6 +47,10 @@ const BACKENDS: u32 = 8192;
 pub(crate) struct Socklb {
     config: Config,
     pipeline: Pipeline<Memory>,
+    /// What its engines for packets are told.
+    outside: Outside,
+    /// What one of them has written.
+    table: Shared,
     /// The map of bonds, which the agent does not write.
     bonds: Bonds,
 }
@@ -83,14 +93,12 @@ impl Socklb {
     pub(crate) fn new(config: &Config) -> Self {
         let maps = Memory::new(SERVICES, BACKENDS);
         let snapshot = maps.snapshot();
-        Self {
-            config: config.clone(),
-            pipeline: pipeline(config, maps, &snapshot),
-            bonds: Bonds::new(),
-        }
+        let (outside, table) = (Outside::default(), Shared::default());
+        let pipeline = pipeline(config, maps, &snapshot, (&outside, &table));
+        Self { config: config.clone(), pipeline, outside, table, bonds: Bonds::new() }
     }
 
-    /// What it was started with.
+    /// What it was started with, and the addresses of interfaces now.
     pub(crate) const fn config(&self) -> &Config {
         &self.config
     }
@@ -103,6 +111,10 @@ impl Socklb {
                 Op::Delete { object } => self.change(object, false),
                 Op::List { kind, objects } => self.list(*kind, objects),
                 Op::Start { objects } => self.start(objects),
+                Op::Interfaces { addresses } => {
+                    self.config.interfaces.clone_from(addresses);
+                    self.pipeline.change(local_addresses(&self.config));
+                }
             }
         }
         let report = self.pipeline.sync();
@@ -117,7 +129,9 @@ impl Socklb {
     fn start(&mut self, objects: &[Object]) {
         let maps = self.pipeline.store().clone();
         let snapshot = maps.snapshot();
-        self.pipeline = pipeline(&self.config, maps, &snapshot);
+        self.outside = Outside::default();
+        let engines = (&self.outside, &self.table);
+        self.pipeline = pipeline(&self.config, maps, &snapshot, engines);
         for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
             let all = objects.iter().filter(|object| object.key().0 == kind);
             self.list(kind, &all.cloned().collect::<Vec<_>>());
@@ -179,9 +193,7 @@ impl Socklb {
     /// Where a packet leads.
     pub(crate) fn ask(&self, packet: &Packet) -> Outcome {
         let maps = self.pipeline.store();
-        let protocol = if packet.protocol == "UDP" { abi::UDP } else { abi::TCP };
-        let flow = Flow { peer: packet.to.into(), protocol };
-        let socket = Socket::of(packet);
+        let (flow, socket) = (flow(packet), Socket::of(packet));
         let mut choice = Choice::after(Prior::NONE);
         choose(&mut choice, maps, &socket, &flow);
         let count = choice.range.count.max(1);
@@ -211,6 +223,16 @@ impl Socklb {
         outcome
     }
 
+    /// What becomes of a packet whose socket no program sees.
+    pub(crate) fn handles(&self, packet: &Packet) -> Handled {
+        self.outside.handles(packet)
+    }
+
+    /// The same by the elements of the table, which has no cluster IPs.
+    pub(crate) fn handles_by_table(&self, packet: &Packet) -> Handled {
+        self.table.handles(packet)
+    }
+
     /// Where a packet leads whose client may have been here before, at a time in seconds. The client
     /// gets the backend that it is to get, which is then remembered.
     pub(crate) fn comes_back(
@@ -219,8 +241,7 @@ impl Socklb {
         now: u64,
         gets: Option<SocketAddr>,
     ) -> BTreeSet<SocketAddr> {
-        let protocol = if packet.protocol == "UDP" { abi::UDP } else { abi::TCP };
-        let flow = Flow { peer: packet.to.into(), protocol };
+        let flow = flow(packet);
         let maps = Remembering { maps: self.pipeline.store(), bonds: &self.bonds };
         let mut choice = Choice::after(Prior::NONE);
         let socket = Socket { now: (now + 1) * 1_000_000_000, ..Socket::of(packet) };
@@ -239,6 +260,66 @@ impl Socklb {
         }
         self.bonds.extend(bond);
         backends
+    }
+
+    /// What is stored for the sockets of a flow that went to this backend.
+    pub(crate) fn carried(&self, packet: &Packet, backend: SocketAddr) -> Carried {
+        let maps = self.pipeline.store();
+        let (flow, socket) = (flow(packet), Socket::of(packet));
+        let mut choice = Choice::after(Prior::NONE);
+        choose(&mut choice, maps, &socket, &flow);
+        let of = |i| {
+            socket.random.set(nth(i, choice.range.count));
+            match select(maps, &socket, &flow, &Prior::NONE) {
+                Verdict::Forward(to) if SocketAddr::from(to.peer) == backend => Some(to),
+                _ => None,
+            }
+        };
+        let to = (0..choice.range.count).find_map(of).expect("both sides have it");
+        Carried {
+            prior: Prior { backend: to.peer, generation: to.generation },
+            translation: Some(Translation::new(flow.peer, &to)),
+            inside: true,
+        }
+    }
+
+    /// Whether the agent lets the connected socket of a flow live.
+    pub(crate) fn keeps(&self, packet: &Packet, carried: &Carried) -> bool {
+        let Carried { translation, inside, .. } = *carried;
+        let peer = translation.map_or(packet.to, |it| it.backend.into());
+        let mut found = Found::sample(Protocol::Udp, peer);
+        found.netns = Socket::of(packet).netns;
+        found.local = SocketAddr::new(packet.source, 40_000).into();
+        found.translation = translation;
+        found.inside = inside;
+        judge(&found, &InForce(&self.pipeline, None)).is_none()
+    }
+
+    /// Whether the unconnected socket of a flow goes on to its backend, and remembers that; none: it had
+    /// none.
+    pub(crate) fn goes_on(
+        &self,
+        packet: &Packet,
+        carried: &Carried,
+        remembered: &mut Prior,
+    ) -> Option<bool> {
+        let Carried { prior, translation, .. } = carried;
+        translation.as_ref()?;
+        let (flow, socket) = (flow(packet), Socket::of(packet));
+        let mut stays = true;
+        // Whatever it draws.
+        for random in [0, u32::MAX] {
+            socket.random.set(random);
+            stays &= match select(self.pipeline.store(), &socket, &flow, prior) {
+                Verdict::Stay => true,
+                Verdict::Forward(to) => {
+                    remembered.generation = to.generation;
+                    to.peer == prior.backend
+                }
+                _ => false,
+            };
+        }
+        Some(stays)
     }
 
     /// What the agent says of itself.
@@ -266,7 +347,12 @@ fn families<T>(config: &Config, both: PerFamily<T>) -> impl Iterator<Item = (&'s
     all.filter(|(_, _, has)| *has).map(|(family, value, _)| (family, value))
 }
 
-fn pipeline(config: &Config, maps: Memory, snapshot: &Snapshot) -> Pipeline<Memory> {
+fn pipeline(
+    config: &Config,
+    maps: Memory,
+    snapshot: &Snapshot,
+    (outside, table): (&Outside, &Shared),
+) -> Pipeline<Memory> {
     let list = config.node_port_addresses.join(",");
     let nodeport_addresses: NodePortAddresses = list.parse().expect("ranges");
     let has = |family: &str| config.families.iter().any(|of| of == family);
@@ -285,67 +371,16 @@ fn pipeline(config: &Config, maps: Memory, snapshot: &Snapshot) -> Pipeline<Memo
         sockets: SocketSettings { unknown_ports, host_netns: HOST, ..SocketSettings::default() },
     };
     let mut pipeline = Pipeline::with_config(view, maps, snapshot);
-    let loopback = ["127.0.0.1", "::1"].map(|ip| ip.parse().expect("an address"));
-    let local = config.interfaces.iter().map(|ip| ip.parse().expect("an address"));
-    pipeline.change(Change::LocalAddresses(local.chain(loopback).collect()));
+    pipeline.add(Box::new(outside.clone()));
+    let mut packets = PacketEngine::new(table.clone());
+    packets.adopt().expect("memory");
+    pipeline.add(Box::new(packets));
+    pipeline.change(local_addresses(config));
     pipeline
 }
 
-/// A number with which [`lb_common::pick`] takes the `i`-th of so many.
-fn nth(i: u32, count: u32) -> u32 {
-    let first = (u64::from(i) << 32).div_ceil(u64::from(count));
-    u32::try_from(first).expect("i is below count")
-}
-
-/// The socket that sends the packet. It is bound to its address.
-struct Socket {
-    netns: u64,
-    source: Addr,
-    random: Cell<u32>,
-    now: u64,
-    /// What it was bound to last.
-    bond: Cell<Option<(AffinityKey, Bond)>>,
-}
-
-impl Socket {
-    fn of(packet: &Packet) -> Self {
-        let netns = match packet.place {
-            Place::Pod => POD,
-            Place::Host => HOST,
-        };
-        Self {
-            netns,
-            source: packet.source.into(),
-            random: Cell::new(0),
-            now: 1,
-            bond: Cell::new(None),
-        }
-    }
-}
-
-impl Caller for Socket {
-    fn random(&self, _: &Flow) -> u32 {
-        self.random.get()
-    }
-
-    fn netns(&self) -> u64 {
-        self.netns
-    }
-
-    fn source(&self) -> Addr {
-        self.source
-    }
-
-    fn come_from(&self, _: Addr) -> Origin {
-        Origin::Settled
-    }
-
-    fn now(&self) -> u64 {
-        self.now
-    }
-
-    fn bind(&self, key: &AffinityKey, _: &Bond, bond: &mut Bond) -> bool {
-        self.bond.set(Some((*key, *bond)));
-        true
-    }
+/// As `sources::local` says them.
+fn local_addresses(config: &Config) -> Change {
+    let loopback = ["127.0.0.1", "::1"].map(ip);
+    Change::LocalAddresses(config.interfaces.iter().map(|text| ip(text)).chain(loopback).collect())
 }

@@ -14,6 +14,9 @@ use crate::kube;
 /// The variable that names the program of `xtask/oracle/`.
 pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
 
+/// The test in `lb-agent/tests/oracle.rs` that a case can be given to.
+const TEST: &str = "packets_go_where_kube_proxy_s_rules_let_them_go";
+
 /// Compare what socklb writes with the rules that kube-proxy writes, on random clusters.
 ///
 /// Builds the program of `xtask/oracle/` first, unless SOCKLB_ORACLE names one.
@@ -47,8 +50,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     test.args(["test", "--package", "lb-agent", "--test", "oracle", "--", "--nocapture"]);
     if args.replay.is_some() {
-        test.arg("socklb_decides_as_kube_proxy_does");
+        test.arg(TEST);
     }
     exec(&mut test)?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TEST;
+
+    /// A name that no test has would select none, and that passes.
+    #[test]
+    fn the_test_that_is_replayed_is_there() {
+        let tests = include_str!("../../../lb-agent/tests/oracle.rs");
+        assert!(tests.contains(&format!("fn {TEST}()")));
+    }
 }

@@ -33,10 +33,11 @@ func NewTables(family v1.IPFamily) *knftables.Fake {
 // Machine is what a proxier finds on its node.
 type Machine struct {
 	// Tables may be full of what an earlier proxier wrote.
-	Tables   *knftables.Fake
-	Network  proxyutil.NetworkInterfacer
-	Health   healthcheck.ServiceHealthServer
-	Detector proxyutil.LocalTrafficDetector
+	Tables    *knftables.Fake
+	Network   proxyutil.NetworkInterfacer
+	Health    healthcheck.ServiceHealthServer
+	Conntrack conntrack.Interface
+	Detector  proxyutil.LocalTrafficDetector
 }
 
 // New is NewProxier, which is what makes the proxier, on a machine that is given.
@@ -50,13 +51,23 @@ func New(family v1.IPFamily, node string, nodeIP net.IP, nodePortAddresses []str
 	}
 	proxier.networkInterfacer = on.Network
 	proxier.serviceHealthServer = on.Health
-	proxier.conntrack = conntrack.NewFake()
+	proxier.conntrack = on.Conntrack
 	return proxier, nil
 }
 
 // Write makes the tables say what the proxier knows, as its loop would.
 func (proxier *Proxier) Write() error {
 	return proxier.syncProxyRules()
+}
+
+// SyncFully has the next Write begin anew, as the loop does once an hour.
+func (proxier *Proxier) SyncFully() {
+	proxier.needFullSync = true
+}
+
+// Clean deletes from a table of connection tracking what is stale by what was written last.
+func (proxier *Proxier) Clean(table conntrack.Interface) {
+	conntrack.CleanStaleEntries(table, proxier.ipFamily, proxier.svcPortMap, proxier.endpointsMap)
 }
 
 // Services are the ports that it serves, as of the last Write.

@@ -1,0 +1,131 @@
+//! What the elements of the table for packets say, looked up as its rules are to look it up.
+//!
+//! It stands beside [`Served::outside`](lb_core::policy::Served): what is planned, written and swept in
+//! the course of a history is to say the same as what was decided last.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
+};
+
+use lb_core::{
+    model::{Frontend, Protocol, Scope},
+    packets::{Choice, Edit, Element, MemoryTable, Table, TableError},
+    policy::TrafficPolicy,
+};
+
+use super::{
+    outcome::{Fate, Packet},
+    outside::Handled,
+    program::Place,
+};
+
+/// A table in memory that outlives its engine, as one in the kernel does.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shared(Rc<RefCell<MemoryTable>>);
+
+impl Table for Shared {
+    fn write(&mut self, edits: &[Edit]) -> Result<(), TableError> {
+        self.0.borrow_mut().write(edits)
+    }
+
+    fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError> {
+        self.0.borrow_mut().read(take)
+    }
+}
+
+impl Shared {
+    /// What becomes of a packet; of affinity it says nothing yet.
+    pub(super) fn handles(&self, packet: &Packet) -> Handled {
+        let table = self.0.borrow();
+        let elements = table.elements();
+        let Some(frontend) = frontend(elements, packet) else { return Handled::default() };
+        let admits = |element: &Element| {
+            matches!(element, Element::Range { frontend: of, range }
+                if *of == frontend && range.contains(packet.source))
+        };
+        if elements.contains(&Element::Restricted(frontend)) && !elements.iter().any(admits) {
+            return Fate::Denied.into();
+        }
+        let has_local = choice(elements, TrafficPolicy::Local, frontend).is_some();
+        let policy = if packet.place == Place::Outside && has_local {
+            TrafficPolicy::Local
+        } else {
+            TrafficPolicy::Cluster
+        };
+        let is_masqueraded = match packet.place {
+            Place::Pod | Place::Outside => !has_local,
+            Place::Host => true,
+        };
+        match choice(elements, policy, frontend) {
+            None => Handled::default(),
+            Some(Choice::Reject) => Fate::Refused.into(),
+            Some(Choice::Drop) => Fate::Unreachable.into(),
+            Some(Choice::Slots(slots)) => {
+                let slots = endpoints(elements, policy, frontend, slots);
+                let is_itself =
+                    |ip: IpAddr| ip == packet.source && elements.contains(&Element::Hairpin(ip));
+                let those = slots.values().map(|at| (*at, is_masqueraded || is_itself(at.ip())));
+                Handled { fate: Fate::Forwarded, endpoints: those.collect(), affinity: 0 }
+            }
+        }
+    }
+}
+
+/// The frontend by which a packet is looked up: the address, or else a node port.
+fn frontend(elements: &BTreeSet<Element>, packet: &Packet) -> Option<Frontend> {
+    let protocol = match packet.protocol {
+        "TCP" => Protocol::Tcp,
+        "UDP" => Protocol::Udp,
+        _ => Protocol::Sctp,
+    };
+    let is_there =
+        |frontend: &Frontend| choice(elements, TrafficPolicy::Cluster, *frontend).is_some();
+    let at = Frontend::new(packet.to, protocol);
+    let any = if packet.to.is_ipv4() {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let node_port = Frontend {
+        scope: Scope::OwnNode,
+        ..Frontend::new(SocketAddr::new(any, packet.to.port()), protocol)
+    };
+    let is_node = elements.contains(&Element::Node(packet.to.ip()));
+    Some(at).filter(is_there).or_else(|| Some(node_port).filter(|it| is_node && is_there(it)))
+}
+
+fn choice(
+    elements: &BTreeSet<Element>,
+    policy: TrafficPolicy,
+    frontend: Frontend,
+) -> Option<Choice> {
+    elements.iter().find_map(|element| match element {
+        Element::Choice { policy: of, frontend: at, value } => {
+            (*of == policy && *at == frontend).then_some(*value)
+        }
+        _ => None,
+    })
+}
+
+/// Those in the slots, which are dense and of the least power of two that has room for them.
+fn endpoints(
+    elements: &BTreeSet<Element>,
+    policy: TrafficPolicy,
+    frontend: Frontend,
+    slots: u32,
+) -> BTreeMap<u32, SocketAddr> {
+    let those = elements.iter().filter_map(|element| match element {
+        Element::Endpoint { policy: of, frontend: at, slot, addr } => {
+            (*of == policy && *at == frontend).then_some((*slot, *addr))
+        }
+        _ => None,
+    });
+    let those: BTreeMap<u32, SocketAddr> = those.collect();
+    let count = u32::try_from(those.len()).expect("few");
+    assert!(those.keys().copied().eq(0..count), "{frontend}: {those:?}");
+    assert_eq!(Choice::of(count), Choice::Slots(slots), "{frontend}: {those:?}");
+    those
+}
