@@ -175,6 +175,7 @@ impl Model {
             is_whole,
             addresses: Some(NodeAddresses {
                 of: own.chain([foreign, loopback]).collect(),
+                own: self.nodes.iter().copied().collect(),
                 loopback_net: true,
             }),
         }
