@@ -45,7 +45,7 @@ const CRATES: [&str; 13] = [
     "tower_http",
 ];
 /// The modules of lb-agent.
-const MODULES: [&str; 16] = [
+const MODULES: [&str; 18] = [
     "admin",
     "agent",
     "canary",
@@ -57,7 +57,9 @@ const MODULES: [&str; 16] = [
     "log",
     "maps",
     "mounts",
+    "netlink",
     "node_cgroup",
+    "packets",
     "pins",
     "sockets",
     "sources",
