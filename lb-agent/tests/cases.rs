@@ -398,7 +398,7 @@ fn run_faulty(case: &Case, seed: u64) -> Result<usize, String> {
         reference.compare(&pipeline.store().memory, &report)?;
         let named = pipeline.store().memory.snapshot().blocks;
         let named: usize = named.values().map(Vec::len).sum();
-        if usize::try_from(pipeline.tables().blocks().used()) != Ok(named) {
+        if usize::try_from(pipeline.mirror().blocks().used()) != Ok(named) {
             return Err("records that a failed op left behind are lost".to_owned());
         }
     }

@@ -20,7 +20,7 @@ use words::Words;
 
 pub use self::{
     entries::{
-        Datagram, Place, Sent, has_another, last_used, leads_to, prior, record, settle,
+        Datagram, FlowPlace, Sent, has_another, last_used, leads_to, prior, record, settle,
         was_answered,
     },
     questions::{Answered, FEW, Question, ticks},
@@ -70,7 +70,7 @@ pub fn set(frontend: Peer) -> usize {
 /// The place among all of [`Many`]'s flows of one in this set.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "there are 16 sets")]
-pub const fn place_in(set: usize, place: Place) -> u16 {
+pub const fn place_in(set: usize, place: FlowPlace) -> u16 {
     (set * WAYS) as u16 + place.index()
 }
 

@@ -29,7 +29,7 @@ pub const MAX_SLOTS: usize = 8192;
 const UNANSWERED: u64 = 30_000_000_000;
 /// The same of one that was.
 const ANSWERED: u64 = 180_000_000_000;
-/// Bit of [`Place::last`]: it was answered.
+/// Bit of [`HeardPlace::last`]: it was answered.
 const WAS_ANSWERED: u64 = 1;
 
 /// Key of [`HEARD`](crate::abi::HEARD). 16 bytes.
@@ -53,7 +53,7 @@ pub struct Heard {
     /// Always 0.
     pub reserved: u32,
     /// The exchanges.
-    pub places: [Place; WAYS],
+    pub places: [HeardPlace; WAYS],
 }
 
 impl Heard {
@@ -61,7 +61,7 @@ impl Heard {
     pub const NOBODY: Self = Self {
         lock: bpf_spin_lock::UNLOCKED,
         reserved: 0,
-        places: [Place { tag: 0, own: 0, last: 0 }; WAYS],
+        places: [HeardPlace { tag: 0, own: 0, last: 0 }; WAYS],
     };
 
     /// Whether nothing in it matters any more.
@@ -73,7 +73,7 @@ impl Heard {
 /// One exchange. 24 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Place {
+pub struct HeardPlace {
     /// Tag of the network namespace, the own port, the peer.
     tag: u64,
     /// Tag of the own address; 0: the socket is bound to none, and any will do.
@@ -83,7 +83,7 @@ pub struct Place {
     last: u64,
 }
 
-impl Place {
+impl HeardPlace {
     #[inline(always)]
     const fn is_fresh(&self, now: u64) -> bool {
         let limit = if self.last & WAS_ANSWERED == 0 { UNANSWERED } else { ANSWERED };
@@ -118,7 +118,7 @@ impl Exchange {
 
     /// Whether it may be the one at the place: an address that is not specified may be any.
     #[inline(always)]
-    const fn may_be(&self, place: &Place) -> bool {
+    const fn may_be(&self, place: &HeardPlace) -> bool {
         self.tag == place.tag && (self.own == 0 || place.own == 0 || self.own == place.own)
     }
 }
@@ -133,7 +133,7 @@ const fn scattered(sum: u64) -> u64 {
 
 /// Takes in that the peer was heard.
 #[inline(always)]
-pub fn hear(places: &mut [Place; WAYS], exchange: &Exchange, now: u64) {
+pub fn hear(places: &mut [HeardPlace; WAYS], exchange: &Exchange, now: u64) {
     let (mut at, mut oldest) = (0, u64::MAX);
     let mut index = 0;
     while index < WAYS {
@@ -151,13 +151,13 @@ pub fn hear(places: &mut [Place; WAYS], exchange: &Exchange, now: u64) {
         index += 1;
     }
     if let Some(place) = places.get_mut(at) {
-        *place = Place { tag: exchange.tag, own: exchange.own, last: now & !WAS_ANSWERED };
+        *place = HeardPlace { tag: exchange.tag, own: exchange.own, last: now & !WAS_ANSWERED };
     }
 }
 
 /// Whether a datagram that the socket sends to the peer is an answer; takes in that it is sent.
 #[inline(always)]
-pub fn answer(places: &mut [Place; WAYS], exchange: &Exchange, now: u64) -> bool {
+pub fn answer(places: &mut [HeardPlace; WAYS], exchange: &Exchange, now: u64) -> bool {
     let mut index = 0;
     while index < WAYS {
         let place = &mut places[index];
@@ -171,7 +171,7 @@ pub fn answer(places: &mut [Place; WAYS], exchange: &Exchange, now: u64) -> bool
 }
 
 /// Whether it would be one.
-pub fn is_answer(places: &[Place; WAYS], exchange: &Exchange, now: u64) -> bool {
+pub fn is_answer(places: &[HeardPlace; WAYS], exchange: &Exchange, now: u64) -> bool {
     answer(&mut { *places }, exchange, now)
 }
 
@@ -186,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    const NOBODY: [Place; WAYS] = Heard::NOBODY.places;
+    const NOBODY: [HeardPlace; WAYS] = Heard::NOBODY.places;
     const SECOND: u64 = 1_000_000_000;
     const NOW: u64 = 1000 * SECOND + 1;
 
@@ -199,7 +199,7 @@ mod tests {
     }
 
     /// Heard at [`NOW`].
-    fn heard(own: &str, with: &str) -> [Place; WAYS] {
+    fn heard(own: &str, with: &str) -> [HeardPlace; WAYS] {
         let mut places = NOBODY;
         hear(&mut places, &exchange(own, with), NOW);
         places
@@ -273,7 +273,7 @@ mod tests {
         assert!(answer(&mut places, &own(1), NOW + 5 * SECOND));
         hear(&mut places, &own(1), NOW + 5 * SECOND);
         hear(&mut places, &own(5), NOW + 6 * SECOND);
-        let known = |places: &[Place; WAYS], now| {
+        let known = |places: &[HeardPlace; WAYS], now| {
             (1..=6).filter(|n| is_answer(places, &own(*n), now)).collect::<std::vec::Vec<_>>()
         };
         assert_eq!(known(&places, NOW + 6 * SECOND), [1, 3, 4, 5]);

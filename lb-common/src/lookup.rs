@@ -6,8 +6,8 @@ mod affinity;
 mod caller;
 #[cfg(test)]
 mod fake;
+mod maps;
 mod search;
-mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -19,8 +19,8 @@ use search::still_there;
 pub use self::{
     addresses::is_known,
     caller::{Caller, Flow, Origin, Prior},
+    maps::ReadMaps,
     search::{Range, find, flow_bits, pick},
-    tables::Tables,
 };
 use bytemuck::Zeroable;
 
@@ -62,9 +62,9 @@ impl Choice {
 /// Where the flow goes. One bit, one HASH and one ARRAY lookup; one bit alone where the address is
 /// nobody's.
 #[inline(always)]
-pub fn select(tables: &impl Tables, caller: &impl Caller, flow: &Flow, prior: &Prior) -> Verdict {
+pub fn select(maps: &impl ReadMaps, caller: &impl Caller, flow: &Flow, prior: &Prior) -> Verdict {
     let mut choice = Choice::after(*prior);
-    match select_into(&mut choice, tables, caller, flow) {
+    match select_into(&mut choice, maps, caller, flow) {
         Verdict::Miss => Verdict::Miss,
         Verdict::Stay => Verdict::Stay,
         Verdict::Forward(()) => {
@@ -81,19 +81,19 @@ pub fn select(tables: &impl Tables, caller: &impl Caller, flow: &Flow, prior: &P
 #[inline(always)]
 pub fn select_into(
     choice: &mut Choice,
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
 ) -> Verdict<()> {
-    if !may_be_known(tables, flow.peer.addr) {
+    if !may_be_known(maps, flow.peer.addr) {
         return Verdict::Miss;
     }
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        match choose(choice, tables, caller, flow) {
+        match choose(choice, maps, caller, flow) {
             verdict @ (Verdict::Stay | Verdict::Forward(())) => {
-                if choice.affinity == 0 || bind(choice, tables, caller, flow) {
-                    if caller.is_confined(flow) && is_elsewhere(tables, &choice.to.backend) {
+                if choice.affinity == 0 || bind(choice, maps, caller, flow) {
+                    if caller.is_confined(flow) && is_elsewhere(maps, &choice.to.backend) {
                         return Verdict::Fail(Refusal::Confined);
                     }
                     return verdict;
@@ -117,11 +117,11 @@ pub fn select_into(
 #[inline(never)]
 pub fn choose(
     choice: &mut Choice,
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
 ) -> Verdict<()> {
-    let verdict = any(choice, tables, caller, flow);
+    let verdict = any(choice, maps, caller, flow);
     if verdict != Verdict::Miss && caller.is_connected_to(&flow.peer) {
         return Verdict::Miss;
     }
@@ -132,19 +132,19 @@ pub fn choose(
 #[inline(always)]
 fn any(
     choice: &mut Choice,
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
 ) -> Verdict<()> {
     let mut key = ServiceKey::new(flow.peer, flow.protocol);
-    let mut service = tables.service(&key);
+    let mut service = maps.service(&key);
     if service.is_none() {
-        match by_address(tables, caller, flow, &mut key) {
+        match by_address(maps, caller, flow, &mut key) {
             Meaning::Nothing => return Verdict::Miss,
             Meaning::ClusterIp if caller.answers(flow) => return Verdict::Miss,
             Meaning::ClusterIp => return Verdict::Fail(Refusal::UnknownPort),
             Meaning::Reserved => return Verdict::Fail(Refusal::Reserved),
-            Meaning::Key => service = tables.service(&key),
+            Meaning::Key => service = maps.service(&key),
         }
     }
     if choice.to.generation == 0 && caller.answers(flow) {
@@ -153,10 +153,10 @@ fn any(
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let Some(found) = service else { return Verdict::Miss };
-        if let Some(verdict) = one_of(choice, tables, caller, flow, &found) {
+        if let Some(verdict) = one_of(choice, maps, caller, flow, &found) {
             return verdict;
         }
-        service = tables.service(&key);
+        service = maps.service(&key);
         attempt += 1;
     }
     Verdict::Fail(Refusal::Unstable)
@@ -166,7 +166,7 @@ fn any(
 #[inline(always)]
 fn one_of(
     choice: &mut Choice,
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
     service: &Service,
@@ -174,26 +174,26 @@ fn one_of(
     let prior = &mut choice.to;
     if prior.generation != 0 {
         // Ranges hold for flows that are there already, too: any record of the set knows of them.
-        let first = tables.backend(service.block).filter(|b| b.generation == service.generation)?;
+        let first = maps.backend(service.block).filter(|b| b.generation == service.generation)?;
         if first.flags & Backend::SOURCES != 0
-            && let Err(refusal) = admits(tables, caller, flow, first.service, true)
+            && let Err(refusal) = admits(maps, caller, flow, first.service, true)
         {
             return Some(Verdict::Fail(refusal));
         }
         if prior.generation == service.generation {
             return Some(Verdict::Stay);
         }
-        if still_there(tables, service, &prior.backend)? {
+        if still_there(maps, service, &prior.backend)? {
             prior.generation = service.generation;
             choice.service = service.id;
             return Some(Verdict::Forward(()));
         }
     }
     let index = service.block.wrapping_add(pick(caller.random(flow), service.count));
-    let backend = tables.backend(index).filter(|b| b.generation == service.generation)?;
+    let backend = maps.backend(index).filter(|b| b.generation == service.generation)?;
     if backend.flags & Backend::SOURCES != 0 {
         let goes = backend.action() == Action::Forward;
-        if let Err(refusal) = admits(tables, caller, flow, backend.service, goes) {
+        if let Err(refusal) = admits(maps, caller, flow, backend.service, goes) {
             return Some(Verdict::Fail(refusal));
         }
     }

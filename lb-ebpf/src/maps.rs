@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
-    ATTEMPTS, Addr, Range, Tables,
+    ATTEMPTS, Addr, Range, ReadMaps,
     abi::{
         Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry,
         ClientKey, Counter, FILTER_WORDS, Held, Name, Peer, Service, ServiceEntry, ServiceKey,
@@ -93,7 +93,7 @@ extern "C" fn find_backend(place: u64, port_and_generation: u64, high: u64, low:
 /// The maps, as the lookup reads them.
 pub(crate) struct Maps;
 
-impl Tables for Maps {
+impl ReadMaps for Maps {
     #[inline(always)]
     fn find(&self, range: Range, backend: &Peer) -> Option<bool> {
         let (high, low, port) = backend.order();
@@ -199,7 +199,7 @@ pub(crate) fn bind(key: &AffinityKey, before: &Bond, bond: &mut Bond) -> bool {
         AFFINITY.get_ptr_mut(key)
     });
     let Some(entry) = entry else { return true };
-    // SAFETY: as for `Tables::bond`.
+    // SAFETY: as for `ReadMaps::bond`.
     unsafe {
         bpf_spin_lock(ptr::addr_of_mut!((*entry).lock).cast());
         let now = &mut (*entry).bond;

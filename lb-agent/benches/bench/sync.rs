@@ -94,7 +94,7 @@ fn once(
     let pins = Pins::new(bpffs);
     let (mut datapath, mut pipeline) = start(&pins, sizes)?;
     figures.time(FIRST, || deliver(&mut pipeline, cluster.listed()))?;
-    ensure!(pipeline.tables().services().len() == cluster.services.len(), "Services are missing");
+    ensure!(pipeline.mirror().services().len() == cluster.services.len(), "Services are missing");
     // From here on the maps are in force, and the next agent goes on from them.
     datapath.attach(cgroup)?;
 

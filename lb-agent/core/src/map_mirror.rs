@@ -57,37 +57,37 @@ impl MapMirror {
     /// frontends of no known service port, or in no block, and second ids of one service port. Only
     /// damage from outside makes them.
     pub fn adopt(snapshot: &Snapshot) -> (Self, Vec<Op>) {
-        let mut tables = Self::new(snapshot.max_services, snapshot.max_backends);
-        tables.next_generation = snapshot.last_generation.wrapping_add(1).max(1);
+        let mut mirror = Self::new(snapshot.max_services, snapshot.max_backends);
+        mirror.next_generation = snapshot.last_generation.wrapping_add(1).max(1);
         let mut repairs = Vec::new();
         for (&id, port) in &snapshot.names {
-            if tables.ids.contains_key(port) {
+            if mirror.ids.contains_key(port) {
                 repairs.push(Op::DeleteName { id });
             } else {
-                tables.put_name(id, port.clone());
+                mirror.put_name(id, port.clone());
             }
         }
         for (&key, &service) in &snapshot.services {
-            let known = tables.names.contains_key(&service.id);
-            let placed = tables.blocks.len(service.block) == Some(service.records())
-                || tables.blocks.take(service.block, service.records());
+            let known = mirror.names.contains_key(&service.id);
+            let placed = mirror.blocks.len(service.block) == Some(service.records())
+                || mirror.blocks.take(service.block, service.records());
             if placed {
-                tables.put_service(key, service);
+                mirror.put_service(key, service);
             }
             if !known || !placed {
                 repairs.push(Op::DeleteService { key });
             }
         }
-        tables.sources.clone_from(&snapshot.sources);
-        let ownerless = |(id, _): &&(u32, Cidr)| !tables.names.contains_key(id);
+        mirror.sources.clone_from(&snapshot.sources);
+        let ownerless = |(id, _): &&(u32, Cidr)| !mirror.names.contains_key(id);
         let stray = snapshot.sources.iter().filter(ownerless);
         repairs.extend(stray.map(|(id, range)| Op::DeleteSource { id: *id, range: *range }));
-        tables.addresses.clone_from(&snapshot.addresses);
+        mirror.addresses.clone_from(&snapshot.addresses);
         if snapshot.written {
             // A reader of a block that the agent before us gave up may still be in it.
-            tables.blocks.retire_free();
+            mirror.blocks.retire_free();
         }
-        (tables, repairs)
+        (mirror, repairs)
     }
 
     /// Takes in what an op did to the maps.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable as _;
 use lb_common::{
-    Tables,
+    ReadMaps,
     abi::{
         Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, NAMES, Name, SERVICES,
         Service, ServiceKey, SourceKey,
@@ -169,7 +169,7 @@ impl Store for Memory {
     }
 }
 
-impl Tables for Memory {
+impl ReadMaps for Memory {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         self.services.get(key).copied()
     }

@@ -181,7 +181,7 @@ impl<S: Store> Pipeline<S> {
     pub fn affinity_timeouts(&self) -> HashMap<u32, Duration> {
         let of = |(name, seconds): (&ObjectRef, NonZeroU32)| {
             let timeout = Duration::from_secs(u64::from(seconds.get()));
-            self.tables().ids_of(name).map(move |id| (id, timeout)).collect::<Vec<_>>()
+            self.mirror().ids_of(name).map(move |id| (id, timeout)).collect::<Vec<_>>()
         };
         self.cluster().with_affinity().flat_map(of).collect()
     }
@@ -197,8 +197,8 @@ impl<S: Store> Pipeline<S> {
     }
 
     /// The mirror of the maps.
-    pub const fn tables(&self) -> &MapMirror {
-        self.sockets.tables()
+    pub const fn mirror(&self) -> &MapMirror {
+        self.sockets.mirror()
     }
 
     /// The maps.
@@ -327,7 +327,7 @@ mod tests {
             pipeline.change(service(of));
             let report = pipeline.sync();
             assert!(report.sockets.failed.is_empty() && report.sockets.ops > 0, "{of}");
-            assert_eq!(pipeline.tables().services().len(), usize::from(of));
+            assert_eq!(pipeline.mirror().services().len(), usize::from(of));
             assert_eq!(report.others["second"].failed.len(), usize::from(of));
             // It is tried again, and the other has nothing to do then.
             assert!(pipeline.is_dirty());

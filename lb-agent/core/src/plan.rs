@@ -56,23 +56,23 @@ pub enum PlanError {
 
 /// The ops that make the maps say what one set says.
 pub fn plan(
-    tables: &MapMirror,
+    mirror: &MapMirror,
     store: &impl Store,
     set: &BackendSet,
 ) -> Result<Vec<Op>, PlanError> {
     let keys: Vec<ServiceKey> = set.frontends.iter().map(ServiceKey::from).collect();
     let mut ops = Vec::new();
-    let id = tables.id(&set.port).unwrap_or_else(|| {
+    let id = mirror.id(&set.port).unwrap_or_else(|| {
         // `unused_ids` has no end.
-        let id = tables.unused_ids().next().unwrap_or(u32::MAX);
+        let id = mirror.unused_ids().next().unwrap_or(u32::MAX);
         ops.push(Op::PutName { id, port: set.port.clone() });
         id
     });
     let new =
-        set.sources.iter().filter(|range| !tables.sources_of(id).any(|known| known == **range));
+        set.sources.iter().filter(|range| !mirror.sources_of(id).any(|known| known == **range));
     ops.extend(new.map(|range| Op::PutSource { id, range: *range }));
 
-    let current = |key: &ServiceKey| tables.service(key).filter(|s| s.id == id).copied();
+    let current = |key: &ServiceKey| mirror.service(key).filter(|s| s.id == id).copied();
     let found: Vec<(Service, Vec<Backend>)> = keys
         .iter()
         .filter_map(current)
@@ -85,7 +85,7 @@ pub fn plan(
         if let Some(last) = serving.first() {
             // A frontend that is new gets the last endpoints too.
             let others =
-                keys.iter().filter(|key| !tables.service(key).is_some_and(|s| serving.contains(s)));
+                keys.iter().filter(|key| !mirror.service(key).is_some_and(|s| serving.contains(s)));
             ops.extend(others.map(|key| Op::PutService { key: *key, service: *last }));
             return Ok(ops);
         }
@@ -99,11 +99,11 @@ pub fn plan(
     let service = if let Some((service, _)) = found.iter().find(fits) {
         *service
     } else {
-        let (write, service) = write(tables, id, wanted, set.kept.len())?;
+        let (write, service) = write(mirror, id, wanted, set.kept.len())?;
         ops.push(write);
         service
     };
-    let others = keys.into_iter().filter(|key| tables.service(key) != Some(&service));
+    let others = keys.into_iter().filter(|key| mirror.service(key) != Some(&service));
     ops.extend(others.map(|key| Op::PutService { key, service }));
     Ok(ops)
 }
@@ -120,12 +120,12 @@ fn serves((service, records): &(Service, Vec<Backend>)) -> bool {
 /// Writes a block of its own for the records, the last `kept` of which are not to choose from; and
 /// what its frontends are to say.
 fn write(
-    tables: &MapMirror,
+    mirror: &MapMirror,
     id: u32,
     wanted: Vec<Backend>,
     kept: usize,
 ) -> Result<(Op, Service), PlanError> {
-    let blocks = tables.blocks();
+    let blocks = mirror.blocks();
     let full = || PlanError::BackendsFull {
         needed: wanted.len(),
         used: blocks.used(),
@@ -134,37 +134,37 @@ fn write(
     let total = u32::try_from(wanted.len()).map_err(|_| full())?;
     let kept = u32::try_from(kept).map_err(|_| full())?;
     let block = blocks.find(total).ok_or_else(full)?;
-    let generation = tables.next_generation();
+    let generation = mirror.next_generation();
     let records = wanted.into_iter().map(|r| r.stamped(generation, id)).collect();
     let service = Service { block, count: total - kept, kept, generation, id };
     Ok((Op::WriteBlock { block, records }, service))
 }
 
 /// Whether there is room for the frontends that the sets add.
-pub fn room(tables: &MapMirror, sets: &[BackendSet]) -> Result<(), PlanError> {
+pub fn room(mirror: &MapMirror, sets: &[BackendSet]) -> Result<(), PlanError> {
     let all: usize = sets.iter().map(|set| set.frontends.len()).sum();
-    let free = tables.free_services();
+    let free = mirror.free_services();
     // Nearly always there is room for all of them, and nothing is looked up.
     if all > free {
-        let added = |set: &BackendSet| set.frontends.len() - present(tables, set).count();
+        let added = |set: &BackendSet| set.frontends.len() - present(mirror, set).count();
         let needed = sets.iter().map(added).sum();
         if needed > free {
-            return Err(PlanError::ServicesFull { needed, free, limit: tables.max_services() });
+            return Err(PlanError::ServicesFull { needed, free, limit: mirror.max_services() });
         }
     }
     Ok(())
 }
 
 /// The frontends of a set that have entries, whoever's they are.
-pub fn present(tables: &MapMirror, set: &BackendSet) -> impl Iterator<Item = Frontend> {
+pub fn present(mirror: &MapMirror, set: &BackendSet) -> impl Iterator<Item = Frontend> {
     let frontends = set.frontends.iter().copied();
-    frontends.filter(|frontend| tables.service(&frontend.into()).is_some())
+    frontends.filter(|frontend| mirror.service(&frontend.into()).is_some())
 }
 
 /// The ops that remove what the Service has and no set asks for. What is in `promised` another
 /// Service is to have, and replaces it itself.
 pub fn endings(
-    tables: &MapMirror,
+    mirror: &MapMirror,
     name: &ObjectRef,
     sets: &[BackendSet],
     promised: &BTreeSet<ServiceKey>,
@@ -172,7 +172,7 @@ pub fn endings(
     let wanted: BTreeSet<ServiceKey> =
         sets.iter().flat_map(|set| &set.frontends).map(ServiceKey::from).collect();
     let keys: BTreeSet<ServiceKey> =
-        tables.ids_of(name).flat_map(|id| tables.keys_of(id)).copied().collect();
+        mirror.ids_of(name).flat_map(|id| mirror.keys_of(id)).copied().collect();
     keys.into_iter()
         .filter(|key| !wanted.contains(key) && !promised.contains(key))
         .map(|key| Op::DeleteService { key })
@@ -183,7 +183,7 @@ pub fn endings(
 /// clients, and ids. What an entry leads to that is still there, since a set in `unwritten` did not
 /// fit or another Service is to have it, stays with all that belongs to it.
 pub fn remains(
-    tables: &MapMirror,
+    mirror: &MapMirror,
     name: &ObjectRef,
     sets: &[BackendSet],
     unwritten: &BTreeSet<PortRef>,
@@ -195,9 +195,9 @@ pub fn remains(
     }
     let mut ops = Vec::new();
     let mut names = Vec::new();
-    for id in tables.ids_of(name) {
-        let Some(port) = tables.name(id) else { continue };
-        let (asked, mut keys) = (asked.get(port), tables.keys_of(id));
+    for id in mirror.ids_of(name) {
+        let Some(port) = mirror.name(id) else { continue };
+        let (asked, mut keys) = (asked.get(port), mirror.keys_of(id));
         let stays = match asked {
             Some(_) => unwritten.contains(port) || keys.any(|key| promised.contains(key)),
             None => keys.next().is_some(),
@@ -206,7 +206,7 @@ pub fn remains(
             continue;
         }
         let unwanted =
-            tables.sources_of(id).filter(|range| !asked.is_some_and(|all| all.contains(range)));
+            mirror.sources_of(id).filter(|range| !asked.is_some_and(|all| all.contains(range)));
         ops.extend(unwanted.map(|range| Op::DeleteSource { id, range }));
         if asked.is_none() {
             names.push(Op::DeleteName { id });

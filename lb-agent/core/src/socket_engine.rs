@@ -111,7 +111,7 @@ impl FromStr for UnknownPorts {
 /// The mirror of the maps, and the maps.
 #[derive(Debug)]
 pub struct SocketEngine<S> {
-    tables: MapMirror,
+    mirror: MapMirror,
     store: S,
     /// What is wanted and not written yet, or again.
     pending: BTreeMap<ObjectRef, Arc<Served>>,
@@ -127,12 +127,12 @@ impl<S: Store> SocketEngine<S> {
     /// An engine that goes on from what the maps say.
     pub fn new(choices: SocketSettings, store: S, snapshot: &Snapshot) -> Self {
         let SocketSettings { unknown_ports, host_netns, reserved } = choices;
-        let (tables, repairs) = MapMirror::adopt(snapshot);
+        let (mirror, repairs) = MapMirror::adopt(snapshot);
         let mut addresses = AddressPlan::default();
-        addresses.found(tables.addresses().keys().copied());
+        addresses.found(mirror.addresses().keys().copied());
         addresses.reserve(reserved);
         Self {
-            tables,
+            mirror,
             store,
             pending: BTreeMap::new(),
             repairs,
@@ -145,7 +145,7 @@ impl<S: Store> SocketEngine<S> {
 
     /// Whether the maps refuse everything at [`SocketSettings::reserved`], by what is known of them.
     pub fn refuses_reserved(&self) -> bool {
-        self.addresses.refuse_reserved(self.tables.addresses())
+        self.addresses.refuse_reserved(self.mirror.addresses())
     }
 
     fn write(&mut self, claims: &Claims, show: &mut dyn FnMut(&Op)) -> SocketReport {
@@ -202,7 +202,7 @@ impl<S: Store> SocketEngine<S> {
                 .local
                 .iter()
                 .flat_map(|set| &set.frontends)
-                .all(|frontend| self.tables.service(&frontend.into()).is_some());
+                .all(|frontend| self.mirror.service(&frontend.into()).is_some());
             let refuse = self.unknown_ports == UnknownPorts::Refuse;
             let ips = if refuse { &served.cluster_ips[..] } else { &[] };
             self.addresses.set_cluster_ips(name, ips, all);
@@ -216,7 +216,7 @@ impl<S: Store> SocketEngine<S> {
     /// The entries of a Service that another one is to have. They stay until that one replaces them:
     /// a frontend that changes hands never vanishes, even if its new owner does not fit.
     fn promised(&self, name: &ObjectRef, claims: &Claims) -> BTreeSet<ServiceKey> {
-        let keys = self.tables.ids_of(name).flat_map(|id| self.tables.keys_of(id));
+        let keys = self.mirror.ids_of(name).flat_map(|id| self.mirror.keys_of(id));
         let owner = |key| claims.owner(&Frontend::from_key(key)?);
         keys.filter(|key| owner(key).is_some_and(|owner| owner != name)).copied().collect()
     }
@@ -231,31 +231,31 @@ impl<S: Store> SocketEngine<S> {
         report: &mut SocketReport,
         show: &mut dyn FnMut(&Op),
     ) -> Result<(), SyncError> {
-        let mut lack = room(&self.tables, sets).err();
+        let mut lack = room(&self.mirror, sets).err();
         if lack.is_some() {
             // What the Service gives up is in its own way.
-            self.execute(&endings(&self.tables, name, sets, promised), report, show)?;
-            lack = room(&self.tables, sets).err();
+            self.execute(&endings(&self.mirror, name, sets, promised), report, show)?;
+            lack = room(&self.mirror, sets).err();
         }
         let mut unwritten = BTreeSet::new();
         let mut failed = None;
         for set in sets {
             let mut set = Cow::Borrowed(set);
             if lack.is_some() {
-                let present = present(&self.tables, &set).collect();
+                let present = present(&self.mirror, &set).collect();
                 set.to_mut().frontends = present;
             }
             if set.frontends.is_empty() {
                 continue;
             }
-            let mut planned = plan(&self.tables, &self.store, &set);
+            let mut planned = plan(&self.mirror, &self.store, &set);
             if let Err(PlanError::BackendsFull { needed, .. }) = planned {
-                self.execute(&endings(&self.tables, name, sets, promised), report, show)?;
-                if self.tables.blocks().would_fit(needed) {
+                self.execute(&endings(&self.mirror, name, sets, promised), report, show)?;
+                if self.mirror.blocks().would_fit(needed) {
                     // The room is there, only not yet safe to use.
                     self.reclaim()?;
                 }
-                planned = plan(&self.tables, &self.store, &set);
+                planned = plan(&self.mirror, &self.store, &set);
             }
             match planned {
                 Ok(ops) => self.execute(&ops, report, show)?,
@@ -265,8 +265,8 @@ impl<S: Store> SocketEngine<S> {
                 }
             }
         }
-        self.execute(&endings(&self.tables, name, sets, promised), report, show)?;
-        let remains = remains(&self.tables, name, sets, &unwritten, promised);
+        self.execute(&endings(&self.mirror, name, sets, promised), report, show)?;
+        let remains = remains(&self.mirror, name, sets, &unwritten, promised);
         self.execute(&remains, report, show)?;
         lack.or(failed).map_or(Ok(()), |error| Err(error.into()))
     }
@@ -319,12 +319,12 @@ impl<S: Store> SocketEngine<S> {
                 Err(_) => break,
             }
             report.appeared |= self.appears(op);
-            self.tables.apply(op);
+            self.mirror.apply(op);
             report.ops += 1;
         }
         for op in ops {
             if let Op::WriteBlock { block, .. } = op {
-                self.tables.discard(*block);
+                self.mirror.discard(*block);
             }
         }
         result
@@ -332,14 +332,14 @@ impl<S: Store> SocketEngine<S> {
 
     /// Whether the op takes a range of clients from a service port that is still served.
     fn narrows(&self, op: &Op) -> bool {
-        matches!(op, Op::DeleteSource { id, .. } if self.tables.keys_of(*id).next().is_some())
+        matches!(op, Op::DeleteSource { id, .. } if self.mirror.keys_of(*id).next().is_some())
     }
 
     /// Whether the op makes an address a frontend of TCP that was none.
     fn appears(&self, op: &Op) -> bool {
         match op {
             Op::PutService { key, .. } => {
-                key.protocol == abi::TCP && self.tables.service(key).is_none()
+                key.protocol == abi::TCP && self.mirror.service(key).is_none()
             }
             // Its node ports.
             Op::PutAddress { known, .. } => {
@@ -351,7 +351,7 @@ impl<S: Store> SocketEngine<S> {
 
     /// Says what addresses stand for, after their ports are there.
     fn write_addresses(&mut self, report: &mut SocketReport, show: &mut dyn FnMut(&Op)) {
-        let ops = self.addresses.plan(self.tables.addresses());
+        let ops = self.addresses.plan(self.mirror.addresses());
         match self.execute(&ops, report, show) {
             Ok(()) => self.addresses.done(),
             Err(error) => report.addresses = Some(error),
@@ -362,11 +362,11 @@ impl<S: Store> SocketEngine<S> {
     fn repair(&mut self, report: &mut SocketReport, show: &mut dyn FnMut(&Op)) {
         for op in std::mem::take(&mut self.repairs) {
             let id = match &op {
-                Op::DeleteService { key } => self.tables.service(key).map(|service| service.id),
+                Op::DeleteService { key } => self.mirror.service(key).map(|service| service.id),
                 Op::DeleteName { id } => Some(*id),
                 _ => None,
             };
-            if id.is_some_and(|id| self.tables.name(id).is_some()) {
+            if id.is_some_and(|id| self.mirror.name(id).is_some()) {
                 continue;
             }
             if let Err(error) = self.execute(std::slice::from_ref(&op), report, show) {
@@ -378,19 +378,19 @@ impl<S: Store> SocketEngine<S> {
 
     /// Number of records that [`SocketEngine::reclaim`] would set free.
     pub fn retired(&self) -> u32 {
-        self.tables.blocks().retired()
+        self.mirror.blocks().retired()
     }
 
     /// Makes retired blocks usable again. Waits for a grace period.
     pub fn reclaim(&mut self) -> Result<(), StoreError> {
         self.store.grace_period()?;
-        self.tables.reclaim();
+        self.mirror.reclaim();
         Ok(())
     }
 
     /// The mirror of the maps.
-    pub const fn tables(&self) -> &MapMirror {
-        &self.tables
+    pub const fn mirror(&self) -> &MapMirror {
+        &self.mirror
     }
 
     /// The maps.
@@ -413,8 +413,8 @@ impl<S: Store> Engine for SocketEngine<S> {
 
     fn adopt(&mut self) -> Result<(), String> {
         let snapshot = self.store.read().map_err(|error| error.to_string())?;
-        (self.tables, self.repairs) = MapMirror::adopt(&snapshot);
-        self.addresses.found_anew(self.tables.addresses().keys().copied());
+        (self.mirror, self.repairs) = MapMirror::adopt(&snapshot);
+        self.addresses.found_anew(self.mirror.addresses().keys().copied());
         self.lacks_all = true;
         Ok(())
     }
@@ -427,7 +427,7 @@ impl<S: Store> Engine for SocketEngine<S> {
         if wanted.is_whole {
             self.pending.clear();
             // Also what the maps have and nobody asks for any more.
-            let theirs = self.tables.service_names().into_iter();
+            let theirs = self.mirror.service_names().into_iter();
             self.pending.extend(theirs.map(|name| (name, Arc::default())));
             self.lacks_all = false;
         }

@@ -294,7 +294,7 @@ impl Agent {
             self.guard.launch(&self.datapath, admin);
         }
         if full && self.is_attached {
-            let frontends = self.pipeline.tables().services().len();
+            let frontends = self.pipeline.mirror().services().len();
             tracing::info!(frontends, ops = report.sockets.ops, ?took, "in sync");
         } else {
             tracing::debug!(
@@ -355,10 +355,10 @@ impl Agent {
         );
 
         let metrics = admin.metrics();
-        let tables = self.pipeline.tables();
-        let (services, blocks) = (tables.services().len(), tables.blocks());
+        let mirror = self.pipeline.mirror();
+        let (services, blocks) = (mirror.services().len(), mirror.blocks());
         let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-        metrics.map_use(Map::Services, services, size(tables.max_services()));
+        metrics.map_use(Map::Services, services, size(mirror.max_services()));
         metrics.map_use(Map::Backends, size(blocks.used()), size(blocks.capacity()));
         for error in report.sockets.failed.values() {
             match error {

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use lb_common::{
-    Flow, Prior, Refusal, Tables, Verdict,
+    Flow, Prior, ReadMaps, Refusal, Verdict,
     abi::{Address, Peer, SCOPE_OTHER_NODES, SCOPE_OWN_NODE, ServiceKey, Translation},
     select,
 };
@@ -33,10 +33,10 @@ impl<S: Store> InForce<'_, S> {
     /// The service port at the address that was dialled. If there is none any more, the one that it
     /// was: an address that a Service gives up does not end the flows of those who dialled it.
     fn port(&self, protocol: Protocol, translation: &Translation) -> Option<&PortRef> {
-        let tables = self.0.tables();
-        let at = |key: &ServiceKey| Some(tables.service(key)?.id);
+        let mirror = self.0.mirror();
+        let at = |key: &ServiceKey| Some(mirror.service(key)?.id);
         let here = keys(protocol, translation.frontend).iter().find_map(at);
-        let port = tables.name(here.unwrap_or(translation.service))?;
+        let port = mirror.name(here.unwrap_or(translation.service))?;
         (port.protocol == protocol).then_some(port)
     }
 }
@@ -49,7 +49,7 @@ fn keys(protocol: Protocol, frontend: Peer) -> [ServiceKey; 3] {
     [own, node_port(SCOPE_OWN_NODE), node_port(SCOPE_OTHER_NODES)]
 }
 
-impl<S: Store + Tables> Truth for InForce<'_, S> {
+impl<S: Store + ReadMaps> Truth for InForce<'_, S> {
     fn serves(&self, protocol: Protocol, translation: &Translation) -> bool {
         self.port(protocol, translation)
             .is_some_and(|port| policy::serves(self.0.cluster(), port, translation.backend.into()))
@@ -139,7 +139,7 @@ mod tests {
         /// What the programs store of a connection now, in UDP and in TCP.
         fn connect(&self, frontend: &str) -> [Translation; 2] {
             let frontend = frontend.parse::<SocketAddr>().unwrap().into();
-            let id = |key: &ServiceKey| Some(self.pipeline.tables().service(key)?.id);
+            let id = |key: &ServiceKey| Some(self.pipeline.mirror().service(key)?.id);
             let backend = BACKEND.parse::<SocketAddr>().unwrap().into();
             BOTH.map(|protocol| {
                 let service = keys(protocol, frontend).iter().find_map(id).unwrap();

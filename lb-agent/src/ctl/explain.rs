@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_common::{
-    Flow, Refusal, Tables, Verdict,
+    Flow, ReadMaps, Refusal, Verdict,
     abi::{self, Backend, Peer},
 };
 use lb_core::{
@@ -76,12 +76,12 @@ fn answer(
     explain: &Explain,
     who: Who,
     now: u64,
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     snapshot: &Snapshot,
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
     let flow = explain.destination.0;
-    let outcome = outcome(tables, &flow, who, now, snapshot.max_backends);
+    let outcome = outcome(maps, &flow, who, now, snapshot.max_backends);
     let explanation = Explanation::new(flow, who, now, &outcome, snapshot);
     match explain.output {
         Some(Output::Json) => json(out, &explanation)?,
@@ -135,7 +135,7 @@ struct Explanation<'a> {
     /// On a miss, and if the port is unknown: what else there is at this address.
     nearby: Vec<Nearby<'a>>,
     /// The client that was asked about; null: any that may connect.
-    client: Option<Client>,
+    client: Option<ClientAnswer>,
     /// Where the client stays; null if nowhere, or if no client was asked about.
     bound: Option<Bound>,
 }
@@ -180,7 +180,7 @@ struct Hit<'a> {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Client {
+struct ClientAnswer {
     /// Cookie of its network namespace; null if not known.
     netns: Option<u64>,
     /// By which it is judged, if there are source ranges. Null if not known.
@@ -232,7 +232,7 @@ impl<'a> Explanation<'a> {
             candidates: Vec::new(),
             node_port: None,
             nearby: Vec::new(),
-            client: (who != Who::default()).then(|| Client {
+            client: (who != Who::default()).then(|| ClientAnswer {
                 netns: (who.netns != 0).then_some(who.netns),
                 address: who.address,
                 by_routing: false,

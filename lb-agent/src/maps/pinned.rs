@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::fd::AsFd as _, path::Path};
 use aya::maps::MapError;
 use bytemuck::must_cast;
 use lb_common::{
-    ATTEMPTS, Tables,
+    ATTEMPTS, ReadMaps,
     abi::{
         ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, Client, ClientKey,
         FILTER, GENERATIONS, NAMES, Name, SCOPE_ANY, SERVICES, SOURCES, Service, ServiceEntry,
@@ -95,7 +95,7 @@ impl Pinned {
                     blocks.insert(service.block, records);
                     break;
                 }
-                let Some(again) = Tables::service(self, &key) else { break };
+                let Some(again) = ReadMaps::service(self, &key) else { break };
                 if again == service {
                     // Not a change under way but damage: show it as it is.
                     services.insert(key, service);
@@ -260,7 +260,7 @@ fn kernel(call: &'static str, map: &'static str, error: &MapError) -> StoreError
     StoreError::Kernel { call, map, error: explained(error) }
 }
 
-impl Tables for Pinned {
+impl ReadMaps for Pinned {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         let value = self.services.get(&must_cast(*key), 0).ok()?;
         Some(must_cast::<_, ServiceEntry>(value).service.sealed(key))

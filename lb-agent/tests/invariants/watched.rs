@@ -7,7 +7,7 @@ use std::{
 
 use bytemuck::Zeroable as _;
 use lb_common::{
-    ATTEMPTS, Addr, Flow, Prior, Refusal, Tables, Verdict,
+    ATTEMPTS, Addr, Flow, Prior, ReadMaps, Refusal, Verdict,
     abi::{
         self, Action, Address, AffinityKey, Backend, Bond, Client, ClientKey, ServiceKey, SourceKey,
     },
@@ -367,7 +367,7 @@ struct Reader<'a> {
     last: Cell<Option<Backend>>,
 }
 
-impl Tables for Reader<'_> {
+impl ReadMaps for Reader<'_> {
     fn service(&self, _: &ServiceKey) -> Option<abi::Service> {
         let left = self.readings.get();
         self.readings.set(left.saturating_sub(1));

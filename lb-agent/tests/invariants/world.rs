@@ -286,7 +286,7 @@ impl World {
             widest = widest.max(block - end);
             end = block + len;
         }
-        widest = widest.max(self.pipeline.tables().blocks().capacity() - end);
+        widest = widest.max(self.pipeline.mirror().blocks().capacity() - end);
         for (name, error) in &report.sockets.failed {
             let SyncError::Plan(PlanError::BackendsFull { needed, .. }) = error else { continue };
             let room = usize::try_from(widest).unwrap();
@@ -296,25 +296,25 @@ impl World {
 
     /// The agent's view of the maps, and of the room in them.
     fn check_mirror(&self) {
-        let (store, tables) = (self.pipeline.store(), self.pipeline.tables());
+        let (store, mirror) = (self.pipeline.store(), self.pipeline.mirror());
         let Snapshot { services, names, sources, addresses, .. } = store.memory.snapshot();
         assert_eq!((&services, &names), (&store.services, &store.names));
         assert_eq!((&sources, &addresses), (&store.sources, &store.addresses));
-        assert_eq!(tables.addresses(), &addresses);
-        let of = |id: u32| tables.sources_of(id).map(move |range| (id, range));
+        assert_eq!(mirror.addresses(), &addresses);
+        let of = |id: u32| mirror.sources_of(id).map(move |range| (id, range));
         assert!(names.keys().copied().flat_map(of).eq(sources.iter().copied()), "{sources:?}");
-        assert!(tables.services().eq(&services));
+        assert!(mirror.services().eq(&services));
         for (id, port) in &names {
-            assert_eq!((tables.name(*id), tables.id(port)), (Some(port), Some(*id)));
+            assert_eq!((mirror.name(*id), mirror.id(port)), (Some(port), Some(*id)));
         }
         let blocks: BTreeMap<u32, u32> =
             services.values().map(|service| (service.block, service.records())).collect();
-        assert_eq!(tables.blocks().used(), blocks.values().sum::<u32>(), "a block is leaked");
+        assert_eq!(mirror.blocks().used(), blocks.values().sum::<u32>(), "a block is leaked");
     }
 
     /// What is counted where something changes is what there is.
     fn check_sums(&self) {
-        let (cluster, tables) = (self.pipeline.cluster(), self.pipeline.tables());
+        let (cluster, mirror) = (self.pipeline.cluster(), self.pipeline.mirror());
         let mut sum = [0; 4];
         for name in cluster.service_names() {
             let PerFamily { ipv4, ipv6 } = policy::serve(cluster, name).no_local;
@@ -327,7 +327,7 @@ impl World {
             let seconds = cluster.service(&port.service)?.affinity?.get();
             Some((id, Duration::from_secs(seconds.into())))
         };
-        let timeouts: HashMap<_, _> = tables.ids().filter_map(timeout).collect();
+        let timeouts: HashMap<_, _> = mirror.ids().filter_map(timeout).collect();
         assert_eq!(self.pipeline.affinity_timeouts(), timeouts);
     }
 
@@ -342,13 +342,13 @@ impl World {
         self.truth = Truth::default();
         self.settle();
         self.pipeline.reclaim().unwrap();
-        let blocks = self.pipeline.tables().blocks();
+        let blocks = self.pipeline.mirror().blocks();
         assert_eq!((blocks.used(), blocks.find(blocks.capacity())), (0, Some(0)), "leaked");
         let store = self.pipeline.store();
         assert!(store.names.is_empty() && store.sources.is_empty(), "leaked");
         // This node's own stay.
         assert_eq!(store.addresses, self.told.addresses(&store.services), "leaked");
-        assert_eq!(self.pipeline.tables().unused_ids().next(), Some(0), "leaked");
+        assert_eq!(self.pipeline.mirror().unused_ids().next(), Some(0), "leaked");
     }
 
     fn settle(&mut self) {

@@ -134,7 +134,7 @@ fn flip(room: u32) {
             load.stop.store(true, Ordering::Relaxed);
         });
         let done = load.done.load(Ordering::Relaxed);
-        let blocks = control.pipeline.tables().next_generation();
+        let blocks = control.pipeline.mirror().next_generation();
         println!(
             "{done} connects, {flips} flips, {blocks} blocks written in room for {room} records, {:?}",
             start.elapsed()

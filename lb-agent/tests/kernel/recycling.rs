@@ -117,7 +117,7 @@ fn at_the_speed_of_the_kernel() {
     let mut entries = Vec::new();
     churn(true, move |control, n, _| {
         if n == 1 {
-            let services = control.pipeline.tables().services();
+            let services = control.pipeline.mirror().services();
             entries = services.map(|(key, service)| (*key, *service)).collect();
         }
         let store = control.pipeline.store_mut();
@@ -145,7 +145,7 @@ fn replaced_in_a_crowded_bucket() {
         let mut entries = Vec::new();
         churn_in(crowded, false, move |control, n, _| {
             if n == 1 {
-                let services = control.pipeline.tables().services();
+                let services = control.pipeline.mirror().services();
                 entries = services.map(|(key, service)| (*key, *service)).collect();
             }
             let store = control.pipeline.store_mut();

@@ -204,7 +204,7 @@ fn each_service_has_its_own() {
         control.delete("web");
         fails(VIPS[0], Errno::ENETUNREACH);
         control.delete("another");
-        assert!(!control.pipeline.tables().has_sources());
+        assert!(!control.pipeline.mirror().has_sources());
         control.apply(other("10.4.0.0/16"));
         fails("203.0.113.6:80", Errno::EACCES);
     });

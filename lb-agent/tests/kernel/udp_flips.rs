@@ -132,7 +132,7 @@ fn a_set_is_replaced_before_the_bond_is_seen() {
         let to = at(V4);
         let found = control
             .pipeline
-            .tables()
+            .mirror()
             .services()
             .find(|(key, _)| key.peer == to.into() && key.protocol == UDP);
         let (key, mut service) = found.map(|(key, service)| (*key, *service)).unwrap();

@@ -12,7 +12,7 @@ use lb_agent::{
     sources::translate,
 };
 use lb_common::{
-    Choice, Prior, Refusal, Tables, Verdict,
+    Choice, Prior, ReadMaps, Refusal, Verdict,
     abi::{
         self, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
         SourceKey, Translation,
@@ -63,7 +63,7 @@ struct Remembering<'a> {
     bonds: &'a Bonds,
 }
 
-impl Tables for Remembering<'_> {
+impl ReadMaps for Remembering<'_> {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         self.maps.service(key)
     }

@@ -70,9 +70,9 @@ impl Datagram {
 
 /// The place of a flow.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Place(u32);
+pub struct FlowPlace(u32);
 
-impl Place {
+impl FlowPlace {
     /// There is none.
     const FULL: Self = Self(u32::MAX);
     /// Bit: it was another flow's, which is forgotten.
@@ -102,7 +102,7 @@ impl Place {
 /// gives up its own, or (`!replace`) nothing happens.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "there are not that many")]
-pub fn record(flows: &mut [Sent], datagram: &Datagram, replace: bool) -> Place {
+pub fn record(flows: &mut [Sent], datagram: &Datagram, replace: bool) -> FlowPlace {
     let Datagram { frontend, to: Prior { backend, generation }, now } = *datagram;
     let (frontend, backend) = (&Words::new(frontend), &Words::new(backend));
     let (mut place, mut oldest) = (0, u64::MAX);
@@ -114,7 +114,7 @@ pub fn record(flows: &mut [Sent], datagram: &Datagram, replace: bool) -> Place {
             flow.backend_port = backend.port;
             flow.generation = generation;
             flow.last = now << 1 | flow.last & Sent::ANSWERED;
-            return Place(index as u32);
+            return FlowPlace(index as u32);
         }
         if flow.last < oldest {
             (place, oldest) = (index, flow.last);
@@ -123,9 +123,9 @@ pub fn record(flows: &mut [Sent], datagram: &Datagram, replace: bool) -> Place {
     }
     let is_free = oldest == 0;
     if !is_free && !replace {
-        return Place::FULL;
+        return FlowPlace::FULL;
     }
-    let Some(flow) = flows.get_mut(place) else { return Place::FULL };
+    let Some(flow) = flows.get_mut(place) else { return FlowPlace::FULL };
     // Field by field: LLVM zeroes more than a word by a call, and Linux before 6.9 allows none while the
     // flows are locked.
     flow.frontend = frontend.addr;
@@ -134,7 +134,7 @@ pub fn record(flows: &mut [Sent], datagram: &Datagram, replace: bool) -> Place {
     flow.backend_port = backend.port;
     flow.generation = generation;
     flow.last = now << 1;
-    Place(place as u32 | if is_free { 0 } else { Place::REPLACED })
+    FlowPlace(place as u32 | if is_free { 0 } else { FlowPlace::REPLACED })
 }
 
 /// Puts into `place` where datagrams to `frontend` went before; false if there were none.

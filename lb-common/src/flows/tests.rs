@@ -55,7 +55,7 @@ impl Socket {
     }
 
     /// It sends to `frontend`, from where that goes to `backend`.
-    fn send_via(&mut self, frontend: &str, backend: &str, now: u32) -> Place {
+    fn send_via(&mut self, frontend: &str, backend: &str, now: u32) -> FlowPlace {
         let datagram = Datagram { frontend: peer(frontend), to: to(backend, 7), now: at(now) };
         let place = record(&mut self.0.sets[0], &datagram, false);
         if !place.is_full() {

@@ -1,25 +1,25 @@
 //! What an address means, whatever the port.
 
-use super::{Caller, Flow, Tables};
+use super::{Caller, Flow, ReadMaps};
 use crate::abi::{self, Addr, Address, Peer, ServiceKey};
 
 /// Whether the maps may say anything of what is at an address: if not, it is asked no further. Most
 /// connections of a node go to an address that is nobody's.
 #[inline(always)]
-pub(super) fn may_be_known(tables: &impl Tables, addr: Addr) -> bool {
+pub(super) fn may_be_known(maps: &impl ReadMaps, addr: Addr) -> bool {
     let is_loopback = addr.is_v4() && addr.is_loopback();
-    tables.may_know(&addr) || (is_loopback && tables.may_know(&abi::LOOPBACK_NET))
+    maps.may_know(&addr) || (is_loopback && maps.may_know(&abi::LOOPBACK_NET))
 }
 
 /// Whether what is sent to the flow's peer is not simply sent there: it is forwarded, or refused.
 #[inline(always)]
-pub fn is_known(tables: &impl Tables, caller: &impl Caller, flow: &Flow) -> bool {
-    if !may_be_known(tables, flow.peer.addr) {
+pub fn is_known(maps: &impl ReadMaps, caller: &impl Caller, flow: &Flow) -> bool {
+    if !may_be_known(maps, flow.peer.addr) {
         return false;
     }
     let mut key = ServiceKey::new(flow.peer, flow.protocol);
-    tables.service(&key).is_some()
-        || !matches!(by_address(tables, caller, flow, &mut key), Meaning::Nothing)
+    maps.service(&key).is_some()
+        || !matches!(by_address(maps, caller, flow, &mut key), Meaning::Nothing)
 }
 
 /// What an address means that is no frontend by itself.
@@ -37,15 +37,15 @@ pub(super) enum Meaning {
 /// their stack has 512 bytes.
 #[inline(never)]
 pub(super) fn by_address(
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
     key: &mut ServiceKey,
 ) -> Meaning {
     let addr = flow.peer.addr;
-    let address = match tables.address(&addr) {
+    let address = match maps.address(&addr) {
         None if addr.is_v4() && addr.is_loopback() => {
-            let net = tables.address(&abi::LOOPBACK_NET);
+            let net = maps.address(&abi::LOOPBACK_NET);
             net.filter(|net| net.flags & Address::OWN_NODE != 0)
         }
         address => address,
@@ -56,17 +56,17 @@ pub(super) fn by_address(
     }
     if address.flags & Address::OWN_NODE != 0 {
         *key = key.scoped(addr.unspecified(), abi::SCOPE_OWN_NODE);
-        if tables.service(key).is_some() {
+        if maps.service(key).is_some() {
             return Meaning::Key;
         }
     }
     if address.flags & Address::OTHER_NODE != 0 {
         *key = key.scoped(addr, abi::SCOPE_NODE);
-        if tables.service(key).is_some() {
+        if maps.service(key).is_some() {
             return Meaning::Key;
         }
         *key = key.scoped(addr.unspecified(), abi::SCOPE_OTHER_NODES);
-        if tables.service(key).is_some() {
+        if maps.service(key).is_some() {
             return Meaning::Key;
         }
     }
@@ -84,9 +84,9 @@ pub(super) fn by_address(
 ///
 /// A function of its own in the programs, for what is rare.
 #[inline(never)]
-pub(super) fn is_elsewhere(tables: &impl Tables, backend: &Peer) -> bool {
+pub(super) fn is_elsewhere(maps: &impl ReadMaps, backend: &Peer) -> bool {
     let is_own = |address: Address| address.flags & Address::OWN_NODE != 0;
-    !backend.addr.is_loopback() && !tables.address(&backend.addr).is_some_and(is_own)
+    !backend.addr.is_loopback() && !maps.address(&backend.addr).is_some_and(is_own)
 }
 
 #[cfg(test)]

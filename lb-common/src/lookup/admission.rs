@@ -1,6 +1,6 @@
 //! Who may use a service port that has source ranges.
 
-use super::{Caller, Flow, Origin, Tables};
+use super::{Caller, Flow, Origin, ReadMaps};
 use crate::{
     abi::{Client, ClientKey, SourceKey},
     verdict::Refusal,
@@ -13,7 +13,7 @@ use crate::{
 /// A function of its own in the programs: their stack has 512 bytes.
 #[inline(never)]
 pub(super) fn admits(
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
     service: u32,
@@ -21,17 +21,17 @@ pub(super) fn admits(
 ) -> Result<(), Refusal> {
     let own = caller.source();
     if !own.is_unspecified() {
-        let granted = tables.allows(&SourceKey::new(service, own));
+        let granted = maps.allows(&SourceKey::new(service, own));
         return if granted { Ok(()) } else { Err(Refusal::Denied) };
     }
     let to = flow.peer.addr;
     let mut key = ClientKey::general(caller.netns(), to);
-    let Some(mut client) = tables.client(&key) else { return Err(Refusal::UnknownClient) };
+    let Some(mut client) = maps.client(&key) else { return Err(Refusal::UnknownClient) };
     if client.flags & Client::OTHERS != 0 {
         key.to = to;
-        client = tables.client(&key).unwrap_or(client);
+        client = maps.client(&key).unwrap_or(client);
     }
-    if !tables.allows(&SourceKey::new(service, client.addr)) {
+    if !maps.allows(&SourceKey::new(service, client.addr)) {
         return Err(Refusal::Denied);
     }
     if !goes {

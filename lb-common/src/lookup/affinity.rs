@@ -1,6 +1,6 @@
 //! With which backend a client stays.
 
-use super::{Caller, Choice, Flow, Tables, is_elsewhere};
+use super::{Caller, Choice, Flow, ReadMaps, is_elsewhere};
 use crate::abi::{AffinityKey, Bond};
 
 /// How often a client's bond is read anew when another program changes it at the same time.
@@ -16,7 +16,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 #[inline(never)]
 pub(super) fn bind(
     choice: &mut Choice,
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
 ) -> bool {
@@ -25,20 +25,20 @@ pub(super) fn bind(
     let key = AffinityKey { netns: caller.netns(), service: choice.service, family };
     let now = caller.now();
     let timeout = u64::from(choice.affinity).wrapping_mul(NANOSECONDS);
-    let mut before = tables.bond(&key);
+    let mut before = maps.bond(&key);
     let mut attempt = 0;
     while attempt < BONDS {
         let mut bond = Bond::new(now, *chosen);
         // Another CPU's clock may be a little ahead.
         if before.is_made() && now.saturating_sub(before.used) < timeout {
-            match tables.find(choice.range, &before.backend) {
+            match maps.find(choice.range, &before.backend) {
                 Some(true) => bond.backend = before.backend,
                 Some(false) => {}
                 None => return false,
             }
         }
         // Who cannot get there is refused, and neither makes a bond nor renews one.
-        let is_confined = caller.is_confined(flow) && is_elsewhere(tables, &bond.backend);
+        let is_confined = caller.is_confined(flow) && is_elsewhere(maps, &bond.backend);
         if is_confined || caller.bind(&key, &before, &mut bond) {
             *chosen = bond.backend;
             return true;

@@ -10,7 +10,7 @@ use std::vec::Vec;
 
 use bytemuck::Zeroable as _;
 
-use super::{Caller, Flow, Origin, Prior, Tables};
+use super::{Caller, Flow, Origin, Prior, ReadMaps};
 use crate::{
     Verdict,
     abi::{
@@ -94,7 +94,7 @@ impl Caller for Fake {
     }
 }
 
-impl Tables for Fake {
+impl ReadMaps for Fake {
     fn address(&self, addr: &Addr) -> Option<Address> {
         let (services, addresses) = self.asked.get();
         self.asked.set((services, addresses + 1));

@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 
-use super::{Flow, Tables};
+use super::{Flow, ReadMaps};
 use crate::abi::{Action, Peer, Service, ServiceKey};
 
 /// Halvings after which a search in the largest block has one record left.
@@ -23,13 +23,13 @@ pub struct Range {
 /// Whether a backend, told by its [`Peer::order`], is among the records; none if one of them is of
 /// another generation.
 #[inline(always)]
-pub fn find(tables: &impl Tables, range: Range, order: (u64, u64, u16)) -> Option<bool> {
+pub fn find(maps: &impl ReadMaps, range: Range, order: (u64, u64, u16)) -> Option<bool> {
     let (mut low, mut left) = (range.first, range.count);
     let mut halving = 0;
     while left > 0 && halving < HALVINGS {
         let half = left / 2;
         let middle = low.wrapping_add(half);
-        let backend = tables.backend(middle).filter(|b| b.generation == range.generation)?;
+        let backend = maps.backend(middle).filter(|b| b.generation == range.generation)?;
         let here = backend.peer.order();
         if here == order {
             return Some(backend.action() == Action::Forward);
@@ -47,11 +47,11 @@ pub fn find(tables: &impl Tables, range: Range, order: (u64, u64, u16)) -> Optio
 
 /// Whether the backend is one of the set, or was kept for flows that are there already.
 #[inline(always)]
-pub(super) fn still_there(tables: &impl Tables, service: &Service, backend: &Peer) -> Option<bool> {
+pub(super) fn still_there(maps: &impl ReadMaps, service: &Service, backend: &Peer) -> Option<bool> {
     let Service { block, count, kept, generation, .. } = *service;
     let kept = Range { first: block.wrapping_add(count), count: kept, generation };
     let chosen_from = Range { first: block, count, generation };
-    Some(tables.find(chosen_from, backend)? || tables.find(kept, backend)?)
+    Some(maps.find(chosen_from, backend)? || maps.find(kept, backend)?)
 }
 
 /// 32 bits that look random, always the same ones for the same flow of a socket: datagrams go to one

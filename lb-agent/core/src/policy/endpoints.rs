@@ -115,7 +115,7 @@ impl Policies {
 
 /// Where the choice is made.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct Here<'a> {
     /// The node; empty if unknown.
     pub(super) node: &'a str,
     pub(super) zone: Option<&'a str>,
@@ -133,7 +133,7 @@ pub(super) struct Categories {
 }
 
 /// kube-proxy's `CategorizeEndpoints`.
-pub(super) fn categorize(all: &[Candidate<'_>], policies: Policies, here: Place<'_>) -> Categories {
+pub(super) fn categorize(all: &[Candidate<'_>], policies: Policies, here: Here<'_>) -> Categories {
     let chosen = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<SocketAddr> {
         all.iter().filter(|candidate| wanted(candidate)).map(|candidate| candidate.addr).collect()
     };
@@ -170,7 +170,7 @@ enum Mode {
     Any,
 }
 
-fn mode(all: &[Candidate<'_>], here: Place<'_>) -> Mode {
+fn mode(all: &[Candidate<'_>], here: Here<'_>) -> Mode {
     // A level counts if each ready endpoint has a hint, and one of them is for us.
     let (mut nodes, mut zones) = (true, true);
     let (mut node, mut zone) = (false, false);
@@ -193,12 +193,12 @@ fn mode(all: &[Candidate<'_>], here: Place<'_>) -> Mode {
     }
 }
 
-fn hinted_node(candidate: &Candidate<'_>, here: Place<'_>) -> bool {
+fn hinted_node(candidate: &Candidate<'_>, here: Here<'_>) -> bool {
     let hints = candidate.endpoint.hints.as_ref();
     hints.is_some_and(|hints| hints.nodes.iter().any(|node| **node == *here.node))
 }
 
-fn hinted_zone(candidate: &Candidate<'_>, here: Place<'_>) -> bool {
+fn hinted_zone(candidate: &Candidate<'_>, here: Here<'_>) -> bool {
     let hints = candidate.endpoint.hints.as_ref();
     hints.is_some_and(|hints| hints.zones.iter().any(|zone| Some(&**zone) == here.zone))
 }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Empty, HealthCheck, NoLocal, PerFamily, Served,
-    endpoints::{Candidate, Categories, Place, Policies, categorize, union},
+    endpoints::{Candidate, Categories, Here, Policies, categorize, union},
     outside::{FrontendKind, OutsidePort},
     sets::add_sets,
 };
@@ -96,7 +96,7 @@ impl<'a> PortView<'a> {
                 || (has_external_ip && cluster.settings().external_ips),
         };
         let is_closed = has_external_ip && !policies.externally_accessible;
-        let here = Place { node: &cluster.settings().node_name, zone: cluster.zone() };
+        let here = Here { node: &cluster.settings().node_name, zone: cluster.zone() };
         let categories = categorize(&endpoints, policies, here);
         Self { cluster, service, name, port, cluster_ip, endpoints, categories, is_closed }
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lb_common::{
-    ATTEMPTS, Flow, Prior, Refusal, Tables, Verdict,
+    ATTEMPTS, Flow, Prior, ReadMaps, Refusal, Verdict,
     abi::{
         Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
         SourceKey,
@@ -74,9 +74,9 @@ pub(super) struct Candidate {
     pub(super) probability: f64,
 }
 
-/// Tables that remember what was read last.
+/// Maps that remember what was read last.
 struct Traced<'a, T> {
-    tables: &'a T,
+    maps: &'a T,
     who: Who,
     key: Cell<Option<ServiceKey>>,
     service: Cell<Option<Service>>,
@@ -88,24 +88,24 @@ struct Traced<'a, T> {
     bond: Cell<Bond>,
 }
 
-impl<T: Tables> Tables for Traced<'_, T> {
+impl<T: ReadMaps> ReadMaps for Traced<'_, T> {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         self.key.set(Some(*key));
-        self.service.set(self.tables.service(key));
+        self.service.set(self.maps.service(key));
         self.service.get()
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {
         self.index.set(index);
-        self.tables.backend(index)
+        self.maps.backend(index)
     }
 
     fn address(&self, addr: &Addr) -> Option<Address> {
-        let address = self.tables.address(addr)?;
+        let address = self.maps.address(addr)?;
         // Nobody but the host's own sockets comes from a loopback address, or from one of the node's, to
         // a Service.
         let is_host = self.who.netns == 0
-            && self.who.address.is_some_and(|ip| ip.is_loopback() || is_own_node(self.tables, ip));
+            && self.who.address.is_some_and(|ip| ip.is_loopback() || is_own_node(self.maps, ip));
         if self.who.is_anybody() || is_host {
             self.host_only.set(address.netns != 0);
             return Some(Address { netns: 0, ..address });
@@ -117,7 +117,7 @@ impl<T: Tables> Tables for Traced<'_, T> {
         let client = if self.who.is_anybody() {
             Some(Client::new(key.to, 0))
         } else {
-            self.tables.client(key)
+            self.maps.client(key)
         };
         self.client.set(client.or(self.client.get()));
         client
@@ -127,20 +127,20 @@ impl<T: Tables> Tables for Traced<'_, T> {
         if let Some(ip) = self.who.address {
             self.client.set(Some(Client::new(ip.into(), Client::SURE)));
         }
-        self.who.is_anybody() || self.tables.allows(client)
+        self.who.is_anybody() || self.maps.allows(client)
     }
 
     fn bond(&self, key: &AffinityKey) -> Bond {
         if self.bonds.get() && self.who.netns != 0 {
-            self.bond.set(self.tables.bond(key));
+            self.bond.set(self.maps.bond(key));
         }
         self.bond.get()
     }
 }
 
-fn is_own_node(tables: &impl Tables, ip: IpAddr) -> bool {
+fn is_own_node(maps: &impl ReadMaps, ip: IpAddr) -> bool {
     let own = |address: Address| address.flags & Address::OWN_NODE != 0 && address.netns == 0;
-    tables.address(&ip.into()).is_some_and(own)
+    maps.address(&ip.into()).is_some_and(own)
 }
 
 /// What connect() makes of the unspecified address, if the flow goes there; nobody knows what a socket
@@ -152,14 +152,14 @@ pub(super) fn meant(flow: &Flow, who: Who) -> Option<Peer> {
 
 /// At most `limit` candidates: a damaged entry may claim billions.
 pub(super) fn outcome(
-    tables: &impl Tables,
+    maps: &impl ReadMaps,
     flow: &Flow,
     who: Who,
     now: u64,
     limit: u32,
 ) -> Outcome {
     let traced = Traced {
-        tables,
+        maps,
         who,
         key: Cell::new(None),
         service: Cell::new(None),
@@ -205,7 +205,7 @@ pub(super) fn outcome(
             service,
             candidates,
             host_only: traced.host_only.get(),
-            record: tables.backend(service.block).filter(|r| r.generation == service.generation),
+            record: maps.backend(service.block).filter(|r| r.generation == service.generation),
             bound: stays.then_some(bond),
             from: traced.client.get(),
         });
@@ -258,7 +258,7 @@ mod tests {
         }
     }
 
-    /// Tables in which the set is replaced after a few readings.
+    /// Maps in which the set is replaced after a few readings.
     struct Moving(Memory, Memory, Cell<u32>);
 
     impl Moving {
@@ -268,9 +268,9 @@ mod tests {
         }
     }
 
-    impl Tables for Moving {
+    impl ReadMaps for Moving {
         fn service(&self, key: &ServiceKey) -> Option<Service> {
-            Tables::service(self.current(), key)
+            ReadMaps::service(self.current(), key)
         }
         fn backend(&self, index: u32) -> Option<Backend> {
             self.1.backend(index)

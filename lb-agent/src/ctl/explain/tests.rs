@@ -310,9 +310,9 @@ fn source_ranges_for_anybody_and_for_one() {
 /// The maps, in which a client is bound.
 struct Sticky(Memory, Bond);
 
-impl Tables for Sticky {
+impl ReadMaps for Sticky {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
-        Tables::service(&self.0, key)
+        ReadMaps::service(&self.0, key)
     }
     fn backend(&self, index: u32) -> Option<Backend> {
         self.0.backend(index)
@@ -349,8 +349,8 @@ fn a_client_stays_where_it_is_bound_for_as_long_as_that_lasts() {
         };
         let mut out = Vec::new();
         let who = Who { netns: explain.netns.map_or(0, NonZeroU64::get), address: None };
-        let (tables, now) = (Sticky(memory.clone(), bond), 100_000_000_000);
-        answer(&explain, who, now, &tables, &memory.snapshot(), &mut out).unwrap();
+        let (maps, now) = (Sticky(memory.clone(), bond), 100_000_000_000);
+        answer(&explain, who, now, &maps, &memory.snapshot(), &mut out).unwrap();
         String::from_utf8(out).unwrap()
     };
     let stays = "a client stays for 30 s with the backend it got";

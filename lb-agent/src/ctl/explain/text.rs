@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use lb_common::Refusal;
 
-use super::{Choice, Client, Explanation, Fate, Hit, NodePort, full_name};
+use super::{Choice, ClientAnswer, Explanation, Fate, Hit, NodePort, full_name};
 use crate::ctl::table::Table;
 
 impl Explanation<'_> {
@@ -101,7 +101,7 @@ impl Explanation<'_> {
                 out,
                 "only clients in {ranges} may connect, others get EACCES (--from ADDR asks for one)"
             ),
-            Some(Client { address: Some(address), by_routing: true, with_port, .. }) => {
+            Some(ClientAnswer { address: Some(address), by_routing: true, with_port, .. }) => {
                 writeln!(
                     out,
                     "only clients in {ranges} may connect; a socket of this network namespace that \
@@ -116,7 +116,7 @@ impl Explanation<'_> {
                 }
                 Ok(())
             }
-            Some(Client { address: Some(address), .. }) => {
+            Some(ClientAnswer { address: Some(address), .. }) => {
                 writeln!(out, "only clients in {ranges} may connect; this one comes from {address}")
             }
             Some(_) => writeln!(out, "only clients in {ranges} may connect"),

@@ -13,7 +13,7 @@
 //! do, nor the grace period, before which records are not written again: the model ends there.
 
 use lb_common::{
-    Caller, Flow, Origin, Prior, Refusal, Tables, Verdict,
+    Caller, Flow, Origin, Prior, ReadMaps, Refusal, Verdict,
     abi::{
         Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
         SourceKey, TCP,
@@ -116,7 +116,7 @@ struct Reader {
     random: u32,
 }
 
-impl Tables for Reader {
+impl ReadMaps for Reader {
     fn service(&self, _: &ServiceKey) -> Option<Service> {
         let generation = self.memory.generation.load(Relaxed);
         // The addresses of records are computed from these two.

@@ -53,7 +53,7 @@ fn check((name, facts, endpoints, wanted): &Case<'_>) {
         external_local: has("etp"),
         externally_accessible: has("np"),
     };
-    let here = Place { node: value("node=").unwrap_or(HERE), zone: value("zone=") };
+    let here = Here { node: value("node=").unwrap_or(HERE), zone: value("zone=") };
     let found = categorize(&candidate, policies, here);
     let octets = |addrs: Option<&Vec<SocketAddr>>| {
         let last = |addr: &SocketAddr| addr.ip().to_string().rsplit('.').next().unwrap().to_owned();

@@ -7,7 +7,7 @@ use crate::abi::{
 };
 
 /// The maps, as far as the lookup reads them. Values are copies, each read from memory once.
-pub trait Tables {
+pub trait ReadMaps {
     /// The frontend's entry in [`SERVICES`](crate::abi::SERVICES), its seal undone.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// The record at `index` of [`BACKENDS`](crate::abi::BACKENDS); none if out of bounds.
