@@ -20,10 +20,9 @@ use words::Words;
 
 pub use self::{
     entries::{
-        Datagram, FlowPlace, Sent, has_another, last_used, leads_to, prior, record, settle,
-        was_answered,
+        Datagram, FlowPlace, Sent, has_another, leads_to, prior, record, settle, was_answered,
     },
-    questions::{Answered, FEW, Question, ticks},
+    questions::{Answered, FEW, Question, last_used, ticks},
 };
 use crate::abi::{Peer, bpf_spin_lock};
 

@@ -109,7 +109,7 @@ pub fn select_into(
     Verdict::Fail(Refusal::Unstable)
 }
 
-/// The first half of [`select_into`], for an address that [may be known](may_be_known): any backend of
+/// The first half of [`select_into`], for an address that may be known: any backend of
 /// the set, whatever the client is bound to.
 ///
 /// A function of its own in the programs: their stack has 512 bytes. It returns nothing through memory:

@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod outside;
+mod port_view;
 mod serve;
 mod sets;
 mod unmatched;
@@ -15,7 +16,8 @@ use std::{
 };
 
 pub use self::{
-    outside::{Answer, FrontendKind, OutsideFrontend, OutsidePort, Route, Sender, TrafficPolicy},
+    outside::{Answer, OutsideFrontend, OutsidePort, Route, Sender, TrafficPolicy},
+    port_view::FrontendKind,
     serve::serve,
     unmatched::{UnmatchedPorts, unmatched},
 };

@@ -49,7 +49,7 @@ impl Action {
 }
 
 impl Backend {
-    /// Bit of [`Backend::flags`]: [`SOURCES`] says which clients may connect.
+    /// Bit of [`Backend::flags`]: [`SOURCES`](super::SOURCES) says which clients may connect.
     pub const SOURCES: u8 = 1;
 
     /// A record to an endpoint.

@@ -2,10 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{
-    questions::{Answered, Question, ticks},
-    words::{Words, peer},
-};
+use super::words::{Words, peer};
 use crate::{abi::Peer, lookup::Prior};
 
 /// The datagrams to one address. 48 bytes.
@@ -36,7 +33,7 @@ impl Sent {
 
     /// Whether they go to this backend.
     #[inline(always)]
-    const fn is_via(&self, backend: &Words) -> bool {
+    pub(super) const fn is_via(&self, backend: &Words) -> bool {
         backend.is(&self.backend, self.backend_port)
     }
 
@@ -53,19 +50,6 @@ pub struct Datagram {
     pub to: Prior,
     /// When, in nanoseconds of the monotonic clock.
     pub now: u64,
-}
-
-impl Datagram {
-    /// What is remembered of it until it is answered, if its flow is at this place.
-    #[inline(always)]
-    pub fn question(&self, flow: u16) -> Question {
-        Question {
-            via: Words::new(self.to.backend).short_tag(),
-            at: ticks(self.now),
-            flow,
-            of: Words::new(self.frontend).shorter_tag(),
-        }
-    }
 }
 
 /// The place of a flow.
@@ -154,22 +138,6 @@ pub fn prior(flows: &[Sent], frontend: Peer, place: &mut Prior) -> bool {
         index += 1;
     }
     false
-}
-
-/// Whose a datagram of `backend` may be that no question is known to wait for: that of the flow used
-/// last, if it was used later than the one that is there.
-#[inline(always)]
-pub fn last_used(flows: &[Sent], backend: Peer, best: &mut Answered) {
-    let backend = Words::new(backend);
-    let mut index = 0;
-    while index < flows.len() {
-        let flow = &flows[index];
-        if flow.is_via(&backend) && flow.last > best.last {
-            best.frontend = peer(flow.frontend, flow.frontend_port);
-            best.last = flow.last;
-        }
-        index += 1;
-    }
 }
 
 /// Whether another flow than that to `frontend` goes to `backend`.

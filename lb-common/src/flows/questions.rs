@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{
     Flows,
-    entries::Sent,
+    entries::{Datagram, Sent},
     words::{Words, peer},
 };
 use crate::abi::{Addr, Peer, Port};
@@ -44,6 +44,19 @@ pub struct Question {
     pub(super) flow: u16,
     /// Tag of the flow's frontend: the place may be another flow's by now.
     pub(super) of: u16,
+}
+
+impl Datagram {
+    /// What is remembered of it until it is answered, if its flow is at this place.
+    #[inline(always)]
+    pub fn question(&self, flow: u16) -> Question {
+        Question {
+            via: Words::new(self.to.backend).short_tag(),
+            at: ticks(self.now),
+            flow,
+            of: Words::new(self.frontend).shorter_tag(),
+        }
+    }
 }
 
 impl Question {
@@ -167,3 +180,19 @@ impl<const N: usize, const SETS: usize, const ASKED: usize> Flows<N, SETS, ASKED
 }
 
 const _: () = assert!(size_of::<Question>() == 12);
+
+/// Whose a datagram of `backend` may be that no question is known to wait for: that of the flow used
+/// last, if it was used later than the one that is there.
+#[inline(always)]
+pub fn last_used(flows: &[Sent], backend: Peer, best: &mut Answered) {
+    let backend = Words::new(backend);
+    let mut index = 0;
+    while index < flows.len() {
+        let flow = &flows[index];
+        if flow.is_via(&backend) && flow.last > best.last {
+            best.frontend = peer(flow.frontend, flow.frontend_port);
+            best.last = flow.last;
+        }
+        index += 1;
+    }
+}

@@ -6,7 +6,10 @@
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32};
 
-use super::{Empty, serve::PortView};
+use super::{
+    Empty,
+    port_view::{FrontendKind, PortView},
+};
 use crate::model::{Cidr, Frontend, PortRef};
 
 /// One port of a Service in one family, as packets are to find it.
@@ -51,20 +54,6 @@ pub struct OutsideFrontend {
     pub kind: FrontendKind,
     /// The traffic policy that it follows: the internal one for a cluster IP, else the external one.
     pub policy: TrafficPolicy,
-}
-
-/// Which field of a Service a frontend is from.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum FrontendKind {
-    /// `clusterIPs`. Packets from outside reach it only where somebody routes the range of cluster IPs
-    /// to a node.
-    ClusterIp,
-    /// `status.loadBalancer`: the only ones with source ranges (G1).
-    LoadBalancer,
-    /// `externalIPs`.
-    ExternalIp,
-    /// `nodePort`.
-    NodePort,
 }
 
 /// Which endpoints a frontend leads to.

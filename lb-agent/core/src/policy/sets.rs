@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use super::{BackendSet, Empty, endpoints::by_node, outside::FrontendKind, serve::PortView};
+use super::{
+    BackendSet, Empty,
+    endpoints::by_node,
+    port_view::{FrontendKind, PortView},
+};
 use crate::model::{Cidr, Frontend, Scope};
 
 /// Adds the sets of a port to those of other ports.

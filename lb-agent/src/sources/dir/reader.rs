@@ -21,7 +21,7 @@ use nix::sys::statfs::{
     fstatfs,
 };
 
-use super::{files::Files, parse::Syntax, waiting::Waiting, watch::Signs};
+use super::{files::Files, parse::Syntax, waiting::Waiting, watch::Writers};
 
 /// How long a change without a sign of its end must have lasted.
 pub(super) const LASTING: Duration = Duration::from_secs(3);
@@ -76,12 +76,6 @@ pub(super) struct Reader {
     pending: BTreeMap<String, Pending>,
 }
 
-/// Who knows what happened to the files.
-pub(super) trait Writers {
-    /// What has happened until now.
-    fn signs(&mut self) -> &mut Signs;
-}
-
 impl Reader {
     /// `waiting` is told what the reader waits for.
     pub(super) const fn new(path: PathBuf, waiting: Waiting) -> Self {
@@ -110,9 +104,10 @@ impl Reader {
         now: Instant,
         files: &mut Files,
     ) -> io::Result<bool> {
-        let found = self.list()?;
+        // The signs first: of what happens while the files are listed, the next look hears.
         let signs = writers.signs();
         let (done, gone) = (std::mem::take(&mut signs.done), std::mem::take(&mut signs.gone));
+        let found = self.list()?;
         let mut changed = self.take_away(&found, &gone, now, files);
         for (name, found) in found {
             let known = self.known.get(&name);
@@ -300,7 +295,7 @@ mod tests {
 
     use tempfile::TempDir;
 
-    use super::*;
+    use super::{super::watch::Signs, *};
 
     /// A directory and its reader; the clock and the watch are ours.
     struct Bench {

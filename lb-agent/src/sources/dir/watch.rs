@@ -20,6 +20,12 @@ use super::{super::lasting::Lasting, parse::Syntax};
 /// Whoever keeps a file open without writing to it is waited for no longer.
 const WRITING: Duration = Duration::from_secs(60);
 
+/// Who knows what happened to the files.
+pub(super) trait Writers {
+    /// What has happened until now.
+    fn signs(&mut self) -> &mut Signs;
+}
+
 /// What happened to the files.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Signs {
@@ -183,7 +189,7 @@ fn explain(errno: Errno) -> Option<(&'static str, &'static str)> {
     }
 }
 
-impl super::reader::Writers for Watch {
+impl Writers for Watch {
     fn signs(&mut self) -> &mut Signs {
         self.signs()
     }
