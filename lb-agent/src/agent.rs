@@ -6,6 +6,7 @@ mod dry_run;
 mod follow;
 mod guard;
 mod pace;
+mod packets_duty;
 mod refusals;
 mod source;
 mod stop;
@@ -127,6 +128,19 @@ fn conntrack() {
     }
 }
 
+/// What an agent that served packets left: nobody keeps it up to date.
+fn remove_tables() {
+    match packets::cleanup() {
+        Ok(tables) => {
+            for table in tables {
+                tracing::info!("removed {table}: packets are not served any more");
+            }
+        }
+        // Without rights, or another agent's: nothing of it is ours then.
+        Err(error) => tracing::warn!("tables for packets stay as they are: {error}"),
+    }
+}
+
 async fn serve(config: &Config) -> Result<()> {
     host::check_capabilities()?;
     host::raise_open_files()?;
@@ -167,7 +181,9 @@ async fn serve(config: &Config) -> Result<()> {
     let pipeline = Pipeline::with_config(view(config, &node, families), maps, &snapshot);
     let mut agent = Agent::new(config.terminate_tcp, pipeline, (datapath, cgroup));
     if config.packets == Packets::External {
-        agent.serve_packets(families)?;
+        agent.serve_packets(families);
+    } else {
+        remove_tables();
     }
     // What is pinned serves, whether or not the API server answers.
     agent.adopt()?;

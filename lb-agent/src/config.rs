@@ -201,6 +201,7 @@ impl Config {
             nodeport_addresses: self.nodeport_addresses.clone(),
             localhost_nodeports: self.localhost_nodeports,
             families,
+            outside: self.packets == Packets::External,
             started: std::time::SystemTime::now(),
         }
     }
@@ -235,8 +236,12 @@ mod tests {
             Ok::<_, clap::Error>(config.settings("a", Families::default()))
         };
         let given = settings(&[]).unwrap();
-        let ours =
-            Settings { node_name: "a".into(), started: given.started, ..Settings::default() };
+        let ours = Settings {
+            node_name: "a".into(),
+            outside: false,
+            started: given.started,
+            ..Settings::default()
+        };
         assert_eq!(given, ours);
         let given = settings(&["--external-ips=false", "--localhost-nodeports"]).unwrap();
         assert!(!given.external_ips && given.localhost_nodeports);

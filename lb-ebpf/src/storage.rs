@@ -16,6 +16,7 @@ use lb_common::{
 use crate::{
     connection,
     maps::{count, current_cgroup, now, takes_more_flows},
+    words,
 };
 
 /// What a UDP socket sends without being connected.
@@ -70,7 +71,9 @@ pub(crate) fn prior(ctx: &SockAddrContext, flow: &Flow, place: &mut Prior) -> bo
             return true;
         }
         if known.frontend == frontend {
-            *place = Prior { backend: known.backend, generation: known.generation };
+            // SAFETY: it is a field of a value that is stored for the socket, behind 20 bytes of it.
+            let backend = unsafe { words::peer(&raw const known.backend) };
+            *place = Prior { backend, generation: known.generation };
             if is_connected {
                 return false;
             }

@@ -6,6 +6,7 @@
 use core::mem::MaybeUninit;
 
 use bytemuck::Zeroable;
+use lb_common::{Addr, abi::Peer};
 
 /// Whether a value consists of words.
 const fn is_of_words<T>() -> bool {
@@ -32,6 +33,20 @@ pub(crate) fn clear<T: Zeroable>(place: &mut MaybeUninit<T>) -> &mut T {
 pub(crate) fn reset<T: Zeroable>(value: &mut T) {
     // SAFETY: a value is a place for one, and is one again afterwards.
     clear(unsafe { &mut *core::ptr::from_mut(value).cast::<MaybeUninit<T>>() });
+}
+
+/// A copy of a peer that begins at a multiple of four bytes.
+///
+/// # Safety
+/// It is valid, and may be in a map that others write to.
+#[inline(always)]
+pub(crate) unsafe fn peer(from: *const Peer) -> Peer {
+    let words: *const u32 = from.cast();
+    // SAFETY: within the peer, and aligned.
+    let word = |index| unsafe { words.add(index).read_volatile() };
+    // SAFETY: as for the words.
+    let port = unsafe { (*from).port };
+    Peer { addr: Addr::from_words([word(0), word(1), word(2), word(3)]), port }
 }
 
 /// Copies a value.

@@ -61,8 +61,8 @@ pub trait Engine {
     fn name(&self) -> &'static str;
 
     /// Reads what is really there and goes on from that, whatever was believed before: at the start, and
-    /// whenever somebody else may have written. All that is wanted must come next. On error nothing is
-    /// different.
+    /// whenever somebody else may have written. All that is wanted must come next. On error what is
+    /// believed stays as it was.
     fn adopt(&mut self) -> Result<(), String>;
 
     /// Whether it was not told all that is wanted since it adopted what is there.

@@ -134,12 +134,17 @@ impl<S: Store> Pipeline<S> {
         }
     }
 
-    /// Has every engine go on from what is really there, whatever was believed of it: the next sync
-    /// looks at everything (M6). Returns who could not read it, and why.
-    pub fn adopt(&mut self) -> BTreeMap<&'static str, String> {
+    /// Has the engine for sockets go on from what the maps really say, whatever was believed of them: the
+    /// next sync looks at everything (M6).
+    pub fn adopt(&mut self) -> Result<(), String> {
+        self.sockets.adopt()
+    }
+
+    /// Has the other engines do the same. Returns who could not read what is there, and why: that one
+    /// is to try again, later.
+    pub fn adopt_others(&mut self) -> BTreeMap<&'static str, String> {
         let others = self.others.iter_mut().map(|engine| (engine.name(), engine.adopt()));
-        let all = std::iter::once((self.sockets.name(), self.sockets.adopt())).chain(others);
-        all.filter_map(|(name, adopted)| Some((name, adopted.err()?))).collect()
+        others.filter_map(|(name, adopted)| Some((name, adopted.err()?))).collect()
     }
 
     /// Whether a sync would write to the maps.
@@ -333,7 +338,7 @@ mod tests {
             assert!(pipeline.is_dirty());
             assert_eq!(pipeline.sync().sockets.ops, 0);
         }
-        assert_eq!(pipeline.adopt(), [("second", "cannot be read".to_owned())].into());
+        assert_eq!(pipeline.adopt_others(), [("second", "cannot be read".to_owned())].into());
         assert!(pipeline.sync().sockets.failed.is_empty() && pipeline.is_synced());
 
         second.0.borrow_mut().broken = false;
@@ -354,7 +359,7 @@ mod tests {
 
         // Somebody else wrote.
         second.0.borrow_mut().written.clear();
-        assert!(pipeline.adopt().is_empty());
+        assert!(pipeline.adopt_others().is_empty());
         assert_eq!(pipeline.sync().looked_at, [name(2)].into());
         assert_eq!(second.0.borrow().written.len(), 1);
         assert!(!pipeline.is_dirty());

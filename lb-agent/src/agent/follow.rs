@@ -4,13 +4,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use lb_core::{
-    engine::{Engine as _, EngineReport},
     model::{Change, Families},
-    packets::PacketEngine,
+    packets::{PACKETS, PacketEngine},
     pipeline::{Pipeline, SyncReport},
     plan::PlanError,
     policy::NoLocal,
-    socket_engine::{SOCKETS, SyncError},
+    socket_engine::SyncError,
 };
 use tokio::{
     sync::mpsc,
@@ -20,6 +19,7 @@ use tokio::{
 use super::{
     guard::{Guard, Repair},
     pace::Pace,
+    packets_duty::PacketsDuty,
     refusals::Refusals,
     takeover::{OTHERS, Takeover},
     troubles::Troubles,
@@ -61,8 +61,8 @@ pub struct Agent {
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
     takeover: Takeover,
-    /// If packets from outside are served.
-    packets: Option<packets::Watch>,
+    /// If packets from outside are to be served.
+    packets: Option<PacketsDuty>,
     /// When something was written last.
     changed: Instant,
     /// When what the maps say was compared last.
@@ -108,16 +108,23 @@ impl Agent {
     }
 
     /// Serves packets from outside, too.
-    pub(super) fn serve_packets(&mut self, families: Families) -> Result<()> {
-        let table = packets::open(families).context("cannot speak with nfnetlink")?;
-        let mut engine = PacketEngine::new(table);
-        if let Err(error) = engine.adopt() {
-            tracing::error!("packets are not served yet: {error}");
-            self.pace.doubt();
-        }
-        self.pipeline.add(Box::new(engine));
-        self.packets = Some(packets::Watch::open(families)?);
-        Ok(())
+    pub(super) fn serve_packets(&mut self, families: Families) {
+        self.packets = Some(match self.packet_engine(families) {
+            Ok(watch) => PacketsDuty::new(watch),
+            Err(error) => {
+                let remedy = "load the module nfnetlink, then restart the agent";
+                tracing::error!(remedy, "packets are not served, sockets are: {error:#}");
+                PacketsDuty::impossible(format!("{error:#}: {remedy}"))
+            }
+        });
+    }
+
+    fn packet_engine(&mut self, families: Families) -> Result<packets::Watch> {
+        let nfnetlink = || "cannot speak with nfnetlink";
+        let table = packets::open(families).with_context(nfnetlink)?;
+        let watch = packets::Watch::open(families).with_context(nfnetlink)?;
+        self.pipeline.add(Box::new(PacketEngine::new(table)));
+        Ok(watch)
     }
 
     pub(super) const fn pins(&self) -> &Pins {
@@ -188,11 +195,12 @@ impl Agent {
         self.troubles.tell_lasting(now);
         if self.compared.elapsed() > COMPARE {
             self.pace.doubt();
+            if let Some(packets) = &mut self.packets {
+                packets.doubt();
+            }
         }
-        if self.packets.as_mut().is_some_and(packets::Watch::is_damaged) {
-            tracing::warn!("somebody changed the tables for packets; they are made whole");
-            self.pace.doubt();
-            self.pace.hurry(now);
+        if let Some(packets) = &mut self.packets {
+            packets.look(now);
         }
         if !self.is_attached && self.takeover.is_overdue(now) {
             self.pace.hurry(now);
@@ -219,6 +227,9 @@ impl Agent {
         let now = Instant::now();
         if self.pace.reads(now) {
             self.read_maps(admin);
+        }
+        if self.packets.as_ref().is_some_and(|packets| packets.reads(now)) {
+            self.read_tables(admin);
         }
         if self.pipeline.is_dirty() && self.pace.writes(news, now) {
             admin.queued();
@@ -259,19 +270,34 @@ impl Agent {
 
     /// Goes on from what the maps really say.
     fn read_maps(&mut self, admin: &Admin) {
-        let mut others = self.pipeline.adopt();
-        let unread = others.remove(SOCKETS);
-        for (engine, error) in &others {
-            tracing::warn!(engine, "{error}");
-        }
-        if let Some(error) = &unread {
+        let read = self.pipeline.adopt();
+        if let Err(error) = &read {
             tracing::warn!("{error}");
-        } else if others.is_empty() {
+        } else {
             self.pace.has_read();
             self.compared = Instant::now();
         }
-        self.refusals.read(unread.map_or(Ok(()), Err));
-        admin.maps_written(self.refusals.verdict());
+        self.refusals.read(read);
+        admin.maps_written(self.verdict());
+    }
+
+    /// Goes on from what the tables for packets really say.
+    fn read_tables(&mut self, admin: &Admin) {
+        let Some(packets) = &mut self.packets else { return };
+        let began = Instant::now();
+        let unread = self.pipeline.adopt_others().remove(PACKETS);
+        if let Some(error) = &unread {
+            self.troubles.tell_unread(PACKETS, error);
+        }
+        packets.has_read(unread, began, Instant::now());
+        admin.maps_written(self.verdict());
+    }
+
+    /// What is not in force of what the agent knows.
+    fn verdict(&self) -> Result<(), String> {
+        self.refusals.verdict()?;
+        let fault = self.packets.as_ref().and_then(PacketsDuty::fault);
+        fault.map_or(Ok(()), |fault| Err(format!("packets from outside are not served: {fault}")))
     }
 
     /// Writes what has changed. True if something is to be tried again.
@@ -307,12 +333,11 @@ impl Agent {
         self.troubles.tell(&report, Instant::now());
         self.troubles.tell_others(&report.others);
         let refused = |error: &SyncError| matches!(error, SyncError::Store(_));
-        let failed = |other: &EngineReport| !other.failed.is_empty() || !other.beside.is_empty();
-        if report.sockets.addresses.is_some()
-            || report.sockets.failed.values().any(refused)
-            || report.others.values().any(failed)
-        {
+        if report.sockets.addresses.is_some() || report.sockets.failed.values().any(refused) {
             self.pace.doubt();
+        }
+        if let (Some(packets), Some(of)) = (&mut self.packets, report.others.get(PACKETS)) {
+            packets.wrote(of, started, Instant::now());
         }
         // Services that failed, or damage that could not be removed.
         let failing = self.pipeline.is_dirty();
@@ -329,14 +354,13 @@ impl Agent {
         let kind = if full { SyncKind::Full } else { SyncKind::Partial };
         let complete = report.sockets.failed.is_empty() && report.sockets.addresses.is_none();
         self.refusals.wrote(&report.sockets.writes, complete && !self.pipeline.writes_maps());
-        let refusals = self.refusals.verdict();
-        let outcome = match (self.is_attached, complete, &refusals) {
+        let outcome = match (self.is_attached, complete, self.refusals.verdict()) {
             (false, ..) => SyncOutcome::Failed,
             (true, _, Err(_)) => SyncOutcome::Refused,
             (true, true, _) => SyncOutcome::Complete,
             (true, false, _) => SyncOutcome::Partial,
         };
-        admin.maps_written(refusals);
+        admin.maps_written(self.verdict());
         if matches!(outcome, SyncOutcome::Complete | SyncOutcome::Partial) {
             let now = SystemTime::now();
             for trigger in &report.triggers {

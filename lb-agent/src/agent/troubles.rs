@@ -52,6 +52,14 @@ impl Troubles {
         }
     }
 
+    /// An engine that could not read what is there, and writes nothing.
+    pub(super) fn tell_unread(&mut self, engine: &'static str, error: &str) {
+        if self.others.get(engine).map(String::as_str) != Some(error) {
+            tracing::error!(engine, "not served, what was there stays: {error}");
+            self.others.insert(engine, error.to_owned());
+        }
+    }
+
     pub(super) fn tell(&mut self, report: &SyncReport, now: Instant) {
         let failed: BTreeMap<_, _> = report
             .sockets

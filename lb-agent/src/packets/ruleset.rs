@@ -18,7 +18,7 @@ use super::{
 /// The table in each family.
 pub(super) const TABLE: &str = "socklb";
 /// What the table says of itself: whose it is, and which layout. Another layout is another text.
-pub(super) const COMMENT: &str = "made by socklb, layout 1; an agent repairs it";
+pub(super) const COMMENT: &str = "made by socklb, layout 2; an agent repairs it";
 /// kube-proxy's: packets to be masqueraded carry it from our first hook to our last.
 const MARK: u32 = 1 << 14;
 /// The most slots that are drawn from: of more endpoints, the first ones are served.
@@ -91,9 +91,10 @@ fn chains(family: Family) -> Vec<Chain> {
         hooked("ranges-output", ("filter", OUTPUT, -110), ranges()),
         hooked("none-input", ("filter", INPUT, 0), rules.nobody(&Kind::ALL)),
         hooked("none-forward", ("filter", FORWARD, 0), rules.nobody(&[Kind::Local, Kind::Cluster])),
+        // After the ranges: who is outside of them is dropped, not refused (G5).
         hooked(
             "none-output",
-            ("filter", OUTPUT, -110),
+            ("filter", OUTPUT, 0),
             rules.nobody(&[Kind::Cluster, Kind::ClusterPort]),
         ),
         hooked("prerouting", ("nat", PREROUTING, -100), for_all),

@@ -51,7 +51,13 @@ impl Tables {
             if !self.is_ours(family)? {
                 return Ok(false);
             }
-            if read::rules(&mut self.netlink, family, TABLE)? != ruleset::wanted(family) {
+            // Chain by chain: one that was made again stands behind the others.
+            let by_chain = |mut rules: Vec<(String, Option<String>)>| {
+                rules.sort_by(|(a, _), (b, _)| a.cmp(b));
+                rules
+            };
+            let found = read::rules(&mut self.netlink, family, TABLE)?;
+            if by_chain(found) != by_chain(ruleset::wanted(family)) {
                 return Ok(false);
             }
         }

@@ -318,9 +318,9 @@ impl Truth {
         };
         for ip in ips(false).difference(&ips(true)) {
             let flags = flags.entry(*ip).or_default();
-            // This node's own ports stay open.
+            // This node's own ports stay open; another node's are closed, its NodePorts among them.
             if *flags & Address::OWN_NODE == 0 {
-                *flags |= Address::CLUSTER_IP;
+                *flags = Address::CLUSTER_IP;
             }
         }
         flags.into_iter().map(|(ip, flags)| (ip.into(), AddressUse { flags, netns: 0 })).collect()

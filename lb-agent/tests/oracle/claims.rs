@@ -56,6 +56,13 @@ impl Claims {
         self.addresses.keys().any(|(ip, port, _)| (*ip, *port) == (addr.ip(), addr.port()))
     }
 
+    /// Whether the address is a cluster IP of another Service than that one.
+    pub(crate) fn is_cluster_ip_of_another(&self, ip: IpAddr, service: &str) -> bool {
+        self.addresses.iter().filter(|((of, ..), _)| *of == ip).flat_map(|(_, ranks)| ranks).any(
+            |(foreign, _, namespace, name)| !foreign && format!("{namespace}/{name}") != service,
+        )
+    }
+
     /// Whether it is a cluster IP, with a port that its Service has.
     pub(crate) fn is_cluster_ip(&self, addr: SocketAddr, protocol: &str) -> bool {
         let claims = self.addresses.get(&(addr.ip(), addr.port(), protocol.to_owned()));

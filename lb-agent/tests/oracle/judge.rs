@@ -199,14 +199,23 @@ impl Sides<'_> {
             if question.is_to(&packet) {
                 lines.extend(self.unseen((packet, sent), answer, &claims, seen));
             }
-            let wanted = wanted(answer, &mut seen.deviations);
+            let mut wanted = wanted(answer, &mut seen.deviations);
+            let found = self.socklb.ask(&sent);
+            // Of what several want, kube-proxy was shown the owner alone. That the address is another one's
+            // cluster IP, it does not know.
+            if (wanted.fate, found.fate) == (Fate::Refused, Fate::UnknownPort)
+                && !question.only.is_empty()
+                && claims.is_cluster_ip_of_another(packet.to.ip(), &question.only)
+            {
+                wanted.fate = Fate::UnknownPort;
+            }
             if !packet.is_seen() {
                 recorded.push((packet, wanted));
                 continue;
             }
             seen.note(&wanted);
             seen.at_other_nodes += usize::from(!answer.node.is_empty());
-            lines.extend(difference(&packet, &wanted, &self.socklb.ask(&sent)));
+            lines.extend(difference(&packet, &wanted, &found));
             let is_candidate = question.only.is_empty() && answer.node.is_empty();
             if is_candidate && self.regular.may_be(&packet, &wanted) {
                 sticky.get_or_insert((packet, question.clone(), wanted.clone()));

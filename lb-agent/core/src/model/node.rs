@@ -52,6 +52,8 @@ pub struct Settings {
     pub localhost_nodeports: bool,
     /// The families that are served.
     pub families: Families,
+    /// Whether it is decided what packets from outside get: it costs memory.
+    pub outside: bool,
     /// When whoever looks at the cluster began to: what happened before says nothing of him.
     pub started: SystemTime,
 }
@@ -64,6 +66,7 @@ impl Default for Settings {
             nodeport_addresses: NodePortAddresses::All,
             localhost_nodeports: false,
             families: Families::default(),
+            outside: true,
             started: SystemTime::UNIX_EPOCH,
         }
     }

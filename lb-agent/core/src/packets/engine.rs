@@ -28,6 +28,10 @@ pub const PACKETS: &str = "packets";
 /// Beyond so many edits another transaction begins: the kernel holds its lock for the length of one.
 const EDITS: usize = 4096;
 
+/// After so many frontends that were refused one by one, nothing more is tried: each refusal costs the
+/// kernel a grace period.
+const REFUSED: usize = 64;
+
 /// The mirror of the table, and the table.
 #[derive(Debug)]
 pub struct PacketEngine<T> {
@@ -46,6 +50,8 @@ pub struct PacketEngine<T> {
     /// Where node ports are served.
     nodes: BTreeSet<IpAddr>,
     lacks_all: bool,
+    /// Why the table could not be read last: until it is, nothing is written.
+    unread: Option<String>,
 }
 
 /// What a Service has of the table.
@@ -81,6 +87,8 @@ struct Written {
     ops: usize,
     failed: BTreeMap<ObjectRef, TableError>,
     beside: Vec<TableError>,
+    /// How many frontends were refused, each in a transaction of its own.
+    refused: usize,
     /// Why nothing more was tried.
     unusable: Option<TableError>,
 }
@@ -106,6 +114,7 @@ impl<T: Table> PacketEngine<T> {
             changed: BTreeSet::new(),
             nodes: BTreeSet::new(),
             lacks_all: true,
+            unread: Some("it was not read yet".to_owned()),
         }
     }
 
@@ -175,6 +184,7 @@ impl<T: Table> PacketEngine<T> {
                 for job in batch {
                     let edits = plan(&self.mirror, job.frontend, job.wanted);
                     if let Err(error) = self.transact(&edits, done, show) {
+                        done.refuse(&error);
                         done.fail(job.owner, error);
                         failed.push(job);
                     }
@@ -248,6 +258,14 @@ impl<T: Table> PacketEngine<T> {
 }
 
 impl Written {
+    /// Counts a transaction that was refused alone. After too many, it is not the edits that are wrong.
+    fn refuse(&mut self, error: &TableError) {
+        self.refused += 1;
+        if self.refused >= REFUSED {
+            self.unusable.get_or_insert_with(|| error.clone());
+        }
+    }
+
     fn fail(&mut self, of: Option<&ObjectRef>, error: TableError) {
         match of {
             Some(name) => {
@@ -269,14 +287,17 @@ impl<T: Table> Engine for PacketEngine<T> {
     fn adopt(&mut self) -> Result<(), String> {
         let mut mirror = TableMirror::default();
         let read = self.table.read(&mut |element| mirror.apply(&Edit::Add(element)));
-        read.map_err(|error| error.to_string())?;
+        self.unread = read.err().map(|error| error.to_string());
+        if let Some(error) = &self.unread {
+            return Err(error.clone());
+        }
         self.mirror = mirror;
         self.lacks_all = true;
         Ok(())
     }
 
     fn lacks_all(&self) -> bool {
-        self.lacks_all
+        self.lacks_all && self.unread.is_none()
     }
 
     fn want(&mut self, wanted: &Wanted) {
@@ -314,14 +335,18 @@ impl<T: Table> Engine for PacketEngine<T> {
     }
 
     fn is_dirty(&self) -> bool {
-        self.lacks_all
-            || !self.pending.is_empty()
-            || !self.released.is_empty()
-            || !self.changed.is_empty()
-            || self.nodes != *self.mirror.nodes()
+        self.unread.is_none()
+            && (self.lacks_all
+                || !self.pending.is_empty()
+                || !self.released.is_empty()
+                || !self.changed.is_empty()
+                || self.nodes != *self.mirror.nodes())
     }
 
     fn sync(&mut self, _: &Claims, show: &mut dyn FnMut(&dyn Display)) -> EngineReport {
+        if let Some(error) = &self.unread {
+            return EngineReport { beside: vec![error.clone()], ..EngineReport::default() };
+        }
         let mut done = Written::default();
         self.write_addresses(true, &mut done, show);
 
@@ -358,7 +383,8 @@ impl<T: Table> Engine for PacketEngine<T> {
         self.changed.retain(|ip| mirror.contains(ip) != hairpins.contains_key(ip));
 
         let failed = done.failed.into_iter().map(|(name, error)| (name, error.to_string()));
-        let beside = done.beside.into_iter().map(|error| error.to_string());
+        let unusable = done.unusable.filter(|error| !done.beside.contains(error));
+        let beside = unusable.into_iter().chain(done.beside).map(|error| error.to_string());
         EngineReport { ops: done.ops, failed: failed.collect(), beside: beside.collect(), flows }
     }
 }

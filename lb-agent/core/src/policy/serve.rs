@@ -19,7 +19,9 @@ pub fn serve(cluster: &Cluster, name: &ObjectRef) -> Served {
             let view = PortView::new(cluster, name, service, port, ip);
             view.count(served.no_local.of(ip.is_ipv4()));
             add_sets(&view, &mut served.local);
-            served.outside.push(OutsidePort::of(&view));
+            if cluster.settings().outside {
+                served.outside.push(OutsidePort::of(&view));
+            }
         }
     }
     if service.ports.is_empty() {

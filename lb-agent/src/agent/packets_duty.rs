@@ -1,0 +1,124 @@
+//! When the tables for packets are read, and what is wrong with them. They have a pace of their own: what
+//! fails there puts nothing off for sockets.
+
+use std::time::Instant;
+
+use lb_core::engine::EngineReport;
+
+use super::pace::Pace;
+use crate::packets::Watch;
+
+/// What is to be done for packets beside the pipeline's syncs.
+pub(super) struct PacketsDuty {
+    /// None: the kernel does not let us speak with it.
+    watch: Option<Watch>,
+    pace: Pace,
+    /// Why packets are not served as they should be.
+    fault: Option<String>,
+}
+
+impl PacketsDuty {
+    /// Tables that were not read yet.
+    pub(super) fn new(watch: Watch) -> Self {
+        Self { watch: Some(watch), ..Self::impossible(None) }
+    }
+
+    /// There will be no tables.
+    pub(super) fn impossible(fault: impl Into<Option<String>>) -> Self {
+        let mut pace = Pace::new();
+        pace.doubt();
+        Self { watch: None, pace, fault: fault.into() }
+    }
+
+    /// Why packets are not served as they should be.
+    pub(super) fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// Looks whether somebody changed the tables.
+    pub(super) fn look(&mut self, now: Instant) {
+        if self.watch.as_mut().is_some_and(Watch::is_damaged) {
+            tracing::warn!("somebody changed the tables for packets: repairing them");
+            self.pace.doubt();
+            self.pace.hurry(now);
+        }
+    }
+
+    /// The tables may say something else than what is believed of them.
+    pub(super) const fn doubt(&mut self) {
+        self.pace.doubt();
+    }
+
+    /// Whether the tables are to be read.
+    pub(super) fn reads(&self, now: Instant) -> bool {
+        self.watch.is_some() && self.pace.reads(now)
+    }
+
+    /// They were, or why not.
+    pub(super) fn has_read(&mut self, unread: Option<String>, began: Instant, ended: Instant) {
+        if unread.is_some() {
+            self.pace.has_written(true, began, ended);
+            self.fault = unread;
+        } else {
+            self.pace.has_read();
+        }
+    }
+
+    /// After a sync. What a single Service lacks is no fault of the agent's.
+    pub(super) fn wrote(&mut self, report: &EngineReport, began: Instant, ended: Instant) {
+        let failing = !report.failed.is_empty() || !report.beside.is_empty();
+        self.fault = report.beside.first().cloned();
+        if failing {
+            self.pace.doubt();
+        }
+        self.pace.has_written(failing, began, ended);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A duty whose tables can be read, without a kernel.
+    fn readable(duty: &PacketsDuty, now: Instant) -> bool {
+        duty.pace.reads(now)
+    }
+
+    #[test]
+    fn what_fails_is_read_again_with_pauses_that_grow_and_is_a_fault_until_it_works() {
+        let start = Instant::now();
+        let mut duty = PacketsDuty::impossible(None);
+        assert!(readable(&duty, start) && !duty.reads(start), "there is nothing to read");
+        duty.has_read(Some("no memory".to_owned()), start, start);
+        assert_eq!(duty.fault(), Some("no memory"));
+        let mut now = start;
+        let mut pauses = Vec::new();
+        for _ in 0..3 {
+            let pause = (1..).map(|ms| Duration::from_millis(100 * ms));
+            let pause = pause.take(1000).find(|pause| readable(&duty, now + *pause)).unwrap();
+            pauses.push(pause.as_millis());
+            now += pause;
+            duty.has_read(Some("no memory".to_owned()), now, now);
+        }
+        assert_eq!(pauses, [100, 200, 400]);
+        now += Duration::from_secs(60);
+        duty.has_read(None, now, now);
+        assert!(!readable(&duty, now) && duty.fault().is_some(), "nothing was written yet");
+        duty.wrote(&EngineReport::default(), now, now);
+        assert_eq!(duty.fault(), None);
+    }
+
+    #[test]
+    fn a_service_that_fails_is_no_fault_but_has_the_tables_read_again() {
+        let now = Instant::now();
+        let mut duty = PacketsDuty::impossible(None);
+        duty.has_read(None, now, now);
+        let web = lb_core::model::ObjectRef::new("default", "web");
+        let failed = [(web, "a set is full".to_owned())].into();
+        duty.wrote(&EngineReport { failed, ..EngineReport::default() }, now, now);
+        assert_eq!(duty.fault(), None);
+        assert!(!readable(&duty, now) && readable(&duty, now + Duration::from_secs(1)));
+    }
+}
