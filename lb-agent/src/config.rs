@@ -90,9 +90,9 @@ pub struct Config {
     /// in no EndpointSlice any more.
     #[arg(long, env = "SOCKLB_TERMINATE_TCP", default_value = "never", value_name = "WHICH")]
     pub terminate_tcp: TerminateTcp,
-    /// Packets that come to this node for Services: `off`, they are left to others, or `external`: those
-    /// to NodePorts, load-balancer and external addresses are served with nftables, so far without
-    /// session affinity.
+    /// Serve packets that come from outside of the node to NodePorts, load-balancer and external
+    /// addresses, with nftables: `off` (another proxy must) or `external`. Missing so far: session
+    /// affinity; UDP flows to endpoints that left are not ended.
     #[arg(long, env = "SOCKLB_PACKETS", default_value = "off", value_name = "WHICH")]
     pub packets: Packets,
     /// Where `/healthz`, `/readyz` and `/livez` are served; empty: nowhere.
@@ -106,10 +106,11 @@ pub struct Config {
     /// Exit if one of these addresses is taken, rather than try again.
     #[arg(long, env = "SOCKLB_BIND_ADDRESS_HARD_FAIL")]
     pub bind_address_hard_fail: bool,
-    /// Print what would be written to the maps, and write nothing.
+    /// Print what would be written to the maps, and write nothing. Tables for packets are not shown.
     #[arg(long)]
     pub dry_run: bool,
-    /// Detach the programs, remove every pin and the tables of nftables, and exit.
+    /// Detach the programs, remove every pin and the agent's own tables of nftables (`ip socklb`,
+    /// `ip6 socklb`), and exit.
     #[arg(long, conflicts_with = "dry_run")]
     pub cleanup: bool,
     /// After --cleanup wait for a signal rather than exit, for a DaemonSet, which starts again what

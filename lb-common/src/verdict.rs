@@ -122,7 +122,7 @@ impl Refusal {
                 Counter::LoopbackBound,
                 "confined",
                 "the socket is bound to a loopback address, from which no packet may leave this node, \
-                 and the backend is at none of the node's own addresses",
+                 and the backend is at none of the node's NodePort addresses",
             ),
             Self::Unstable => (
                 ConnectionRefused,

@@ -27,6 +27,8 @@ pub(super) struct Guard {
     /// What the canary has found wrong, when it could tell; at first that it has not been sent yet.
     not_in_force: Option<String>,
     is_proved: bool,
+    /// Whether the maps were suspected, since the canary came back last.
+    is_suspected: bool,
     /// The processes elsewhere, as they were seen last. That there are any is told once: their number
     /// may change each time.
     outside: Option<Outside>,
@@ -45,6 +47,8 @@ pub(super) struct Sighting {
 pub(super) enum Repair {
     /// Nothing was to be done, or could be.
     Nothing,
+    /// Nothing is wrong with the programs, but they are not in force: what is wrong may be in the maps.
+    Elsewhere,
     /// Programs and maps are as they were.
     Done,
     /// The programs are attached to another cgroup.
@@ -71,6 +75,7 @@ impl Guard {
             unrepaired: None,
             not_in_force: None,
             is_proved: false,
+            is_suspected: false,
             outside: None,
         }
     }
@@ -153,8 +158,12 @@ impl Guard {
             Err(error) => vec![format!("{error:#}")],
         };
         self.tell_outside(outside, admin);
+        let is_silent = matches!(canary, Err(CanaryError::NotInForce(_)));
         match canary {
-            Ok(()) => (self.not_in_force, self.is_proved) = (None, true),
+            Ok(()) => {
+                (self.not_in_force, self.is_proved) = (None, true);
+                self.is_suspected = false;
+            }
             Err(CanaryError::NotInForce(what)) => {
                 wrong.push(what.clone());
                 self.not_in_force = Some(what);
@@ -172,7 +181,8 @@ impl Guard {
         let is_repairable =
             |found: &Vec<_>| found.iter().any(|finding: &Finding| finding.problem.is_repairable());
         if !findings.as_ref().is_ok_and(is_repairable) {
-            return Repair::Nothing;
+            let is_news = is_silent && !std::mem::replace(&mut self.is_suspected, is_silent);
+            return if is_news { Repair::Elsewhere } else { Repair::Nothing };
         }
         match datapath.repair(self.cgroup.path()) {
             Ok(()) => {

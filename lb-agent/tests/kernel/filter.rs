@@ -35,6 +35,16 @@ fn bits(world: &World) -> Vec<u32> {
     (0..FILTER_WORDS * 64).filter(is_set).collect()
 }
 
+/// What somebody else may do to the filter.
+pub(crate) fn overwrite(world: &World, value: impl Fn(u32) -> u64) {
+    let dir = world.pins().maps().unwrap().unwrap();
+    let map = MapData::from_pin(dir.join(FILTER)).unwrap();
+    let mut map: Array<MapData, u64> = Array::try_from(Map::Array(map)).unwrap();
+    for index in 0..FILTER_WORDS {
+        map.set(index, &value(index), 0).unwrap();
+    }
+}
+
 fn of(addrs: &[&str]) -> Vec<u32> {
     let mut bits: Vec<u32> = addrs.iter().map(|text| addr(text).filter_bit()).collect();
     bits.sort_unstable();
@@ -104,12 +114,7 @@ fn what_somebody_did_to_the_filter_is_undone_when_the_maps_are_read() {
         let mut control = Control::start(world);
         let cluster = "10.96.0.1";
         control.apply(serve("one", &service(&[cluster], 80), vec![ready(backend4(1))]));
-        let dir = world.pins().maps().unwrap().unwrap();
-        let map = MapData::from_pin(dir.join(FILTER)).unwrap();
-        let mut map: Array<MapData, u64> = Array::try_from(Map::Array(map)).unwrap();
-        for word in 0..FILTER_WORDS {
-            map.set(word, &0, 0).unwrap();
-        }
+        overwrite(world, |_| 0);
         control.pipeline.store_mut().read().unwrap();
         assert_eq!(bits(world), of(&[cluster]));
         control.delete("one");
@@ -124,12 +129,8 @@ fn an_agent_that_goes_on_makes_the_filter_exact() {
         let maps = control.pipeline.store_mut();
         maps.apply(&put(addr("10.96.0.1"), Address::CLUSTER_IP)).unwrap();
         drop(control);
+        overwrite(world, u64::from);
         let dir = world.pins().maps().unwrap().unwrap();
-        let map = MapData::from_pin(dir.join(FILTER)).unwrap();
-        let mut map: Array<MapData, u64> = Array::try_from(Map::Array(map)).unwrap();
-        for word in 0..FILTER_WORDS {
-            map.set(word, &u64::from(word), 0).unwrap();
-        }
         Pinned::open(&dir, Access::Read).unwrap();
         assert_ne!(bits(world), of(&["10.96.0.1"]), "who only looks changes nothing");
         let mut maps = Pinned::open(&dir, Access::Write).unwrap();

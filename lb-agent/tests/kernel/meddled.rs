@@ -15,8 +15,9 @@ use super::{
     agent::Agent,
     connect::V4,
     control::{SIZES, pinned},
+    filter::overwrite,
     flips::udp_backend,
-    world::{World, backend4, mount_bpffs, soon},
+    world::{World, backend4, mount_bpffs, some_day, soon},
     yaml,
 };
 
@@ -69,5 +70,19 @@ fn what_somebody_did_to_the_maps_is_undone_with_the_rest() {
         yaml::put(world, "web", "10.96.0.10", &[backend4(3)]);
         assert!(soon(|| reaches(V4, 3)));
         drop(before);
+    });
+}
+
+/// No program and no pin is wrong then, and no map lacks an entry: only the canary sees it.
+#[test]
+fn a_filter_without_bits_is_seen_by_the_canary_and_undone() {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
+        let agent = Agent::start(world);
+        let reaches = || udp_backend(V4).is_ok_and(|addr| addr.ip() == backend4(1));
+        assert!(soon(reaches));
+        overwrite(world, |_| 0);
+        assert!(!reaches());
+        assert!(some_day(reaches), "{}", agent.log());
     });
 }

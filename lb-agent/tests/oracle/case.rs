@@ -129,14 +129,18 @@ pub(crate) fn endpoints_at(
     live: &BTreeMap<Key, Object>,
     ip: IpAddr,
 ) -> impl Iterator<Item = &Endpoint> {
+    endpoints(live).filter(move |endpoint| {
+        endpoint.addresses.first().is_some_and(|at| translate::address(at) == Ok(ip))
+    })
+}
+
+/// The endpoints of all slices.
+pub(crate) fn endpoints(live: &BTreeMap<Key, Object>) -> impl Iterator<Item = &Endpoint> {
     let slices = live.values().filter_map(|object| match object {
         Object::Slice(slice) => Some(slice),
         Object::Service(_) | Object::Node(_) => None,
     });
-    let endpoints = slices.flat_map(|slice| slice.endpoints.iter().flatten());
-    endpoints.filter(move |endpoint| {
-        endpoint.addresses.first().is_some_and(|at| translate::address(at) == Ok(ip))
-    })
+    slices.flat_map(|slice| slice.endpoints.iter().flatten())
 }
 
 pub(crate) fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {

@@ -13,7 +13,6 @@ use std::{
 use lb_common::{Prior, abi::Translation};
 
 use super::{
-    case::{Key, Object, endpoints_at},
     deviations::{Applied, Deviation, count},
     mutations::Mutation,
     outcome::{Fate, Outcome, Packet},
@@ -68,10 +67,11 @@ impl Flows {
         translated.map(|flow| (flow.packet.to, flow.packet.protocol))
     }
 
-    /// Asks each flow again. Says where the two sides differ; of those that ended nothing is kept.
+    /// Asks each flow again; endpoints that are `idle` were ready in the course of the step, and did not
+    /// serve. Says where the two sides differ; of those that ended nothing is kept.
     pub(super) fn again(
         &mut self,
-        (lasting, now, live): (&[Lasting], &Now, &BTreeMap<Key, Object>),
+        (lasting, now, idle): (&[Lasting], &Now, &BTreeSet<IpAddr>),
         socklb: &Socklb,
         mutation: Option<&Mutation>,
         (seen, applied): (&mut Again, &mut Applied),
@@ -98,7 +98,7 @@ impl Flows {
                 let kept = mutation.map_or(kept, |it| it.stays(kept));
                 stays &= kept && entry.is_some();
                 let is_connected = what == "connected";
-                let why = agreement(entry, kept, &carried, is_connected, (answer, outcome), live);
+                let why = agreement(entry, kept, &carried, is_connected, (answer, outcome), idle);
                 match why {
                     Agreement::Same => {}
                     Agreement::By(deviation) => count(applied, deviation),
@@ -178,7 +178,7 @@ fn agreement(
     carried: &Carried,
     is_connected: bool,
     (answer, outcome): (&Answer, &Outcome),
-    live: &BTreeMap<Key, Object>,
+    idle: &BTreeSet<IpAddr>,
 ) -> Agreement {
     let backend = carried.translation.map(|it| SocketAddr::from(it.backend).ip());
     match (entry, kept) {
@@ -199,16 +199,10 @@ fn agreement(
             Agreement::By(Deviation::Unrefused)
         }
         (None | Some(Lasting { stale: true, .. }), true)
-            if backend.is_some_and(|ip| is_ready_and_does_not_serve(live, ip)) =>
+            if backend.is_some_and(|ip| idle.contains(&ip)) =>
         {
             Agreement::By(Deviation::Ready)
         }
         _ => Agreement::No,
     }
-}
-
-fn is_ready_and_does_not_serve(live: &BTreeMap<Key, Object>, ip: IpAddr) -> bool {
-    endpoints_at(live, ip)
-        .filter_map(|endpoint| endpoint.conditions.as_ref())
-        .any(|conditions| conditions.ready != Some(false) && conditions.serving == Some(false))
 }

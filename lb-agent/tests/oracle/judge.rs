@@ -1,10 +1,16 @@
 //! Both sides after each step, asked about the same packets; and kube-proxy's side alone, asked once more
 //! without a field.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use k8s_openapi::api::discovery::v1::Endpoint;
+use lb_agent::sources::translate;
 
 use super::{
-    case::{Case, Key, Object, Op},
+    case::{Case, Key, Kind, Object, Op, endpoints},
     claims::Claims,
     deviations::{Applied, Asked, Deviation, count, leave_closed_out, wanted},
     flows::{Again, Flows, Now},
@@ -88,6 +94,7 @@ pub(crate) fn compare(
         record: Vec::new(),
         regular: Regular::default(),
         flows: Flows::default(),
+        course: Course::default(),
     };
     for (i, step) in case.steps.iter().enumerate() {
         seen.steps += 1;
@@ -96,7 +103,7 @@ pub(crate) fn compare(
             Some(mutation) => sides.socklb.step(&mutation.ops(&sides.live, step)),
             None => sides.socklb.step(step),
         }
-        follow(&mut sides.live, step, seen);
+        sides.course = follow(&mut sides.live, step, seen);
         let mut lines = Vec::new();
         sides.statements(&state, seen, &mut lines);
         sides.packets(&asked, &state, seen, &mut lines);
@@ -131,9 +138,24 @@ pub(crate) fn matters(program: &mut Program, other: &Case, record: &[Recorded]) 
     false
 }
 
+/// What kube-proxy may have acted on in the course of a step, op by op, and nobody sees at its end.
+#[derive(Debug, Default)]
+pub(super) struct Course {
+    /// Endpoints that were ready and did not serve.
+    pub(super) idle: BTreeSet<IpAddr>,
+    /// How many ops were about Services and slices: with two, an endpoint may have been away.
+    pub(super) changes: usize,
+}
+
 /// Keeps the objects that there are.
-fn follow(live: &mut BTreeMap<Key, Object>, step: &[Op], seen: &mut Seen) {
+fn follow(live: &mut BTreeMap<Key, Object>, step: &[Op], seen: &mut Seen) -> Course {
+    let mut course = Course { idle: idle(live).collect(), changes: 0 };
     for op in step {
+        let is_of_endpoints = |object: &Object| !matches!(object, Object::Node(_));
+        course.changes += usize::from(match op {
+            Op::List { kind, .. } => *kind != Kind::Node,
+            _ => op.objects().iter().any(is_of_endpoints),
+        });
         seen.interfaces += usize::from(matches!(op, Op::Interfaces { .. }));
         match op {
             Op::Delete { object } => drop(live.remove(&object.key())),
@@ -151,7 +173,19 @@ fn follow(live: &mut BTreeMap<Key, Object>, step: &[Op], seen: &mut Seen) {
             let objects = op.objects().iter();
             live.extend(objects.map(|object| (object.key(), object.clone())));
         }
+        course.idle.extend(idle(live));
     }
+    course
+}
+
+/// Endpoints that are ready and do not serve.
+fn idle(live: &BTreeMap<Key, Object>) -> impl Iterator<Item = IpAddr> {
+    let is_idle = |endpoint: &&Endpoint| {
+        let conditions = endpoint.conditions.as_ref();
+        conditions.is_some_and(|it| it.ready != Some(false) && it.serving == Some(false))
+    };
+    let all = endpoints(live).filter(is_idle);
+    all.filter_map(|endpoint| translate::address(endpoint.addresses.first()?).ok())
 }
 
 struct Sides<'a> {
@@ -166,6 +200,7 @@ struct Sides<'a> {
     record: Vec<Recorded>,
     regular: Regular,
     flows: Flows,
+    course: Course,
 }
 
 impl Sides<'_> {
@@ -200,6 +235,10 @@ impl Sides<'_> {
                 lines.extend(self.unseen((packet, sent), answer, &claims, seen));
             }
             let mut wanted = wanted(answer, &mut seen.deviations);
+            if !packet.is_seen() {
+                recorded.push((packet, wanted));
+                continue;
+            }
             let found = self.socklb.ask(&sent);
             // Of what several want, kube-proxy was shown the owner alone. That the address is another one's
             // cluster IP, it does not know.
@@ -208,10 +247,6 @@ impl Sides<'_> {
                 && claims.is_cluster_ip_of_another(packet.to.ip(), &question.only)
             {
                 wanted.fate = Fate::UnknownPort;
-            }
-            if !packet.is_seen() {
-                recorded.push((packet, wanted));
-                continue;
             }
             seen.note(&wanted);
             seen.at_other_nodes += usize::from(!answer.node.is_empty());
@@ -231,15 +266,15 @@ impl Sides<'_> {
             recorded.push((packet, wanted));
         }
         self.record.push(Recorded { stated: Stated::from(state), packets: recorded });
-        let Self { flows: of_udp, socklb, mutation, live, .. } = self;
+        let Self { flows: of_udp, socklb, mutation, course, .. } = self;
         let tallies = (&mut seen.flows, &mut seen.deviations);
-        let known = (&state.flows[..], &flows, live as &BTreeMap<_, _>);
+        let known = (&state.flows[..], &flows, &course.idle);
         of_udp.again(known, socklb, *mutation, tallies, lines);
         if lines.is_empty() {
             self.program.begin_flows(&self.flows.begin(&flows, &self.socklb));
             self.regular.pause(self.case.config.pause, self.socklb.config().pause);
-            let Self { regular, program, socklb, .. } = self;
-            lines.extend(regular.visit(sticky, program, socklb, seen));
+            let Self { regular, program, socklb, course, .. } = self;
+            lines.extend(regular.visit(sticky, course.changes, (program, socklb), seen));
         }
     }
 

@@ -39,12 +39,13 @@ impl Regular {
         self.clocks.1 += socklb;
     }
 
-    /// It comes, and gets the first endpoint that it may get. Says how the two sides differ.
+    /// It comes, and gets the first endpoint that it may get. Says how the two sides differ. Where there were
+    /// two `changes` since it came last, its endpoint may have been away between them.
     pub(super) fn visit(
         &mut self,
         way: Option<(Packet, Question, Outcome)>,
-        program: &mut Program,
-        socklb: &mut Socklb,
+        changes: usize,
+        (program, socklb): (&mut Program, &mut Socklb),
         seen: &mut Seen,
     ) -> Option<String> {
         let (packet, question, outcome) = way?;
@@ -68,7 +69,7 @@ impl Regular {
             let is_anew = found == outcome.backends
                 && self.last.is_none_or(|last| !outcome.backends.contains(&last));
             let is_old = found.len() == 1 && found.is_subset(&self.got);
-            if is_old && self.was_shut_out && found.is_subset(&wanted) {
+            if is_old && (self.was_shut_out || changes > 1) && found.is_subset(&wanted) {
                 count(&mut seen.deviations, Deviation::Away);
             } else if (is_old || is_anew) && wanted.len() == 1 && wanted.is_subset(&self.got) {
                 count(&mut seen.deviations, Deviation::Several);

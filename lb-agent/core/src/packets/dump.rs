@@ -29,7 +29,7 @@ pub struct TableEntry {
 pub enum PacketFate {
     /// One of these endpoints, sorted.
     Forward(Vec<SocketAddr>),
-    /// A reset, or an ICMP error.
+    /// An ICMP error, port unreachable.
     Reject,
     /// Nothing.
     Drop,

@@ -65,7 +65,7 @@ pub enum Choice {
     /// One of the endpoints in this many slots: the least power of two that is not less than their
     /// number, so that it changes seldom. A slot that is drawn and empty is drawn again.
     Slots(u32),
-    /// A reset, or an ICMP error: there are no endpoints anywhere (F1).
+    /// An ICMP error, port unreachable: there are no endpoints anywhere (F1).
     Reject,
     /// Nothing: there are some, but none here (F2).
     Drop,

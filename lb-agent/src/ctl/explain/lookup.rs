@@ -107,7 +107,8 @@ impl<T: ReadMaps> ReadMaps for Traced<'_, T> {
         let is_host = self.who.netns == 0
             && self.who.address.is_some_and(|ip| ip.is_loopback() || is_own_node(self.maps, ip));
         if self.who.is_anybody() || is_host {
-            self.host_only.set(address.netns != 0);
+            // Of what was dialled, not of a backend that is looked at behind it.
+            self.host_only.set(self.host_only.get() || address.netns != 0);
             return Some(Address { netns: 0, ..address });
         }
         Some(address)

@@ -28,7 +28,7 @@ pub(super) const LASTING: Duration = Duration::from_secs(3);
 /// The same for a file that became empty: a shell empties it long before the program writes.
 const LASTING_EMPTY: Duration = Duration::from_secs(60);
 /// The largest file that is read, bytes. The objects of a large cluster have 50 MB.
-const LARGEST: u64 = 256 << 20;
+const LARGEST: u64 = 64 << 20;
 /// File systems whose files are questions to the kernel. Some give an answer once, some wait for it.
 const VIEWS: [FsType; 5] =
     [PROC_SUPER_MAGIC, SYSFS_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC, CGROUP2_SUPER_MAGIC];
