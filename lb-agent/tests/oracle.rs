@@ -36,7 +36,7 @@ use std::{
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use oracle::{
@@ -57,6 +57,9 @@ use proptest::{
 };
 
 const CASES: u32 = 3_000;
+/// The test suite has the same cases every time: it fails for what was changed, and for nothing else.
+/// `cargo xtask oracle` takes others with each run.
+const SEED: u64 = 41;
 /// Within so many cases each mistake is found, and of these, which are always the same.
 const MISTAKES: usize = 1_000;
 const MISTAKES_SEED: u64 = 1;
@@ -135,10 +138,7 @@ fn packets_go_where_kube_proxy_s_rules_let_them_go() {
         return;
     }
     let cases = number("SOCKLB_ORACLE_CASES").map_or(CASES, |cases| cases.try_into().expect("u32"));
-    let seed = number("SOCKLB_ORACLE_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
-        now.as_secs()
-    });
+    let seed = number("SOCKLB_ORACLE_SEED").unwrap_or(SEED);
     let started = Instant::now();
     let ends = in_parallel(move |i| {
         let share = cases / WORKERS + u32::from(i < cases % WORKERS);

@@ -98,7 +98,8 @@ pub(crate) enum Deviation {
     /// it; before, it asks nobody (F1). kube-proxy rejects or drops what it sends.
     Unrefused,
     /// Who reaches itself is masqueraded also if no slice says on which node it is (E8): it has sent the
-    /// packet through this one.
+    /// packet through this one. Where slices name two nodes, what is said of the port counts; kube-proxy
+    /// asks for the address, whatever the port.
     Hairpin,
     /// What is sent to a cluster IP is masqueraded at the Service's ports (E9). kube-proxy asks for the
     /// address alone, so that it hides who sends to a NodePort of policy Local at a node's address that is

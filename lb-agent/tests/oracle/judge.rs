@@ -242,7 +242,8 @@ impl Sides<'_> {
             let found = self.socklb.ask(&sent);
             // Of what several want, kube-proxy was shown the owner alone. That the address is another one's
             // cluster IP, it does not know.
-            if (wanted.fate, found.fate) == (Fate::Refused, Fate::UnknownPort)
+            if matches!(wanted.fate, Fate::Refused | Fate::Untouched)
+                && found.fate == Fate::UnknownPort
                 && !question.only.is_empty()
                 && claims.is_cluster_ip_of_another(packet.to.ip(), &question.only)
             {

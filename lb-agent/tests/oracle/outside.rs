@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
@@ -212,10 +212,15 @@ pub(super) fn wanted(
                     && !it.masquerade
                     && it.endpoint.ip() == packet.source
                     && has_no_node(live, packet.source);
-                if is_hairpin {
+                // Of one port it is elsewhere, of another one here: kube-proxy asks for the address alone.
+                let is_elsewhere = found.endpoints.get(&it.endpoint) == Some(&false)
+                    && it.masquerade
+                    && it.endpoint.ip() == packet.source
+                    && is_on_two_nodes(live, packet.source);
+                if is_hairpin || is_elsewhere {
                     count(applied, Deviation::Hairpin);
                 }
-                (it.endpoint, it.masquerade || is_hairpin)
+                (it.endpoint, (it.masquerade || is_hairpin) && !is_elsewhere)
             });
             Handled {
                 fate: Fate::Forwarded,
@@ -224,6 +229,12 @@ pub(super) fn wanted(
             }
         }
     }
+}
+
+/// Whether slices say of the address that it is on more than one node.
+fn is_on_two_nodes(live: &BTreeMap<Key, Object>, ip: IpAddr) -> bool {
+    let nodes: BTreeSet<_> = endpoints_at(live, ip).map(|endpoint| &endpoint.node_name).collect();
+    nodes.len() > 1
 }
 
 /// Whether a slice has the address and says not on which node it is.

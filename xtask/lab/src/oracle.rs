@@ -1,6 +1,11 @@
 //! `oracle`: socklb and kube-proxy's own code on the same random clusters.
 
-use std::{env, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    path::PathBuf,
+    process::ExitCode,
+    time::{SystemTime, SystemTimeError, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result};
 use tools::{
@@ -41,9 +46,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(cases) = args.cases {
         test.env("SOCKLB_ORACLE_CASES", cases.to_string());
     }
-    if let Some(seed) = args.seed {
-        test.env("SOCKLB_ORACLE_SEED", seed.to_string());
-    }
+    let random = || Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
+    let seed = args.seed.map_or_else(random, Ok::<_, SystemTimeError>)?;
+    test.env("SOCKLB_ORACLE_SEED", seed.to_string());
     if let Some(file) = &args.replay {
         let file = file.canonicalize().with_context(|| format!("no {}", file.display()))?;
         test.env("SOCKLB_ORACLE_REPLAY", file);

@@ -172,7 +172,7 @@ fn loopback_addresses_are_what_they_are_to_connect() {
         assert_eq!(out.contains(taken), to.contains("0.0.0.0"), "{out}");
         let (answer, out) = explain_in(&memory, &format!("{to} --from 127.0.0.1"));
         assert_eq!(answer, Answer::No, "{out}");
-        assert!(out.contains("own addresses: connect() fails with ECONNREFUSED\n"), "{out}");
+        assert!(out.contains("NodePort addresses: connect() fails with ECONNREFUSED\n"), "{out}");
     }
     let (_, out) = explain_in(&memory, "[::]:30080");
     assert_eq!(
