@@ -23,8 +23,8 @@ pub(super) const COMMENT: &str = "made by socklb, layout 2; an agent repairs it"
 const MARK: u32 = 1 << 14;
 /// The most slots that are drawn from: of more endpoints, the first ones are served.
 pub(super) const MAX_SLOTS: u32 = 1 << 16;
-/// So often a slot is drawn until there is an endpoint in it. At least half of the slots have one, and
-/// the next draw is from that half.
+/// How many times a slot is drawn from all slots. A draw that finds no endpoint is followed by the next;
+/// the last draw after these is from the slots that always have one, the first half and one more.
 const DRAWS: usize = 6;
 
 /// `slots` of a frontend at which packets are rejected: there are no endpoints anywhere (F1).
