@@ -326,8 +326,8 @@ fn copy(snapshot: &Snapshot, maps: &mut Pinned, sizes: Sizes) -> Result<()> {
     for (block, records) in &snapshot.blocks {
         maps.apply(&Op::WriteBlock { block: *block, records: records.clone() })?;
     }
-    for (id, range) in &snapshot.sources {
-        maps.apply(&Op::PutSource { id: *id, range: *range })?;
+    for (id, range) in &snapshot.source_ranges {
+        maps.apply(&Op::PutSourceRange { id: *id, range: *range })?;
     }
     for (addr, known) in &snapshot.addresses {
         maps.apply(&Op::PutAddress { addr: *addr, known: *known })?;

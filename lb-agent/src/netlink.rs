@@ -46,14 +46,14 @@ const SEQUENCE: std::ops::Range<usize> = 8..12;
 
 /// Why nothing of a batch took effect.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct BatchError {
     /// The message that was refused, counted from the one after the first mark; none: all of them.
     pub(crate) message: Option<u32>,
     /// What the kernel says.
     pub(crate) error: io::Error,
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for BatchError {
     fn from(error: io::Error) -> Self {
         Self { message: None, error }
     }
@@ -138,7 +138,7 @@ impl Netlink {
 
     /// Sends messages that take effect together, or not at all; the first and the last one are the
     /// marks of that, and the last but one asks for an acknowledgement.
-    pub(crate) fn batch(&mut self, batch: &mut [u8]) -> Result<(), Refusal> {
+    pub(crate) fn batch(&mut self, batch: &mut [u8]) -> Result<(), BatchError> {
         let first = self.sequence.wrapping_add(1);
         let mut rest = &mut *batch;
         let mut count = 0;
@@ -171,7 +171,7 @@ impl Netlink {
                 };
                 let message = sequence.wrapping_sub(first);
                 if refused.is_ok() && message < count {
-                    refused = Err(Refusal { message: message.checked_sub(1), error });
+                    refused = Err(BatchError { message: message.checked_sub(1), error });
                 }
                 // Of the whole, or of the last one: nothing else comes.
                 if message == 0 || sequence == acknowledged {

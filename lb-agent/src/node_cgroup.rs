@@ -34,7 +34,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 pub use self::outside::{Example, Outside};
 pub(crate) use self::private::within_init;
 use self::{
-    choice::{Choice, Hierarchy, Route},
+    choice::{CgroupMount, Hierarchy, NodeLocation},
     location::Location,
 };
 use crate::mounts;
@@ -89,7 +89,7 @@ impl Cgroup {
     /// The node's.
     pub fn of_node() -> Result<Self> {
         let seen = see().context("cannot see which cgroup is the node's")?;
-        let Some(Choice { node, doubt, ways }) = seen.choose() else {
+        let Some(NodeLocation { node, doubt, ways }) = seen.choose() else {
             bail!("the cgroup of PID 1 was removed, so the node's is not known: {REMEDY}");
         };
         let mut failures = Vec::new();
@@ -224,11 +224,11 @@ fn see() -> io::Result<Hierarchy> {
 }
 
 /// The directory, and the mount if it is ours.
-fn open(way: &Route, node: &Location) -> Result<(PathBuf, Option<Arc<OwnedFd>>)> {
+fn open(way: &CgroupMount, node: &Location) -> Result<(PathBuf, Option<Arc<OwnedFd>>)> {
     let of_mount = |mount: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
     let (path, mount) = match way {
-        Route::Visible(path) => (path.clone(), None),
-        Route::OfInit => {
+        CgroupMount::Visible(path) => (path.clone(), None),
+        CgroupMount::OfInit => {
             let (mount, init) = private::of_init().context(
                 "cgroup2 cannot be mounted in the cgroup namespace of PID 1, which takes CAP_SYS_ADMIN \
                  and CAP_SYS_PTRACE",
@@ -236,7 +236,7 @@ fn open(way: &Route, node: &Location) -> Result<(PathBuf, Option<Arc<OwnedFd>>)>
             let init = init.context("PID 1 is not below the root of its cgroup namespace")?;
             (of_mount(&mount).join(init.of_machine().down.join("/")), Some(Arc::new(mount)))
         }
-        Route::Own => {
+        CgroupMount::Own => {
             let mount = private::own().map_err(|error| {
                 anyhow::anyhow!("cgroup2 cannot be mounted, which takes CAP_SYS_ADMIN: {error}")
             })?;

@@ -474,9 +474,9 @@ fn meddling(there: &Snapshot, random: &mut Random) -> Vec<Op> {
         let change = Op::PutAddress { addr: *addr, known: *neighbour };
         what(&mut ops, Op::DeleteAddress { addr: *addr }, change);
     }
-    for (id, range) in &there.sources {
-        let change = Op::PutSource { id: id + 1, range: *range };
-        what(&mut ops, Op::DeleteSource { id: *id, range: *range }, change);
+    for (id, range) in &there.source_ranges {
+        let change = Op::PutSourceRange { id: id + 1, range: *range };
+        what(&mut ops, Op::DeleteSourceRange { id: *id, range: *range }, change);
     }
     for (block, records) in &there.blocks {
         let nothing = vec![Backend::zeroed(); records.len()];
@@ -914,13 +914,16 @@ fn ranges_come_before_who_asks_for_them_and_go_after_it() {
     let (entry, generation) = ("put service 203.0.113.1:80/tcp id 0 block", "count 1 generation");
     assert_eq!(
         ops_of("10.0.0.0/8"),
-        ["put source 0 10.0.0.0/8".to_owned(), format!("{entry} 1 {generation} 2")]
+        ["put source range 0 10.0.0.0/8".to_owned(), format!("{entry} 1 {generation} 2")]
     );
     // The records say only that there are ranges.
-    assert_eq!(ops_of("192.0.2.0/24"), ["put source 0 192.0.2.0/24", "delete source 0 10.0.0.0/8"]);
+    assert_eq!(
+        ops_of("192.0.2.0/24"),
+        ["put source range 0 192.0.2.0/24", "delete source range 0 10.0.0.0/8"]
+    );
     assert_eq!(
         ops_of(""),
-        [format!("{entry} 0 {generation} 1"), "delete source 0 192.0.2.0/24".to_owned()]
+        [format!("{entry} 0 {generation} 1"), "delete source range 0 192.0.2.0/24".to_owned()]
     );
 }
 

@@ -16,7 +16,7 @@ pub use self::{
     addresses::{Address, AddressEntry, FILTER_WORDS, LOOPBACK_NET},
     affinity::{Affinity, AffinityKey, Bond, Held},
     backends::{Action, Backend},
-    clients::{Client, ClientEntry, ClientKey, SourceKey},
+    clients::{ClientEntry, ClientKey, SourceAddress, SourceRangeKey},
     counters::Counter,
     ip::Addr,
     peer::{Peer, Port},
@@ -40,7 +40,7 @@ pub const ADDRESSES: &str = "addresses";
 /// ARRAY of [`FILTER_WORDS`] `u64`: bit [`Addr::filter_bit`] is set for each key of [`ADDRESSES`], and
 /// for each address that clients dial of a key of [`SERVICES`].
 pub const FILTER: &str = "filter";
-/// LPM_TRIE: prefix length and [`SourceKey`] to `u32`, always 1: which clients may use a service port.
+/// LPM_TRIE: prefix length and [`SourceRangeKey`] to `u32`, always 1: which clients may use a service port.
 pub const SOURCES: &str = "sources";
 /// HASH: [`ClientKey`] to [`ClientEntry`]: from which address a socket connects that has none.
 pub const CLIENTS: &str = "clients";

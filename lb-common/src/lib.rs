@@ -20,7 +20,7 @@ mod verdict;
 
 pub use abi::{Addr, Port};
 pub use lookup::{
-    ATTEMPTS, Caller, Choice, Flow, Origin, Prior, Range, ReadMaps, choose, find, flow_bits,
+    ATTEMPTS, Caller, Flow, Origin, Prior, Range, ReadMaps, Selection, choose, find, flow_bits,
     is_known, pick, select, select_into,
 };
 pub use verdict::{Errno, Refusal, Verdict};

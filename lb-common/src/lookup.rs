@@ -39,7 +39,7 @@ pub const ATTEMPTS: u32 = 4;
 /// since the programs' stack has 512 bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Zeroable)]
 #[repr(C)]
-pub struct Choice {
+pub struct Selection {
     /// Where it goes; before that is known, where earlier datagrams of the flow went.
     pub to: Prior,
     /// The backends to choose from; none, if the flow stays with its backend.
@@ -50,7 +50,7 @@ pub struct Choice {
     pub affinity: u32,
 }
 
-impl Choice {
+impl Selection {
     /// Nothing is chosen yet, for a flow whose earlier datagrams went there.
     #[inline(always)]
     pub const fn after(prior: Prior) -> Self {
@@ -63,12 +63,12 @@ impl Choice {
 /// nobody's.
 #[inline(always)]
 pub fn select(maps: &impl ReadMaps, caller: &impl Caller, flow: &Flow, prior: &Prior) -> Verdict {
-    let mut choice = Choice::after(*prior);
+    let mut choice = Selection::after(*prior);
     match select_into(&mut choice, maps, caller, flow) {
         Verdict::Miss => Verdict::Miss,
         Verdict::Stay => Verdict::Stay,
         Verdict::Forward(()) => {
-            let Choice { to: Prior { backend, generation }, service, affinity, .. } = choice;
+            let Selection { to: Prior { backend, generation }, service, affinity, .. } = choice;
             let record = Backend::forward(backend).stamped(generation, service);
             Verdict::Forward(Backend { affinity, ..record })
         }
@@ -80,7 +80,7 @@ pub fn select(maps: &impl ReadMaps, caller: &impl Caller, flow: &Flow, prior: &P
 /// goes.
 #[inline(always)]
 pub fn select_into(
-    choice: &mut Choice,
+    choice: &mut Selection,
     maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
@@ -116,7 +116,7 @@ pub fn select_into(
 /// the verifier takes the place's address, which LLVM leaves in the return register, for a leak.
 #[inline(never)]
 pub fn choose(
-    choice: &mut Choice,
+    choice: &mut Selection,
     maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
@@ -131,7 +131,7 @@ pub fn choose(
 /// Any backend of the set, and what happens without one.
 #[inline(always)]
 fn any(
-    choice: &mut Choice,
+    choice: &mut Selection,
     maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
@@ -165,7 +165,7 @@ fn any(
 /// A backend of the set, or what happens without one; none if the block is of another generation.
 #[inline(always)]
 fn one_of(
-    choice: &mut Choice,
+    choice: &mut Selection,
     maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,
@@ -175,7 +175,7 @@ fn one_of(
     if prior.generation != 0 {
         // Ranges hold for flows that are there already, too: any record of the set knows of them.
         let first = maps.backend(service.block).filter(|b| b.generation == service.generation)?;
-        if first.flags & Backend::SOURCES != 0
+        if first.flags & Backend::SOURCE_RANGES != 0
             && let Err(refusal) = admits(maps, caller, flow, first.service, true)
         {
             return Some(Verdict::Fail(refusal));
@@ -191,7 +191,7 @@ fn one_of(
     }
     let index = service.block.wrapping_add(pick(caller.random(flow), service.count));
     let backend = maps.backend(index).filter(|b| b.generation == service.generation)?;
-    if backend.flags & Backend::SOURCES != 0 {
+    if backend.flags & Backend::SOURCE_RANGES != 0 {
         let goes = backend.action() == Action::Forward;
         if let Err(refusal) = admits(maps, caller, flow, backend.service, goes) {
             return Some(Verdict::Fail(refusal));
@@ -204,7 +204,8 @@ fn one_of(
             let Service { block: first, count, generation, .. } = *service;
             let Backend { peer, service, affinity, .. } = backend;
             let to = Prior { backend: peer, generation };
-            *choice = Choice { to, range: Range { first, count, generation }, service, affinity };
+            *choice =
+                Selection { to, range: Range { first, count, generation }, service, affinity };
             Some(Verdict::Forward(()))
         }
     }

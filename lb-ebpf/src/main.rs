@@ -24,7 +24,7 @@ use aya_ebpf::{
 };
 use hook::{Asker, Hook};
 use lb_common::{
-    Addr, Choice, Flow, Origin, Prior, Refusal, Verdict,
+    Addr, Flow, Origin, Prior, Refusal, Selection, Verdict,
     abi::{Counter, TCP, UDP},
     flow_bits, select_into,
 };
@@ -240,7 +240,7 @@ fn sendmsg(socket: &impl Socket) -> i32 {
 
 /// Nothing is chosen yet, and there were no earlier datagrams.
 #[inline(always)]
-fn first<'a>(choice: &'a mut MaybeUninit<Choice>, flow: &Flow) -> &'a mut Choice {
+fn first<'a>(choice: &'a mut MaybeUninit<Selection>, flow: &Flow) -> &'a mut Selection {
     let choice = words::clear(choice);
     choice.to.backend = flow.peer;
     choice

@@ -16,9 +16,9 @@ use aya_ebpf::{
 use lb_common::{
     ATTEMPTS, Addr, Range, ReadMaps,
     abi::{
-        Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, Client, ClientEntry,
-        ClientKey, Counter, FILTER_WORDS, Held, Name, Peer, Service, ServiceEntry, ServiceKey,
-        SourceKey,
+        Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, ClientEntry, ClientKey,
+        Counter, FILTER_WORDS, Held, Name, Peer, Service, ServiceEntry, ServiceKey, SourceAddress,
+        SourceRangeKey,
     },
     find,
 };
@@ -42,7 +42,7 @@ static ADDRESSES: HashMap<Addr, AddressEntry, 1, NO_PREALLOC> = HashMap::new();
 static FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
 
 #[btf_map(name = "sources")]
-static SOURCES: LpmTrie<SourceKey, u32, 1> = LpmTrie::new();
+static SOURCES: LpmTrie<SourceRangeKey, u32, 1> = LpmTrie::new();
 
 #[btf_map(name = "clients")]
 static CLIENTS: HashMap<ClientKey, ClientEntry, 1, NO_PREALLOC> = HashMap::new();
@@ -147,14 +147,14 @@ impl ReadMaps for Maps {
     }
 
     #[inline(always)]
-    fn client(&self, key: &ClientKey) -> Option<Client> {
+    fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
         let mut attempt = 0;
         while attempt < ATTEMPTS {
             let entry = CLIENTS.get_ptr_mut(key)?;
             // SAFETY: the pointer is valid while the program runs, and the lock is the element's.
             let (client, seal) = unsafe {
                 bpf_spin_lock(ptr::addr_of_mut!((*entry).lock).cast());
-                let client = ptr::addr_of!((*entry).client).read_volatile();
+                let client = ptr::addr_of!((*entry).source).read_volatile();
                 let seal = ptr::addr_of!((*entry).seal).read_volatile();
                 bpf_spin_unlock(ptr::addr_of_mut!((*entry).lock).cast());
                 (client, seal)
@@ -169,8 +169,8 @@ impl ReadMaps for Maps {
     }
 
     #[inline(always)]
-    fn allows(&self, client: &SourceKey) -> bool {
-        SOURCES.get(&Key::new(SourceKey::BITS, *client)).is_some()
+    fn allows(&self, client: &SourceRangeKey) -> bool {
+        SOURCES.get(&Key::new(SourceRangeKey::BITS, *client)).is_some()
     }
 
     #[inline(always)]

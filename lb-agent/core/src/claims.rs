@@ -188,7 +188,7 @@ mod tests {
             kept: vec![],
             empty: set.empty,
             affinity: None,
-            sources: vec![],
+            source_ranges: vec![],
         };
         let outside = sets.iter().map(port).collect();
         let mut served = Served { local: std::mem::take(sets), outside, ..Served::default() };

@@ -39,7 +39,7 @@ pub struct Entry<'a> {
     /// Its records; fewer than `service.records()` only if the maps are damaged.
     pub records: &'a [Backend],
     /// The clients that may connect, by the records' demand; nobody, if there are none.
-    pub sources: Option<BTreeSet<Cidr>>,
+    pub source_ranges: Option<BTreeSet<Cidr>>,
 }
 
 /// What a connection to a frontend gets.
@@ -148,9 +148,9 @@ pub fn entries(snapshot: &Snapshot) -> Vec<Entry<'_>> {
                 let count = usize::try_from(service.records()).unwrap_or(usize::MAX);
                 &records[..count.min(records.len())]
             });
-            let asks = records.iter().any(|record| record.flags & Backend::SOURCES != 0);
-            let sources = asks.then(|| sources(snapshot, service.id));
-            Entry { port: snapshot.names.get(&service.id), key, service, records, sources }
+            let asks = records.iter().any(|record| record.flags & Backend::SOURCE_RANGES != 0);
+            let source_ranges = asks.then(|| source_ranges(snapshot, service.id));
+            Entry { port: snapshot.names.get(&service.id), key, service, records, source_ranges }
         })
         .collect();
     entries.sort_by_key(|entry| (entry.port, entry.key));
@@ -158,9 +158,9 @@ pub fn entries(snapshot: &Snapshot) -> Vec<Entry<'_>> {
 }
 
 /// The clients that may use a service port, should its records ask.
-pub fn sources(snapshot: &Snapshot, id: u32) -> BTreeSet<Cidr> {
+pub fn source_ranges(snapshot: &Snapshot, id: u32) -> BTreeSet<Cidr> {
     let first = Cidr { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
-    let all = snapshot.sources.range((id, first)..).take_while(|(of, _)| *of == id);
+    let all = snapshot.source_ranges.range((id, first)..).take_while(|(of, _)| *of == id);
     all.map(|(_, range)| *range).collect()
 }
 
@@ -175,10 +175,10 @@ pub fn text(snapshot: &Snapshot) -> String {
     for entry in &entries {
         let _ = writeln!(text, "{entry}");
     }
-    let asking = entries.iter().filter(|entry| entry.sources.is_some());
+    let asking = entries.iter().filter(|entry| entry.source_ranges.is_some());
     let asking: BTreeSet<u32> = asking.map(|entry| entry.service.id).collect();
-    for (id, range) in snapshot.sources.iter().filter(|(id, _)| !asking.contains(id)) {
-        let _ = writeln!(text, "unused source id={id} {range}");
+    for (id, range) in snapshot.source_ranges.iter().filter(|(id, _)| !asking.contains(id)) {
+        let _ = writeln!(text, "unused source range id={id} {range}");
     }
     for (addr, known) in &snapshot.addresses {
         let _ = writeln!(text, "address {addr}{known}");
@@ -200,8 +200,8 @@ impl fmt::Display for Entry<'_> {
         if self.affinity() > 0 {
             write!(f, " affinity={}", self.affinity())?;
         }
-        if let Some(sources) = &self.sources {
-            write!(f, " sources={}", join(sources))?;
+        if let Some(source_ranges) = &self.source_ranges {
+            write!(f, " sources={}", join(source_ranges))?;
         }
         f.write_str(" ->")?;
         if fate != Fate::Forward {
@@ -296,7 +296,7 @@ impl<'a> From<&Entry<'a>> for ServiceItem<'a> {
             scope: scope(entry.key),
             kept: texts(entry.kept()),
             affinity_seconds: entry.affinity(),
-            source_ranges: entry.sources.as_ref().map(texts),
+            source_ranges: entry.source_ranges.as_ref().map(texts),
             namespace,
             name,
             port,
@@ -443,7 +443,9 @@ mod tests {
     #[test]
     fn all_that_a_frontend_can_be() {
         let mut memory = sample::rich();
-        memory.apply(&Op::PutSource { id: 9, range: "192.0.2.0/24".parse().unwrap() }).unwrap();
+        memory
+            .apply(&Op::PutSourceRange { id: 9, range: "192.0.2.0/24".parse().unwrap() })
+            .unwrap();
         let snapshot = memory.snapshot();
         assert_eq!(
             text(&snapshot),
@@ -453,7 +455,7 @@ shop/cart own-node-ipv4:30080/tcp id=5 -> 10.0.1.1:80
 shop/cart other-nodes-ipv4:30080/tcp id=5 -> unreachable
 shop/cart 10.96.0.21:80/tcp id=5 sources=10.0.0.0/8,2001:db8::/32 -> 10.0.1.1:80
 shop/cart node 192.0.2.9:30080/tcp id=5 -> 10.0.1.1:80
-unused source id=9 192.0.2.0/24
+unused source range id=9 192.0.2.0/24
 address 10.96.0.20 cluster-ip
 address 10.96.0.21 cluster-ip
 address 127.0.0.1 own-node host-only

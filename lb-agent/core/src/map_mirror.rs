@@ -32,7 +32,7 @@ pub struct MapMirror {
     free_ids: BTreeMap<u32, u32>,
     next_generation: u32,
     blocks: Blocks,
-    sources: BTreeSet<(u32, Cidr)>,
+    source_ranges: BTreeSet<(u32, Cidr)>,
     addresses: BTreeMap<Addr, AddressUse>,
 }
 
@@ -48,7 +48,7 @@ impl MapMirror {
             free_ids: [(0, u32::MAX)].into(),
             next_generation: 1,
             blocks: Blocks::new(max_backends),
-            sources: BTreeSet::new(),
+            source_ranges: BTreeSet::new(),
             addresses: BTreeMap::new(),
         }
     }
@@ -78,10 +78,10 @@ impl MapMirror {
                 repairs.push(Op::DeleteService { key });
             }
         }
-        mirror.sources.clone_from(&snapshot.sources);
+        mirror.source_ranges.clone_from(&snapshot.source_ranges);
         let ownerless = |(id, _): &&(u32, Cidr)| !mirror.names.contains_key(id);
-        let stray = snapshot.sources.iter().filter(ownerless);
-        repairs.extend(stray.map(|(id, range)| Op::DeleteSource { id: *id, range: *range }));
+        let stray = snapshot.source_ranges.iter().filter(ownerless);
+        repairs.extend(stray.map(|(id, range)| Op::DeleteSourceRange { id: *id, range: *range }));
         mirror.addresses.clone_from(&snapshot.addresses);
         if snapshot.written {
             // A reader of a block that the agent before us gave up may still be in it.
@@ -104,11 +104,11 @@ impl MapMirror {
             }
             Op::PutService { key, service } => self.put_service(*key, *service),
             Op::DeleteService { key } => self.remove_service(key),
-            Op::PutSource { id, range } => {
-                self.sources.insert((*id, *range));
+            Op::PutSourceRange { id, range } => {
+                self.source_ranges.insert((*id, *range));
             }
-            Op::DeleteSource { id, range } => {
-                self.sources.remove(&(*id, *range));
+            Op::DeleteSourceRange { id, range } => {
+                self.source_ranges.remove(&(*id, *range));
             }
             Op::PutAddress { addr, known } => {
                 self.addresses.insert(*addr, *known);
@@ -185,7 +185,7 @@ impl MapMirror {
         let free = self.free_ids.iter().flat_map(|(start, end)| *start..*end);
         // An entry or a range may have an id that stands for nothing, see `adopt`.
         free.filter(|id| {
-            self.keys_of(*id).next().is_none() && self.sources_of(*id).next().is_none()
+            self.keys_of(*id).next().is_none() && self.source_ranges_of(*id).next().is_none()
         })
     }
 
@@ -210,15 +210,15 @@ impl MapMirror {
     }
 
     /// The ranges of clients that may use a service port.
-    pub fn sources_of(&self, id: u32) -> impl Iterator<Item = Cidr> {
+    pub fn source_ranges_of(&self, id: u32) -> impl Iterator<Item = Cidr> {
         let first = Cidr { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
-        let all = self.sources.range((id, first)..);
+        let all = self.source_ranges.range((id, first)..);
         all.take_while(move |(of, _)| *of == id).map(|(_, range)| *range)
     }
 
     /// Whether any service port is not for all clients.
-    pub fn has_sources(&self) -> bool {
-        !self.sources.is_empty()
+    pub fn has_source_ranges(&self) -> bool {
+        !self.source_ranges.is_empty()
     }
 
     /// What addresses stand for.

@@ -6,8 +6,8 @@ use bytemuck::Zeroable as _;
 use lb_common::{
     ReadMaps,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, NAMES, Name, SERVICES,
-        Service, ServiceKey, SourceKey,
+        Addr, Address, AffinityKey, Backend, Bond, ClientKey, NAMES, Name, SERVICES, Service,
+        ServiceKey, SourceAddress, SourceRangeKey,
     },
 };
 
@@ -26,9 +26,9 @@ pub struct Memory {
     services: BTreeMap<ServiceKey, Service>,
     names: BTreeMap<u32, PortRef>,
     backends: Vec<Backend>,
-    sources: BTreeSet<(u32, Cidr)>,
+    source_ranges: BTreeSet<(u32, Cidr)>,
     addresses: BTreeMap<Addr, AddressUse>,
-    clients: BTreeMap<ClientKey, Client>,
+    clients: BTreeMap<ClientKey, SourceAddress>,
 }
 
 impl Memory {
@@ -41,7 +41,7 @@ impl Memory {
             services: BTreeMap::new(),
             names: BTreeMap::new(),
             backends,
-            sources: BTreeSet::new(),
+            source_ranges: BTreeSet::new(),
             addresses: BTreeMap::new(),
             clients: BTreeMap::new(),
         }
@@ -59,7 +59,7 @@ impl Memory {
             written: self.backends.iter().any(|record| record.generation != 0),
             services: self.services.clone(),
             names: self.names.clone(),
-            sources: self.sources.clone(),
+            source_ranges: self.source_ranges.clone(),
             addresses: self.addresses.clone(),
             blocks: self
                 .services
@@ -94,7 +94,7 @@ impl From<&Snapshot> for Memory {
         memory.last_generation = snapshot.last_generation;
         memory.services.clone_from(&snapshot.services);
         memory.names.clone_from(&snapshot.names);
-        memory.sources.clone_from(&snapshot.sources);
+        memory.source_ranges.clone_from(&snapshot.source_ranges);
         memory.addresses.clone_from(&snapshot.addresses);
         for (block, records) in &snapshot.blocks {
             if let Ok(range) = memory.range(*block, records.len()) {
@@ -134,11 +134,11 @@ impl Store for Memory {
             Op::DeleteName { id } => {
                 self.names.remove(id);
             }
-            Op::PutSource { id, range } => {
-                self.sources.insert((*id, *range));
+            Op::PutSourceRange { id, range } => {
+                self.source_ranges.insert((*id, *range));
             }
-            Op::DeleteSource { id, range } => {
-                self.sources.remove(&(*id, *range));
+            Op::DeleteSourceRange { id, range } => {
+                self.source_ranges.remove(&(*id, *range));
             }
             Op::PutAddress { addr, known } => {
                 self.addresses.insert(*addr, *known);
@@ -183,13 +183,13 @@ impl ReadMaps for Memory {
         Some(Address::new(*addr, flags, netns))
     }
 
-    fn client(&self, key: &ClientKey) -> Option<Client> {
+    fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
         self.clients.get(key).copied()
     }
 
-    fn allows(&self, client: &SourceKey) -> bool {
+    fn allows(&self, client: &SourceRangeKey) -> bool {
         let (id, addr) = (client.service(), client.addr().ip());
-        self.sources.iter().any(|(of, range)| *of == id && range.contains(addr))
+        self.source_ranges.iter().any(|(of, range)| *of == id && range.contains(addr))
     }
 
     fn bond(&self, _: &AffinityKey) -> Bond {

@@ -44,14 +44,14 @@ pub enum Op {
         id: u32,
     },
     /// Lets the clients of a range use a service port.
-    PutSource {
+    PutSourceRange {
         /// The id of the service port.
         id: u32,
         /// The range.
         range: Cidr,
     },
-    /// Takes back what `PutSource` said.
-    DeleteSource {
+    /// Takes back what `PutSourceRange` said.
+    DeleteSourceRange {
         /// The id of the service port.
         id: u32,
         /// The range.
@@ -78,7 +78,7 @@ impl Op {
             Self::PutName { .. } | Self::DeleteName { .. } => Some(NAMES),
             Self::WriteBlock { .. } => None,
             Self::PutService { .. } | Self::DeleteService { .. } => Some(SERVICES),
-            Self::PutSource { .. } | Self::DeleteSource { .. } => Some(SOURCES),
+            Self::PutSourceRange { .. } | Self::DeleteSourceRange { .. } => Some(SOURCES),
             Self::PutAddress { .. } | Self::DeleteAddress { .. } => Some(ADDRESSES),
         }
     }
@@ -139,8 +139,8 @@ impl fmt::Display for Op {
             }
             Self::DeleteService { key } => write!(f, "delete service {}", KeyText(key)),
             Self::DeleteName { id } => write!(f, "delete name {id}"),
-            Self::PutSource { id, range } => write!(f, "put source {id} {range}"),
-            Self::DeleteSource { id, range } => write!(f, "delete source {id} {range}"),
+            Self::PutSourceRange { id, range } => write!(f, "put source range {id} {range}"),
+            Self::DeleteSourceRange { id, range } => write!(f, "delete source range {id} {range}"),
             Self::PutAddress { addr, known } => write!(f, "put address {addr}{known}"),
             Self::DeleteAddress { addr } => write!(f, "delete address {addr}"),
         }

@@ -68,9 +68,11 @@ pub fn plan(
         ops.push(Op::PutName { id, port: set.port.clone() });
         id
     });
-    let new =
-        set.sources.iter().filter(|range| !mirror.sources_of(id).any(|known| known == **range));
-    ops.extend(new.map(|range| Op::PutSource { id, range: *range }));
+    let new = set
+        .source_ranges
+        .iter()
+        .filter(|range| !mirror.source_ranges_of(id).any(|known| known == **range));
+    ops.extend(new.map(|range| Op::PutSourceRange { id, range: *range }));
 
     let current = |key: &ServiceKey| mirror.service(key).filter(|s| s.id == id).copied();
     let found: Vec<(Service, Vec<Backend>)> = keys
@@ -191,7 +193,7 @@ pub fn remains(
 ) -> Vec<Op> {
     let mut asked: BTreeMap<&PortRef, BTreeSet<Cidr>> = BTreeMap::new();
     for set in sets.iter().filter(|set| !set.frontends.is_empty()) {
-        asked.entry(&set.port).or_default().extend(&set.sources);
+        asked.entry(&set.port).or_default().extend(&set.source_ranges);
     }
     let mut ops = Vec::new();
     let mut names = Vec::new();
@@ -205,9 +207,10 @@ pub fn remains(
         if stays {
             continue;
         }
-        let unwanted =
-            mirror.sources_of(id).filter(|range| !asked.is_some_and(|all| all.contains(range)));
-        ops.extend(unwanted.map(|range| Op::DeleteSource { id, range }));
+        let unwanted = mirror
+            .source_ranges_of(id)
+            .filter(|range| !asked.is_some_and(|all| all.contains(range)));
+        ops.extend(unwanted.map(|range| Op::DeleteSourceRange { id, range }));
         if asked.is_none() {
             names.push(Op::DeleteName { id });
         }
@@ -225,7 +228,7 @@ fn records(set: &BackendSet) -> Vec<Backend> {
     };
     let nobody = set.backends.is_empty().then_some(nobody);
     let backends = set.backends.iter().chain(&set.kept);
-    let flags = if set.sources.is_empty() { 0 } else { Backend::SOURCES };
+    let flags = if set.source_ranges.is_empty() { 0 } else { Backend::SOURCE_RANGES };
     let affinity = set.affinity.map_or(0, NonZeroU32::get);
     nobody
         .into_iter()

@@ -16,7 +16,7 @@ use std::{
 };
 
 pub use self::{
-    outside::{Answer, OutsideFrontend, OutsidePort, Route, Sender, TrafficPolicy},
+    outside::{OutsideFrontend, OutsidePort, PacketVerdict, Route, Sender, TrafficPolicy},
     port_view::FrontendKind,
     serve::serve,
     unmatched::{UnmatchedPorts, unmatched},
@@ -39,7 +39,7 @@ pub struct BackendSet {
     /// How long a client stays with its backend, in seconds (H2).
     pub affinity: Option<NonZeroU32>,
     /// The clients that may connect; empty: any (G).
-    pub sources: Vec<Cidr>,
+    pub source_ranges: Vec<Cidr>,
 }
 
 /// What a connection, or a packet, to a set without endpoints gets.
@@ -63,7 +63,7 @@ impl BackendSet {
             kept: Vec::new(),
             empty: Empty::Refuse,
             affinity: None,
-            sources: Vec::new(),
+            source_ranges: Vec::new(),
         }
     }
 }

@@ -332,7 +332,7 @@ impl<S: Store> SocketEngine<S> {
 
     /// Whether the op takes a range of clients from a service port that is still served.
     fn narrows(&self, op: &Op) -> bool {
-        matches!(op, Op::DeleteSource { id, .. } if self.mirror.keys_of(*id).next().is_some())
+        matches!(op, Op::DeleteSourceRange { id, .. } if self.mirror.keys_of(*id).next().is_some())
     }
 
     /// Whether the op makes an address a frontend of TCP that was none.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceKey};
+use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceRangeKey};
 
 use crate::{
     model::{Cidr, PortRef},
@@ -85,7 +85,7 @@ pub struct Snapshot {
     /// The service ports behind the ids.
     pub names: BTreeMap<u32, PortRef>,
     /// The ranges of clients, by the id of the service port.
-    pub sources: BTreeSet<(u32, Cidr)>,
+    pub source_ranges: BTreeSet<(u32, Cidr)>,
     /// What addresses stand for.
     pub addresses: BTreeMap<Addr, AddressUse>,
     /// The records of the blocks that `services` names, by index of the first one.
@@ -94,16 +94,16 @@ pub struct Snapshot {
 
 /// A range as it is looked up: the length of the prefix, and its first client. IPv4 ranges are ranges
 /// of IPv4-mapped addresses.
-pub fn source_key(id: u32, range: Cidr) -> (u32, SourceKey) {
+pub fn source_range_key(id: u32, range: Cidr) -> (u32, SourceRangeKey) {
     let unused = if range.addr.is_ipv4() { 32 } else { 128 } - u32::from(range.prefix);
-    (SourceKey::BITS - unused, SourceKey::new(id, range.addr.into()))
+    (SourceRangeKey::BITS - unused, SourceRangeKey::new(id, range.addr.into()))
 }
 
-/// The inverse of [`source_key`].
-pub fn source_range(prefix: u32, key: &SourceKey) -> (u32, Cidr) {
+/// The inverse of [`source_range_key`].
+pub fn source_range(prefix: u32, key: &SourceRangeKey) -> (u32, Cidr) {
     let addr = key.addr().ip();
     let length = if addr.is_ipv4() { 32 } else { 128 };
-    let prefix = length - (SourceKey::BITS - prefix.min(SourceKey::BITS)).min(length);
+    let prefix = length - (SourceRangeKey::BITS - prefix.min(SourceRangeKey::BITS)).min(length);
     (key.service(), Cidr { addr, prefix: u8::try_from(prefix).unwrap_or(u8::MAX) })
 }
 
@@ -131,7 +131,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{last_generation, source_key, source_range};
+    use super::{last_generation, source_range, source_range_key};
     use crate::model::Cidr;
 
     proptest! {
@@ -145,7 +145,7 @@ mod tests {
             let addr = addr.to_canonical();
             let prefix = prefix.min(if addr.is_ipv4() { 32 } else { 128 });
             let Ok(range) = format!("{addr}/{prefix}").parse::<Cidr>() else { return Ok(()) };
-            let (length, key) = source_key(id, range);
+            let (length, key) = source_range_key(id, range);
             prop_assert_eq!(source_range(length, &key), (id, range));
         }
     }
@@ -156,7 +156,7 @@ mod tests {
             [("0.0.0.0/0", 128), ("10.0.0.1/32", 160), ("::/0", 32), ("fd00::1/128", 160)]
         {
             let range: Cidr = text.parse().unwrap();
-            let (prefix, key) = source_key(9, range);
+            let (prefix, key) = source_range_key(9, range);
             assert_eq!((prefix, source_range(prefix, &key)), (length, (9, range)), "{text}");
         }
     }

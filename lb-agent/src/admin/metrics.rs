@@ -33,16 +33,16 @@ pub enum Probe {
     Livez,
 }
 
-/// A traffic policy that can be `Local`.
+/// Traffic that has a policy of its own, which can be `Local`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TrafficPolicy {
+pub enum Traffic {
     /// `internalTrafficPolicy`.
     Internal,
     /// `externalTrafficPolicy`.
     External,
 }
 
-impl TrafficPolicy {
+impl Traffic {
     const fn name(self) -> &'static str {
         match self {
             Self::Internal => "internal",
@@ -147,8 +147,8 @@ impl Metrics {
     }
 
     /// So many ports of Services have a `Local` policy, endpoints elsewhere, and none here.
-    pub fn no_local(&self, policy: TrafficPolicy, family: Family, ports: usize) {
-        self.proxy.no_local.with_label_values(&[policy.name(), family.name()]).set(whole(ports));
+    pub fn no_local(&self, traffic: Traffic, family: Family, ports: usize) {
+        self.proxy.no_local.with_label_values(&[traffic.name(), family.name()]).set(whole(ports));
     }
 
     /// A probe got its answer.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, future::pending};
 
-use lb_common::abi::{Client, ClientKey};
+use lb_common::abi::{ClientKey, SourceAddress};
 use lb_core::{model::Cluster, pipeline::Pipeline};
 use tokio::sync::watch;
 
@@ -122,8 +122,8 @@ fn question(cluster: &Cluster) -> ClientsQuestion {
 /// they said `before`.
 fn merged(
     found: sockets::SourceAddresses,
-    before: BTreeMap<ClientKey, Client>,
-) -> BTreeMap<ClientKey, Client> {
+    before: BTreeMap<ClientKey, SourceAddress>,
+) -> BTreeMap<ClientKey, SourceAddress> {
     let mut clients = if found.complete { BTreeMap::new() } else { before };
     clients.retain(|key, _| !found.namespaces.contains(&key.netns));
     clients.extend(found.known);
@@ -138,10 +138,10 @@ mod tests {
 
     use super::*;
 
-    fn clients(all: &[(u64, &str)]) -> BTreeMap<ClientKey, Client> {
+    fn clients(all: &[(u64, &str)]) -> BTreeMap<ClientKey, SourceAddress> {
         let client = |(netns, ip): &(u64, &str)| {
             let addr = Addr::from(ip.parse::<IpAddr>().unwrap());
-            (ClientKey::general(*netns, addr), Client::new(addr, 0))
+            (ClientKey::general(*netns, addr), SourceAddress::new(addr, 0))
         };
         all.iter().map(client).collect()
     }

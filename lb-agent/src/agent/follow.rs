@@ -28,7 +28,7 @@ use super::{
 use crate::{
     admin::{
         Admin, Family, SyncOutcome,
-        metrics::{Map, SyncKind, TrafficPolicy},
+        metrics::{Map, SyncKind, Traffic},
     },
     config::TerminateTcp,
     datapath::Datapath,
@@ -36,7 +36,7 @@ use crate::{
     node_cgroup::Cgroup,
     packets,
     pins::Pins,
-    sockets::Kind,
+    sockets::SocketKind,
 };
 
 /// Retired blocks are reclaimed when nothing has changed for this long.
@@ -85,8 +85,8 @@ impl Agent {
         (datapath, cgroup): (Datapath, Cgroup),
     ) -> Self {
         let tcp = match terminate_tcp {
-            TerminateTcp::Never => Kind::Dialling,
-            TerminateTcp::Deleted => Kind::Tcp,
+            TerminateTcp::Never => SocketKind::Dialling,
+            TerminateTcp::Deleted => SocketKind::Tcp,
         };
         let takeover = Takeover::from(datapath.others_at_work());
         Self {
@@ -94,7 +94,7 @@ impl Agent {
             datapath,
             is_attached: false,
             guard: Guard::new(cgroup),
-            upkeep: Upkeep::new(vec![Kind::Udp, tcp]),
+            upkeep: Upkeep::new(vec![SocketKind::Udp, tcp]),
             troubles: Troubles::default(),
             pace: Pace::new(),
             refusals: Refusals::default(),
@@ -393,8 +393,8 @@ impl Agent {
         }
         for (family, ipv4) in [(Family::V4, true), (Family::V6, false)] {
             let NoLocal { internal, external } = *self.pipeline.no_local().get(ipv4);
-            metrics.no_local(TrafficPolicy::Internal, family, internal);
-            metrics.no_local(TrafficPolicy::External, family, external);
+            metrics.no_local(Traffic::Internal, family, internal);
+            metrics.no_local(Traffic::External, family, external);
         }
     }
 

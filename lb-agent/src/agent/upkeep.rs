@@ -16,7 +16,7 @@ use crate::{
     admin::{Admin, Family},
     maps::{Bonds, Counters, Exchanges, Pinned},
     pins::Pins,
-    sockets::{self, EndReason, Found, Gone, Kind, News, Storage, Sweeper},
+    sockets::{self, EndReason, Found, Gone, News, SocketKind, Storage, Sweeper},
 };
 
 /// How often bonds that are over, and what was heard long ago, are looked for.
@@ -25,7 +25,7 @@ const BONDS: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(600);
 
 pub(super) struct Upkeep {
-    kinds: Vec<Kind>,
+    kinds: Vec<SocketKind>,
     sweeper: Option<(Sweeper, mpsc::Receiver<News>)>,
     /// Whether sockets may have dialled past the programs, and nobody has looked since.
     were_away: bool,
@@ -40,7 +40,7 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    pub(super) fn new(kinds: Vec<Kind>) -> Self {
+    pub(super) fn new(kinds: Vec<SocketKind>) -> Self {
         let (clients, bonds) = (Clients::default(), Task::new());
         Self {
             kinds,
@@ -90,8 +90,8 @@ impl Upkeep {
             return;
         }
         let were_away = std::mem::take(&mut self.were_away);
-        let flows = |kind: &Kind| report.sockets.protocols.contains(&kind.protocol());
-        if were_away || self.kinds.iter().filter(|kind| **kind != Kind::Dialling).any(flows) {
+        let flows = |kind: &SocketKind| report.sockets.protocols.contains(&kind.protocol());
+        if were_away || self.kinds.iter().filter(|kind| **kind != SocketKind::Dialling).any(flows) {
             sweeper.look();
         }
         if were_away || report.sockets.appeared {

@@ -1,4 +1,4 @@
-//! `lbctl explain`: the datapath's own lookup, asked for every outcome it can have.
+//! `lbctl explain`: the datapath's own lookup, asked for all that it can say.
 
 mod lookup;
 mod text;
@@ -19,7 +19,7 @@ use lb_core::{
 };
 use serde::{Serialize, Serializer};
 
-use self::lookup::{Candidate, Outcome, Who, meant, outcome, peer_of};
+use self::lookup::{Lookup, Pick, Who, look_up, meant, peer_of};
 use super::{
     cli::{Explain, Output},
     failure::{self, Answer, Failure},
@@ -81,18 +81,18 @@ fn answer(
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
     let flow = explain.destination.0;
-    let outcome = outcome(maps, &flow, who, now, snapshot.max_backends);
-    let explanation = Explanation::new(flow, who, now, &outcome, snapshot);
+    let found = look_up(maps, &flow, who, now, snapshot.max_backends);
+    let explanation = Explanation::new(flow, who, now, &found, snapshot);
     match explain.output {
         Some(Output::Json) => json(out, &explanation)?,
         None => explanation.write(out)?,
     }
-    Ok(if explanation.verdict == Fate::Forward { Answer::Yes } else { Answer::No })
+    Ok(if explanation.verdict == ExplainedVerdict::Forward { Answer::Yes } else { Answer::No })
 }
 
-/// What becomes of a connection, whichever candidate it gets.
+/// What becomes of a connection, whichever backend it gets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Fate {
+enum ExplainedVerdict {
     /// It goes where it was meant to go: no Service.
     Miss,
     /// It goes to a backend.
@@ -101,7 +101,7 @@ enum Fate {
     Fail(Refusal),
 }
 
-impl Serialize for Fate {
+impl Serialize for ExplainedVerdict {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(match self {
             Self::Miss => "miss",
@@ -123,21 +123,21 @@ struct Explanation<'a> {
     /// loopback one.
     meant: Option<String>,
     /// `miss`, `forward` or [`Refusal::name`].
-    verdict: Fate,
+    verdict: ExplainedVerdict,
     /// UDP: a datagram with an address is refused, while connect() leaves the destination alone.
     connect_untouched: bool,
     /// The entry that was hit; null on a miss.
-    service: Option<Hit<'a>>,
+    service: Option<ExplainedService<'a>>,
     /// What a connection may get; empty unless the verdict is `forward` or `damaged`.
-    candidates: Vec<Choice>,
+    candidates: Vec<ExplainedBackend>,
     /// On a miss: why a NodePort of this number is not the answer; null if there is none.
     node_port: Option<NodePort>,
     /// On a miss, and if the port is unknown: what else there is at this address.
     nearby: Vec<Nearby<'a>>,
     /// The client that was asked about; null: any that may connect.
-    client: Option<ClientAnswer>,
+    client: Option<ExplainedClient>,
     /// Where the client stays; null if nowhere, or if no client was asked about.
-    bound: Option<Bound>,
+    bound: Option<ExplainedBond>,
 }
 
 /// Why a NodePort is not served at the address.
@@ -154,7 +154,7 @@ enum NodePort {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Hit<'a> {
+struct ExplainedService<'a> {
     namespace: &'a str,
     name: &'a str,
     port: &'a str,
@@ -180,7 +180,7 @@ struct Hit<'a> {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ClientAnswer {
+struct ExplainedClient {
     /// Cookie of its network namespace; null if not known.
     netns: Option<u64>,
     /// By which it is judged, if there are source ranges. Null if not known.
@@ -193,14 +193,14 @@ struct ClientAnswer {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Bound {
+struct ExplainedBond {
     address: String,
     /// Since its last connection.
     age_seconds: u64,
 }
 
 #[derive(Debug, Serialize)]
-struct Choice {
+struct ExplainedBackend {
     /// Null if the record is none of the entry's.
     address: Option<String>,
     index: u32,
@@ -219,20 +219,20 @@ struct Nearby<'a> {
 }
 
 impl<'a> Explanation<'a> {
-    fn new(flow: Flow, who: Who, now: u64, outcome: &Outcome, snapshot: &'a Snapshot) -> Self {
+    fn new(flow: Flow, who: Who, now: u64, found: &Lookup, snapshot: &'a Snapshot) -> Self {
         let mut explanation = Self {
             api_version: API_VERSION,
             kind: "Explanation",
             destination: flow.peer.to_string(),
             protocol: dump::protocol(flow.protocol),
             meant: meant(&flow, who).map(|peer| peer.to_string()),
-            verdict: Fate::Miss,
+            verdict: ExplainedVerdict::Miss,
             connect_untouched: false,
             service: None,
             candidates: Vec::new(),
             node_port: None,
             nearby: Vec::new(),
-            client: (who != Who::default()).then(|| ClientAnswer {
+            client: (who != Who::default()).then(|| ExplainedClient {
                 netns: (who.netns != 0).then_some(who.netns),
                 address: who.address,
                 by_routing: false,
@@ -240,44 +240,46 @@ impl<'a> Explanation<'a> {
             }),
             bound: None,
         };
-        match outcome {
-            Outcome::Miss => {
+        match found {
+            Lookup::Miss => {
                 let flow = meant(&flow, who).map_or(flow, |peer| Flow { peer, ..flow });
                 explanation.nearby = nearby(&flow.peer, snapshot);
                 let near = node_ports(&flow, snapshot);
                 explanation.node_port = (!near.is_empty()).then(|| no_node_port(&flow, snapshot));
                 explanation.nearby.extend(near);
             }
-            Outcome::Fail(refusal) => {
-                explanation.verdict = Fate::Fail(*refusal);
+            Lookup::Fail(refusal) => {
+                explanation.verdict = ExplainedVerdict::Fail(*refusal);
                 explanation.connect_untouched = refusal.lets_connect(flow.protocol);
                 if *refusal == Refusal::UnknownPort {
                     explanation.nearby = nearby(&flow.peer, snapshot);
                 }
             }
-            Outcome::Hit(hit) => {
-                explanation.verdict = fate(&hit.candidates);
-                let lets_connect = |candidate: &Candidate| matches!(candidate.verdict, Verdict::Fail(why) if why.lets_connect(flow.protocol));
-                explanation.connect_untouched = hit.candidates.iter().all(lets_connect);
-                let is_bound = |candidate: &&Candidate| {
-                    hit.bound.is_some_and(|bond| peer_of(candidate.verdict) == Some(bond.backend))
+            Lookup::Hit(hit) => {
+                explanation.verdict = verdict(&hit.picks);
+                let lets_connect = |pick: &Pick| matches!(pick.verdict, Verdict::Fail(why) if why.lets_connect(flow.protocol));
+                explanation.connect_untouched = hit.picks.iter().all(lets_connect);
+                let is_bound = |pick: &&Pick| {
+                    hit.bound.is_some_and(|bond| peer_of(pick.verdict) == Some(bond.backend))
                 };
-                let choices = hit.candidates.iter().map(Choice::from);
-                explanation.candidates = match hit.candidates.iter().find(is_bound) {
-                    Some(candidate) => vec![Choice { probability: 1.0, ..candidate.into() }],
-                    None if explanation.has_candidates() => choices.collect(),
+                let backends = hit.picks.iter().map(ExplainedBackend::from);
+                explanation.candidates = match hit.picks.iter().find(is_bound) {
+                    Some(pick) => {
+                        vec![ExplainedBackend { probability: 1.0, ..pick.into() }]
+                    }
+                    None if explanation.has_candidates() => backends.collect(),
                     None => Vec::new(),
                 };
                 if let (Some(client), Some(from)) = (&mut explanation.client, hit.from) {
                     client.by_routing = client.address.is_none();
                     client.address = Some(from.addr.ip());
-                    client.with_port = from.flags & abi::Client::SURE != 0;
+                    client.with_port = from.flags & abi::SourceAddress::SURE != 0;
                 }
-                explanation.bound = hit.bound.map(|bond| Bound {
+                explanation.bound = hit.bound.map(|bond| ExplainedBond {
                     address: bond.backend.to_string(),
                     age_seconds: now.saturating_sub(bond.used) / 1_000_000_000,
                 });
-                explanation.service = Some(Hit::new(hit, snapshot));
+                explanation.service = Some(ExplainedService::new(hit, snapshot));
             }
         }
         explanation
@@ -285,36 +287,39 @@ impl<'a> Explanation<'a> {
 
     /// Whether there is more to tell of the candidates than that none is reached.
     fn has_candidates(&self) -> bool {
-        matches!(self.verdict, Fate::Forward | Fate::Fail(Refusal::Unstable))
+        matches!(
+            self.verdict,
+            ExplainedVerdict::Forward | ExplainedVerdict::Fail(Refusal::Unstable)
+        )
     }
 }
 
-/// What a connection may expect, if not every candidate has the same to say.
-fn fate(candidates: &[Candidate]) -> Fate {
+/// What a connection may expect, if not every pick leads to the same.
+fn verdict(picks: &[Pick]) -> ExplainedVerdict {
     use Refusal::{Confined, Denied, NoEndpoints, UnknownClient, Unreachable, Unstable};
 
-    let has = |refusal: &Refusal| candidates.iter().any(|c| c.verdict == Verdict::Fail(*refusal));
-    let forwards = |candidate: &Candidate| matches!(candidate.verdict, Verdict::Forward(_));
-    if !has(&Confined) && candidates.iter().any(forwards) {
-        return Fate::Forward;
+    let has = |refusal: &Refusal| picks.iter().any(|pick| pick.verdict == Verdict::Fail(*refusal));
+    let forwards = |pick: &Pick| matches!(pick.verdict, Verdict::Forward(_));
+    if !has(&Confined) && picks.iter().any(forwards) {
+        return ExplainedVerdict::Forward;
     }
     let order = [Confined, Unstable, Denied, UnknownClient, Unreachable];
-    Fate::Fail(order.into_iter().find(has).unwrap_or(NoEndpoints))
+    ExplainedVerdict::Fail(order.into_iter().find(has).unwrap_or(NoEndpoints))
 }
 
-impl From<&Candidate> for Choice {
-    fn from(candidate: &Candidate) -> Self {
-        let address = peer_of(candidate.verdict).map(|peer| peer.to_string());
-        Self { address, index: candidate.index, probability: candidate.probability }
+impl From<&Pick> for ExplainedBackend {
+    fn from(pick: &Pick) -> Self {
+        let address = peer_of(pick.verdict).map(|peer| peer.to_string());
+        Self { address, index: pick.index, probability: pick.probability }
     }
 }
 
-impl<'a> Hit<'a> {
+impl<'a> ExplainedService<'a> {
     fn new(hit: &lookup::Hit, snapshot: &'a Snapshot) -> Self {
         let (key, service) = (&hit.key, &hit.service);
         let [namespace, name, port] = dump::names(snapshot.names.get(&service.id));
-        let asks = hit.record.filter(|record| record.flags & Backend::SOURCES != 0);
-        let ranges = || dump::sources(snapshot, service.id);
+        let asks = hit.record.filter(|record| record.flags & Backend::SOURCE_RANGES != 0);
+        let ranges = || dump::source_ranges(snapshot, service.id);
         let entries = dump::entries(snapshot);
         let entry = entries.iter().find(|entry| entry.key == key);
         let kept = entry.map(Entry::kept);

@@ -196,7 +196,7 @@ fn fills(snapshot: &Snapshot) -> Vec<Fill> {
 fn more_fills(dir: &Path, maps: &Pinned, snapshot: &Snapshot) -> Result<Vec<Fill>, MapError> {
     let used = [
         (ADDRESSES, snapshot.addresses.len()),
-        (SOURCES, snapshot.sources.len()),
+        (SOURCES, snapshot.source_ranges.len()),
         (CLIENTS, maps.clients()?.len()),
         (AFFINITY, maps.bonds().count()),
     ];

@@ -19,7 +19,7 @@ pub enum Target {
     /// A Service, or one port of it.
     Name(ServiceName),
     /// An address, or one port of it.
-    Address(Address),
+    Address(TargetAddress),
 }
 
 /// A Service, or one port of it.
@@ -35,7 +35,7 @@ pub struct ServiceName {
 
 /// An address, or one port of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Address {
+pub struct TargetAddress {
     /// The address; an IPv4-mapped one is the IPv4 address.
     pub ip: IpAddr,
     /// Any, if none.
@@ -53,7 +53,7 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(address) = Address::parse(text)? {
+        if let Some(address) = TargetAddress::parse(text)? {
             return Ok(Self::Address(address));
         }
         let (namespace, rest) = match text.split_once('/') {
@@ -86,7 +86,7 @@ pub(super) fn is_label(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(inner)
 }
 
-impl Address {
+impl TargetAddress {
     /// Any port of it.
     pub const fn new(ip: IpAddr) -> Self {
         Self { ip, port: None, protocol: None, role: 0, own_ports: Vec::new() }
@@ -210,7 +210,7 @@ impl fmt::Display for Target {
                 f.write_str(name)?;
                 port.iter().try_for_each(|port| write!(f, ":{port}"))
             }
-            Self::Address(Address { ip, port, protocol, .. }) => {
+            Self::Address(TargetAddress { ip, port, protocol, .. }) => {
                 match port {
                     Some(port) => SocketAddr::new(*ip, *port).fmt(f)?,
                     None => ip.fmt(f)?,
@@ -231,7 +231,7 @@ impl FromStr for Destination {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Some(Address { ip, port, protocol, .. }) = Address::parse(text)? else {
+        let Some(TargetAddress { ip, port, protocol, .. }) = TargetAddress::parse(text)? else {
             return Err(format!(
                 "not an address: use ADDR:PORT, ADDR:PORT/udp or [IPV6]:PORT; `lbctl get services \
                  {text}` shows those of a Service"
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     fn address(ip: &str, port: Option<u16>, protocol: Option<Protocol>) -> Target {
-        Target::Address(Address { port, protocol, ..Address::new(ip.parse().unwrap()) })
+        Target::Address(TargetAddress { port, protocol, ..TargetAddress::new(ip.parse().unwrap()) })
     }
 
     fn name(namespace: Option<&str>, name: &str, port: Option<&str>) -> Target {

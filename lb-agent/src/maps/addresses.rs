@@ -15,22 +15,22 @@ use super::{
 const ADDR: usize = size_of::<Addr>();
 const ADDRESS: usize = size_of::<AddressEntry>();
 
-/// The two maps. A bit of the filter is set before the first address that it speaks for is there, be it
+/// The map of addresses, and the filter. A bit of the filter is set before the first address that it speaks for is there, be it
 /// in this map or that of a frontend, and is cleared when the last one has gone.
-pub(super) struct Addresses {
+pub(super) struct AddressMaps {
     map: HashMap<MapData, [u8; ADDR], [u8; ADDRESS]>,
     filter: Array<MapData, u64>,
     /// How many addresses, and frontends, each bit speaks for.
     behind: Vec<u32>,
 }
 
-impl fmt::Debug for Addresses {
+impl fmt::Debug for AddressMaps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Addresses").finish_non_exhaustive()
+        f.debug_struct("AddressMaps").finish_non_exhaustive()
     }
 }
 
-impl Addresses {
+impl AddressMaps {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let (map, _) = hash(dir, ADDRESSES)?;
         let (data, _) = open(dir, FILTER)?;

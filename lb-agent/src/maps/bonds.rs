@@ -10,12 +10,12 @@ use aya::maps::MapError;
 use lb_common::abi::AffinityKey;
 use nix::time::{ClockId, clock_gettime};
 
-use super::{Holders, Of, OpenError, clients::Clients};
+use super::{Holders, Of, OpenError, clients::ClientMaps};
 
 /// The pinned bonds, for a thread of its own: with many clients this takes a while.
 #[derive(Debug)]
 pub struct Bonds {
-    clients: Clients,
+    clients: ClientMaps,
     held: Holders,
 }
 
@@ -38,7 +38,7 @@ impl Bonds {
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         // What cgroups hold outlives sets of maps, and is beside them.
         let held = Holders::open(dir.parent().unwrap_or(dir))?;
-        Ok(Self { clients: Clients::open(dir)?, held })
+        Ok(Self { clients: ClientMaps::open(dir)?, held })
     }
 
     /// Forgets those that are over, given how long a client of each service port stays with its

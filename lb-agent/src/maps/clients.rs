@@ -9,12 +9,12 @@ use std::{
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use bytemuck::must_cast;
 use lb_common::abi::{
-    AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, Client, ClientEntry, ClientKey, SOURCES,
-    SourceKey,
+    AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, ClientEntry, ClientKey, SOURCES, SourceAddress,
+    SourceRangeKey,
 };
 use lb_core::{
     model::Cidr,
-    store::{source_key, source_range},
+    store::{source_range, source_range_key},
 };
 
 use super::{
@@ -22,58 +22,62 @@ use super::{
     one::{BPF_F_LOCK, gone, hash, is_full, open},
 };
 
-const SOURCE: usize = size_of::<SourceKey>();
+const SOURCE: usize = size_of::<SourceRangeKey>();
 const FROM: usize = size_of::<ClientKey>();
 const CLIENT: usize = size_of::<ClientEntry>();
 const BOUND: usize = size_of::<AffinityKey>();
 const BONDS: usize = size_of::<Affinity>();
 
-/// The three maps.
+/// The maps of source ranges, of the source addresses of clients, and of session affinity.
 #[derive(Debug)]
-pub(super) struct Clients {
-    sources: LpmTrie<MapData, [u8; SOURCE], u32>,
+pub(super) struct ClientMaps {
+    source_ranges: LpmTrie<MapData, [u8; SOURCE], u32>,
     addresses: HashMap<MapData, [u8; FROM], [u8; CLIENT]>,
     affinity: HashMap<MapData, [u8; BOUND], [u8; BONDS]>,
 }
 
-impl Clients {
+impl ClientMaps {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let (data, _) = open(dir, SOURCES)?;
-        let sources =
+        let source_ranges =
             LpmTrie::try_from(Map::LpmTrie(data)).map_err(|error| OpenError::Foreign {
                 path: dir.join(SOURCES).display().to_string(),
                 what: error.to_string(),
             })?;
-        Ok(Self { sources, addresses: hash(dir, CLIENTS)?.0, affinity: hash(dir, AFFINITY)?.0 })
+        Ok(Self {
+            source_ranges,
+            addresses: hash(dir, CLIENTS)?.0,
+            affinity: hash(dir, AFFINITY)?.0,
+        })
     }
 
     /// All source ranges, by the id of the service port.
-    pub(super) fn sources(&self) -> Result<BTreeSet<(u32, Cidr)>, MapError> {
-        let keys = self.sources.keys();
+    pub(super) fn source_ranges(&self) -> Result<BTreeSet<(u32, Cidr)>, MapError> {
+        let keys = self.source_ranges.keys();
         keys.map(|key| key.map(|key| source_range(key.prefix_len(), &must_cast(key.data()))))
             .collect()
     }
 
-    pub(super) fn put_source(&mut self, id: u32, range: Cidr) -> Result<(), MapError> {
-        self.sources.insert(&lpm(id, range), &1, 0)
+    pub(super) fn put_source_range(&mut self, id: u32, range: Cidr) -> Result<(), MapError> {
+        self.source_ranges.insert(&lpm(id, range), &1, 0)
     }
 
-    pub(super) fn delete_source(&mut self, id: u32, range: Cidr) -> Result<(), MapError> {
-        gone(self.sources.remove(&lpm(id, range)))
+    pub(super) fn delete_source_range(&mut self, id: u32, range: Cidr) -> Result<(), MapError> {
+        gone(self.source_ranges.remove(&lpm(id, range)))
     }
 
-    pub(super) fn allows(&self, client: &SourceKey) -> bool {
-        self.sources.get(&Key::new(SourceKey::BITS, must_cast(*client)), 0).is_ok()
+    pub(super) fn allows(&self, client: &SourceRangeKey) -> bool {
+        self.source_ranges.get(&Key::new(SourceRangeKey::BITS, must_cast(*client)), 0).is_ok()
     }
 
-    pub(super) fn client(&self, key: &ClientKey) -> Option<Client> {
+    pub(super) fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
         let entry: ClientEntry = must_cast(self.addresses.get(&must_cast(*key), BPF_F_LOCK).ok()?);
-        (entry.seal == ClientEntry::seal(key)).then_some(entry.client)
+        (entry.seal == ClientEntry::seal(key)).then_some(entry.source)
     }
 
     /// From where the sockets of all network namespaces connect.
-    pub(super) fn clients(&self) -> Result<BTreeMap<ClientKey, Client>, MapError> {
-        let client = |entry| must_cast::<[u8; CLIENT], ClientEntry>(entry).client;
+    pub(super) fn clients(&self) -> Result<BTreeMap<ClientKey, SourceAddress>, MapError> {
+        let client = |entry| must_cast::<[u8; CLIENT], ClientEntry>(entry).source;
         let all = self.addresses.iter();
         all.map(|entry| entry.map(|(key, to)| (must_cast(key), client(to)))).collect()
     }
@@ -83,7 +87,7 @@ impl Clients {
     /// all addresses goes before what holds for one: false.
     pub(super) fn set_clients(
         &mut self,
-        wanted: &BTreeMap<ClientKey, Client>,
+        wanted: &BTreeMap<ClientKey, SourceAddress>,
     ) -> Result<bool, MapError> {
         let known = self.clients()?;
         for key in known.keys().filter(|key| !wanted.contains_key(key)) {
@@ -95,9 +99,9 @@ impl Clients {
         }
         // First those that are there or are the only ones of their namespace; then single addresses,
         // before the general entry leads to them.
-        let is_first = |key: &ClientKey, client: &Client| {
+        let is_first = |key: &ClientKey, client: &SourceAddress| {
             *key == ClientKey::general(key.netns, key.to)
-                && (client.flags & Client::OTHERS == 0 || !known.contains_key(key))
+                && (client.flags & SourceAddress::OTHERS == 0 || !known.contains_key(key))
         };
         let (first, rest): (Vec<_>, Vec<_>) =
             wanted.iter().partition(|(key, client)| is_first(key, client));
@@ -120,7 +124,11 @@ impl Clients {
     }
 
     /// Whoever reads finds what was there before, or this.
-    pub(super) fn put_client(&mut self, key: &ClientKey, client: Client) -> Result<(), MapError> {
+    pub(super) fn put_client(
+        &mut self,
+        key: &ClientKey,
+        client: SourceAddress,
+    ) -> Result<(), MapError> {
         let entry = ClientEntry::new(key, client);
         self.addresses.insert(&must_cast(*key), &must_cast(entry), BPF_F_LOCK)
     }
@@ -161,6 +169,6 @@ impl Clients {
 }
 
 fn lpm(id: u32, range: Cidr) -> Key<[u8; SOURCE]> {
-    let (prefix, key) = source_key(id, range);
+    let (prefix, key) = source_range_key(id, range);
     Key::new(prefix, must_cast(key))
 }

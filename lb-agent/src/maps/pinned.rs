@@ -7,9 +7,9 @@ use bytemuck::must_cast;
 use lb_common::{
     ATTEMPTS, ReadMaps,
     abi::{
-        ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, Client, ClientKey,
-        FILTER, GENERATIONS, NAMES, Name, SCOPE_ANY, SERVICES, SOURCES, Service, ServiceEntry,
-        ServiceKey, SourceKey, bpf_spin_lock,
+        ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, ClientKey, FILTER,
+        GENERATIONS, NAMES, Name, SCOPE_ANY, SERVICES, SOURCES, Service, ServiceEntry, ServiceKey,
+        SourceAddress, SourceRangeKey, bpf_spin_lock,
     },
 };
 use lb_core::{
@@ -19,8 +19,8 @@ use lb_core::{
 };
 
 use super::{
-    addresses::Addresses,
-    clients::Clients,
+    addresses::AddressMaps,
+    clients::ClientMaps,
     generations::Generations,
     grace,
     mapping::Mapping,
@@ -37,8 +37,8 @@ pub struct Pinned {
     services: Bytes<[u8; KEY], [u8; SERVICE]>,
     names: Bytes<u32, [u8; NAME]>,
     backends: Mapping,
-    addresses: Addresses,
-    clients: Clients,
+    addresses: AddressMaps,
+    clients: ClientMaps,
     /// Not of those who only look.
     generations: Option<Generations>,
     max_services: u32,
@@ -58,14 +58,14 @@ impl Pinned {
         }
         let backends = Mapping::new(data.fd().as_fd(), max_backends, access)
             .map_err(|error| OpenError::Memory { path, error })?;
-        let mut addresses = Addresses::open(dir)?;
+        let mut addresses = AddressMaps::open(dir)?;
         if access == Access::Write {
             let path = dir.join(FILTER).display().to_string();
             addresses
                 .restore(frontends(&services))
                 .map_err(|error| OpenError::Open { path, error })?;
         }
-        let clients = Clients::open(dir)?;
+        let clients = ClientMaps::open(dir)?;
         let generations = match access {
             Access::Read => None,
             // It outlives sets of maps, and is beside them.
@@ -115,7 +115,7 @@ impl Pinned {
             written: self.backends.is_written(),
             services,
             names,
-            sources: self.clients.sources()?,
+            source_ranges: self.clients.source_ranges()?,
             addresses: self.addresses.all()?,
             blocks,
         })
@@ -143,18 +143,18 @@ impl Pinned {
     /// room for all of it.
     pub fn set_clients(
         &mut self,
-        clients: &BTreeMap<ClientKey, Client>,
+        clients: &BTreeMap<ClientKey, SourceAddress>,
     ) -> Result<bool, StoreError> {
         self.clients.set_clients(clients).map_err(|error| kernel("update", CLIENTS, &error))
     }
 
     /// Makes the maps say from where sockets of one network namespace connect.
-    pub fn put_client(&mut self, key: &ClientKey, client: Client) -> Result<(), StoreError> {
+    pub fn put_client(&mut self, key: &ClientKey, client: SourceAddress) -> Result<(), StoreError> {
         self.clients.put_client(key, client).map_err(|error| kernel("update", CLIENTS, &error))
     }
 
     /// From where sockets of each network namespace connect.
-    pub fn clients(&self) -> Result<BTreeMap<ClientKey, Client>, MapError> {
+    pub fn clients(&self) -> Result<BTreeMap<ClientKey, SourceAddress>, MapError> {
         self.clients.clients()
     }
 
@@ -210,12 +210,12 @@ impl Store for Pinned {
             Op::DeleteName { id } => {
                 gone(self.names.remove(id)).map_err(|e| kernel("delete from", NAMES, &e))
             }
-            Op::PutSource { id, range } => {
-                let result = self.clients.put_source(*id, *range);
+            Op::PutSourceRange { id, range } => {
+                let result = self.clients.put_source_range(*id, *range);
                 result.map_err(|e| kernel("update", SOURCES, &e))
             }
-            Op::DeleteSource { id, range } => {
-                let result = self.clients.delete_source(*id, *range);
+            Op::DeleteSourceRange { id, range } => {
+                let result = self.clients.delete_source_range(*id, *range);
                 result.map_err(|e| kernel("delete from", SOURCES, &e))
             }
             Op::PutAddress { addr, known } => {
@@ -274,11 +274,11 @@ impl ReadMaps for Pinned {
         self.addresses.get(addr)
     }
 
-    fn client(&self, key: &ClientKey) -> Option<Client> {
+    fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
         self.clients.client(key)
     }
 
-    fn allows(&self, client: &SourceKey) -> bool {
+    fn allows(&self, client: &SourceRangeKey) -> bool {
         self.clients.allows(client)
     }
 

@@ -23,17 +23,17 @@ pub(super) struct Hierarchy {
 
 /// Where the node's cgroup is.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Choice {
+pub(super) struct NodeLocation {
     pub(super) node: Location,
     /// Why that may be wrong.
     pub(super) doubt: Option<&'static str>,
     /// The directories to try, in this order.
-    pub(super) ways: Vec<Route>,
+    pub(super) ways: Vec<CgroupMount>,
 }
 
 /// How to get to the node's cgroup.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Route {
+pub(super) enum CgroupMount {
     /// By a mount that is there.
     Visible(PathBuf),
     /// By one of our own, in the cgroup namespace of PID 1.
@@ -57,7 +57,7 @@ impl Hierarchy {
     }
 
     /// None if the cgroup of PID 1 is needed, and was removed.
-    pub(super) fn choose(&self) -> Option<Choice> {
+    pub(super) fn choose(&self) -> Option<NodeLocation> {
         let mounts =
             || self.mounts.iter().filter_map(|mount| Some((Location::parse(&mount.root)?, mount)));
         let doubt = self.doubt();
@@ -83,15 +83,15 @@ impl Hierarchy {
                         Way::Nameless => None,
                     }
                 })
-                .map(Route::Visible)
+                .map(CgroupMount::Visible)
         };
         let private = if doubt.is_none() {
-            Some(Route::OfInit)
+            Some(CgroupMount::OfInit)
         } else {
-            (node.up == 0 && node.down.is_empty()).then_some(Route::Own)
+            (node.up == 0 && node.down.is_empty()).then_some(CgroupMount::Own)
         };
         let ways = visible(false).chain(private).chain(visible(true)).collect();
-        Some(Choice { node, doubt, ways })
+        Some(NodeLocation { node, doubt, ways })
     }
 }
 

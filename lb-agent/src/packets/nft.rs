@@ -7,7 +7,7 @@ use std::{io, mem};
 
 use lb_core::printable::Printable;
 
-use crate::netlink::{Netlink, Refusal, attribute, attributes};
+use crate::netlink::{BatchError, Netlink, attribute, attributes};
 
 /// `NFNL_SUBSYS_NFTABLES`, in the upper byte of a message's kind.
 const SUBSYSTEM: u8 = 10;
@@ -211,7 +211,7 @@ impl Transaction {
             *flags = (u16::from_ne_bytes(*flags) | ACK).to_ne_bytes();
         }
         push(&mut self.bytes, BATCH_END, REQUEST, 0, u16::from(SUBSYSTEM), &[]);
-        netlink.batch(&mut self.bytes).map_err(|Refusal { message, error }| {
+        netlink.batch(&mut self.bytes).map_err(|BatchError { message, error }| {
             let subject = message.and_then(|at| self.subjects.get(usize::try_from(at).ok()?));
             NftError { subject: subject.cloned(), error }
         })

@@ -8,10 +8,10 @@ use std::{
 
 use lb_common::{
     Addr,
-    abi::{Client, ClientKey},
+    abi::{ClientKey, SourceAddress},
 };
 
-use super::routes::Address;
+use super::routes::LocalAddress;
 
 /// Most load balancers of which one namespace may say something of their own. Beyond, what holds for
 /// most of them holds; that is what the socket comes from then.
@@ -34,10 +34,10 @@ pub struct ClientsQuestion {
 pub(super) fn home(
     netns: u64,
     is_own: bool,
-    addresses: &[Address],
+    addresses: &[LocalAddress],
     question: &ClientsQuestion,
     mut route: impl FnMut(IpAddr) -> Option<IpAddr>,
-) -> BTreeMap<ClientKey, Client> {
+) -> BTreeMap<ClientKey, SourceAddress> {
     let mut home = BTreeMap::new();
     for ipv4 in [true, false] {
         let of_family = |ip: &IpAddr| ip.is_ipv4() == ipv4;
@@ -47,7 +47,7 @@ pub(super) fn home(
         let otherwise = *preferred.unwrap_or(first);
         // Nobody in the machine's namespace has to be kept from choosing another address: whoever
         // could is root.
-        let sure = if is_own || all.len() == 1 { Client::SURE } else { 0 };
+        let sure = if is_own || all.len() == 1 { SourceAddress::SURE } else { 0 };
         let mut answers = BTreeMap::new();
         if all.len() > 1 {
             for to in question.to.iter().copied().filter(of_family) {
@@ -58,10 +58,10 @@ pub(super) fn home(
         let general = ClientKey::general(netns, most.into());
         let mut others = 0;
         for (to, from) in answers.into_iter().filter(|(_, from)| *from != most).take(SINGLE) {
-            home.insert(general.towards(to.into()), Client::new(from.into(), sure));
-            others = Client::OTHERS;
+            home.insert(general.towards(to.into()), SourceAddress::new(from.into(), sure));
+            others = SourceAddress::OTHERS;
         }
-        home.insert(general, Client::new(Addr::from(most), sure | others));
+        home.insert(general, SourceAddress::new(Addr::from(most), sure | others));
     }
     home
 }
@@ -76,7 +76,7 @@ fn most<'a>(all: impl Iterator<Item = &'a IpAddr>) -> Option<IpAddr> {
 }
 
 /// Each global address of the family once, those of the loopback interface last.
-fn global(addresses: &[Address], ipv4: bool) -> Vec<IpAddr> {
+fn global(addresses: &[LocalAddress], ipv4: bool) -> Vec<IpAddr> {
     let mut all = Vec::new();
     for loopback in [false, true] {
         for (_, ip) in addresses.iter().filter(|(on, ip)| *on == loopback && is_global(*ip)) {
@@ -112,7 +112,8 @@ mod tests {
         routes: &[(&str, &str)],
         node: &str,
     ) -> Vec<String> {
-        let addresses: Vec<Address> = addresses.iter().map(|(lo, text)| (*lo, ip(text))).collect();
+        let addresses: Vec<LocalAddress> =
+            addresses.iter().map(|(lo, text)| (*lo, ip(text))).collect();
         let question = ClientsQuestion {
             to: VIPS.iter().chain(&["2001:db8:5::5"]).map(|to| ip(to)).collect(),
             node: [Some(ip(node)), None],
@@ -120,16 +121,16 @@ mod tests {
         let route =
             |to: IpAddr| routes.iter().find(|(of, _)| ip(of) == to).map(|(_, from)| ip(from));
         let home = home(7, is_own, &addresses, &question, route);
-        let text = |(key, client): (ClientKey, Client)| {
+        let text = |(key, client): (ClientKey, SourceAddress)| {
             assert_eq!(key.netns, 7);
             let general = ClientKey::general(7, client.addr) == key;
-            let others = client.flags & Client::OTHERS != 0;
+            let others = client.flags & SourceAddress::OTHERS != 0;
             let to = match (general, others) {
                 (true, true) => "most ".into(),
                 (true, false) => String::new(),
                 (false, _) => format!("{} ", key.to),
             };
-            let sure = if client.flags & Client::SURE != 0 { "!" } else { "" };
+            let sure = if client.flags & SourceAddress::SURE != 0 { "!" } else { "" };
             format!("{to}{}{sure}", client.addr)
         };
         home.into_iter().map(text).collect()

@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
 use lb_common::abi::{Addr, Peer, Port};
 use lb_core::model::Protocol;
 
-use super::{Kind, namespaces};
+use super::{SocketKind, namespaces};
 use crate::netlink::{Netlink, attributes};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -21,7 +21,7 @@ const CGROUP_ID: u16 = 21;
 /// `TCP_SYN_SENT`.
 const SYN_SENT: u8 = 2;
 
-impl Kind {
+impl SocketKind {
     /// The states that are dumped, as bits: those with a peer. Closed sockets (7) and listening ones
     /// (10) have none, and of others only a stub is left (TIME_WAIT, 6).
     const fn states(self) -> u32 {
@@ -85,7 +85,7 @@ const _: () = {
 
 /// The kernel's name of a socket in its namespace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Name {
+pub(super) struct SocketName {
     family: Family,
     id: Id,
 }
@@ -127,7 +127,7 @@ impl Family {
     }
 }
 
-impl Name {
+impl SocketName {
     /// Nobody's.
     pub(super) fn sample() -> Self {
         Self { family: Family::V4, id: Id::zeroed() }
@@ -137,7 +137,7 @@ impl Name {
 /// A socket that has a peer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Connected {
-    pub(super) name: Name,
+    pub(super) name: SocketName,
     pub(super) cookie: u64,
     pub(super) local: Peer,
     pub(super) peer: Peer,
@@ -162,7 +162,7 @@ impl Diag {
     }
 
     /// The sockets of a kind.
-    pub(super) fn connected(&mut self, kind: Kind) -> io::Result<Vec<Connected>> {
+    pub(super) fn connected(&mut self, kind: SocketKind) -> io::Result<Vec<Connected>> {
         let mut found = Vec::new();
         let protocol = kind.protocol();
         for family in [Family::V4, Family::V6] {
@@ -189,7 +189,7 @@ impl Diag {
 
     /// Ends a socket as if its application had been told ECONNABORTED. `NotFound` if there is no such
     /// socket any more, or it has another peer.
-    pub(super) fn destroy(&mut self, protocol: Protocol, name: &Name) -> io::Result<()> {
+    pub(super) fn destroy(&mut self, protocol: Protocol, name: &SocketName) -> io::Result<()> {
         let request = Request {
             family: name.family.number(),
             protocol: protocol.number(),
@@ -247,7 +247,7 @@ fn parse(message: &[u8]) -> Option<Connected> {
     let id = head.id;
     let [low, high] = id.cookie;
     let mut connected = Connected {
-        name: Name { family, id },
+        name: SocketName { family, id },
         cookie: u64::from(low) | u64::from(high) << 32,
         local: Peer { addr: family.address(id.local), port: id.local_port },
         peer: Peer { addr: family.address(id.peer), port: id.peer_port },

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::abi::{Client, ClientKey};
+use lb_common::abi::{ClientKey, SourceAddress};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::resource::{Resource, getrlimit},
@@ -54,7 +54,7 @@ const MOUNTS: [&str; 2] = ["/proc/self/mountinfo", "/proc/1/mountinfo"];
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct SourceAddresses {
     /// From where sockets connect.
-    pub known: BTreeMap<ClientKey, Client>,
+    pub known: BTreeMap<ClientKey, SourceAddress>,
     /// Cookies of the network namespaces that were asked.
     pub namespaces: BTreeSet<u64>,
     /// Whether each network namespace that was found could be asked.
@@ -133,7 +133,7 @@ struct Watched {
     cookie: u64,
     /// None beyond the limit of open files: it is asked at each look only.
     line: Option<Line>,
-    home: BTreeMap<ClientKey, Client>,
+    home: BTreeMap<ClientKey, SourceAddress>,
     /// Something has changed.
     is_stale: bool,
     /// It is not asked before.
@@ -350,7 +350,7 @@ fn ask(
     cookie: u64,
     is_own: bool,
     question: &ClientsQuestion,
-) -> io::Result<BTreeMap<ClientKey, Client>> {
+) -> io::Result<BTreeMap<ClientKey, SourceAddress>> {
     let addresses = routes::addresses(netlink)?;
     let mut failed = Ok(());
     let home = home(cookie, is_own, &addresses, question, |to| {

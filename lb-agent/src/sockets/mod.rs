@@ -66,7 +66,7 @@ mod subtree;
 mod sweeper;
 
 pub use clients::ClientsQuestion;
-use diag::{Connected, Diag, Name};
+use diag::{Connected, Diag, SocketName};
 pub use followed::{Followed, SourceAddresses};
 pub use gone::Gone;
 pub use held::{Counted, Storage};
@@ -80,7 +80,7 @@ pub use sweeper::{News, Sweeper};
 
 /// Which sockets are looked for: of those that have a peer.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
+pub enum SocketKind {
     /// All of UDP.
     Udp,
     /// Those of TCP that wait for an answer to their SYN. Few, but the kernel goes through its whole
@@ -90,7 +90,7 @@ pub enum Kind {
     Tcp,
 }
 
-impl Kind {
+impl SocketKind {
     /// Its protocol.
     pub const fn protocol(self) -> Protocol {
         match self {
@@ -123,7 +123,7 @@ pub struct Found {
     /// TCP: nobody has answered yet.
     pub dialling: bool,
     door: Door,
-    name: Name,
+    name: SocketName,
 }
 
 impl Found {
@@ -170,7 +170,7 @@ impl Found {
             inside: true,
             dialling: false,
             door: Door::Own,
-            name: Name::sample(),
+            name: SocketName::sample(),
         }
     }
 }
@@ -200,13 +200,13 @@ pub struct Scanner {
 impl Scanner {
     /// Of the maps of live sockets, see [`open`], and of programs that are attached to `cgroup`.
     /// `Unsupported` if the kernel has no type information (BTF). Takes some 100 ms.
-    pub fn new(maps: &Maps, cgroup: &Path) -> io::Result<Self> {
+    pub fn new(maps: &SocketMaps, cgroup: &Path) -> io::Result<Self> {
         Ok(Self { stored: Stored::open(&maps.0)?, subtree: Subtree::new(cgroup) })
     }
 
     /// Looks into all network namespaces for sockets of these kinds that may have to go: those that were
     /// translated, and inside the subtree those of UDP, and of TCP that wait, that were not.
-    pub fn scan(&mut self, kinds: &[Kind]) -> Sight {
+    pub fn scan(&mut self, kinds: &[SocketKind]) -> Sight {
         let mut sight = Sight::default();
         let Namespaces { doors, hidden, .. } = match Namespaces::find() {
             Ok(namespaces) => namespaces,
@@ -265,9 +265,9 @@ impl Scanner {
     }
 
     /// Whether the socket may have to go.
-    fn is_candidate(&mut self, socket: &mut Found, kinds: &[Kind]) -> bool {
+    fn is_candidate(&mut self, socket: &mut Found, kinds: &[SocketKind]) -> bool {
         if socket.translated().is_some() {
-            return socket.protocol == Protocol::Udp || kinds.contains(&Kind::Tcp);
+            return socket.protocol == Protocol::Udp || kinds.contains(&SocketKind::Tcp);
         }
         if socket.protocol == Protocol::Udp || socket.dialling {
             socket.inside = self.subtree.contains(socket.cgroup);
@@ -354,16 +354,16 @@ fn destroy_all(diag: &mut Diag, sockets: &[&Found]) -> Destroyed {
 
 /// The maps of live sockets: [`SOCKETS`] and [`FORMER`].
 #[derive(Debug)]
-pub struct Maps([OwnedFd; 2]);
+pub struct SocketMaps([OwnedFd; 2]);
 
 /// The maps of live sockets, for [`Scanner::new`].
-pub fn open(pins: &Pins) -> Result<Maps> {
+pub fn open(pins: &Pins) -> Result<SocketMaps> {
     let open = |path: PathBuf| {
         let map = MapData::from_pin(&path)
             .with_context(|| format!("cannot open the pinned map {}", shown(&path).display()))?;
         map.fd().as_fd().try_clone_to_owned().context("cannot keep the map of sockets open")
     };
-    Ok(Maps([open(pins.storage(SOCKETS))?, open(pins.storage(FORMER))?]))
+    Ok(SocketMaps([open(pins.storage(SOCKETS))?, open(pins.storage(FORMER))?]))
 }
 
 /// The cookie of this process's own network namespace. An agent belongs into the machine's

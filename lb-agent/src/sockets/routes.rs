@@ -34,10 +34,10 @@ const IFA_F_TENTATIVE: u8 = 0x40;
 const IFA_F_OPTIMISTIC: u8 = 0x04;
 
 /// An address, and whether it is the loopback interface's.
-pub(super) type Address = (bool, IpAddr);
+pub(super) type LocalAddress = (bool, IpAddr);
 
 /// The addresses that can be used, in the kernel's order.
-pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<Address>> {
+pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<LocalAddress>> {
     let mut links = BTreeMap::new();
     netlink.dump(GET_LINK, &[0; IFINFOMSG], |body| match body {
         None => links.clear(),

@@ -23,8 +23,8 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Destroyed, EndReason, Found, Kind, Maps, Scanner, agenda::Agenda, destroy, diag::Diag,
-    healed::Healed, said::Said, without_servers,
+    Destroyed, EndReason, Found, Scanner, SocketKind, SocketMaps, agenda::Agenda, destroy,
+    diag::Diag, healed::Healed, said::Said, without_servers,
 };
 
 /// Nothing happens before the first request; the thread wakes all the same.
@@ -62,9 +62,9 @@ impl Sweeper {
     /// attached. It does not look before it is asked, so that nothing is judged on partial knowledge;
     /// from then on also by itself.
     pub fn start(
-        maps: Maps,
+        maps: SocketMaps,
         cgroup: &Path,
-        kinds: &[Kind],
+        kinds: &[SocketKind],
     ) -> io::Result<(Self, mpsc::Receiver<News>)> {
         let (orders, inbox) = channel();
         // What the agent has not read yet keeps the thread from looking again.
@@ -120,7 +120,7 @@ struct Ended;
 
 struct Sweep {
     scanner: Scanner,
-    kinds: Vec<Kind>,
+    kinds: Vec<SocketKind>,
     outbox: mpsc::Sender<News>,
     healed: Healed,
     said: Said,
@@ -235,19 +235,19 @@ struct Due {
 }
 
 impl Due {
-    fn kinds(self, all: &[Kind]) -> Vec<Kind> {
-        let is_due = |kind: &Kind| match kind {
-            Kind::Udp => self.flows,
-            Kind::Dialling => self.dialling,
-            Kind::Tcp => self.flows || self.dialling,
+    fn kinds(self, all: &[SocketKind]) -> Vec<SocketKind> {
+        let is_due = |kind: &SocketKind| match kind {
+            SocketKind::Udp => self.flows,
+            SocketKind::Dialling => self.dialling,
+            SocketKind::Tcp => self.flows || self.dialling,
         };
         all.iter().copied().filter(is_due).collect()
     }
 }
 
 /// The kinds of sockets that the kernel would end.
-fn probed(kinds: &[Kind]) -> Vec<Kind> {
-    let works = |kind: &Kind| {
+fn probed(kinds: &[SocketKind]) -> Vec<SocketKind> {
+    let works = |kind: &SocketKind| {
         let protocol = kind.protocol();
         let result = Diag::open().and_then(|mut diag| diag.probe(protocol));
         if let Err(error) = &result {
@@ -257,7 +257,7 @@ fn probed(kinds: &[Kind]) -> Vec<Kind> {
                 Some(libc::ENOENT) => "the kernel module udp_diag (or tcp_diag)",
                 _ => "sock_diag",
             };
-            let cost = if *kind == Kind::Dialling { COST_OF_DIALLING } else { COST };
+            let cost = if *kind == SocketKind::Dialling { COST_OF_DIALLING } else { COST };
             tracing::warn!(%protocol, %error, "{cost}, for lack of {lack}");
         }
         result.is_ok()

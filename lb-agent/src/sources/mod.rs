@@ -36,7 +36,7 @@ pub struct Standstill {
 }
 
 /// Where a source says that.
-pub type Trouble = watch::Sender<Option<Standstill>>;
+pub type Standstills = watch::Sender<Option<Standstill>>;
 
 /// Where a source says what the first sync waits for, by what is lacking: a kind of objects, or files.
 pub type Waits = watch::Sender<BTreeMap<&'static str, Wait>>;

@@ -41,7 +41,7 @@ prop_compose! {
         services in vec((key(), number(0..12), number(1..4), 0..3u32, number(1..4), number(0..4)), 0..16),
         names in vec((number(0..4), service_name(), port_name(), protocol()), 0..6),
         records in vec((any::<bool>(), 0..4u8, number(0..4), number(0..4)), 16),
-        sources in vec((number(0..6), range()), 0..6),
+        source_ranges in vec((number(0..6), range()), 0..6),
         addresses in vec((key(), 0..9u32, 0..2u64), 0..4),
     ) -> Snapshot {
         let records = records.into_iter().map(|(refuse, last, generation, service)| {
@@ -66,7 +66,7 @@ prop_compose! {
             written: true,
             services: services.take(max_services as usize).collect(),
             names: names.collect(),
-            sources: sources.into_iter().collect(),
+            source_ranges: source_ranges.into_iter().collect(),
             addresses: addresses
                 .into_iter()
                 .map(|(key, flags, netns)| (key.peer.addr, AddressUse { flags, netns }))

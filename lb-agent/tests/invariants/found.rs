@@ -195,7 +195,7 @@ fn ranges_of_nobody_let_nobody_in() {
     let snapshot = Snapshot {
         max_services: 4,
         max_backends: 4,
-        sources: [stray("10.0.0.0/8"), stray("192.0.2.0/24")].into(),
+        source_ranges: [stray("10.0.0.0/8"), stray("192.0.2.0/24")].into(),
         ..Snapshot::default()
     };
     let guarded = |range: &str| Service {
@@ -238,10 +238,10 @@ fn a_frontend_that_is_left_to_its_old_owner_keeps_its_ranges() {
     assert!(world.sync(0, false).sockets.failed.is_empty());
     say(&mut world, [of("a", web(1, vip, 80))]);
     assert_eq!(world.sync(0, false).sockets.failed.len(), 1, "no room for a block");
-    assert_eq!(world.pipeline.store().sources.len(), 1);
+    assert_eq!(world.pipeline.store().source_ranges.len(), 1);
     // Now there is: the entry changes hands, and the ranges go.
     say(&mut world, [of("b", None)]);
     world.sync(0, false);
-    assert!(world.pipeline.store().sources.is_empty());
+    assert!(world.pipeline.store().source_ranges.is_empty());
     world.finish();
 }

@@ -17,8 +17,8 @@ struct Logged(Memory, Vec<&'static str>);
 impl Store for Logged {
     fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
         self.1.push(match op {
-            Op::PutSource { .. } => "range",
-            Op::DeleteSource { .. } => "no range",
+            Op::PutSourceRange { .. } => "range",
+            Op::DeleteSourceRange { .. } => "no range",
             Op::PutService { .. } => "service",
             Op::DeleteService { .. } => "no service",
             _ => return self.0.apply(op),

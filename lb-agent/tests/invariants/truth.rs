@@ -29,14 +29,15 @@ pub(super) struct Set {
     pub(super) empty: Option<Action>,
     pub(super) affinity: u32,
     /// Who may connect; empty: anybody.
-    pub(super) sources: BTreeSet<Cidr>,
+    pub(super) source_ranges: BTreeSet<Cidr>,
 }
 
 impl Set {
     /// Whether the records of both are the same: those say only whether there are ranges.
     pub(super) fn has_records_of(&self, other: &Self) -> bool {
-        let sources = other.sources.clone();
-        self.sources.is_empty() == sources.is_empty() && Self { sources, ..self.clone() } == *other
+        let source_ranges = other.source_ranges.clone();
+        self.source_ranges.is_empty() == source_ranges.is_empty()
+            && Self { source_ranges, ..self.clone() } == *other
     }
 }
 
@@ -249,8 +250,8 @@ impl Truth {
             kept,
             backends,
             affinity: service.affinity.map_or(0, NonZeroU32::get),
-            sources: if *kind == Kind::LoadBalancer {
-                self.sources(service, ipv4)
+            source_ranges: if *kind == Kind::LoadBalancer {
+                self.source_ranges(service, ipv4)
             } else {
                 BTreeSet::new()
             },
@@ -258,7 +259,7 @@ impl Truth {
         }
     }
 
-    fn sources(&self, service: &Service, ipv4: bool) -> BTreeSet<Cidr> {
+    fn source_ranges(&self, service: &Service, ipv4: bool) -> BTreeSet<Cidr> {
         let ranges = service.source_ranges.iter().copied();
         let mut ranges: BTreeSet<Cidr> = ranges.filter(|r| r.addr.is_ipv4() == ipv4).collect();
         if ranges.iter().any(|range| range.prefix == 0) {

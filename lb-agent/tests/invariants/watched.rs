@@ -9,7 +9,8 @@ use bytemuck::Zeroable as _;
 use lb_common::{
     ATTEMPTS, Addr, Flow, Prior, ReadMaps, Refusal, Verdict,
     abi::{
-        self, Action, Address, AffinityKey, Backend, Bond, Client, ClientKey, ServiceKey, SourceKey,
+        self, Action, Address, AffinityKey, Backend, Bond, ClientKey, ServiceKey, SourceAddress,
+        SourceRangeKey,
     },
     pick, select,
 };
@@ -39,7 +40,7 @@ pub(super) struct Watched {
     pub(super) memory: Memory,
     pub(super) services: BTreeMap<ServiceKey, abi::Service>,
     pub(super) names: BTreeMap<u32, PortRef>,
-    pub(super) sources: BTreeSet<(u32, Cidr)>,
+    pub(super) source_ranges: BTreeSet<(u32, Cidr)>,
     pub(super) addresses: BTreeMap<Addr, AddressUse>,
     past: Vec<Past>,
     generations: BTreeSet<u32>,
@@ -66,7 +67,7 @@ impl Watched {
             memory: Memory::new(max_services, max_backends),
             services: BTreeMap::new(),
             names: BTreeMap::new(),
-            sources: BTreeSet::new(),
+            source_ranges: BTreeSet::new(),
             addresses: BTreeMap::new(),
             past: Vec::new(),
             generations: BTreeSet::new(),
@@ -95,13 +96,13 @@ impl Watched {
 
     /// From now on all is checked.
     pub(super) fn watch(&mut self) {
-        let Snapshot { services, names, sources, addresses, .. } = self.memory.snapshot();
+        let Snapshot { services, names, source_ranges, addresses, .. } = self.memory.snapshot();
         for (&key, &value) in &services {
             let records = self.records_of(&value);
             self.past.push(Past { key, value, records, readable: true });
         }
         (self.services, self.names) = (services, names);
-        (self.sources, self.addresses) = (sources, addresses);
+        (self.source_ranges, self.addresses) = (source_ranges, addresses);
         (self.blind, self.open) = (false, true);
     }
 
@@ -129,11 +130,15 @@ impl Watched {
         let is_of = |(id, range): &&(u32, Cidr)| {
             *id == value.id && range.addr.is_ipv4() == key.peer.addr.is_v4()
         };
-        let sources: BTreeSet<Cidr> = match flags {
+        let source_ranges: BTreeSet<Cidr> = match flags {
             0 => BTreeSet::new(),
-            _ => self.sources.iter().filter(is_of).map(|(_, range)| *range).collect(),
+            _ => self.source_ranges.iter().filter(is_of).map(|(_, range)| *range).collect(),
         };
-        assert_eq!(flags, if sources.is_empty() { 0 } else { Backend::SOURCES }, "{key:?}: nobody");
+        assert_eq!(
+            flags,
+            if source_ranges.is_empty() { 0 } else { Backend::SOURCE_RANGES },
+            "{key:?}: nobody"
+        );
         let port = self.names.get(&value.id);
         Set {
             port: port.unwrap_or_else(|| panic!("{key:?} has id {}: nobody's", value.id)).clone(),
@@ -141,7 +146,7 @@ impl Watched {
             kept: peers(kept),
             empty: fails,
             affinity,
-            sources,
+            source_ranges,
         }
     }
 
@@ -171,14 +176,14 @@ impl Watched {
             Op::DeleteName { id } => {
                 assert!(self.names.contains_key(id), "id {id} is gone already");
                 assert!(!self.services.values().any(|s| s.id == *id), "id {id} is in use");
-                assert!(!self.sources.iter().any(|(of, _)| of == id), "id {id} has ranges");
+                assert!(!self.source_ranges.iter().any(|(of, _)| of == id), "id {id} has ranges");
             }
-            Op::PutSource { id, range } => {
-                assert!(!self.sources.contains(&(*id, *range)), "it is there already");
+            Op::PutSourceRange { id, range } => {
+                assert!(!self.source_ranges.contains(&(*id, *range)), "it is there already");
                 assert!(self.names.contains_key(id), "id {id} stands for nothing");
             }
-            Op::DeleteSource { id, range } => {
-                assert!(self.sources.contains(&(*id, *range)), "it is gone already");
+            Op::DeleteSourceRange { id, range } => {
+                assert!(self.source_ranges.contains(&(*id, *range)), "it is gone already");
             }
             Op::PutAddress { addr, known } => {
                 assert_ne!(self.addresses.get(addr), Some(known), "it is there already");
@@ -221,11 +226,11 @@ impl Watched {
             Op::DeleteName { id } => {
                 self.names.remove(id);
             }
-            Op::PutSource { id, range } => {
-                self.sources.insert((*id, *range));
+            Op::PutSourceRange { id, range } => {
+                self.source_ranges.insert((*id, *range));
             }
-            Op::DeleteSource { id, range } => {
-                self.sources.remove(&(*id, *range));
+            Op::DeleteSourceRange { id, range } => {
+                self.source_ranges.remove(&(*id, *range));
             }
             Op::PutAddress { addr, known } => {
                 self.addresses.insert(*addr, *known);
@@ -243,7 +248,8 @@ impl Watched {
             // Whom both let in is let in all the time.
             let is = |wanted: Option<&Set>| {
                 wanted.is_some_and(|wanted| {
-                    set.has_records_of(wanted) && set.sources.is_superset(&wanted.sources)
+                    set.has_records_of(wanted)
+                        && set.source_ranges.is_superset(&wanted.source_ranges)
                 })
             };
             assert!(is(old) || is(new), "{key:?}: {set:?}, {old:?} or {new:?}");
@@ -352,7 +358,7 @@ fn record_of(verdict: Verdict, last: Option<Backend>) -> Option<Backend> {
         Verdict::Fail(Refusal::NoEndpoints) => last(|it| it.action() == Action::Refuse),
         Verdict::Fail(Refusal::Unreachable) => last(|it| it.action() == Action::Unreachable),
         // Nobody knows who an onlooker is.
-        Verdict::Fail(Refusal::UnknownClient) => last(|it| it.flags == Backend::SOURCES),
+        Verdict::Fail(Refusal::UnknownClient) => last(|it| it.flags == Backend::SOURCE_RANGES),
         _ => None,
     }
 }
@@ -383,11 +389,11 @@ impl ReadMaps for Reader<'_> {
         self.maps.address(addr)
     }
 
-    fn client(&self, key: &ClientKey) -> Option<Client> {
+    fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
         self.maps.client(key)
     }
 
-    fn allows(&self, client: &SourceKey) -> bool {
+    fn allows(&self, client: &SourceRangeKey) -> bool {
         self.maps.allows(client)
     }
 

@@ -235,10 +235,10 @@ impl World {
             assert!(store.new.contains_key(key) || failed(&set.port), "{key:?}: left of {set:?}");
         }
         let used: BTreeSet<u32> = store.services.values().map(|service| service.id).collect();
-        for (id, range) in &store.sources {
+        for (id, range) in &store.source_ranges {
             let asks = |(key, set): (_, &Set)| {
                 store.services.get(key).is_some_and(|service| service.id == *id)
-                    && set.sources.contains(range)
+                    && set.source_ranges.contains(range)
             };
             // Or somebody else is to have an entry of it, and failed.
             let promised = store.services.iter().any(|(key, service)| {
@@ -297,12 +297,15 @@ impl World {
     /// The agent's view of the maps, and of the room in them.
     fn check_mirror(&self) {
         let (store, mirror) = (self.pipeline.store(), self.pipeline.mirror());
-        let Snapshot { services, names, sources, addresses, .. } = store.memory.snapshot();
+        let Snapshot { services, names, source_ranges, addresses, .. } = store.memory.snapshot();
         assert_eq!((&services, &names), (&store.services, &store.names));
-        assert_eq!((&sources, &addresses), (&store.sources, &store.addresses));
+        assert_eq!((&source_ranges, &addresses), (&store.source_ranges, &store.addresses));
         assert_eq!(mirror.addresses(), &addresses);
-        let of = |id: u32| mirror.sources_of(id).map(move |range| (id, range));
-        assert!(names.keys().copied().flat_map(of).eq(sources.iter().copied()), "{sources:?}");
+        let of = |id: u32| mirror.source_ranges_of(id).map(move |range| (id, range));
+        assert!(
+            names.keys().copied().flat_map(of).eq(source_ranges.iter().copied()),
+            "{source_ranges:?}"
+        );
         assert!(mirror.services().eq(&services));
         for (id, port) in &names {
             assert_eq!((mirror.name(*id), mirror.id(port)), (Some(port), Some(*id)));
@@ -345,7 +348,7 @@ impl World {
         let blocks = self.pipeline.mirror().blocks();
         assert_eq!((blocks.used(), blocks.find(blocks.capacity())), (0, Some(0)), "leaked");
         let store = self.pipeline.store();
-        assert!(store.names.is_empty() && store.sources.is_empty(), "leaked");
+        assert!(store.names.is_empty() && store.source_ranges.is_empty(), "leaked");
         // This node's own stay.
         assert_eq!(store.addresses, self.told.addresses(&store.services), "leaked");
         assert_eq!(self.pipeline.mirror().unused_ids().next(), Some(0), "leaked");

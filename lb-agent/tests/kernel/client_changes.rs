@@ -14,7 +14,7 @@ use std::{
 use lb_agent::maps::{Access, Pinned};
 use lb_common::{
     Addr,
-    abi::{Client, ClientKey, Counter},
+    abi::{ClientKey, Counter, SourceAddress},
 };
 use nix::{
     errno::Errno,
@@ -143,7 +143,7 @@ const fn nodad(ipv6: bool) -> &'static str {
 }
 
 /// What the maps say.
-fn clients(world: &World) -> BTreeMap<ClientKey, Client> {
+fn clients(world: &World) -> BTreeMap<ClientKey, SourceAddress> {
     let dir = world.pins().maps().unwrap().unwrap();
     Pinned::open(&dir, Access::Read).unwrap().clients().unwrap()
 }

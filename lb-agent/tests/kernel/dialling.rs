@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::sockets::{EndReason, Kind};
+use lb_agent::sockets::{EndReason, SocketKind};
 use lb_core::model::Protocol;
 use nix::errno::Errno;
 
@@ -80,7 +80,7 @@ fn who_waits_at_a_service_is_told_and_nobody_else() {
 
         let mut look = Look::new(world);
         let nobody = Known::default();
-        assert!(look.sweep_of(&[Kind::Dialling], &nobody).0.is_empty());
+        assert!(look.sweep_of(&[SocketKind::Dialling], &nobody).0.is_empty());
         control.put("web", &["10.96.0.10", "fd00:96::a"], 80, &backends());
         control.put("shadow", &["198.18.0.1"], PORT, &backends());
         control.put("answered", &["10.1.0.9"], 80, &backends());
@@ -93,7 +93,7 @@ fn who_waits_at_a_service_is_told_and_nobody_else() {
             listed: at_port(backends()).into_iter().collect(),
             ..Known::default()
         };
-        let (condemned, outcome) = look.sweep_of(&[Kind::Udp, Kind::Dialling], &known);
+        let (condemned, outcome) = look.sweep_of(&[SocketKind::Udp, SocketKind::Dialling], &known);
         assert!(condemned.iter().all(|(found, reason)| {
             *reason == EndReason::Dialling && found.protocol == Protocol::Tcp && found.dialling
         }));
@@ -105,7 +105,7 @@ fn who_waits_at_a_service_is_told_and_nobody_else() {
             assert_eq!(error_of(socket), None, "it goes on waiting");
         }
         assert!(answered.take_error().unwrap().is_none());
-        assert!(look.sweep_of(&[Kind::Dialling], &known).0.is_empty(), "once");
+        assert!(look.sweep_of(&[SocketKind::Dialling], &known).0.is_empty(), "once");
         // What applications do.
         for form in FORMS {
             ask(&TcpStream::connect(form).unwrap());

@@ -10,7 +10,7 @@ use lb_agent::{
     datapath::MAX_NODE_ADDRESSES,
     maps::{Access, Pinned},
 };
-use lb_common::abi::{Addr, Address, Client, ClientKey, FILTER, FILTER_WORDS};
+use lb_common::abi::{Addr, Address, ClientKey, FILTER, FILTER_WORDS, SourceAddress};
 use lb_core::{
     model::{Cidr, Service},
     op::{AddressUse, Op},
@@ -169,12 +169,16 @@ fn clients_are_those_that_were_told_last() {
         let mut control = Control::start(world);
         let maps = control.pipeline.store_mut();
         let client = |netns, from: &str| {
-            (ClientKey::general(netns, addr(from)), Client::new(addr(from), Client::SURE))
+            (
+                ClientKey::general(netns, addr(from)),
+                SourceAddress::new(addr(from), SourceAddress::SURE),
+            )
         };
         let towards = |netns, to: &str, from: &str| {
-            (ClientKey { netns, to: addr(to) }, Client::new(addr(from), 0))
+            (ClientKey { netns, to: addr(to) }, SourceAddress::new(addr(from), 0))
         };
-        let others = |(key, client)| (key, Client { flags: Client::OTHERS, ..client });
+        let others =
+            |(key, client)| (key, SourceAddress { flags: SourceAddress::OTHERS, ..client });
         for wanted in [
             BTreeMap::from([client(7, "10.2.0.7"), client(8, "10.2.0.8")]),
             BTreeMap::from([client(8, "10.2.0.80"), client(8, "fd00::8"), client(9, "10.2.0.9")]),
@@ -204,12 +208,12 @@ fn source_ranges_come_back_as_they_were_put() {
         let all: BTreeSet<(u32, Cidr)> =
             all.map(|(id, range)| (id, range.parse().unwrap())).collect();
         for (id, range) in &all {
-            maps.apply(&Op::PutSource { id: *id, range: *range }).unwrap();
+            maps.apply(&Op::PutSourceRange { id: *id, range: *range }).unwrap();
         }
-        assert_eq!(maps.snapshot().unwrap().sources, all);
+        assert_eq!(maps.snapshot().unwrap().source_ranges, all);
         for (id, range) in &all {
-            maps.apply(&Op::DeleteSource { id: *id, range: *range }).unwrap();
+            maps.apply(&Op::DeleteSourceRange { id: *id, range: *range }).unwrap();
         }
-        assert!(maps.snapshot().unwrap().sources.is_empty());
+        assert!(maps.snapshot().unwrap().source_ranges.is_empty());
     });
 }

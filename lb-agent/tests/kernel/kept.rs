@@ -207,7 +207,7 @@ fn clients_are_known_before_the_first_range() {
             let _stop = Stop(&load);
             a_while(&load);
             put(world, "web", &ranges("10.1.0.0/16"));
-            let limited = soon(|| !pinned(world).sources.is_empty());
+            let limited = soon(|| !pinned(world).source_ranges.is_empty());
             a_while(&load);
             assert!(limited, "{}", agent.log());
         });

@@ -12,7 +12,9 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use lb_agent::sockets::{self, Destroyed, EndReason, Found, Kind, Scanner, Sight, Truth, judge};
+use lb_agent::sockets::{
+    self, Destroyed, EndReason, Found, Scanner, Sight, SocketKind, Truth, judge,
+};
 use lb_common::abi::Translation;
 use lb_core::model::Protocol;
 use nix::sched::{CloneFlags, unshare};
@@ -61,18 +63,18 @@ impl Look {
         Self(Scanner::new(&maps, world.cgroup()).unwrap())
     }
 
-    pub(crate) fn scan(&mut self, kinds: &[Kind]) -> Sight {
+    pub(crate) fn scan(&mut self, kinds: &[SocketKind]) -> Sight {
         self.0.scan(kinds)
     }
 
     /// Ends those that have to go.
     pub(crate) fn sweep(&mut self, known: &Known) -> (Vec<(Found, EndReason)>, Destroyed) {
-        self.sweep_of(&[Kind::Udp, Kind::Tcp], known)
+        self.sweep_of(&[SocketKind::Udp, SocketKind::Tcp], known)
     }
 
     pub(crate) fn sweep_of(
         &mut self,
-        kinds: &[Kind],
+        kinds: &[SocketKind],
         known: &Known,
     ) -> (Vec<(Found, EndReason)>, Destroyed) {
         let sight = self.scan(kinds);

@@ -17,7 +17,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::{
     Addr,
-    abi::{CLIENTS, Client, ClientKey, Counter},
+    abi::{CLIENTS, ClientKey, Counter, SourceAddress},
 };
 use lb_core::model::Service;
 use nix::{
@@ -171,9 +171,9 @@ fn packets_carry_the_address_that_was_judged() {
     });
 }
 
-fn home(from: &[&str; 3], flags: u32) -> Vec<(ClientKey, Client)> {
+fn home(from: &[&str; 3], flags: u32) -> Vec<(ClientKey, SourceAddress)> {
     let known = client(cookie(), &from[..2]).into_iter();
-    known.map(|(key, client)| (key, Client { flags, ..client })).collect()
+    known.map(|(key, client)| (key, SourceAddress { flags, ..client })).collect()
 }
 
 /// It cannot be bound any more.
@@ -187,9 +187,9 @@ fn whoever_has_a_port_has_to_be_beyond_doubt() {
         know(&mut control, &[&home(&INSIDE, 0)]);
         each(&CONNECT, Some(&any), |answer, what| refused(&answer, what));
         each(&SEND[..1], Some(&any), |answer, what| comes_from(answer, &INSIDE, what));
-        know(&mut control, &[&home(&INSIDE, Client::SURE)]);
+        know(&mut control, &[&home(&INSIDE, SourceAddress::SURE)]);
         each(&CONNECT, Some(&any), |answer, what| assert!(answer.is_ok(), "{what}: {answer:?}"));
-        know(&mut control, &[&home(&OUTSIDE, Client::SURE)]);
+        know(&mut control, &[&home(&OUTSIDE, SourceAddress::SURE)]);
         each(&ALL, Some(&any), |answer, what| refused(&answer, what));
     });
 }
@@ -201,12 +201,13 @@ fn one_load_balancer_may_be_met_from_another_address() {
         let _backends = Backends::start(four());
         let mut control = Control::start(world);
         control.apply(web(&RANGES, &four()));
-        let towards = |from: &[&str; 3]| -> Vec<(ClientKey, Client)> {
+        let towards = |from: &[&str; 3]| -> Vec<(ClientKey, SourceAddress)> {
             let to = [VIPS[0], VIPS[1]].map(|to| to.parse::<SocketAddr>().unwrap().ip());
             let to = to.map(Addr::from).into_iter().zip(client(cookie(), &from[..2]));
-            to.map(|(to, (key, client))| (key.towards(to), Client { flags: 0, ..client })).collect()
+            to.map(|(to, (key, client))| (key.towards(to), SourceAddress { flags: 0, ..client }))
+                .collect()
         };
-        let others = Client::OTHERS | Client::SURE;
+        let others = SourceAddress::OTHERS | SourceAddress::SURE;
         know(&mut control, &[&home(&OUTSIDE, others), &towards(&INSIDE)]);
         each(&ALL, None, |answer, what| comes_from(answer, &INSIDE, what));
         know(&mut control, &[&home(&INSIDE, others), &towards(&OUTSIDE)]);
@@ -269,7 +270,7 @@ fn a_client_that_moves_is_known_all_the_time() {
         };
         control.apply(serve("web", &service, vec![ready(backend4(1))]));
         let addrs = [5, 6].map(|n| Addr::from(backend4(n)));
-        let at = |n: usize| Client::new(addrs[n % 2], Client::SURE);
+        let at = |n: usize| SourceAddress::new(addrs[n % 2], SourceAddress::SURE);
         let own = ClientKey::general(cookie(), addrs[0]);
         let store = control.pipeline.store_mut();
         store.put_client(&own, at(0)).unwrap();

@@ -11,7 +11,7 @@ use std::{
 
 use lb_common::{
     Addr,
-    abi::{Client, ClientKey, Counter},
+    abi::{ClientKey, Counter, SourceAddress},
 };
 use lb_core::model::{Change, Endpoint, Service};
 use nix::errno::Errno;
@@ -46,16 +46,20 @@ pub(super) fn ip(text: &str) -> IpAddr {
 }
 
 /// From where sockets of a namespace connect, in each family, as long as they are not bound.
-pub(super) type Home = Vec<(ClientKey, Client)>;
+pub(super) type Home = Vec<(ClientKey, SourceAddress)>;
 
 pub(super) fn client(netns: u64, addrs: &[&str]) -> Home {
     let addrs = addrs.iter().map(|addr| Addr::from(ip(addr)));
-    addrs.map(|addr| (ClientKey::general(netns, addr), Client::new(addr, Client::SURE))).collect()
+    addrs
+        .map(|addr| {
+            (ClientKey::general(netns, addr), SourceAddress::new(addr, SourceAddress::SURE))
+        })
+        .collect()
 }
 
 /// Says who is at home in these namespaces.
 pub(super) fn know(control: &mut Control, clients: &[&Home]) {
-    let clients: BTreeMap<ClientKey, Client> =
+    let clients: BTreeMap<ClientKey, SourceAddress> =
         clients.iter().flat_map(|home| home.iter().copied()).collect();
     control.pipeline.store_mut().set_clients(&clients).unwrap();
 }
@@ -204,7 +208,7 @@ fn each_service_has_its_own() {
         control.delete("web");
         fails(VIPS[0], Errno::ENETUNREACH);
         control.delete("another");
-        assert!(!control.pipeline.mirror().has_sources());
+        assert!(!control.pipeline.mirror().has_source_ranges());
         control.apply(other("10.4.0.0/16"));
         fails("203.0.113.6:80", Errno::EACCES);
     });

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::sockets::{self, EndReason, Kind};
+use lb_agent::sockets::{self, EndReason, SocketKind};
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -290,7 +290,7 @@ fn a_namespace_without_a_process() {
         for (socket, form) in sockets.iter().zip(FORMS) {
             dial(socket, addr(form)).unwrap();
         }
-        let found = look.scan(&[Kind::Udp]).found;
+        let found = look.scan(&[SocketKind::Udp]).found;
         assert_eq!(found.len(), sockets.len());
         assert!(Command::new("ip").args(["netns", "delete", "box"]).status().unwrap().success());
         let outcome = sockets::destroy(&found);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::sockets::{self, EndReason, Kind, News, Sweeper, judge};
+use lb_agent::sockets::{self, EndReason, News, SocketKind, Sweeper, judge};
 
 use super::{
     connect::{MAPPED, V4, V6, web},
@@ -32,7 +32,7 @@ struct Loop {
 impl Loop {
     fn start(world: &World) -> Self {
         let maps = sockets::open(&world.pins()).unwrap();
-        let (sweeper, mut news) = Sweeper::start(maps, world.cgroup(), &[Kind::Udp]).unwrap();
+        let (sweeper, mut news) = Sweeper::start(maps, world.cgroup(), &[SocketKind::Udp]).unwrap();
         let sweeper = Arc::new(sweeper);
         let known = Arc::new(Mutex::new(Known::default()));
         let done = Arc::new(Mutex::new(Vec::new()));

@@ -116,8 +116,8 @@ impl Outside {
         let Some((port, frontend)) = told.port_at(packet) else { return Handled::default() };
         let is_balancer = frontend.kind == FrontendKind::LoadBalancer;
         if is_balancer
-            && !port.sources.is_empty()
-            && !port.sources.iter().any(|range| range.contains(packet.source))
+            && !port.source_ranges.is_empty()
+            && !port.source_ranges.iter().any(|range| range.contains(packet.source))
         {
             return Fate::Denied.into();
         }

@@ -12,10 +12,10 @@ use lb_agent::{
     sources::translate,
 };
 use lb_common::{
-    Choice, Prior, ReadMaps, Refusal, Verdict,
+    Prior, ReadMaps, Refusal, Selection, Verdict,
     abi::{
-        self, Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
-        SourceKey, Translation,
+        self, Addr, Address, AffinityKey, Backend, Bond, ClientKey, Service, ServiceKey,
+        SourceAddress, SourceRangeKey, Translation,
     },
     choose, select,
 };
@@ -76,11 +76,11 @@ impl ReadMaps for Remembering<'_> {
         self.maps.address(addr)
     }
 
-    fn client(&self, key: &ClientKey) -> Option<Client> {
+    fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
         self.maps.client(key)
     }
 
-    fn allows(&self, client: &SourceKey) -> bool {
+    fn allows(&self, client: &SourceRangeKey) -> bool {
         self.maps.allows(client)
     }
 
@@ -194,7 +194,7 @@ impl Socklb {
     pub(crate) fn ask(&self, packet: &Packet) -> Outcome {
         let maps = self.pipeline.store();
         let (flow, socket) = (flow(packet), Socket::of(packet));
-        let mut choice = Choice::after(Prior::NONE);
+        let mut choice = Selection::after(Prior::NONE);
         choose(&mut choice, maps, &socket, &flow);
         let count = choice.range.count.max(1);
         let mut outcome = Outcome::default();
@@ -243,7 +243,7 @@ impl Socklb {
     ) -> BTreeSet<SocketAddr> {
         let flow = flow(packet);
         let maps = Remembering { maps: self.pipeline.store(), bonds: &self.bonds };
-        let mut choice = Choice::after(Prior::NONE);
+        let mut choice = Selection::after(Prior::NONE);
         let socket = Socket { now: (now + 1) * 1_000_000_000, ..Socket::of(packet) };
         choose(&mut choice, &maps, &socket, &flow);
         let count = choice.range.count.max(1);
@@ -266,7 +266,7 @@ impl Socklb {
     pub(crate) fn carried(&self, packet: &Packet, backend: SocketAddr) -> Carried {
         let maps = self.pipeline.store();
         let (flow, socket) = (flow(packet), Socket::of(packet));
-        let mut choice = Choice::after(Prior::NONE);
+        let mut choice = Selection::after(Prior::NONE);
         choose(&mut choice, maps, &socket, &flow);
         let of = |i| {
             socket.random.set(nth(i, choice.range.count));

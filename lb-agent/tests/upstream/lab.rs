@@ -8,7 +8,7 @@ use std::{
 use lb_agent::sources::dir::Files;
 use lb_core::{
     model::{Change, Cidr, Cluster, Frontend, NodeAddr, ObjectRef, Protocol, Scope, Settings},
-    policy::{self, Answer, BackendSet, Empty, FrontendKind, Sender, Served},
+    policy::{self, BackendSet, Empty, FrontendKind, PacketVerdict, Sender, Served},
 };
 
 pub(crate) const POD: &str = "10.0.0.2";
@@ -95,7 +95,9 @@ impl Lab {
             return if known.any(|ip| ip == to.ip()) { "REJECT" } else { "" }.to_owned();
         };
         let client: IpAddr = client.parse().unwrap();
-        if !set.sources.is_empty() && !set.sources.iter().any(|range| range.contains(client)) {
+        if !set.source_ranges.is_empty()
+            && !set.source_ranges.iter().any(|range| range.contains(client))
+        {
             return "DROP".to_owned();
         }
         match (set.backends.is_empty(), set.empty) {
@@ -142,15 +144,16 @@ impl Lab {
         let found = at(to, Scope::Any).or_else(|| at(any, Scope::OwnNode).filter(|_| is_own));
         let (port, frontend) = found?;
         assert_eq!((port.ipv4, port.port.protocol), (to.is_ipv4(), protocol));
-        let has_ranges = frontend.kind == FrontendKind::LoadBalancer && !port.sources.is_empty();
-        if has_ranges && !port.sources.iter().any(|range| range.contains(from)) {
+        let has_ranges =
+            frontend.kind == FrontendKind::LoadBalancer && !port.source_ranges.is_empty();
+        if has_ranges && !port.source_ranges.iter().any(|range| range.contains(from)) {
             return Some(("DROP".to_owned(), false));
         }
         let route = frontend.route(sender);
-        Some(match port.answer(route.policy) {
-            Answer::Reject => ("REJECT".to_owned(), false),
-            Answer::Drop => ("DROP".to_owned(), false),
-            Answer::Forward(endpoints) => {
+        Some(match port.verdict(route.policy) {
+            PacketVerdict::Reject => ("REJECT".to_owned(), false),
+            PacketVerdict::Drop => ("DROP".to_owned(), false),
+            PacketVerdict::Forward(endpoints) => {
                 let all: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
                 (all.join(", "), route.masquerade)
             }

@@ -14,7 +14,7 @@ fn facts(lab: &Lab, name: &str, ipv4: bool) -> Vec<String> {
         if frontends.is_empty() {
             return None;
         }
-        let ranges: Vec<_> = set.sources.iter().map(ToString::to_string).collect();
+        let ranges: Vec<_> = set.source_ranges.iter().map(ToString::to_string).collect();
         let from =
             if ranges.is_empty() { String::new() } else { format!(" from {}", ranges.join(",")) };
         Some(format!("{}: {}{from}{check}", set.port.port, frontends.join(" ")))
@@ -379,9 +379,12 @@ fn families_are_told_apart() {
             let sets = lab.served("ns/svc").local;
             let of = sets.iter().filter(|set| set.frontends[0].addr.is_ipv4() == ipv4);
             let of: Vec<_> = of.collect();
-            let open: usize =
-                of.iter().filter(|set| set.sources.is_empty()).map(|set| set.frontends.len()).sum();
-            let ranges = of.iter().map(|set| set.sources.len()).max();
+            let open: usize = of
+                .iter()
+                .filter(|set| set.source_ranges.is_empty())
+                .map(|set| set.frontends.len())
+                .sum();
+            let ranges = of.iter().map(|set| set.source_ranges.len()).max();
             let balancer = usize::from(n == 0);
             assert_eq!((open, ranges), (1 + n + balancer, Some(n)), "{ips:?}");
         }
@@ -403,7 +406,7 @@ fn test_is_zero_cidr() {
         );
         let lab = Lab::new(&service("ns/svc", &spec, &format!("{{ip: '{vip}'}}")));
         let sets = lab.served("ns/svc").local;
-        assert_eq!(sets.iter().all(|set| set.sources.is_empty()), open, "{name}");
+        assert_eq!(sets.iter().all(|set| set.source_ranges.is_empty()), open, "{name}");
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Backend {
     pub peer: Peer,
     /// What is to be done, see [`Backend::action`].
     pub action: u8,
-    /// [`Backend::SOURCES`] or 0.
+    /// [`Backend::SOURCE_RANGES`] or 0.
     pub flags: u8,
     /// Generation of the block.
     pub generation: u32,
@@ -50,7 +50,7 @@ impl Action {
 
 impl Backend {
     /// Bit of [`Backend::flags`]: [`SOURCES`](super::SOURCES) says which clients may connect.
-    pub const SOURCES: u8 = 1;
+    pub const SOURCE_RANGES: u8 = 1;
 
     /// A record to an endpoint.
     #[inline(always)]

@@ -10,14 +10,14 @@ use super::{Addr, bpf_spin_lock, ip::mixed};
 /// bits of the address. 20 bytes.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
 #[repr(C)]
-pub struct SourceKey {
+pub struct SourceRangeKey {
     /// Id of the service port, in network order.
     service: [u8; 4],
     /// The address.
     addr: Addr,
 }
 
-impl SourceKey {
+impl SourceRangeKey {
     /// Length of a prefix that leaves out nothing.
     pub const BITS: u32 = 160;
 
@@ -71,14 +71,14 @@ impl ClientKey {
 /// The source address that routing in a network namespace chooses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Client {
+pub struct SourceAddress {
     /// The address.
     pub addr: Addr,
     /// Any of the constants.
     pub flags: u32,
 }
 
-impl Client {
+impl SourceAddress {
     /// Bit of `flags`, in a general entry: there are others, for single addresses of load balancers.
     pub const OTHERS: u32 = 1;
     /// Bit of `flags`: also a socket that has a port, and so cannot be bound any more, comes from there:
@@ -100,7 +100,7 @@ impl Client {
 #[repr(C)]
 pub struct ClientEntry {
     /// What it says.
-    pub client: Client,
+    pub source: SourceAddress,
     /// The kernel's.
     pub lock: bpf_spin_lock,
     /// 64 bits of the key: a hash element may be recycled under its reader.
@@ -110,8 +110,8 @@ pub struct ClientEntry {
 impl ClientEntry {
     /// What stands in the map under `key`.
     #[inline(always)]
-    pub const fn new(key: &ClientKey, client: Client) -> Self {
-        Self { client, lock: bpf_spin_lock::UNLOCKED, seal: Self::seal(key) }
+    pub const fn new(key: &ClientKey, source: SourceAddress) -> Self {
+        Self { source, lock: bpf_spin_lock::UNLOCKED, seal: Self::seal(key) }
     }
 
     /// The seal of a value under `key`.
@@ -122,7 +122,7 @@ impl ClientEntry {
 }
 
 const _: () = {
-    assert!(size_of::<SourceKey>() == 20);
+    assert!(size_of::<SourceRangeKey>() == 20);
     assert!(size_of::<ClientKey>() == 24);
     assert!(size_of::<ClientEntry>() == 32);
     assert!(offset_of!(ClientEntry, lock) == 20);

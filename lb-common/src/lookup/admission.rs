@@ -2,7 +2,7 @@
 
 use super::{Caller, Flow, Origin, ReadMaps};
 use crate::{
-    abi::{Client, ClientKey, SourceKey},
+    abi::{ClientKey, SourceAddress, SourceRangeKey},
     verdict::Refusal,
 };
 
@@ -21,17 +21,17 @@ pub(super) fn admits(
 ) -> Result<(), Refusal> {
     let own = caller.source();
     if !own.is_unspecified() {
-        let granted = maps.allows(&SourceKey::new(service, own));
+        let granted = maps.allows(&SourceRangeKey::new(service, own));
         return if granted { Ok(()) } else { Err(Refusal::Denied) };
     }
     let to = flow.peer.addr;
     let mut key = ClientKey::general(caller.netns(), to);
     let Some(mut client) = maps.client(&key) else { return Err(Refusal::UnknownClient) };
-    if client.flags & Client::OTHERS != 0 {
+    if client.flags & SourceAddress::OTHERS != 0 {
         key.to = to;
         client = maps.client(&key).unwrap_or(client);
     }
-    if !maps.allows(&SourceKey::new(service, client.addr)) {
+    if !maps.allows(&SourceRangeKey::new(service, client.addr)) {
         return Err(Refusal::Denied);
     }
     if !goes {
@@ -39,7 +39,7 @@ pub(super) fn admits(
     }
     match caller.come_from(client.addr) {
         Origin::Settled => Ok(()),
-        Origin::Open if client.flags & Client::SURE != 0 => Ok(()),
+        Origin::Open if client.flags & SourceAddress::SURE != 0 => Ok(()),
         Origin::Open | Origin::Elsewhere => Err(Refusal::UnknownClient),
     }
 }
@@ -61,7 +61,7 @@ mod tests {
     fn source_ranges_hold_before_anything_else() {
         let mut fake = fake();
         let to = flow("10.96.0.10:80", 6);
-        fake.records[2].flags = Backend::SOURCES;
+        fake.records[2].flags = Backend::SOURCE_RANGES;
         assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient));
         // What is known of the other family says nothing.
         fake.knows("[::]:0", "[fd00::9]:0", 0);
@@ -79,11 +79,11 @@ mod tests {
     impl Fake {
         fn knows(&mut self, to: &str, addr: &str, flags: u32) {
             let key = ClientKey { netns: NETNS, to: peer(to).addr };
-            self.clients.push((key, Client::new(peer(addr).addr, flags)));
+            self.clients.push((key, SourceAddress::new(peer(addr).addr, flags)));
         }
 
         fn admits_only(&mut self, addr: &str) {
-            self.allowed = Some(SourceKey::new(9, peer(addr).addr));
+            self.allowed = Some(SourceRangeKey::new(9, peer(addr).addr));
         }
     }
 
@@ -91,7 +91,7 @@ mod tests {
     fn guarded() -> Fake {
         let mut fake = fake();
         for record in &mut fake.records {
-            record.flags = Backend::SOURCES;
+            record.flags = Backend::SOURCE_RANGES;
         }
         fake.admits_only("10.0.0.9:0");
         fake
@@ -115,7 +115,7 @@ mod tests {
         // It has a port already: only where all come from one address.
         fake.origin = Origin::Open;
         assert!(matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient)));
-        fake.clients[0].1.flags = Client::SURE;
+        fake.clients[0].1.flags = SourceAddress::SURE;
         assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
         fake.origin = Origin::Elsewhere;
         assert!(matches!(select(&fake, &to, 0), Verdict::Fail(Refusal::UnknownClient)));
@@ -153,7 +153,7 @@ mod tests {
             "there is no other one"
         );
         fake.clients.pop();
-        fake.knows("0.0.0.0:0", "10.0.0.8:0", Client::OTHERS);
+        fake.knows("0.0.0.0:0", "10.0.0.8:0", SourceAddress::OTHERS);
         assert!(matches!(select(&fake, &to, 0), Verdict::Forward(_)));
         fake.clients[0].0.to = peer("10.96.0.11:0").addr;
         fake.source.set(NOWHERE);

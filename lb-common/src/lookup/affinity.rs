@@ -1,6 +1,6 @@
 //! With which backend a client stays.
 
-use super::{Caller, Choice, Flow, ReadMaps, is_elsewhere};
+use super::{Caller, Flow, ReadMaps, Selection, is_elsewhere};
 use crate::abi::{AffinityKey, Bond};
 
 /// How often a client's bond is read anew when another program changes it at the same time.
@@ -15,7 +15,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 /// A function of its own in the programs: their stack has 512 bytes.
 #[inline(never)]
 pub(super) fn bind(
-    choice: &mut Choice,
+    choice: &mut Selection,
     maps: &impl ReadMaps,
     caller: &impl Caller,
     flow: &Flow,

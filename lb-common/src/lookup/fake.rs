@@ -14,8 +14,8 @@ use super::{Caller, Flow, Origin, Prior, ReadMaps};
 use crate::{
     Verdict,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
-        SourceKey,
+        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, Service, ServiceKey,
+        SourceAddress, SourceRangeKey,
     },
 };
 
@@ -30,8 +30,8 @@ pub(super) struct Fake {
     pub(super) address: Option<(Addr, Address)>,
     /// What the filter knows; none: everything.
     pub(super) filter: Option<Vec<Addr>>,
-    pub(super) clients: Vec<(ClientKey, Client)>,
-    pub(super) allowed: Option<SourceKey>,
+    pub(super) clients: Vec<(ClientKey, SourceAddress)>,
+    pub(super) allowed: Option<SourceRangeKey>,
     /// What the socket is bound to, and what happens when it is to be bound.
     pub(super) source: Cell<Addr>,
     pub(super) origin: Origin,
@@ -105,12 +105,12 @@ impl ReadMaps for Fake {
         self.filter.as_ref().is_none_or(|filter| filter.contains(addr))
     }
 
-    fn client(&self, key: &ClientKey) -> Option<Client> {
+    fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
         let found = self.clients.iter().find(|(of, _)| of == key);
         found.map(|(_, client)| *client)
     }
 
-    fn allows(&self, client: &SourceKey) -> bool {
+    fn allows(&self, client: &SourceRangeKey) -> bool {
         self.allowed == Some(*client)
     }
 

@@ -2,8 +2,8 @@
 
 use super::search::{Range, find};
 use crate::abi::{
-    Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
-    SourceKey,
+    Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, Service, ServiceKey, SourceAddress,
+    SourceRangeKey,
 };
 
 /// The maps, as far as the lookup reads them. Values are copies, each read from memory once.
@@ -24,9 +24,9 @@ pub trait ReadMaps {
     /// What [`ADDRESSES`](crate::abi::ADDRESSES) says of an address.
     fn address(&self, addr: &Addr) -> Option<Address>;
     /// From where a socket of a network namespace connects, in [`CLIENTS`](crate::abi::CLIENTS).
-    fn client(&self, key: &ClientKey) -> Option<Client>;
+    fn client(&self, key: &ClientKey) -> Option<SourceAddress>;
     /// Whether a range in [`SOURCES`](crate::abi::SOURCES) has the client.
-    fn allows(&self, client: &SourceKey) -> bool;
+    fn allows(&self, client: &SourceRangeKey) -> bool;
     /// Where the client went before, in [`AFFINITY`](crate::abi::AFFINITY); [`Bond::NONE`] if nowhere.
     fn bond(&self, key: &AffinityKey) -> Bond;
     /// Whether an address may be one that the maps know, by [`FILTER`](crate::abi::FILTER).

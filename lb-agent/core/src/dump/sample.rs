@@ -80,7 +80,7 @@ pub fn rich() -> Memory {
     let sticky = ["10.0.0.1:53", "10.0.0.2:53", "10.0.0.3:53"]
         .map(|addr| Backend { affinity: 30, ..to(addr) });
     set(4, 0, &[("10.96.0.20:53", 0)], abi::UDP, 1, sticky.to_vec());
-    let ranges = Backend { flags: Backend::SOURCES, ..to("10.0.1.1:80") };
+    let ranges = Backend { flags: Backend::SOURCE_RANGES, ..to("10.0.1.1:80") };
     set(5, 3, &[("10.96.0.21:80", 0)], abi::TCP, 1, vec![ranges]);
     set(5, 4, &[("0.0.0.0:30080", 1)], abi::TCP, 1, vec![to("10.0.1.1:80")]);
     set(5, 5, &[("0.0.0.0:30080", 2)], abi::TCP, 1, vec![Backend::unreachable()]);
@@ -93,7 +93,7 @@ pub fn rich() -> Memory {
         memory.apply(&Op::PutName { id, port }).unwrap();
     }
     for range in ["10.0.0.0/8", "2001:db8::/32"] {
-        memory.apply(&Op::PutSource { id: 5, range: range.parse().unwrap() }).unwrap();
+        memory.apply(&Op::PutSourceRange { id: 5, range: range.parse().unwrap() }).unwrap();
     }
     for (addr, flags, netns) in [
         ("10.96.0.20", Address::CLUSTER_IP, 0),

@@ -21,7 +21,7 @@ pub struct TableEntry {
     /// What senders from elsewhere get.
     pub strangers: Option<PacketFate>,
     /// The senders that may; none: all.
-    pub sources: Option<Vec<Cidr>>,
+    pub source_ranges: Option<Vec<Cidr>>,
 }
 
 /// What a packet gets.
@@ -64,7 +64,7 @@ pub fn entries(mirror: &TableMirror) -> impl Iterator<Item = TableEntry> {
         everybody: PacketFate::of(mirror, frontend, TrafficPolicy::Cluster)
             .unwrap_or(PacketFate::Damaged),
         strangers: PacketFate::of(mirror, frontend, TrafficPolicy::Local),
-        sources: mirror.is_restricted(frontend).then(|| mirror.ranges(frontend).collect()),
+        source_ranges: mirror.is_restricted(frontend).then(|| mirror.ranges(frontend).collect()),
     })
 }
 
@@ -89,7 +89,7 @@ pub fn text(mirror: &TableMirror) -> String {
 impl fmt::Display for TableEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.frontend.fmt(f)?;
-        for (i, range) in self.sources.iter().flatten().enumerate() {
+        for (i, range) in self.source_ranges.iter().flatten().enumerate() {
             write!(f, "{}{range}", if i == 0 { " sources=" } else { "," })?;
         }
         match &self.strangers {

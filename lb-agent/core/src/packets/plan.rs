@@ -9,16 +9,16 @@ use super::{
 };
 use crate::{
     model::{Cidr, Frontend},
-    policy::{Answer, FrontendKind, OutsideFrontend, OutsidePort, TrafficPolicy},
+    policy::{FrontendKind, OutsideFrontend, OutsidePort, PacketVerdict, TrafficPolicy},
 };
 
 /// What is wanted of a frontend.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WantedFrontend<'a> {
     /// What everybody gets, or senders of this node, where strangers get something else.
-    cluster: Answer<'a>,
+    cluster: PacketVerdict<'a>,
     /// What strangers get, where that is something else by policy.
-    local: Option<Answer<'a>>,
+    local: Option<PacketVerdict<'a>>,
     /// The senders that may; empty: all.
     ranges: &'a [Cidr],
 }
@@ -28,14 +28,14 @@ impl<'a> WantedFrontend<'a> {
     pub(super) fn of(port: &'a OutsidePort, frontend: &OutsideFrontend) -> Option<Self> {
         let ranges = match frontend.kind {
             FrontendKind::ClusterIp => return None,
-            FrontendKind::LoadBalancer => &port.sources[..],
+            FrontendKind::LoadBalancer => &port.source_ranges[..],
             FrontendKind::ExternalIp | FrontendKind::NodePort => &[],
         };
         let local = match frontend.policy {
             TrafficPolicy::Cluster => None,
-            TrafficPolicy::Local => Some(port.answer(TrafficPolicy::Local)),
+            TrafficPolicy::Local => Some(port.verdict(TrafficPolicy::Local)),
         };
-        Some(Self { cluster: port.answer(TrafficPolicy::Cluster), local, ranges })
+        Some(Self { cluster: port.verdict(TrafficPolicy::Cluster), local, ranges })
     }
 }
 
@@ -65,11 +65,12 @@ pub(super) fn plan(
     }
     let mut freed = Vec::new();
     for (policy, answer) in [(TrafficPolicy::Cluster, cluster), (TrafficPolicy::Local, local)] {
-        let endpoints = if let Some(Answer::Forward(endpoints)) = answer { endpoints } else { &[] };
+        let endpoints =
+            if let Some(PacketVerdict::Forward(endpoints)) = answer { endpoints } else { &[] };
         let value = answer.map(|answer| match answer {
-            Answer::Forward(all) => Choice::of(u32::try_from(all.len()).unwrap_or(u32::MAX)),
-            Answer::Reject => Choice::Reject,
-            Answer::Drop => Choice::Drop,
+            PacketVerdict::Forward(all) => Choice::of(u32::try_from(all.len()).unwrap_or(u32::MAX)),
+            PacketVerdict::Reject => Choice::Reject,
+            PacketVerdict::Drop => Choice::Drop,
         });
         let there: Vec<_> = mirror.endpoints(frontend, policy).collect();
         let endpoint =

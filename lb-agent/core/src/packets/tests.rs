@@ -88,7 +88,7 @@ fn port() -> impl Strategy<Value = OutsidePort> {
     let frontends = vec((0..FRONTENDS, 0..4usize, 0..2usize), 0..4);
     let empty = prop_oneof![Just(Empty::Refuse), Just(Empty::Unreachable)];
     (frontends, endpoints(), endpoints(), empty, ranges()).prop_map(
-        move |(frontends, cluster, local, empty, sources)| {
+        move |(frontends, cluster, local, empty, source_ranges)| {
             let frontends: BTreeMap<u8, (usize, usize)> =
                 frontends.into_iter().map(|(n, kind, policy)| (n, (kind, policy))).collect();
             let frontends = frontends.into_iter().map(|(n, (kind, policy))| OutsideFrontend {
@@ -106,7 +106,7 @@ fn port() -> impl Strategy<Value = OutsidePort> {
                 kept: vec![],
                 empty,
                 affinity: None,
-                sources,
+                source_ranges,
             }
         },
     )
@@ -210,10 +210,10 @@ impl Model {
                     }
                     slots.insert((frontend, policy), (0..number).collect());
                 }
-                if of.kind == FrontendKind::LoadBalancer && !port.sources.is_empty() {
+                if of.kind == FrontendKind::LoadBalancer && !port.source_ranges.is_empty() {
                     wanted.insert(Element::Restricted(frontend));
                     wanted.extend(
-                        port.sources.iter().map(|r| Element::Range { frontend, range: *r }),
+                        port.source_ranges.iter().map(|r| Element::Range { frontend, range: *r }),
                     );
                 }
             }
@@ -402,7 +402,7 @@ fn of_endpoints(n: u8, endpoints: Vec<SocketAddr>) -> OutsidePort {
         kept: vec![],
         empty: Empty::Refuse,
         affinity: None,
-        sources: vec![],
+        source_ranges: vec![],
     }
 }
 

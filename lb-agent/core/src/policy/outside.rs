@@ -42,7 +42,7 @@ pub struct OutsidePort {
     /// The senders for which the frontends that are a load balancer's are: ranges of the family, of
     /// which none is part of another, sorted; empty: any (G). Asked before anything else, also where
     /// there are no endpoints (G5).
-    pub sources: Vec<Cidr>,
+    pub source_ranges: Vec<Cidr>,
 }
 
 /// An address that packets are sent to.
@@ -88,7 +88,7 @@ pub struct Route {
 
 /// What a packet gets, after the source ranges.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Answer<'a> {
+pub enum PacketVerdict<'a> {
     /// One of these endpoints, at random.
     Forward(&'a [SocketAddr]),
     /// An ICMP error or a reset: there are no endpoints anywhere (F1).
@@ -143,8 +143,8 @@ impl OutsidePort {
             kept: view.kept(is_chosen),
             empty: view.empty(),
             affinity: view.service.affinity,
-            sources: if frontends.iter().any(|of| of.kind == FrontendKind::LoadBalancer) {
-                view.sources()
+            source_ranges: if frontends.iter().any(|of| of.kind == FrontendKind::LoadBalancer) {
+                view.source_ranges()
             } else {
                 Vec::new()
             },
@@ -163,11 +163,11 @@ impl OutsidePort {
     }
 
     /// What a packet gets that goes on by the policy.
-    pub fn answer(&self, policy: TrafficPolicy) -> Answer<'_> {
+    pub fn verdict(&self, policy: TrafficPolicy) -> PacketVerdict<'_> {
         match (self.endpoints(policy), self.empty) {
-            ([], Empty::Refuse) => Answer::Reject,
-            ([], Empty::Unreachable) => Answer::Drop,
-            (endpoints, _) => Answer::Forward(endpoints),
+            ([], Empty::Refuse) => PacketVerdict::Reject,
+            ([], Empty::Unreachable) => PacketVerdict::Drop,
+            (endpoints, _) => PacketVerdict::Forward(endpoints),
         }
     }
 }
@@ -180,15 +180,15 @@ impl fmt::Display for OutsidePort {
             let [stranger, pod] =
                 [Sender::Stranger, Sender::Pod].map(|sender| frontend.route(sender));
             write!(f, "{} {} {}", self.port, frontend.frontend, frontend.kind)?;
-            let [to_stranger, to_pod] = [stranger, pod].map(|route| self.answer(route.policy));
-            if stranger.masquerade && matches!(to_stranger, Answer::Forward(_)) {
+            let [to_stranger, to_pod] = [stranger, pod].map(|route| self.verdict(route.policy));
+            if stranger.masquerade && matches!(to_stranger, PacketVerdict::Forward(_)) {
                 f.write_str(" masquerade")?;
             }
             if let Some(affinity) = self.affinity {
                 write!(f, " affinity={affinity}")?;
             }
-            if frontend.kind == FrontendKind::LoadBalancer && !self.sources.is_empty() {
-                for (i, range) in self.sources.iter().enumerate() {
+            if frontend.kind == FrontendKind::LoadBalancer && !self.source_ranges.is_empty() {
+                for (i, range) in self.source_ranges.iter().enumerate() {
                     write!(f, "{}{range}", if i == 0 { " sources=" } else { "," })?;
                 }
             }
@@ -206,7 +206,7 @@ impl fmt::Display for OutsidePort {
 }
 
 /// Begins with a space.
-impl fmt::Display for Answer<'_> {
+impl fmt::Display for PacketVerdict<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Forward(endpoints) => {

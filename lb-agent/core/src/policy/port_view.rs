@@ -144,7 +144,7 @@ impl<'a> PortView<'a> {
 
     /// Who may connect to a load balancer's addresses (G1-G4), as ranges of which none is part of
     /// another, sorted; empty: anybody.
-    pub(super) fn sources(&self) -> Vec<Cidr> {
+    pub(super) fn source_ranges(&self) -> Vec<Cidr> {
         let ipv4 = self.is_ipv4();
         let ranges = self.service.source_ranges.iter().copied();
         let mut ranges: Vec<Cidr> = ranges.filter(|range| range.addr.is_ipv4() == ipv4).collect();

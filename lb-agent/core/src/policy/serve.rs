@@ -156,28 +156,32 @@ mod tests {
         let settings = Settings { node_name: "self".into(), ..Settings::default() };
         let mut cluster = Cluster::new(settings);
         cluster.apply(Change::Service(name.clone(), Some(service)));
-        let sources = |cluster: &Cluster| -> Vec<BTreeMap<String, Vec<String>>> {
+        let source_ranges = |cluster: &Cluster| -> Vec<BTreeMap<String, Vec<String>>> {
             let sets = serve(cluster, &name).local.into_iter();
             sets.map(|set| {
-                let sources: Vec<_> = set.sources.iter().map(ToString::to_string).collect();
-                set.frontends.iter().map(|it| (it.to_string(), sources.clone())).collect()
+                let source_ranges: Vec<_> =
+                    set.source_ranges.iter().map(ToString::to_string).collect();
+                set.frontends.iter().map(|it| (it.to_string(), source_ranges.clone())).collect()
             })
             .collect()
         };
-        let wanted = |sources: &[&str]| {
-            let sources: Vec<_> = sources.iter().map(ToString::to_string).collect();
+        let wanted = |source_ranges: &[&str]| {
+            let source_ranges: Vec<_> = source_ranges.iter().map(ToString::to_string).collect();
             let vips = ["192.0.2.1:80/tcp", "192.0.2.2:80/tcp"];
             [
                 [("10.96.0.1:80/tcp".to_owned(), vec![])].into(),
-                vips.map(|vip| (vip.to_owned(), sources.clone())).into(),
+                vips.map(|vip| (vip.to_owned(), source_ranges.clone())).into(),
             ]
         };
-        assert_eq!(sources(&cluster), wanted(&["10.0.0.0/8"]));
+        assert_eq!(source_ranges(&cluster), wanted(&["10.0.0.0/8"]));
         let node = Node { addresses: vec![ip("10.0.0.1")], ..Node::default() };
         cluster.apply(Change::Node("self".into(), Some(node)));
-        assert_eq!(sources(&cluster), wanted(&["10.0.0.0/8", "192.0.2.1/32", "192.0.2.2/32"]));
+        assert_eq!(
+            source_ranges(&cluster),
+            wanted(&["10.0.0.0/8", "192.0.2.1/32", "192.0.2.2/32"])
+        );
         cluster.apply(Change::Node("self".into(), None));
         let kept = wanted(&["10.0.0.0/8", "192.0.2.1/32", "192.0.2.2/32"]);
-        assert_eq!(sources(&cluster), kept, "the machine is where it was");
+        assert_eq!(source_ranges(&cluster), kept, "the machine is where it was");
     }
 }

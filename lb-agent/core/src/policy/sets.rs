@@ -15,17 +15,17 @@ pub(super) fn add_sets(view: &PortView<'_>, sets: &mut Vec<BackendSet>) {
     let mut sets = Sets { view, first: sets.len(), all: sets };
     let cluster = view.cluster_endpoints();
     for (frontend, kind) in view.frontends() {
-        let (backends, sources) = match kind {
+        let (backends, source_ranges) = match kind {
             FrontendKind::ClusterIp if view.service.internal_local => {
                 (view.local_endpoints(), Vec::new())
             }
             // To a socket of this node, `externalTrafficPolicy: Local` means Cluster (E3, E4).
-            FrontendKind::LoadBalancer => (cluster, view.sources()),
+            FrontendKind::LoadBalancer => (cluster, view.source_ranges()),
             FrontendKind::ClusterIp | FrontendKind::ExternalIp | FrontendKind::NodePort => {
                 (cluster, Vec::new())
             }
         };
-        sets.add(frontend, backends, sources);
+        sets.add(frontend, backends, source_ranges);
     }
     if let Some(frontend) = view.node_port(view.unspecified(), Scope::OtherNodes) {
         if view.service.external_local {
@@ -45,24 +45,29 @@ struct Sets<'a> {
 }
 
 impl Sets<'_> {
-    fn add(&mut self, frontend: Frontend, backends: &[SocketAddr], sources: Vec<Cidr>) {
+    fn add(&mut self, frontend: Frontend, backends: &[SocketAddr], source_ranges: Vec<Cidr>) {
         let mut mine = self.all[self.first..].iter_mut();
-        match mine.find(|set| set.backends == backends && set.sources == sources) {
+        match mine.find(|set| set.backends == backends && set.source_ranges == source_ranges) {
             Some(set) => {
                 let place = set.frontends.partition_point(|other| *other < frontend);
                 set.frontends.insert(place, frontend);
             }
-            None => self.push(vec![frontend], backends.to_vec(), sources),
+            None => self.push(vec![frontend], backends.to_vec(), source_ranges),
         }
     }
 
-    fn push(&mut self, frontends: Vec<Frontend>, backends: Vec<SocketAddr>, sources: Vec<Cidr>) {
+    fn push(
+        &mut self,
+        frontends: Vec<Frontend>,
+        backends: Vec<SocketAddr>,
+        source_ranges: Vec<Cidr>,
+    ) {
         let view = self.view;
         self.all.push(BackendSet {
             kept: view.kept(|addr| backends.binary_search(addr).is_ok()),
             empty: if backends.is_empty() { view.empty() } else { Empty::default() },
             affinity: view.service.affinity,
-            sources,
+            source_ranges,
             ..BackendSet::new(view.port_ref(), frontends, backends)
         });
     }
@@ -89,7 +94,7 @@ impl Sets<'_> {
             }
             frontends.sort_unstable();
             let mut mine = self.all[self.first..common].iter_mut();
-            match mine.find(|set| set.backends == backends && set.sources.is_empty()) {
+            match mine.find(|set| set.backends == backends && set.source_ranges.is_empty()) {
                 Some(set) => {
                     set.frontends.append(&mut frontends);
                     set.frontends.sort_unstable();

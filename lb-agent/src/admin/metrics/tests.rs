@@ -14,7 +14,7 @@ fn metrics() -> Metrics {
     metrics.sync_finished(SyncKind::Full, MS, now, v4);
     metrics.sync_finished(SyncKind::Partial, MS, now, v4);
     metrics.network_programming(Family::V4, MS * 30);
-    metrics.no_local(TrafficPolicy::Internal, Family::V4, 1);
+    metrics.no_local(Traffic::Internal, Family::V4, 1);
     metrics.looked_for_stale_flows(MS, &[Family::V4]);
     metrics.stale_flows(Family::V4, 1);
     metrics.probe_answered(Probe::Healthz, 200);
@@ -53,7 +53,7 @@ fn values() {
     metrics.endpoint_changes(3, 5);
     metrics.endpoint_changes(0, 1);
     metrics.service_changes(2, 2);
-    metrics.no_local(TrafficPolicy::External, Family::V6, 4);
+    metrics.no_local(Traffic::External, Family::V6, 4);
     metrics.sockets_destroyed(EndReason::Stale, 7);
     metrics.map_use(Map::Services, 10, 65_536);
     metrics.map_use(Map::Backends, 0, 262_144);

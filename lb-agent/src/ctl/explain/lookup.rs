@@ -1,7 +1,7 @@
 //! What the datapath's lookup can say of one flow.
 //!
 //! Nothing is computed here that `select` decides: the lookup runs over the live maps once for each
-//! candidate, with random bits that lead to it, and what it read on the way is written down.
+//! record, with random bits that lead to it, and what it read on the way is written down.
 
 use std::{
     cell::Cell,
@@ -11,8 +11,8 @@ use std::{
 use lb_common::{
     ATTEMPTS, Flow, Prior, ReadMaps, Refusal, Verdict,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Peer, Service, ServiceKey,
-        SourceKey,
+        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, Service, ServiceKey,
+        SourceAddress, SourceRangeKey,
     },
     select,
 };
@@ -38,9 +38,9 @@ impl Who {
     }
 }
 
-/// All that a connection may get.
+/// What the maps say of a flow: all that a connection may get.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Outcome {
+pub(super) enum Lookup {
     /// No Service's address.
     Miss,
     /// Refused by the address, whatever Services there are.
@@ -55,7 +55,7 @@ pub(super) struct Hit {
     pub(super) key: ServiceKey,
     pub(super) service: Service,
     /// Each record that it may lead to.
-    pub(super) candidates: Vec<Candidate>,
+    pub(super) picks: Vec<Pick>,
     /// Only sockets of the host's network namespace find it there.
     pub(super) host_only: bool,
     /// The first record.
@@ -63,12 +63,12 @@ pub(super) struct Hit {
     /// Where the client stays.
     pub(super) bound: Option<Bond>,
     /// Who the client was taken for, if source ranges were asked.
-    pub(super) from: Option<Client>,
+    pub(super) from: Option<SourceAddress>,
 }
 
 /// One record, and what the lookup says if it picks that one.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Candidate {
+pub(super) struct Pick {
     pub(super) index: u32,
     pub(super) verdict: Verdict,
     pub(super) probability: f64,
@@ -82,7 +82,7 @@ struct Traced<'a, T> {
     service: Cell<Option<Service>>,
     index: Cell<u32>,
     host_only: Cell<bool>,
-    client: Cell<Option<Client>>,
+    client: Cell<Option<SourceAddress>>,
     /// Whether the client stays where it went before.
     bonds: Cell<bool>,
     bond: Cell<Bond>,
@@ -114,9 +114,9 @@ impl<T: ReadMaps> ReadMaps for Traced<'_, T> {
         Some(address)
     }
 
-    fn client(&self, key: &ClientKey) -> Option<Client> {
+    fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
         let client = if self.who.is_anybody() {
-            Some(Client::new(key.to, 0))
+            Some(SourceAddress::new(key.to, 0))
         } else {
             self.maps.client(key)
         };
@@ -124,9 +124,9 @@ impl<T: ReadMaps> ReadMaps for Traced<'_, T> {
         client
     }
 
-    fn allows(&self, client: &SourceKey) -> bool {
+    fn allows(&self, client: &SourceRangeKey) -> bool {
         if let Some(ip) = self.who.address {
-            self.client.set(Some(Client::new(ip.into(), Client::SURE)));
+            self.client.set(Some(SourceAddress::new(ip.into(), SourceAddress::SURE)));
         }
         self.who.is_anybody() || self.maps.allows(client)
     }
@@ -151,14 +151,8 @@ pub(super) fn meant(flow: &Flow, who: Who) -> Option<Peer> {
     addr.is_unspecified().then(|| Peer { addr: addr.meant(who.source()), ..flow.peer })
 }
 
-/// At most `limit` candidates: a damaged entry may claim billions.
-pub(super) fn outcome(
-    maps: &impl ReadMaps,
-    flow: &Flow,
-    who: Who,
-    now: u64,
-    limit: u32,
-) -> Outcome {
+/// At most `limit` picks: a damaged entry may claim billions.
+pub(super) fn look_up(maps: &impl ReadMaps, flow: &Flow, who: Who, now: u64, limit: u32) -> Lookup {
     let traced = Traced {
         maps,
         who,
@@ -175,36 +169,36 @@ pub(super) fn outcome(
         let asking = Onlooker { random, netns: who.netns, source: who.source(), now };
         select(&traced, &asking, &flow, &Prior::NONE)
     };
-    let mut last = Outcome::Miss;
-    // Again if the set was replaced between two candidates.
+    let mut last = Lookup::Miss;
+    // Again if the set was replaced between two picks.
     for _ in 0..ATTEMPTS {
         match ask(0) {
-            Verdict::Miss => return Outcome::Miss,
+            Verdict::Miss => return Lookup::Miss,
             Verdict::Fail(why @ (Refusal::UnknownPort | Refusal::Reserved)) => {
-                return Outcome::Fail(why);
+                return Lookup::Fail(why);
             }
             _ => {}
         }
         let (Some(key), Some(service)) = (traced.key.get(), traced.service.get()) else {
-            return Outcome::Miss;
+            return Lookup::Miss;
         };
         let count = service.count.max(1);
-        let candidate = |i| {
+        let pick = |i| {
             let (first, next) = (first_random(i, count), first_random(i + 1, count));
             let verdict = ask(u32::try_from(first).unwrap_or(u32::MAX));
-            Candidate { index: traced.index.get(), verdict, probability: share(next - first) }
+            Pick { index: traced.index.get(), verdict, probability: share(next - first) }
         };
-        let candidates: Vec<_> = (0..count.min(limit.max(1))).map(candidate).collect();
+        let picks: Vec<_> = (0..count.min(limit.max(1))).map(pick).collect();
         // Where it stays, it gets the same one whatever the choice.
         traced.bonds.set(true);
         let ends = [ask(0), ask(u32::MAX)].map(peer_of);
         traced.bonds.set(false);
         let bond = traced.bond.replace(Bond::NONE);
         let stays = bond.is_made() && ends.iter().all(|peer| *peer == Some(bond.backend));
-        last = Outcome::Hit(Hit {
+        last = Lookup::Hit(Hit {
             key,
             service,
-            candidates,
+            picks,
             host_only: traced.host_only.get(),
             record: maps.backend(service.block).filter(|r| r.generation == service.generation),
             bound: stays.then_some(bond),
@@ -246,7 +240,7 @@ mod tests {
     use lb_core::{dump::sample, memory::Memory};
 
     #[test]
-    fn random_bits_lead_to_the_candidate_they_are_made_for() {
+    fn random_bits_lead_to_the_record_they_are_made_for() {
         for count in [1, 2, 3, 7, 10, 1000, 65_537] {
             let mut total = 0;
             for i in 0..count {
@@ -279,10 +273,10 @@ mod tests {
         fn address(&self, addr: &Addr) -> Option<Address> {
             self.1.address(addr)
         }
-        fn client(&self, key: &ClientKey) -> Option<Client> {
+        fn client(&self, key: &ClientKey) -> Option<SourceAddress> {
             self.1.client(key)
         }
-        fn allows(&self, client: &SourceKey) -> bool {
+        fn allows(&self, client: &SourceRangeKey) -> bool {
             self.1.allows(client)
         }
         fn bond(&self, key: &AffinityKey) -> Bond {
@@ -291,17 +285,17 @@ mod tests {
     }
 
     #[test]
-    fn candidates_are_all_of_one_set() {
+    fn picks_are_all_of_one_set() {
         let old = sample::memory();
         let mut new = old.clone();
         let web = (0, "default", "web", "http");
         sample::put(&mut new, web, &["10.96.0.10:80"], 30, &["10.0.0.3:80", "10.0.0.4:80"]);
         let flow = Flow { peer: sample::peer("10.96.0.10:80"), protocol: 6 };
         let moving = Moving(old, new, Cell::new(0));
-        let Outcome::Hit(hit) = outcome(&moving, &flow, Who::default(), 1, 64) else {
+        let Lookup::Hit(hit) = look_up(&moving, &flow, Who::default(), 1, 64) else {
             unreachable!()
         };
         assert_eq!(hit.service.block, 30);
-        assert_eq!(hit.candidates.iter().map(|c| c.index).collect::<Vec<_>>(), [30, 31]);
+        assert_eq!(hit.picks.iter().map(|pick| pick.index).collect::<Vec<_>>(), [30, 31]);
     }
 }

@@ -320,10 +320,10 @@ impl ReadMaps for Sticky {
     fn address(&self, addr: &lb_common::Addr) -> Option<Address> {
         self.0.address(addr)
     }
-    fn client(&self, key: &abi::ClientKey) -> Option<abi::Client> {
+    fn client(&self, key: &abi::ClientKey) -> Option<abi::SourceAddress> {
         self.0.client(key)
     }
-    fn allows(&self, client: &abi::SourceKey) -> bool {
+    fn allows(&self, client: &abi::SourceRangeKey) -> bool {
         self.0.allows(client)
     }
     fn bond(&self, key: &AffinityKey) -> Bond {

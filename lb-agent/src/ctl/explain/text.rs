@@ -4,7 +4,10 @@ use std::io::{self, Write};
 
 use lb_common::Refusal;
 
-use super::{Choice, ClientAnswer, Explanation, Fate, Hit, NodePort, full_name};
+use super::{
+    ExplainedBackend, ExplainedClient, ExplainedService, ExplainedVerdict, Explanation, NodePort,
+    full_name,
+};
 use crate::ctl::table::Table;
 
 impl Explanation<'_> {
@@ -17,7 +20,9 @@ impl Explanation<'_> {
         }
         let Some(hit) = &self.service else {
             match self.verdict {
-                Fate::Fail(refusal) => writeln!(out, "{asked}: {}", self.failure(refusal))?,
+                ExplainedVerdict::Fail(refusal) => {
+                    writeln!(out, "{asked}: {}", self.failure(refusal))?;
+                }
                 _ => writeln!(out, "{asked} is no Service's: connect() goes there untouched")?,
             }
             return self.write_nearby(out);
@@ -31,7 +36,7 @@ impl Explanation<'_> {
             hit.generation
         )?;
         self.write_scope(hit, out)?;
-        self.write_sources(hit, out)?;
+        self.write_source_ranges(hit, out)?;
         self.write_verdict(hit, out)?;
         if !hit.kept.is_empty() {
             let kept = hit.kept.join(", ");
@@ -42,7 +47,7 @@ impl Explanation<'_> {
         }
         writeln!(out)?;
         let mut table = Table::new(&["BACKEND", "INDEX", "PROBABILITY"]);
-        for Choice { address, index, probability } in &self.candidates {
+        for ExplainedBackend { address, index, probability } in &self.candidates {
             let address = address.clone().unwrap_or_else(|| "<damaged>".to_owned());
             let probability = format!("{:.1}%", probability * 100.0);
             table.push(vec![address, index.to_string(), probability]);
@@ -66,9 +71,11 @@ impl Explanation<'_> {
         format!("{text}: {call}{until}")
     }
 
-    fn write_verdict(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
+    fn write_verdict(&self, hit: &ExplainedService<'_>, out: &mut dyn Write) -> io::Result<()> {
         match (self.verdict, self.candidates.len()) {
-            (Fate::Fail(refusal), _) => return writeln!(out, "{}", self.failure(refusal)),
+            (ExplainedVerdict::Fail(refusal), _) => {
+                return writeln!(out, "{}", self.failure(refusal));
+            }
             _ if self.bound.is_some() => {}
             (_, 1) => writeln!(out, "connect() goes to its only backend:")?,
             (_, count) => writeln!(out, "connect() goes to one of {count} backends:")?,
@@ -76,7 +83,7 @@ impl Explanation<'_> {
         self.write_affinity(hit, out)
     }
 
-    fn write_affinity(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
+    fn write_affinity(&self, hit: &ExplainedService<'_>, out: &mut dyn Write) -> io::Result<()> {
         let seconds = hit.affinity_seconds;
         if seconds == 0 {
             return Ok(());
@@ -93,7 +100,11 @@ impl Explanation<'_> {
         }
     }
 
-    fn write_sources(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
+    fn write_source_ranges(
+        &self,
+        hit: &ExplainedService<'_>,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
         let Some(ranges) = &hit.source_ranges else { return Ok(()) };
         let ranges = ranges.join(", ");
         match &self.client {
@@ -101,13 +112,15 @@ impl Explanation<'_> {
                 out,
                 "only clients in {ranges} may connect, others get EACCES (--from ADDR asks for one)"
             ),
-            Some(ClientAnswer { address: Some(address), by_routing: true, with_port, .. }) => {
+            Some(ExplainedClient {
+                address: Some(address), by_routing: true, with_port, ..
+            }) => {
                 writeln!(
                     out,
                     "only clients in {ranges} may connect; a socket of this network namespace that \
                      is not bound comes from {address}, by its routes"
                 )?;
-                if !with_port && self.verdict == Fate::Forward {
+                if !with_port && self.verdict == ExplainedVerdict::Forward {
                     writeln!(
                         out,
                         "a socket that is bound to a port, but to no address, gets EACCES from \
@@ -116,7 +129,7 @@ impl Explanation<'_> {
                 }
                 Ok(())
             }
-            Some(ClientAnswer { address: Some(address), .. }) => {
+            Some(ExplainedClient { address: Some(address), .. }) => {
                 writeln!(out, "only clients in {ranges} may connect; this one comes from {address}")
             }
             Some(_) => writeln!(out, "only clients in {ranges} may connect"),
@@ -157,7 +170,7 @@ impl Explanation<'_> {
         Ok(())
     }
 
-    fn write_scope(&self, hit: &Hit<'_>, out: &mut dyn Write) -> io::Result<()> {
+    fn write_scope(&self, hit: &ExplainedService<'_>, out: &mut dyn Write) -> io::Result<()> {
         let port = hit.port_number;
         let client = self.client.as_ref().and_then(|client| client.address);
         match hit.scope {

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use lb_common::abi::{Client, ClientKey};
+use lb_common::abi::{ClientKey, SourceAddress};
 use lb_core::dump::{API_VERSION, List};
 use serde::Serialize;
 
@@ -34,20 +34,20 @@ pub(super) struct ClientItem {
 }
 
 /// Those from or to one of the wanted addresses.
-pub(super) fn clients(get: &Get, clients: &BTreeMap<ClientKey, Client>) -> List<ClientItem> {
-    let wanted = |(key, client): &(&ClientKey, &Client)| {
+pub(super) fn clients(get: &Get, clients: &BTreeMap<ClientKey, SourceAddress>) -> List<ClientItem> {
+    let wanted = |(key, client): &(&ClientKey, &SourceAddress)| {
         let is_at = |target: &Target| match target {
             Target::Address(at) => [key.to, client.addr].contains(&at.ip.into()),
             Target::Name(_) => false,
         };
         get.is_wanted(is_at)
     };
-    let item = |(key, client): (&ClientKey, &Client)| ClientItem {
+    let item = |(key, client): (&ClientKey, &SourceAddress)| ClientItem {
         netns: key.netns,
         family: if key.to.is_v4() { 4 } else { 6 },
         to: (!key.to.is_unspecified()).then(|| key.to.to_string()),
         from: client.addr.to_string(),
-        with_port: client.flags & Client::SURE != 0,
+        with_port: client.flags & SourceAddress::SURE != 0,
     };
     let items = clients.iter().filter(wanted).map(item).collect();
     List { api_version: API_VERSION, kind: "ClientList", items }

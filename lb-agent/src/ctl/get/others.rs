@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use lb_common::abi::{self, Addr, AffinityKey, Bond, Client, ClientKey, Counter};
+use lb_common::abi::{self, Addr, AffinityKey, Bond, ClientKey, Counter, SourceAddress};
 use lb_core::{
     dump::{self, API_VERSION, Entry, List},
     op::AddressUse,
@@ -23,7 +23,7 @@ use crate::{
         failure::{self, Answer, Failure},
         json,
         table::{Table, or_none},
-        target::{Address, Target},
+        target::{Target, TargetAddress},
     },
     maps::{self, Counters, Pinned},
     pins::{Pins, shown},
@@ -33,7 +33,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(in crate::ctl) struct Others {
     bonds: Vec<(AffinityKey, Bond)>,
-    clients: BTreeMap<ClientKey, Client>,
+    clients: BTreeMap<ClientKey, SourceAddress>,
     counters: Vec<(Counter, u64)>,
     /// Nanoseconds of the clock of the bonds.
     now: u64,
@@ -110,7 +110,7 @@ impl Others {
             || self.clients.iter().any(|(key, to)| is_host(key.to) || is_host(to.addr))
     }
 
-    fn affinity<'a>(&self, get: &Get, entries: &[Entry<'a>]) -> List<Bound<'a>> {
+    fn affinity<'a>(&self, get: &Get, entries: &[Entry<'a>]) -> List<AffinityItem<'a>> {
         let mut items = Vec::new();
         for (key, bond) in &self.bonds {
             let of: Vec<&Entry<'a>> =
@@ -126,7 +126,7 @@ impl Others {
             let any =
                 if key.family == 4 { Addr::from_v4_word(0) } else { Addr::from_words([0; 4]) };
             let client = self.clients.get(&ClientKey::general(key.netns, any));
-            items.push(Bound {
+            items.push(AffinityItem {
                 namespace,
                 name,
                 port,
@@ -172,7 +172,7 @@ struct AddressItem {
 /// A client that stays with its backend.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Bound<'a> {
+struct AffinityItem<'a> {
     namespace: &'a str,
     name: &'a str,
     port: &'a str,
@@ -190,7 +190,7 @@ struct Bound<'a> {
     timeout_seconds: u32,
 }
 
-impl Bound<'_> {
+impl AffinityItem<'_> {
     fn order(&self) -> (&str, &str, &str, u32, u64, u32) {
         (self.namespace, self.name, self.port, self.id, self.netns, self.family)
     }
@@ -216,10 +216,10 @@ fn addresses(get: &Get, snapshot: &Snapshot, entries: &[Entry<'_>]) -> List<Addr
     let item = |(addr, known): (&Addr, &AddressUse)| {
         let at_it = by_addr.get(addr).map_or(&[][..], Vec::as_slice);
         let own = at_it.iter().filter(|entry| entry.key.scope == abi::SCOPE_NODE);
-        let place = Address {
+        let place = TargetAddress {
             own_ports: own.map(|entry| (entry.key.peer.port, entry.key.protocol)).collect(),
             role: known.flags,
-            ..Address::new(addr.ip())
+            ..TargetAddress::new(addr.ip())
         };
         let is_node = known.flags & (abi::Address::OWN_NODE | abi::Address::OTHER_NODE) != 0;
         let of_nodes = || node_ports.iter().filter(|entry| is_node && place.is_host(entry.key));
@@ -281,7 +281,7 @@ fn write_addresses(get: &Get, list: &List<AddressItem>, out: &mut dyn Write) -> 
     write(get, &table, out, list.items.is_empty())
 }
 
-fn write_affinity(get: &Get, list: &List<Bound<'_>>, out: &mut dyn Write) -> io::Result<()> {
+fn write_affinity(get: &Get, list: &List<AffinityItem<'_>>, out: &mut dyn Write) -> io::Result<()> {
     match get.output {
         Some(GetOutput::Json) => return json(out, list),
         Some(GetOutput::Name) => return once(list.items.iter().map(|i| i.backend.clone()), out),
@@ -341,8 +341,9 @@ pub(super) fn sample() -> Others {
     };
     let client = ClientKey::general(4711, peer("0.0.0.0:0").addr);
     let one = client.towards(peer("203.0.113.5:0").addr);
-    let addr = |from| Client::new(peer(from).addr, 0);
-    let general = Client { flags: Client::SURE | Client::OTHERS, ..addr("10.2.0.1:0") };
+    let addr = |from| SourceAddress::new(peer(from).addr, 0);
+    let general =
+        SourceAddress { flags: SourceAddress::SURE | SourceAddress::OTHERS, ..addr("10.2.0.1:0") };
     Others {
         bonds: vec![
             bond(4712, 10_000_000_000, "10.0.0.9:53"),

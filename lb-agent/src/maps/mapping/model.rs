@@ -15,8 +15,8 @@
 use lb_common::{
     Caller, Flow, Origin, Prior, ReadMaps, Refusal, Verdict,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, Client, ClientKey, Service, ServiceKey,
-        SourceKey, TCP,
+        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Service, ServiceKey, SourceAddress,
+        SourceRangeKey, TCP,
     },
     select,
 };
@@ -135,11 +135,11 @@ impl ReadMaps for Reader {
         None
     }
 
-    fn client(&self, _: &ClientKey) -> Option<Client> {
+    fn client(&self, _: &ClientKey) -> Option<SourceAddress> {
         None
     }
 
-    fn allows(&self, _: &SourceKey) -> bool {
+    fn allows(&self, _: &SourceRangeKey) -> bool {
         false
     }
 

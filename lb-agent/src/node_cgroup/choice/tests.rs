@@ -31,7 +31,7 @@ impl Layout {
     }
 
     /// The node's cgroup, and how to get there.
-    fn finds(&self, node: &str, ways: &[Route]) -> Choice {
+    fn finds(&self, node: &str, ways: &[CgroupMount]) -> NodeLocation {
         let choice = self.seen().choose().unwrap();
         assert_eq!(choice.node.to_string(), node);
         assert_eq!(choice.ways, ways);
@@ -39,8 +39,8 @@ impl Layout {
     }
 }
 
-fn at(path: &str) -> Route {
-    Route::Visible(path.into())
+fn at(path: &str) -> CgroupMount {
+    CgroupMount::Visible(path.into())
 }
 
 #[test]
@@ -50,10 +50,10 @@ fn a_machine_with_cgroup2_only() {
         "0::/init.scope\n",
         "35 24 0:30 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n",
     );
-    let choice = machine.finds("/", &[at("/sys/fs/cgroup"), Route::OfInit]);
+    let choice = machine.finds("/", &[at("/sys/fs/cgroup"), CgroupMount::OfInit]);
     assert_eq!(choice.doubt, None);
     let by_hand = Layout { own: "0::/user.slice/user-1000.slice/session-3.scope\n", ..machine };
-    by_hand.finds("/", &[at("/sys/fs/cgroup"), Route::OfInit]);
+    by_hand.finds("/", &[at("/sys/fs/cgroup"), CgroupMount::OfInit]);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_hybrid_machine() {
     let of = |path: &str| format!("9:name=systemd:{path}\n4:memory:/x\n0::{path}\n");
     let (own, init) = (of("/system.slice/socklb.service"), of("/init.scope"));
     let machine = Layout::pod(own.leak(), init.leak(), mountinfo);
-    machine.finds("/", &[at("/sys/fs/cgroup/unified"), Route::OfInit]);
+    machine.finds("/", &[at("/sys/fs/cgroup/unified"), CgroupMount::OfInit]);
 }
 
 /// BusyBox and OpenRC leave PID 1 in the root, and all that is started by hand too.
@@ -74,10 +74,10 @@ fn a_hybrid_machine() {
 fn a_machine_without_systemd() {
     let mountinfo = "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 none rw,nsdelegate\n";
     let service = Layout::pod("0::/openrc.socklb\n", "0::/\n", mountinfo);
-    assert_eq!(service.finds("/", &[at("/sys/fs/cgroup"), Route::OfInit]).doubt, None);
+    assert_eq!(service.finds("/", &[at("/sys/fs/cgroup"), CgroupMount::OfInit]).doubt, None);
     let by_hand = Layout { own: "0::/\n", ..service };
     // Which proves right when it is the root of all.
-    assert!(by_hand.finds("/", &[at("/sys/fs/cgroup"), Route::Own]).doubt.is_some());
+    assert!(by_hand.finds("/", &[at("/sys/fs/cgroup"), CgroupMount::Own]).doubt.is_some());
 }
 
 const POD: &str = "0::/\n";
@@ -90,7 +90,7 @@ fn a_pod() {
         "0::/../../../../init.scope\n",
         "1201 1100 0:30 /../../../.. /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime master:9 - cgroup2 cgroup2 rw,nsdelegate\n",
     );
-    assert_eq!(pod.finds("/../../../..", &[at("/sys/fs/cgroup"), Route::OfInit]).doubt, None);
+    assert_eq!(pod.finds("/../../../..", &[at("/sys/fs/cgroup"), CgroupMount::OfInit]).doubt, None);
 }
 
 /// The host's elsewhere, and the container's own corner where the node's is looked for at first.
@@ -102,12 +102,12 @@ fn a_pod_with_two_mounts() {
         "1200 1100 0:30 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw\n\
          1201 1100 0:30 /../../.. /host/sys/fs/cgroup rw,nosuid master:9 - cgroup2 cgroup2 rw\n",
     );
-    pod.finds("/../../..", &[at("/host/sys/fs/cgroup"), Route::OfInit]);
+    pod.finds("/../../..", &[at("/host/sys/fs/cgroup"), CgroupMount::OfInit]);
     let read_only = Layout {
         mountinfo: "1201 1100 0:30 /../../.. /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n",
         ..pod
     };
-    read_only.finds("/../../..", &[Route::OfInit, at("/sys/fs/cgroup")]);
+    read_only.finds("/../../..", &[CgroupMount::OfInit, at("/sys/fs/cgroup")]);
 }
 
 /// Nothing of the host: the container's own corner is not an answer.
@@ -118,7 +118,7 @@ fn a_pod_that_mounts_nothing() {
         "0::/../../../init.scope\n",
         "1200 1100 0:30 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw\n",
     );
-    pod.finds("/../../..", &[Route::OfInit]);
+    pod.finds("/../../..", &[CgroupMount::OfInit]);
 }
 
 /// kind where there is cgroup2 only: a node is a container with a cgroup namespace, and so is a pod.
@@ -129,21 +129,21 @@ fn a_pod_of_kind() {
         "0::/../../../../init.scope\n",
         "2201 2100 0:30 /../../../.. /sys/fs/cgroup rw,nosuid master:9 - cgroup2 cgroup rw\n",
     );
-    pod.finds("/../../../..", &[at("/sys/fs/cgroup"), Route::OfInit]);
+    pod.finds("/../../../..", &[at("/sys/fs/cgroup"), CgroupMount::OfInit]);
     // The node shares the machine's cgroup namespace, and its mount.
     let shared = Layout::pod(
         "0::/docker/0af3/kubelet.slice/kubepods.slice/pod7/c1\n",
         "0::/docker/0af3/init.scope\n",
         "2201 2100 0:30 / /sys/fs/cgroup rw,nosuid master:9 - cgroup2 cgroup rw\n",
     );
-    shared.finds("/docker/0af3", &[at("/sys/fs/cgroup/docker/0af3"), Route::OfInit]);
+    shared.finds("/docker/0af3", &[at("/sys/fs/cgroup/docker/0af3"), CgroupMount::OfInit]);
     // The machine's mount in a node with a namespace of its own: the way down has no names.
     let nameless = Layout::pod(
         POD,
         "0::/../..\n",
         "2201 2100 0:30 /../../../.. /sys/fs/cgroup rw,nosuid master:9 - cgroup2 cgroup rw\n",
     );
-    nameless.finds("/../..", &[Route::OfInit]);
+    nameless.finds("/../..", &[CgroupMount::OfInit]);
 }
 
 /// kind on a hybrid machine: only version 1 is mounted inside, and pods share the machine's cgroup
@@ -156,7 +156,7 @@ fn a_pod_of_kind_on_a_hybrid_machine() {
         "31 23 0:28 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755\n\
          32 31 0:29 /docker/0af3 /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
     );
-    pod.finds("/docker/0af3", &[Route::OfInit]);
+    pod.finds("/docker/0af3", &[CgroupMount::OfInit]);
 }
 
 /// The same where systemd and Docker leave version 2 alone: the node has one cgroup of it, and only
@@ -172,10 +172,10 @@ fn a_pod_of_kind_whose_systemd_uses_version_1() {
         "9:name=systemd:/init.scope\n3:cpuset:/\n0::/\n",
         mountinfo,
     );
-    assert_eq!(pod.finds("/", &[Route::OfInit]).doubt, None);
+    assert_eq!(pod.finds("/", &[CgroupMount::OfInit]).doubt, None);
     // An init of the container's own is where the container is.
     let tini = Layout { init: pod.own, ..pod };
-    assert!(tini.finds("/", &[Route::Own]).doubt.unwrap().contains("are in one cgroup"));
+    assert!(tini.finds("/", &[CgroupMount::Own]).doubt.unwrap().contains("are in one cgroup"));
 }
 
 /// k3d, Talos: PID 1 is in `/init` of the node.
@@ -186,7 +186,7 @@ fn nodes_with_another_name_for_the_first_cgroup() {
         "0::/../../../init\n",
         "1201 1100 0:30 /../../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n",
     );
-    pod.finds("/../../..", &[at("/sys/fs/cgroup"), Route::OfInit]);
+    pod.finds("/../../..", &[at("/sys/fs/cgroup"), CgroupMount::OfInit]);
 }
 
 #[test]
@@ -205,9 +205,9 @@ fn without_the_processes_of_the_node() {
     assert!(choice.doubt.unwrap().contains("does not descend from PID 1"));
     // Nothing but the own corner, or not even that. That of another pod is no answer.
     let corner = Layout { mountinfo: "7 6 0:30 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n", ..tini };
-    corner.finds("/", &[Route::Own, at("/sys/fs/cgroup")]);
+    corner.finds("/", &[CgroupMount::Own, at("/sys/fs/cgroup")]);
     let blind = Layout { mountinfo: "7 6 0:30 /../other /mnt rw - cgroup2 cgroup rw\n", ..tini };
-    blind.finds("/", &[Route::Own]);
+    blind.finds("/", &[CgroupMount::Own]);
 }
 
 #[test]

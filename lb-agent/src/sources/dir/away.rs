@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Instant};
 
-use super::super::{Standstill, Trouble, lasting::Lasting};
+use super::super::{Standstill, Standstills, lasting::Lasting};
 
 /// A directory, and what was told of its absence.
 pub(super) struct Away {
@@ -16,7 +16,7 @@ impl Away {
     }
 
     /// It cannot be read, for this reason.
-    pub(super) fn tell(&mut self, error: &io::Error, trouble: &Trouble) {
+    pub(super) fn tell(&mut self, error: &io::Error, standstills: &Standstills) {
         let what = self.what(error);
         if self.told.is_due(&what, Instant::now()) {
             let remedy = self.remedy(error);
@@ -26,15 +26,15 @@ impl Away {
             );
         }
         // Also if nothing is written: a hang that ended with this error is told as over.
-        trouble.send_replace(Some(Standstill { what, hangs: false }));
+        standstills.send_replace(Some(Standstill { what, hangs: false }));
     }
 
     /// It can be read. True if it could not.
-    pub(super) fn end(&mut self, trouble: &Trouble) -> bool {
+    pub(super) fn end(&mut self, standstills: &Standstills) -> bool {
         let was_away = self.told.end();
         if was_away {
             tracing::info!(path = %self.path.display(), "the directory can be read now");
-            trouble.send_replace(None);
+            standstills.send_replace(None);
         }
         was_away
     }

@@ -42,7 +42,7 @@ use self::{
     waiting::Waiting,
     watch::Watch,
 };
-use super::{Changes, Problems, Standstill, Trouble, Wait, Waits, lasting::Lasting};
+use super::{Changes, Problems, Standstill, Standstills, Wait, Waits, lasting::Lasting};
 
 /// From the first sign of a change to the look at the files: a burst of changes is one.
 const SETTLE: Duration = Duration::from_millis(15);
@@ -72,12 +72,17 @@ pub struct Terms {
 
 /// Follows the directory until the receiver is gone. `trouble` is told while it cannot be read, or a
 /// file system does not answer.
-pub async fn run(path: PathBuf, terms: Terms, changes: Changes, trouble: Trouble) -> Result<()> {
+pub async fn run(
+    path: PathBuf,
+    terms: Terms,
+    changes: Changes,
+    standstills: Standstills,
+) -> Result<()> {
     let waiting = Waiting::default();
     let mut away = Away::new(path.clone());
     let mut follower = tokio::select! {
         () = changes.closed() => return Ok(()),
-        follower = start(&path, &terms, &waiting, &mut away, &trouble) => follower?,
+        follower = start(&path, &terms, &waiting, &mut away, &standstills) => follower?,
     };
     let mut send = true;
     loop {
@@ -96,15 +101,15 @@ pub async fn run(path: PathBuf, terms: Terms, changes: Changes, trouble: Trouble
         let news;
         (follower, news) = tokio::select! {
             () = changes.closed() => return Ok(()),
-            looked = watched(&waiting, &trouble, PATIENCE, look) => looked?,
+            looked = watched(&waiting, &standstills, PATIENCE, look) => looked?,
         };
         send = match news {
             Ok(news) => {
-                away.end(&trouble);
+                away.end(&standstills);
                 news
             }
             Err(error) => {
-                away.tell(&error, &trouble);
+                away.tell(&error, &standstills);
                 false
             }
         };
@@ -117,7 +122,7 @@ async fn start(
     terms: &Terms,
     waiting: &Waiting,
     away: &mut Away,
-    trouble: &Trouble,
+    standstills: &Standstills,
 ) -> Result<Follower> {
     loop {
         let (dir, waits) = (path.to_owned(), waiting.clone());
@@ -125,21 +130,21 @@ async fn start(
             let _waits = waits.begin(&dir);
             fs::read_dir(&dir).map(drop)
         };
-        let mut result = watched(waiting, trouble, PATIENCE, is_there).await?.map(|()| None);
+        let mut result = watched(waiting, standstills, PATIENCE, is_there).await?.map(|()| None);
         if result.is_ok() {
-            if away.end(trouble) {
+            if away.end(standstills) {
                 // Whoever makes a directory may not have put all files into it yet.
                 sleep(LASTING).await;
             }
             let (dir, waits, terms) = (path.to_owned(), waiting.clone(), terms.clone());
             let start = move || Follower::start(dir, waits, terms).map(Some);
-            result = watched(waiting, trouble, PATIENCE, start).await?;
+            result = watched(waiting, standstills, PATIENCE, start).await?;
         }
         match result {
             Ok(Some(follower)) => return Ok(follower),
             Ok(None) => {}
             Err(error) if terms.once => bail!("{}", away.explain(&error)),
-            Err(error) => away.tell(&error, trouble),
+            Err(error) => away.tell(&error, standstills),
         }
         sleep(RESCAN).await;
     }
@@ -149,7 +154,7 @@ async fn start(
 /// end, it is a trouble.
 async fn watched<T: Send + 'static>(
     waiting: &Waiting,
-    trouble: &Trouble,
+    standstills: &Standstills,
     patience: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
@@ -164,11 +169,11 @@ async fn watched<T: Send + 'static>(
                 let remedy = "nothing in the directory is followed until it does: repair the mount, \
                               or remove the file and restart lb-agent";
                 tracing::error!(remedy, "{what}");
-                trouble.send_replace(Some(Standstill { what, hangs: true }));
+                standstills.send_replace(Some(Standstill { what, hangs: true }));
             }
         } else if hangs.end() {
             tracing::info!("the file system answers again");
-            trouble.send_replace(None);
+            standstills.send_replace(None);
         }
         if let Some(end) = end {
             return end.context("the work on the directory died");
