@@ -20,14 +20,18 @@ pub(super) struct PacketsDuty {
 impl PacketsDuty {
     /// Tables that were not read yet.
     pub(super) fn new(watch: Watch) -> Self {
-        Self { watch: Some(watch), ..Self::impossible(None) }
+        Self::with(Some(watch), None)
     }
 
-    /// There will be no tables.
-    pub(super) fn impossible(fault: impl Into<Option<String>>) -> Self {
+    /// There will be no tables, for this reason.
+    pub(super) fn impossible(fault: String) -> Self {
+        Self::with(None, Some(fault))
+    }
+
+    fn with(watch: Option<Watch>, fault: Option<String>) -> Self {
         let mut pace = Pace::new();
         pace.doubt();
-        Self { watch: None, pace, fault: fault.into() }
+        Self { watch, pace, fault }
     }
 
     /// Why packets are not served as they should be.
@@ -89,7 +93,7 @@ mod tests {
     #[test]
     fn what_fails_is_read_again_with_pauses_that_grow_and_is_a_fault_until_it_works() {
         let start = Instant::now();
-        let mut duty = PacketsDuty::impossible(None);
+        let mut duty = PacketsDuty::with(None, None);
         assert!(readable(&duty, start) && !duty.reads(start), "there is nothing to read");
         duty.has_read(Some("no memory".to_owned()), start, start);
         assert_eq!(duty.fault(), Some("no memory"));
@@ -113,7 +117,7 @@ mod tests {
     #[test]
     fn a_service_that_fails_is_no_fault_but_has_the_tables_read_again() {
         let now = Instant::now();
-        let mut duty = PacketsDuty::impossible(None);
+        let mut duty = PacketsDuty::with(None, None);
         duty.has_read(None, now, now);
         let web = lb_core::model::ObjectRef::new("default", "web");
         let failed = [(web, "a set is full".to_owned())].into();

@@ -8,7 +8,7 @@ use std::{
 use super::{element::Choice, mirror::TableMirror};
 use crate::{
     model::{Cidr, Frontend},
-    policy::TrafficPolicy,
+    policy::{PacketVerdict, TrafficPolicy},
 };
 
 /// A frontend, with all that the table says of it.
@@ -54,6 +54,16 @@ impl PacketFate {
             }
             _ => Self::Damaged,
         })
+    }
+
+    /// In the words of the policy; none, if no policy says that.
+    fn verdict(&self) -> Option<PacketVerdict<'_>> {
+        match self {
+            Self::Forward(endpoints) => Some(PacketVerdict::Forward(endpoints)),
+            Self::Reject => Some(PacketVerdict::Reject),
+            Self::Drop => Some(PacketVerdict::Drop),
+            Self::Damaged => None,
+        }
     }
 }
 
@@ -101,16 +111,12 @@ impl fmt::Display for TableEntry {
     }
 }
 
-/// Begins with a space.
+/// Begins with a space, as a [`PacketVerdict`] does.
 impl fmt::Display for PacketFate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Forward(endpoints) => {
-                endpoints.iter().try_for_each(|endpoint| write!(f, " {endpoint}"))
-            }
-            Self::Reject => f.write_str(" reject"),
-            Self::Drop => f.write_str(" drop"),
-            Self::Damaged => f.write_str(" damaged"),
+        match self.verdict() {
+            Some(verdict) => verdict.fmt(f),
+            None => f.write_str(" damaged"),
         }
     }
 }
