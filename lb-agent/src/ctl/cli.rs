@@ -72,7 +72,7 @@ pub struct Get {
     pub all_namespaces: bool,
     /// In which form: with more columns, for programs, or only names.
     #[arg(short, long, value_name = "FORM")]
-    pub output: Option<GetOutput>,
+    pub output: Option<ListForm>,
     /// No line of titles.
     #[arg(long)]
     pub no_headers: bool,
@@ -103,7 +103,7 @@ pub enum What {
 
 /// Forms of a list.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum GetOutput {
+pub enum ListForm {
     /// More columns.
     Wide,
     /// One document, its schema named by `apiVersion` and `kind`.
@@ -140,7 +140,7 @@ pub struct Explain {
     pub pid: Option<u32>,
     /// In which form.
     #[arg(short, long, value_name = "FORM")]
-    pub output: Option<Output>,
+    pub output: Option<Form>,
 }
 
 /// `lbctl status`.
@@ -154,12 +154,12 @@ says itself, as at its /readyz, wherever that is served, or nowhere."
 pub struct Status {
     /// In which form.
     #[arg(short, long, value_name = "FORM")]
-    pub output: Option<Output>,
+    pub output: Option<Form>,
 }
 
 /// Forms of an answer that is no list.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum Output {
+pub enum Form {
     /// One document, its schema named by `apiVersion` and `kind`.
     Json,
 }
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(get("lbctl get ep -A").what, What::Backends);
         let get = get("lbctl get services web -n shop -owide --no-headers --bpffs /x");
         assert_eq!(get.namespace.as_deref(), Some("shop"));
-        assert_eq!(get.output, Some(GetOutput::Wide));
+        assert_eq!(get.output, Some(ListForm::Wide));
         assert!(get.no_headers);
     }
 

@@ -21,7 +21,7 @@ use serde::{Serialize, Serializer};
 
 use self::lookup::{Lookup, Pick, Who, look_up, meant, peer_of};
 use super::{
-    cli::{Explain, Output},
+    cli::{Explain, Form},
     failure::{self, Answer, Failure},
     json,
 };
@@ -84,7 +84,7 @@ fn answer(
     let found = look_up(maps, &flow, who, now, snapshot.max_backends);
     let explanation = Explanation::new(flow, who, now, &found, snapshot);
     match explain.output {
-        Some(Output::Json) => json(out, &explanation)?,
+        Some(Form::Json) => json(out, &explanation)?,
         None => explanation.write(out)?,
     }
     Ok(if explanation.verdict == ExplainedVerdict::Forward { Answer::Yes } else { Answer::No })

@@ -17,10 +17,10 @@ use lb_core::{
 use self::near::not_found;
 pub(super) use self::others::{Others, counters};
 use super::{
-    cli::{Get, GetOutput, What},
+    cli::{Get, ListForm, What},
     failure::{Answer, Failure},
     json,
-    table::{Table, or_none},
+    table::{TextTable, or_none},
     target::{ServiceName, Target, is_label},
 };
 
@@ -133,21 +133,21 @@ fn is_known(get: &Get, entries: &[Entry<'_>], target: &Target) -> bool {
 
 fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result<()> {
     match get.output {
-        Some(GetOutput::Json) => return json(out, &dump::services(entries)),
-        Some(GetOutput::Name) => {
+        Some(ListForm::Json) => return json(out, &dump::services(entries)),
+        Some(ListForm::Name) => {
             let names = entries.iter().map(|entry| {
                 entry.port.map_or_else(|| UNKNOWN.to_owned(), |port| port.service.to_string())
             });
             return once(names, out);
         }
-        Some(GetOutput::Wide) | None => {}
+        Some(ListForm::Wide) | None => {}
     }
-    let wide = get.output == Some(GetOutput::Wide);
+    let wide = get.output == Some(ListForm::Wide);
     let mut titles = vec!["NAMESPACE", "NAME", "PORT", "FRONTEND", "BACKENDS"];
     if wide {
         titles.extend(["ID", "BLOCK", "GENERATION", "AFFINITY", "SOURCES", "ADDRESSES", "KEPT"]);
     }
-    let mut table = Table::new(&titles);
+    let mut table = TextTable::new(&titles);
     for entry in entries {
         let item = ServiceItem::from(entry);
         let ServiceItem { namespace, name, port, id, block, generation, backends, .. } = item;
@@ -176,18 +176,18 @@ fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result
 
 fn backends(get: &Get, list: &List<BackendItem<'_>>, out: &mut dyn Write) -> io::Result<()> {
     match get.output {
-        Some(GetOutput::Json) => return json(out, list),
-        Some(GetOutput::Name) => {
+        Some(ListForm::Json) => return json(out, list),
+        Some(ListForm::Name) => {
             return once(list.items.iter().map(|item| item.address.clone()), out);
         }
-        Some(GetOutput::Wide) | None => {}
+        Some(ListForm::Wide) | None => {}
     }
-    let wide = get.output == Some(GetOutput::Wide);
+    let wide = get.output == Some(ListForm::Wide);
     let mut titles = vec!["NAMESPACE", "NAME", "PORT", "BACKEND", "FLOWS"];
     if wide {
         titles.extend(["ID", "INDEX", "FRONTENDS"]);
     }
-    let mut table = Table::new(&titles);
+    let mut table = TextTable::new(&titles);
     for item in &list.items {
         let known = !item.name.is_empty();
         let mut row = names(known, [item.namespace, item.name, item.port]);
@@ -212,7 +212,7 @@ fn names(known: bool, names: [&str; 3]) -> Vec<String> {
 }
 
 /// Titles without rows are noise: what is missing is said elsewhere.
-fn write(get: &Get, table: &Table, out: &mut dyn Write, empty: bool) -> io::Result<()> {
+fn write(get: &Get, table: &TextTable, out: &mut dyn Write, empty: bool) -> io::Result<()> {
     if empty { Ok(()) } else { table.write(out, !get.no_headers) }
 }
 

@@ -28,11 +28,11 @@ use self::{
     served::ServedCgroup,
 };
 use super::{
-    cli::{self, Output},
+    cli::{self, Form},
     failure::{self, Answer, Failure},
     get::counters,
     json,
-    table::{NONE, Table, or_none},
+    table::{NONE, TextTable, or_none},
 };
 use crate::{
     datapath::STORAGE,
@@ -162,7 +162,7 @@ pub(super) fn run(
     };
     found.judge(unopened, &unpinned);
     match status.output {
-        Some(Output::Json) => json(out, &found)?,
+        Some(Form::Json) => json(out, &found)?,
         None => found.write(out)?,
     }
     Ok(found.answer)
@@ -333,7 +333,7 @@ impl Status {
         }
         writeln!(out)?;
 
-        let mut table = Table::new(&["PROGRAM", "STATE", "CGROUP"]);
+        let mut table = TextTable::new(&["PROGRAM", "STATE", "CGROUP"]);
         for program in &self.programs {
             let state = program.state.to_string();
             table.push(vec![program.name.to_owned(), state, program.cgroup_text()]);
@@ -341,7 +341,7 @@ impl Status {
         table.write(out, true)?;
         if !self.maps.is_empty() {
             writeln!(out)?;
-            let mut table = Table::new(&["MAP", "USED", "SIZE", "FILL"]);
+            let mut table = TextTable::new(&["MAP", "USED", "SIZE", "FILL"]);
             for fill in &self.maps {
                 let ratio = percent(fill.ratio());
                 let numbers = [fill.used.to_string(), fill.size.to_string(), ratio];
@@ -352,7 +352,7 @@ impl Status {
 
         if !self.counters.is_empty() {
             writeln!(out)?;
-            let mut table = Table::new(&["COUNTER", "COUNT"]);
+            let mut table = TextTable::new(&["COUNTER", "COUNT"]);
             for (name, count) in &self.counters {
                 table.push(vec![(*name).to_owned(), count.to_string()]);
             }

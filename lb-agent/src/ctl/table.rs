@@ -12,12 +12,12 @@ const GAP: usize = 3;
 
 /// Rows of as many cells as there are titles.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct TextTable {
     titles: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
-impl Table {
+impl TextTable {
     pub(super) fn new(titles: &[&'static str]) -> Self {
         Self { titles: titles.to_vec(), rows: Vec::new() }
     }
@@ -71,7 +71,7 @@ pub(super) fn or_none(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn printed(table: &Table, titles: bool) -> String {
+    fn printed(table: &TextTable, titles: bool) -> String {
         let mut out = Vec::new();
         table.write(&mut out, titles).unwrap();
         String::from_utf8(out).unwrap()
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_lines_have_no_trailing_space() {
-        let mut table = Table::new(&["NAMESPACE", "NAME", "N"]);
+        let mut table = TextTable::new(&["NAMESPACE", "NAME", "N"]);
         assert_eq!(printed(&table, true), "NAMESPACE   NAME   N\n");
         assert_eq!(printed(&table, false), "");
         table.push(["default", "a-long-name", "12"].map(str::to_owned).to_vec());

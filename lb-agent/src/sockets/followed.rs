@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 use super::{
     clients::{ClientsQuestion, home},
-    namespaces::{Door, Id, Namespaces, cookie_of, tour},
+    namespaces::{Door, NamespaceId, Namespaces, cookie_of, tour},
     routes,
 };
 use crate::netlink::{self, Netlink};
@@ -152,7 +152,7 @@ struct Thread {
     woken: UnixStream,
     said: watch::Sender<SourceAddresses>,
     mounts: Vec<File>,
-    watched: BTreeMap<Id, Watched>,
+    watched: BTreeMap<NamespaceId, Watched>,
     complete: bool,
     question: ClientsQuestion,
 }
@@ -199,7 +199,7 @@ impl Thread {
         let patience = due.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.mounts.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
-        let listening: Vec<(Id, BorrowedFd<'_>)> = self
+        let listening: Vec<(NamespaceId, BorrowedFd<'_>)> = self
             .watched
             .iter()
             .filter(|(_, it)| !it.is_stale)
@@ -220,7 +220,7 @@ impl Thread {
             has_changed |= happened.next().unwrap_or_default();
         }
         let signs = listening.iter().zip(happened).filter(|(_, happened)| *happened);
-        let signs: Vec<Id> = signs.map(|((id, _), _)| *id).collect();
+        let signs: Vec<NamespaceId> = signs.map(|((id, _), _)| *id).collect();
         for id in signs {
             if let Some(it) = self.watched.get_mut(&id) {
                 it.is_stale = true;
@@ -255,7 +255,7 @@ impl Thread {
     /// Finds all there are, and asks them.
     fn look(&mut self) -> io::Result<()> {
         let found = Namespaces::find()?;
-        let doors: BTreeMap<Id, Door> = found.ids.into_iter().zip(found.doors).collect();
+        let doors: BTreeMap<NamespaceId, Door> = found.ids.into_iter().zip(found.doors).collect();
         self.complete = true;
         self.watched.retain(|id, it| {
             it.is_stale = true;
@@ -272,7 +272,7 @@ impl Thread {
     }
 
     /// Listens to those that are new.
-    fn enter(&mut self, mut doors: BTreeMap<Id, Door>) {
+    fn enter(&mut self, mut doors: BTreeMap<NamespaceId, Door>) {
         doors.retain(|id, _| !self.watched.contains_key(id));
         if doors.is_empty() {
             return;
@@ -280,7 +280,7 @@ impl Thread {
         // Half of the open files are the others', and a line has two.
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft / 4);
         let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(self.watched.len());
-        let (ids, doors): (Vec<Id>, Vec<Door>) = doors.into_iter().unzip();
+        let (ids, doors): (Vec<NamespaceId>, Vec<Door>) = doors.into_iter().unzip();
         let question = self.question.clone();
         let seen = tour(&doors, |index| {
             // First what hears of changes: none goes unseen.

@@ -68,61 +68,61 @@ const _: () = {
 };
 
 /// One instruction.
-pub(super) type Op = [u8; 8];
+pub(super) type Instruction = [u8; 8];
 
-pub(super) const fn op(code: u8, to: u8, from: u8, offset: i16, number: i32) -> Op {
+pub(super) const fn op(code: u8, to: u8, from: u8, offset: i16, number: i32) -> Instruction {
     let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
     let (offset, number) = (offset.to_ne_bytes(), number.to_ne_bytes());
     [code, registers, offset[0], offset[1], number[0], number[1], number[2], number[3]]
 }
 
 /// `to = *(u64 *)(from + offset)`
-pub(super) const fn load(to: u8, from: u8, offset: i16) -> Op {
+pub(super) const fn load(to: u8, from: u8, offset: i16) -> Instruction {
     op(0x79, to, from, offset, 0)
 }
 
 /// `to = *(u8 *)(from + offset)`
-pub(super) const fn load_byte(to: u8, from: u8, offset: i16) -> Op {
+pub(super) const fn load_byte(to: u8, from: u8, offset: i16) -> Instruction {
     op(0x71, to, from, offset, 0)
 }
 
 /// `*(u64 *)(to + offset) = from`
-pub(super) const fn store(to: u8, offset: i16, from: u8) -> Op {
+pub(super) const fn store(to: u8, offset: i16, from: u8) -> Instruction {
     op(0x7b, to, from, offset, 0)
 }
 
 /// `to = from`
-pub(super) const fn copy(to: u8, from: u8) -> Op {
+pub(super) const fn copy(to: u8, from: u8) -> Instruction {
     op(0xbf, to, from, 0, 0)
 }
 
 /// `to = number`
-pub(super) const fn set(to: u8, number: i32) -> Op {
+pub(super) const fn set(to: u8, number: i32) -> Instruction {
     op(0xb7, to, 0, 0, number)
 }
 
 /// `to += number`
-pub(super) const fn add(to: u8, number: i32) -> Op {
+pub(super) const fn add(to: u8, number: i32) -> Instruction {
     op(0x07, to, 0, 0, number)
 }
 
 /// `to &= number`
-pub(super) const fn and(to: u8, number: i32) -> Op {
+pub(super) const fn and(to: u8, number: i32) -> Instruction {
     op(0x57, to, 0, 0, number)
 }
 
 /// `if register == 0 goto offset`
-pub(super) const fn if_zero(register: u8, offset: i16) -> Op {
+pub(super) const fn if_zero(register: u8, offset: i16) -> Instruction {
     op(0x15, register, 0, offset, 0)
 }
 
 /// Calls a helper.
-pub(super) const fn call(helper: i32) -> Op {
+pub(super) const fn call(helper: i32) -> Instruction {
     op(0x85, 0, 0, 0, helper)
 }
 
 /// `return r0`
-pub(super) const EXIT: Op = op(0x95, 0, 0, 0, 0);
+pub(super) const EXIT: Instruction = op(0x95, 0, 0, 0, 0);
 
 pub(super) const GET_SOCKET_COOKIE: i32 = 46;
 pub(super) const SEQ_WRITE: i32 = 127;
@@ -134,7 +134,7 @@ pub(super) struct Program(OwnedFd);
 impl Program {
     /// For the iterator whose function is `target`. `Unsupported` if the kernel has none, or no type
     /// information. Reads that, which takes some 100 ms and as many types as the kernel has.
-    pub(super) fn load(name: &str, target: &str, instructions: &[Op]) -> io::Result<Self> {
+    pub(super) fn load(name: &str, target: &str, instructions: &[Instruction]) -> io::Result<Self> {
         let function = Btf::from_sys_fs()
             .and_then(|btf| btf.id_by_type_name_kind(target, BtfKind::Func))
             .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;

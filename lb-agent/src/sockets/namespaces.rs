@@ -41,7 +41,7 @@ pub(super) enum Door {
 
 impl Door {
     /// Whether it still leads there.
-    pub(super) fn leads_to(&self, namespace: Id) -> bool {
+    pub(super) fn leads_to(&self, namespace: NamespaceId) -> bool {
         match self {
             Self::Own => true,
             Self::At(path) => id(path).is_ok_and(|id| id == namespace),
@@ -55,15 +55,15 @@ pub(super) struct Namespaces {
     /// One door for each, the own namespace first.
     pub(super) doors: Vec<Door>,
     /// Behind each of them.
-    pub(super) ids: Vec<Id>,
+    pub(super) ids: Vec<NamespaceId>,
     /// Processes that do not show theirs, for lack of `CAP_SYS_PTRACE`.
     pub(super) hidden: usize,
 }
 
 /// Device and inode: the same for all files of a namespace.
-pub(super) type Id = (u64, u64);
+pub(super) type NamespaceId = (u64, u64);
 
-fn id(path: &Path) -> io::Result<Id> {
+fn id(path: &Path) -> io::Result<NamespaceId> {
     let metadata = fs::metadata(path).map_err(|error| seen(path, error))?;
     Ok((metadata.dev(), metadata.ino()))
 }
@@ -137,12 +137,12 @@ impl Namespaces {
     }
 
     /// Those that are mounted somewhere known; none if the own one cannot be told from them.
-    pub(super) fn mounted() -> BTreeMap<Id, Door> {
+    pub(super) fn mounted() -> BTreeMap<NamespaceId, Door> {
         let own = id(Path::new("/proc/thread-self/ns/net"));
         own.map_or_else(|_| BTreeMap::new(), Self::mounted_beside)
     }
 
-    fn mounted_beside(own: Id) -> BTreeMap<Id, Door> {
+    fn mounted_beside(own: NamespaceId) -> BTreeMap<NamespaceId, Door> {
         let mut doors = BTreeMap::new();
         for root in ROOTS {
             for directory in MOUNTS {

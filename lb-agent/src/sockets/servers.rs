@@ -15,8 +15,8 @@ use std::{
 use super::{
     Found,
     iterator::{
-        EXIT, GET_SOCKET_COOKIE, Iterator, Op, Program, SEQ_WRITE, add, and, call, copy, if_zero,
-        load, load_byte, set, store,
+        EXIT, GET_SOCKET_COOKIE, Instruction, Iterator, Program, SEQ_WRITE, add, and, call, copy,
+        if_zero, load, load_byte, set, store,
     },
     namespaces::{cookie, tour},
 };
@@ -108,7 +108,7 @@ impl Chosen {
 
 /// The context has a pointer to `struct bpf_iter_meta`, which begins with one to the output, and one to
 /// the socket, null at the end.
-fn program(first: u32) -> io::Result<[Op; 17]> {
+fn program(first: u32) -> io::Result<[Instruction; 17]> {
     let bit = first + SOCK_BINDPORT_LOCK.trailing_zeros();
     let (byte, mask) = (i16::try_from(bit / 8).map_err(io::Error::other)?, 1 << (bit % 8));
     Ok([

@@ -15,8 +15,8 @@ use std::{
 use lb_common::abi::Translation;
 
 use super::iterator::{
-    EXIT, GET_SOCKET_COOKIE, Iterator, Op, Program, SEQ_WRITE, add, call, copy, if_zero, load, set,
-    store,
+    EXIT, GET_SOCKET_COOKIE, Instruction, Iterator, Program, SEQ_WRITE, add, call, copy, if_zero,
+    load, set, store,
 };
 
 /// The iterator's function.
@@ -26,7 +26,7 @@ const ENTRY: usize = 8 + size_of::<Translation>();
 
 /// Prints the first `bytes` of each value, behind the socket's cookie. The context has four pointers: to `struct bpf_iter_meta`, which begins with one to the output; the
 /// map; the socket; the value. The last two are null at the end.
-pub(super) const fn program(bytes: i32) -> [Op; 20] {
+pub(super) const fn program(bytes: i32) -> [Instruction; 20] {
     [
         copy(6, 1),
         load(1, 6, 16),

@@ -8,7 +8,7 @@ use super::{
     ExplainedBackend, ExplainedClient, ExplainedService, ExplainedVerdict, Explanation, NodePort,
     full_name,
 };
-use crate::ctl::table::Table;
+use crate::ctl::table::TextTable;
 
 impl Explanation<'_> {
     pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -46,7 +46,7 @@ impl Explanation<'_> {
             return Ok(());
         }
         writeln!(out)?;
-        let mut table = Table::new(&["BACKEND", "INDEX", "PROBABILITY"]);
+        let mut table = TextTable::new(&["BACKEND", "INDEX", "PROBABILITY"]);
         for ExplainedBackend { address, index, probability } in &self.candidates {
             let address = address.clone().unwrap_or_else(|| "<damaged>".to_owned());
             let probability = format!("{:.1}%", probability * 100.0);

@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::{once, write};
 use crate::ctl::{
-    cli::{Get, GetOutput},
+    cli::{Get, ListForm},
     json,
-    table::Table,
+    table::TextTable,
     target::Target,
 };
 
@@ -59,16 +59,16 @@ pub(super) fn write_clients(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     match get.output {
-        Some(GetOutput::Json) => return json(out, list),
-        Some(GetOutput::Name) => return once(list.items.iter().map(|i| i.from.clone()), out),
-        Some(GetOutput::Wide) | None => {}
+        Some(ListForm::Json) => return json(out, list),
+        Some(ListForm::Name) => return once(list.items.iter().map(|i| i.from.clone()), out),
+        Some(ListForm::Wide) | None => {}
     }
-    let wide = get.output == Some(GetOutput::Wide);
+    let wide = get.output == Some(ListForm::Wide);
     let mut titles = vec!["CLIENT", "FAMILY", "TO", "FROM"];
     if wide {
         titles.push("WITH-PORT");
     }
-    let mut table = Table::new(&titles);
+    let mut table = TextTable::new(&titles);
     for item in &list.items {
         let mut row = vec![
             format!("netns {}", item.netns),

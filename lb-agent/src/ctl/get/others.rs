@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{
     ctl::{
-        cli::{Get, GetOutput, What},
+        cli::{Get, ListForm, What},
         failure::{self, Answer, Failure},
         json,
-        table::{Table, or_none},
+        table::{TextTable, or_none},
         target::{Target, TargetAddress},
     },
     maps::{self, Counters, Pinned},
@@ -260,16 +260,16 @@ fn roles(flags: u32) -> Vec<&'static str> {
 
 fn write_addresses(get: &Get, list: &List<AddressItem>, out: &mut dyn Write) -> io::Result<()> {
     match get.output {
-        Some(GetOutput::Json) => return json(out, list),
-        Some(GetOutput::Name) => return once(list.items.iter().map(|i| i.address.clone()), out),
-        Some(GetOutput::Wide) | None => {}
+        Some(ListForm::Json) => return json(out, list),
+        Some(ListForm::Name) => return once(list.items.iter().map(|i| i.address.clone()), out),
+        Some(ListForm::Wide) | None => {}
     }
-    let wide = get.output == Some(GetOutput::Wide);
+    let wide = get.output == Some(ListForm::Wide);
     let mut titles = vec!["ADDRESS", "ROLES", "WHERE"];
     if wide {
         titles.push("SERVICES");
     }
-    let mut table = Table::new(&titles);
+    let mut table = TextTable::new(&titles);
     for item in &list.items {
         let place = item.netns.map_or_else(|| "all".to_owned(), |netns| format!("netns {netns}"));
         let mut row = vec![item.address.clone(), or_none(&item.roles.join(",")), place];
@@ -283,16 +283,16 @@ fn write_addresses(get: &Get, list: &List<AddressItem>, out: &mut dyn Write) -> 
 
 fn write_affinity(get: &Get, list: &List<AffinityItem<'_>>, out: &mut dyn Write) -> io::Result<()> {
     match get.output {
-        Some(GetOutput::Json) => return json(out, list),
-        Some(GetOutput::Name) => return once(list.items.iter().map(|i| i.backend.clone()), out),
-        Some(GetOutput::Wide) | None => {}
+        Some(ListForm::Json) => return json(out, list),
+        Some(ListForm::Name) => return once(list.items.iter().map(|i| i.backend.clone()), out),
+        Some(ListForm::Wide) | None => {}
     }
-    let wide = get.output == Some(GetOutput::Wide);
+    let wide = get.output == Some(ListForm::Wide);
     let mut titles = vec!["NAMESPACE", "NAME", "PORT", "CLIENT", "BACKEND", "AGE", "LEFT"];
     if wide {
         titles.extend(["ID", "ADDRESS"]);
     }
-    let mut table = Table::new(&titles);
+    let mut table = TextTable::new(&titles);
     for item in &list.items {
         let mut row = names(!item.name.is_empty(), [item.namespace, item.name, item.port]);
         let left = u64::from(item.timeout_seconds).saturating_sub(item.age_seconds);
@@ -319,11 +319,11 @@ fn counter_list(counters: &[(Counter, u64)]) -> List<CounterItem> {
 
 fn write_counters(get: &Get, list: &List<CounterItem>, out: &mut dyn Write) -> io::Result<()> {
     match get.output {
-        Some(GetOutput::Json) => return json(out, list),
-        Some(GetOutput::Name) => return once(list.items.iter().map(|i| i.name.to_owned()), out),
-        Some(GetOutput::Wide) | None => {}
+        Some(ListForm::Json) => return json(out, list),
+        Some(ListForm::Name) => return once(list.items.iter().map(|i| i.name.to_owned()), out),
+        Some(ListForm::Wide) | None => {}
     }
-    let mut table = Table::new(&["COUNTER", "COUNT"]);
+    let mut table = TextTable::new(&["COUNTER", "COUNT"]);
     for item in &list.items {
         table.push(vec![item.name.to_owned(), item.count.to_string()]);
     }

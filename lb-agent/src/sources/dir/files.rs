@@ -143,7 +143,7 @@ impl Files {
                 listing.problems.insert(name.clone(), vec![error.clone()]);
             }
             for document in file.good.iter().flatten() {
-                let place = Origin { file: name, document };
+                let place = Place { file: name, document };
                 let problems = &mut listing.problems;
                 match &document.object {
                     Object::Service(object, proxy) => {
@@ -183,12 +183,12 @@ fn say_skipped(file: &str, before: &[Document], now: &[Document]) {
 
 /// Where an object stands.
 #[derive(Clone, Copy)]
-struct Origin<'a> {
+struct Place<'a> {
     file: &'a str,
     document: &'a Document,
 }
 
-impl fmt::Display for Origin<'_> {
+impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, document {}", self.file, self.document.number)?;
         if let Some(item) = self.document.item {
@@ -198,7 +198,7 @@ impl fmt::Display for Origin<'_> {
     }
 }
 
-impl Origin<'_> {
+impl Place<'_> {
     fn label(self, kind: &str, name: &ObjectRef) -> String {
         let label = match kind {
             // It is in no namespace.
@@ -218,7 +218,7 @@ impl Origin<'_> {
 #[derive(Default)]
 struct Objects<'a> {
     kind: &'static str,
-    places: HashMap<&'a ObjectRef, Origin<'a>>,
+    places: HashMap<&'a ObjectRef, Place<'a>>,
 }
 
 impl<'a> Objects<'a> {
@@ -226,7 +226,7 @@ impl<'a> Objects<'a> {
         &mut self,
         object: &'a Named<T>,
         ours: bool,
-        place: Origin<'a>,
+        place: Place<'a>,
         by_name: &mut BTreeMap<ObjectRef, T>,
         problems: &mut BTreeMap<String, Vec<Problem>>,
     ) {

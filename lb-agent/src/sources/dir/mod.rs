@@ -40,7 +40,7 @@ use self::{
     away::Away,
     reader::{LASTING, Reader},
     waiting::Waiting,
-    watch::Watch,
+    watch::DirectoryWatch,
 };
 use super::{Changes, Problems, Standstill, Standstills, Wait, Waits, lasting::Lasting};
 
@@ -185,7 +185,7 @@ async fn watched<T: Send + 'static>(
 struct Follower {
     path: PathBuf,
     waiting: Waiting,
-    watch: Watch,
+    watch: DirectoryWatch,
     reader: Reader,
     files: Files,
     problems: Problems,
@@ -199,7 +199,7 @@ impl Follower {
     fn start(path: PathBuf, waiting: Waiting, terms: Terms) -> io::Result<Self> {
         let watch = {
             let _waits = waiting.begin(&path);
-            Watch::new(&path)
+            DirectoryWatch::new(&path)
         };
         let mut reader = Reader::new(path.clone(), waiting.clone());
         let mut files = Files::new(terms.proxy_name);

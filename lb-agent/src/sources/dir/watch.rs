@@ -67,7 +67,7 @@ impl Signs {
 
 /// A watch on the directory. Without inotify it never says anything.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(super) struct DirectoryWatch {
     /// The directory that the watch is on: another one may have its name by now.
     on: Option<(Identity, Inotify)>,
     signs: Signs,
@@ -76,7 +76,7 @@ pub(super) struct Watch {
 
 type Identity = (u64, u64);
 
-impl Watch {
+impl DirectoryWatch {
     pub(super) fn new(path: &Path) -> Self {
         let mut watch = Self::default();
         watch.renew(path);
@@ -189,7 +189,7 @@ fn explain(errno: Errno) -> Option<(&'static str, &'static str)> {
     }
 }
 
-impl Writers for Watch {
+impl Writers for DirectoryWatch {
     fn signs(&mut self) -> &mut Signs {
         self.signs()
     }
@@ -202,10 +202,10 @@ mod tests {
     use super::{super::tests::await_inotify, *};
 
     /// A directory, and the watch on it.
-    fn watched() -> (tempfile::TempDir, Watch) {
+    fn watched() -> (tempfile::TempDir, DirectoryWatch) {
         await_inotify();
         let dir = tempfile::TempDir::new().unwrap();
-        let watch = Watch::new(dir.path());
+        let watch = DirectoryWatch::new(dir.path());
         assert!(watch.on.is_some(), "inotify");
         (dir, watch)
     }
@@ -261,7 +261,7 @@ mod tests {
         let parent = tempfile::TempDir::new().unwrap();
         let path = parent.path().join("dir");
         fs::create_dir(&path).unwrap();
-        let mut watch = Watch::new(&path);
+        let mut watch = DirectoryWatch::new(&path);
         fs::rename(&path, parent.path().join("old")).unwrap();
         fs::create_dir(&path).unwrap();
         watch.renew(&path);
