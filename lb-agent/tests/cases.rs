@@ -274,7 +274,10 @@ impl Outside {
 
     /// Returns the number of edits.
     fn sync(&mut self) -> usize {
-        let wanted = self.decider.decide(self.engine.lacks_all()).wanted;
+        let mut wanted = self.decider.decide().wanted;
+        if self.engine.lacks_all() {
+            wanted = self.decider.whole(&wanted);
+        }
         self.engine.want(&wanted);
         self.served.extend(wanted.services);
         let outcome = self.engine.sync(self.decider.claims(), &mut |_| {});

@@ -80,12 +80,8 @@ impl Decider {
     }
 
     /// What each Service that changed is to have, after all of them have claimed their frontends;
-    /// also those that won or lost a frontend by that. `whole`: all Services, and all addresses.
-    pub fn decide(&mut self, whole: bool) -> Decision {
-        if whole {
-            self.dirty.extend(self.cluster.service_names().cloned());
-            self.told_addresses = None;
-        }
+    /// also those that won or lost a frontend by that.
+    pub fn decide(&mut self) -> Decision {
         let mut services = BTreeMap::new();
         let mut unmatched = BTreeMap::new();
         let mut health_checks = BTreeMap::new();
@@ -118,7 +114,7 @@ impl Decider {
         let health_addresses = addresses.as_ref().map(|_| self.cluster.health_addresses());
         let triggers = self.cluster.take_triggers();
         Decision {
-            wanted: Wanted { services, is_whole: whole, addresses },
+            wanted: Wanted { services, is_whole: false, addresses },
             lost,
             unmatched,
             triggers,
@@ -127,15 +123,34 @@ impl Decider {
         }
     }
 
+    /// All Services and all addresses, for an engine that lacks them: what [`Decider::decide`] has just
+    /// `decided`, and the rest as it was decided before.
+    pub fn whole(&self, decided: &Wanted) -> Wanted {
+        let mut services = decided.services.clone();
+        for name in self.cluster.service_names() {
+            if !services.contains_key(name) {
+                let mut served = policy::serve(&self.cluster, name);
+                self.claims.award(name, &mut served);
+                services.insert(name.clone(), Arc::new(served));
+            }
+        }
+        let addresses = decided.addresses.clone().unwrap_or_else(|| self.node_addresses());
+        Wanted { services, is_whole: true, addresses: Some(addresses) }
+    }
+
     /// The nodes' addresses, if they are others than were told last.
     fn addresses(&mut self) -> Option<NodeAddresses> {
         let revision = self.cluster.addresses_revision();
-        if self.told_addresses.replace(revision) == Some(revision) {
-            return None;
+        let is_new = self.told_addresses.replace(revision) != Some(revision);
+        is_new.then(|| self.node_addresses())
+    }
+
+    fn node_addresses(&self) -> NodeAddresses {
+        NodeAddresses {
+            of: self.cluster.node_addresses(),
+            own: self.cluster.own_addresses(),
+            loopback_net: self.cluster.serves_loopback_net(),
         }
-        let loopback_net = self.cluster.serves_loopback_net();
-        let of = self.cluster.node_addresses();
-        Some(NodeAddresses { of, own: self.cluster.own_addresses(), loopback_net })
     }
 
     /// What is known of the cluster.
@@ -232,7 +247,7 @@ mod tests {
             decider.change(service(of));
             decider.change(slice(of, "there"));
         }
-        let first = decider.decide(true);
+        let first = decider.decide();
         assert_eq!(first.health_checks.len(), usize::from(ALL));
         assert!(first.health_addresses.is_some());
         let no_local = |decider: &Decider| {
@@ -243,7 +258,7 @@ mod tests {
         assert_eq!(no_local(&decider), usize::from(ALL));
 
         decider.change(slice(7, "here"));
-        let next = decider.decide(false);
+        let next = decider.decide();
         let local = PerFamily { ipv4: Some(1), ipv6: None };
         let check = HealthCheck { port: 32_007, local };
         assert_eq!(next.health_checks, [(name(7), Some(check))].into());
@@ -252,20 +267,21 @@ mod tests {
 
         // Elsewhere something changes, which is nothing to those who ask for endpoints here.
         decider.change(slice(8, "elsewhere"));
-        let next = decider.decide(false);
+        let next = decider.decide();
         assert!(next.health_checks.is_empty() && next.wanted.services.len() == 1);
         decider.change(Change::Service(name(7), None));
-        assert_eq!(decider.decide(false).health_checks, [(name(7), None)].into());
+        assert_eq!(decider.decide().health_checks, [(name(7), None)].into());
         decider.change(Change::LocalAddresses([[192, 0, 2, 1].into()].into()));
-        let next = decider.decide(false);
+        let next = decider.decide();
         assert!(next.health_checks.is_empty() && next.health_addresses.is_some());
-        // All is looked at again, and nothing is different.
-        let again = decider.decide(true);
-        assert!(again.health_checks.is_empty());
-        assert_eq!(again.wanted.services.len(), usize::from(ALL) - 1);
+        // Whoever lacks all is told all, and nothing is different for the others.
+        let whole = decider.whole(&next.wanted);
+        assert_eq!(whole.services.len(), usize::from(ALL) - 1);
+        assert!(whole.is_whole && whole.addresses == next.wanted.addresses);
+        assert_eq!(decider.whole(&Wanted::default()).addresses, whole.addresses);
         assert_eq!(no_local(&decider), usize::from(ALL) - 1);
         decider.change(Change::ListedServices([].into()));
-        decider.decide(false);
+        decider.decide();
         assert_eq!(no_local(&decider), 0);
     }
 }

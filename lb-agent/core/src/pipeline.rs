@@ -112,10 +112,13 @@ impl<S: Store> Pipeline<S> {
         let lacks_all =
             self.sockets.lacks_all() || self.others.iter().any(|engine| engine.lacks_all());
         let Decision { wanted, lost, unmatched, triggers, health_checks, health_addresses } =
-            self.decider.decide(lacks_all);
-        self.sockets.want(&wanted);
+            self.decider.decide();
+        let whole = lacks_all.then(|| self.decider.whole(&wanted));
+        // Who has all of it is told what changed, also while another engine begins anew.
+        let wanted_by = |lacks_all| whole.as_ref().filter(|_| lacks_all).unwrap_or(&wanted);
+        self.sockets.want(wanted_by(self.sockets.lacks_all()));
         for engine in &mut self.others {
-            engine.want(&wanted);
+            engine.want(wanted_by(engine.lacks_all()));
         }
         let looked_at = wanted.services.into_keys().collect();
         let claims = self.decider.claims();
@@ -360,14 +363,23 @@ mod tests {
         // Somebody else wrote.
         second.0.borrow_mut().written.clear();
         assert!(pipeline.adopt_others().is_empty());
-        assert_eq!(pipeline.sync().looked_at, [name(2)].into());
+        let report = pipeline.sync();
         assert_eq!(second.0.borrow().written.len(), 1);
         assert!(!pipeline.is_dirty());
+        let nothing = BTreeSet::new();
+        assert_eq!((report.looked_at, report.sockets.looked_at), (nothing.clone(), nothing));
 
-        // Only this engine lacks anything.
+        // Only this engine lacks anything, while there is something new for both.
         *second.0.borrow_mut() = Told { lacks_all: true, ..Told::default() };
+        pipeline.change(service(3));
+        let report = pipeline.sync();
+        assert_eq!(report.sockets.looked_at, [name(3)].into());
+        assert_eq!(second.0.borrow().written.keys().collect::<Vec<_>>(), [&name(2), &name(3)]);
+
+        // The one for sockets does.
+        pipeline.adopt().unwrap();
+        assert_eq!(pipeline.sync().sockets.looked_at, [name(2), name(3)].into());
         assert_eq!(pipeline.sync().sockets.ops, 0);
-        assert_eq!(second.0.borrow().written.len(), 1);
     }
 
     #[test]
