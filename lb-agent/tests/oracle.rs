@@ -6,6 +6,7 @@
 mod oracle {
     pub(crate) mod case;
     pub(crate) mod claims;
+    pub(crate) mod client;
     pub(crate) mod coverage;
     pub(crate) mod deviations;
     pub(crate) mod duplicates;
@@ -22,7 +23,6 @@ mod oracle {
     pub(crate) mod regular;
     pub(crate) mod services;
     pub(crate) mod slices;
-    pub(crate) mod socket;
     pub(crate) mod socklb;
     pub(crate) mod table;
 }

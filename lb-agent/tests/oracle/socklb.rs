@@ -32,11 +32,11 @@ use lb_core::{
 
 use super::{
     case::{Config, Kind, Object, Op},
+    client::{Client, HOST, flow, nth},
     flows::Carried,
     outcome::{Fate, Outcome, Packet, Stated},
     outside::{Handled, Outside},
     packets::ip,
-    socket::{HOST, Socket, flow, nth},
     table::Shared,
 };
 
@@ -193,15 +193,15 @@ impl Socklb {
     /// Where a packet leads.
     pub(crate) fn ask(&self, packet: &Packet) -> Outcome {
         let maps = self.pipeline.store();
-        let (flow, socket) = (flow(packet), Socket::of(packet));
+        let (flow, client) = (flow(packet), Client::of(packet));
         let mut choice = Selection::after(Prior::NONE);
-        choose(&mut choice, maps, &socket, &flow);
+        choose(&mut choice, maps, &client, &flow);
         let count = choice.range.count.max(1);
         let mut outcome = Outcome::default();
         let mut fates = Vec::new();
         for i in 0..count {
-            socket.random.set(nth(i, count));
-            fates.push(match select(maps, &socket, &flow, &Prior::NONE) {
+            client.random.set(nth(i, count));
+            fates.push(match select(maps, &client, &flow, &Prior::NONE) {
                 Verdict::Miss => Fate::Untouched,
                 Verdict::Forward(to) => {
                     outcome.backends.insert(to.peer.into());
@@ -244,17 +244,17 @@ impl Socklb {
         let flow = flow(packet);
         let maps = Remembering { maps: self.pipeline.store(), bonds: &self.bonds };
         let mut choice = Selection::after(Prior::NONE);
-        let socket = Socket { now: (now + 1) * 1_000_000_000, ..Socket::of(packet) };
-        choose(&mut choice, &maps, &socket, &flow);
+        let client = Client::at((now + 1) * 1_000_000_000, packet);
+        choose(&mut choice, &maps, &client, &flow);
         let count = choice.range.count.max(1);
         let mut backends = BTreeSet::new();
         let mut bond = None;
         for i in 0..count {
-            socket.random.set(nth(i, count));
-            if let Verdict::Forward(to) = select(&maps, &socket, &flow, &Prior::NONE) {
+            client.random.set(nth(i, count));
+            if let Verdict::Forward(to) = select(&maps, &client, &flow, &Prior::NONE) {
                 backends.insert(to.peer.into());
                 if gets == Some(to.peer.into()) {
-                    bond = socket.bond.take();
+                    bond = client.bond.take();
                 }
             }
         }
@@ -265,12 +265,12 @@ impl Socklb {
     /// What is stored for the sockets of a flow that went to this backend.
     pub(crate) fn carried(&self, packet: &Packet, backend: SocketAddr) -> Carried {
         let maps = self.pipeline.store();
-        let (flow, socket) = (flow(packet), Socket::of(packet));
+        let (flow, client) = (flow(packet), Client::of(packet));
         let mut choice = Selection::after(Prior::NONE);
-        choose(&mut choice, maps, &socket, &flow);
+        choose(&mut choice, maps, &client, &flow);
         let of = |i| {
-            socket.random.set(nth(i, choice.range.count));
-            match select(maps, &socket, &flow, &Prior::NONE) {
+            client.random.set(nth(i, choice.range.count));
+            match select(maps, &client, &flow, &Prior::NONE) {
                 Verdict::Forward(to) if SocketAddr::from(to.peer) == backend => Some(to),
                 _ => None,
             }
@@ -288,7 +288,7 @@ impl Socklb {
         let Carried { translation, inside, .. } = *carried;
         let peer = translation.map_or(packet.to, |it| it.backend.into());
         let mut found = Found::sample(Protocol::Udp, peer);
-        found.netns = Socket::of(packet).netns;
+        found.netns = Client::of(packet).onlooker.netns;
         found.local = SocketAddr::new(packet.source, 40_000).into();
         found.translation = translation;
         found.inside = inside;
@@ -305,12 +305,12 @@ impl Socklb {
     ) -> Option<bool> {
         let Carried { prior, translation, .. } = carried;
         translation.as_ref()?;
-        let (flow, socket) = (flow(packet), Socket::of(packet));
+        let (flow, client) = (flow(packet), Client::of(packet));
         let mut stays = true;
         // Whatever it draws.
         for random in [0, u32::MAX] {
-            socket.random.set(random);
-            stays &= match select(self.pipeline.store(), &socket, &flow, prior) {
+            client.random.set(random);
+            stays &= match select(self.pipeline.store(), &client, &flow, prior) {
                 Verdict::Stay => true,
                 Verdict::Forward(to) => {
                     remembered.generation = to.generation;

@@ -1,4 +1,4 @@
-//! The socket that sends a packet, as the programs see it.
+//! The client that sends a packet, as the programs see its socket.
 
 use std::cell::Cell;
 
@@ -6,6 +6,7 @@ use lb_common::{
     Caller, Flow, Origin,
     abi::{self, Addr, AffinityKey, Bond},
 };
+use lb_core::onlooker::Onlooker;
 
 use super::{outcome::Packet, program::Place};
 
@@ -24,52 +25,51 @@ pub(super) fn nth(i: u32, count: u32) -> u32 {
     u32::try_from(first).expect("i is below count")
 }
 
-/// The socket that sends the packet. It is bound to its address.
-pub(super) struct Socket {
-    pub(super) netns: u64,
-    pub(super) source: Addr,
+/// The client that sends the packet, bound to its address: an [`Onlooker`] that draws what it is told
+/// to, and keeps the bond that it is given.
+pub(super) struct Client {
+    pub(super) onlooker: Onlooker,
     pub(super) random: Cell<u32>,
-    pub(super) now: u64,
     /// What it was bound to last.
     pub(super) bond: Cell<Option<(AffinityKey, Bond)>>,
 }
 
-impl Socket {
+impl Client {
     pub(super) fn of(packet: &Packet) -> Self {
+        Self::at(1, packet)
+    }
+
+    /// At a time in nanoseconds.
+    pub(super) fn at(now: u64, packet: &Packet) -> Self {
         let netns = match packet.place {
             Place::Pod => POD,
             Place::Host => HOST,
             Place::Outside => unreachable!("no socket of this node"),
         };
-        Self {
-            netns,
-            source: packet.source.into(),
-            random: Cell::new(0),
-            now: 1,
-            bond: Cell::new(None),
-        }
+        let onlooker = Onlooker { random: 0, netns, source: packet.source.into(), now };
+        Self { onlooker, random: Cell::new(0), bond: Cell::new(None) }
     }
 }
 
-impl Caller for Socket {
+impl Caller for Client {
     fn random(&self, _: &Flow) -> u32 {
         self.random.get()
     }
 
     fn netns(&self) -> u64 {
-        self.netns
+        self.onlooker.netns()
     }
 
     fn source(&self) -> Addr {
-        self.source
+        self.onlooker.source()
     }
 
-    fn come_from(&self, _: Addr) -> Origin {
-        Origin::Settled
+    fn come_from(&self, to: Addr) -> Origin {
+        self.onlooker.come_from(to)
     }
 
     fn now(&self) -> u64 {
-        self.now
+        self.onlooker.now()
     }
 
     fn bind(&self, key: &AffinityKey, _: &Bond, bond: &mut Bond) -> bool {
