@@ -49,10 +49,15 @@ type Config struct {
 	Families []string `json:"families"`
 	// NodePortAddresses is the flag of that name, on all nodes; see nodePortAddresses in node.go.
 	NodePortAddresses []string `json:"nodePortAddresses"`
-	// DetectLocal is --detect-local-mode: NodeCIDR, BridgeInterface or InterfaceNamePrefix.
+	// DetectLocal is --detect-local-mode: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.
 	DetectLocal string `json:"detectLocal"`
+	// ClusterCIDRs are --cluster-cidr, at most one of a family, for ClusterCIDR: in a family without one
+	// kube-proxy tells no pods from strangers.
+	ClusterCIDRs []string `json:"clusterCIDRs"`
 	// PodCIDRs are the node's, one of a family, for NodeCIDR.
 	PodCIDRs []string `json:"podCIDRs"`
+	// MasqueradeAll is the flag of that name.
+	MasqueradeAll bool `json:"masqueradeAll"`
 	// RefuseUnknownPorts is whether a port that a cluster IP lacks is refused, as kube-proxy does.
 	RefuseUnknownPorts bool `json:"refuseUnknownPorts"`
 }

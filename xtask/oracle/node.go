@@ -45,7 +45,7 @@ func newNode(c *Cluster, name string, before *Node) *Node {
 		if before != nil {
 			fake, n.tracking[family] = before.proxiers[family].fake, before.tracking[family]
 		}
-		n.proxiers[family] = n.startProxier(family, fake, "")
+		n.proxiers[family] = n.startProxier(family, fake, Role{})
 	}
 	return n
 }
@@ -77,7 +77,7 @@ func (n *Node) follow(object *v1.Node) {
 	}
 	n.status = status
 	for family, proxier := range n.proxiers {
-		n.proxiers[family] = n.startProxier(family, proxier.fake, "")
+		n.proxiers[family] = n.startProxier(family, proxier.fake, Role{})
 	}
 }
 
@@ -149,16 +149,20 @@ func (n *Node) nodePortAddresses() []string {
 	return ranges
 }
 
-// detector tells the node's own pods from others. No client is a pod of another node.
-func (n *Node) detector(family v1.IPFamily) proxyutil.LocalTrafficDetector {
-	switch n.cluster.config.DetectLocal {
-	case "BridgeInterface":
+// detector tells the node's own pods from others, as getLocalDetectors makes it; knowsPods: whatever the
+// flags are. Clients of this node are no pods of another one's (E5), also with ClusterCIDR.
+func (n *Node) detector(family v1.IPFamily, knowsPods bool) proxyutil.LocalTrafficDetector {
+	var cidrs []string
+	switch mode := n.cluster.config.DetectLocal; {
+	case mode == "BridgeInterface":
 		return proxyutil.NewDetectLocalByBridgeInterface(podInterface)
-	case "InterfaceNamePrefix":
+	case mode == "InterfaceNamePrefix":
 		return proxyutil.NewDetectLocalByInterfaceNamePrefix("cni")
-	}
-	cidrs := []string{"10.255.0.0/16", "fd00:ff::/32"}
-	if n.name == n.cluster.config.Node {
+	case n.name != n.cluster.config.Node:
+		cidrs = []string{"10.255.0.0/16", "fd00:ff::/32"}
+	case mode == "ClusterCIDR" && !knowsPods:
+		cidrs = n.cluster.config.ClusterCIDRs
+	default:
 		cidrs = n.cluster.config.PodCIDRs
 	}
 	for _, cidr := range cidrs {

@@ -20,29 +20,36 @@ type Proxier struct {
 	family v1.IPFamily
 	fake   *knftables.Fake
 	health *health
-	// alone is the Service that it is told of; empty: all.
-	alone string
-	// others are proxiers on the same node, each with one Service alone, as of the last step.
-	others map[string]*Proxier
+	role   Role
+	// others are proxiers on the same node, as of the last step.
+	others map[Role]*Proxier
 	tables *Tables
 	// stale is whether it was told something since it last wrote.
 	stale   bool
 	noLocal map[string]float64
 }
 
+// Role is what a proxier is asked as; zero: as the one that runs on the node.
+type Role struct {
+	// alone is the Service that it is told of; empty: all.
+	alone string
+	// knowsPods is whether it tells the node's pods from strangers, whatever the flags are.
+	knowsPods bool
+}
+
 // startProxier makes a proxier as newProxyServer and createProxier do, and tells it all that is known.
-func (n *Node) startProxier(family v1.IPFamily, fake *knftables.Fake, alone string) *Proxier {
-	p := &Proxier{node: n, family: family, fake: fake, alone: alone, health: &health{}, stale: true}
+func (n *Node) startProxier(family v1.IPFamily, fake *knftables.Fake, role Role) *Proxier {
+	p := &Proxier{node: n, family: family, fake: fake, role: role, health: &health{}, stale: true}
 	tracking := n.tracking[family]
-	if alone != "" {
+	if role != (Role{}) {
 		tracking = &Tracking{}
 	}
-	made, err := nftables.New(family, n.name, n.nodeIP(family), n.nodePortAddresses(), nftables.Machine{
+	made, err := nftables.New(family, n.name, n.nodeIP(family), n.nodePortAddresses(), n.cluster.config.MasqueradeAll, nftables.Machine{
 		Tables:    fake,
 		Network:   n,
 		Health:    p.health,
 		Conntrack: tracking,
-		Detector:  n.detector(family),
+		Detector:  n.detector(family, role.knowsPods),
 	})
 	if err != nil {
 		panic(err)
@@ -70,7 +77,7 @@ func (p *Proxier) tell(say func()) {
 }
 
 func (p *Proxier) service(before, now *v1.Service) {
-	if p.alone != "" && (now == nil || key(now) != p.alone) {
+	if p.role.alone != "" && (now == nil || key(now) != p.role.alone) {
 		return
 	}
 	p.tell(func() {
@@ -133,15 +140,15 @@ func (p *Proxier) wrote() {
 	}
 }
 
-// only is a proxier of the same node that knows one Service alone.
-func (p *Proxier) only(service string) *Proxier {
+// other is a proxier of the same node with another role.
+func (p *Proxier) other(role Role) *Proxier {
 	if p.others == nil {
-		p.others = map[string]*Proxier{}
+		p.others = map[Role]*Proxier{}
 	}
-	if p.others[service] == nil {
-		p.others[service] = p.node.startProxier(p.family, nftables.NewTables(p.family), service)
+	if p.others[role] == nil {
+		p.others[role] = p.node.startProxier(p.family, nftables.NewTables(p.family), role)
 	}
-	return p.others[service]
+	return p.others[role]
 }
 
 // health is what kube-proxy tells its health check server.

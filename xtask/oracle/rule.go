@@ -191,9 +191,14 @@ func (r *run) rule(rule []string) verdict {
 			used = 5
 			r.mark ^= number(rule[4])
 		case at("masquerade", "fully-random"):
+			// Who was marked by address alone may be a hairpin besides: that rule comes later.
+			isByAddress := r.byAddress && !r.byOther && !r.isMasqueraded
 			r.isMasqueraded = true
-			r.byOther = r.byOther || !r.byAddress
-			return accept
+			if !isByAddress {
+				r.byOther = true
+				return accept
+			}
+			used = 2
 		case at("update"):
 			// update @SET { ip saddr }
 			used = 6

@@ -24,6 +24,8 @@ type Question struct {
 	Protocol string `json:"protocol"`
 	// Only is a Service (namespace/name) that is asked about as if there were no others.
 	Only string `json:"only"`
+	// KnowsPods is whether the client's node is asked as if it told its pods from strangers.
+	KnowsPods bool `json:"knowsPods"`
 	// Known is whether the client may have been here before, by the clock Now, in seconds. All others
 	// are new.
 	Known bool `json:"known"`
@@ -218,17 +220,17 @@ func (c *Cluster) ask(q Question) (Answer, error) {
 }
 
 // proxier is the one that has a question to answer; none if the machine lacks the family.
-func (n *Node) proxier(family v1.IPFamily, only string) *Proxier {
+func (n *Node) proxier(family v1.IPFamily, role Role) *Proxier {
 	p := n.proxiers[family]
-	if p != nil && only != "" {
-		return p.only(only)
+	if p != nil && role != (Role{}) {
+		return p.other(role)
 	}
 	return p
 }
 
 // trace says what becomes of a packet on the node, and by which chain of endpoints.
 func (n *Node) trace(family v1.IPFamily, q Question, source, to netip.Addr, from string) (answer Answer, chain string, err error) {
-	proxier := n.proxier(family, q.Only)
+	proxier := n.proxier(family, Role{q.Only, q.KnowsPods})
 	if proxier == nil {
 		return Answer{Verdict: "none"}, "", nil
 	}
@@ -284,7 +286,7 @@ func (n *Node) trace(family v1.IPFamily, q Question, source, to netip.Addr, from
 
 // endpoints are those that a chain chooses from.
 func (n *Node) endpoints(family v1.IPFamily, only, chain string) ([]netip.AddrPort, error) {
-	tables, err := n.proxier(family, only).written()
+	tables, err := n.proxier(family, Role{alone: only}).written()
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use lb_agent::sources::translate;
+use lb_core::{model::Cidr, policy::Sender};
 use serde::{Deserialize, Serialize};
+
+use super::{outcome::Packet, program::Place};
 
 /// What the oracle is asked, and what a failure prints.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -24,6 +27,7 @@ pub(crate) struct Case {
 /// flag of socklb's only.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Config {
     pub(crate) node: String,
     /// At first, see [`Op::Interfaces`].
@@ -33,6 +37,9 @@ pub(crate) struct Config {
     pub(crate) detect_local: String,
     #[serde(rename = "podCIDRs")]
     pub(crate) pod_cidrs: Vec<String>,
+    #[serde(rename = "clusterCIDRs")]
+    pub(crate) cluster_cidrs: Vec<String>,
+    pub(crate) masquerade_all: bool,
     pub(crate) localhost_nodeports: bool,
     pub(crate) external_ips: bool,
     /// Whether a port that a cluster IP lacks is refused.
@@ -48,7 +55,33 @@ impl Config {
         let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
         self.families.iter().any(|of| of == family)
     }
+
+    /// Whether kube-proxy tells pods from strangers in the address's family at all.
+    pub(crate) fn tells_pods(&self, ip: IpAddr) -> bool {
+        self.detect_local != CLUSTER_CIDR || self.cluster_cidr(ip).is_some()
+    }
+
+    /// Whom kube-proxy takes the sender of a packet for. With `ClusterCIDR` the pods of all nodes are its
+    /// own, as it says (E14).
+    pub(crate) fn sender(&self, packet: &Packet) -> Sender {
+        let is_pod = match packet.place {
+            Place::Host => return Sender::Node,
+            Place::Pod | Place::Outside if self.detect_local == CLUSTER_CIDR => {
+                self.cluster_cidr(packet.source).is_some_and(|range| range.contains(packet.source))
+            }
+            place => place == Place::Pod,
+        };
+        if is_pod { Sender::Pod } else { Sender::Stranger }
+    }
+
+    fn cluster_cidr(&self, ip: IpAddr) -> Option<Cidr> {
+        let mut ranges = self.cluster_cidrs.iter().map(|text| text.parse().expect("a range"));
+        ranges.find(|range: &Cidr| range.addr.is_ipv4() == ip.is_ipv4())
+    }
 }
+
+/// Of `--detect-local-mode`, the one that goes by `--cluster-cidr`.
+pub(crate) const CLUSTER_CIDR: &str = "ClusterCIDR";
 
 /// See `Op` in `xtask/oracle/cluster.go`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

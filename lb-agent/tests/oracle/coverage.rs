@@ -72,7 +72,12 @@ pub(crate) const FLAGS: &[(&str, Without)] = &[
     ("--external-ips=false", |it| it.config.external_ips = true),
     ("--unknown-port=pass", |it| it.config.refuse_unknown_ports = true),
     ("--service-proxy-name", |it| it.config.proxy_name = None),
-    ("--detect-local-mode", |it| it.config.detect_local = "NodeCIDR".into()),
+    ("--detect-local-mode", |it| {
+        it.config.detect_local = "NodeCIDR".into();
+        it.config.cluster_cidrs.clear();
+    }),
+    ("--cluster-cidr", |it| it.config.cluster_cidrs.clear()),
+    ("--masquerade-all", |it| it.config.masquerade_all = false),
 ];
 
 fn without_sctp(case: &mut Case) {

@@ -105,6 +105,15 @@ pub(crate) enum Deviation {
     /// address alone, so that it hides who sends to a NodePort of policy Local at a node's address that is
     /// a cluster IP besides.
     ByAddress,
+    /// It sees who connects, and needs nobody to say which are the node's pods (E14): kube-proxy is asked
+    /// as if it could tell them too.
+    SeesPods,
+    /// Where kube-proxy tells no pods from strangers, it masquerades nothing that is sent to a cluster IP,
+    /// so that strangers get no answer; socklb masquerades all of it (E14).
+    Untold,
+    /// kube-proxy's `--masquerade-all` hides the pods of the node from the endpoints of cluster IPs, too;
+    /// socklb has no such flag (E9).
+    MasqueradeAll,
     /// Of several Services that want one frontend, one has it by rule: see [`super::claims`].
     Contested,
 }

@@ -12,7 +12,7 @@ use proptest::{
 };
 
 use super::{
-    case::{Case, Config, Key, Kind, Object, Op},
+    case::{CLUSTER_CIDR, Case, Config, Key, Kind, Object, Op},
     duplicates::settle,
     objects::{OWN, OWN_INTERFACES, node},
     services::service,
@@ -149,7 +149,18 @@ prop_compose! {
             1 => Just(vec!["0.0.0.0/0", "fd00::/64"]),
             1 => Just(vec!["10.0.0.1/32", "10.0.0.2/32", "2001:db8::/32"]),
         ],
-        detect_local in select(vec!["NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"]),
+        detect_local in select(vec![
+            CLUSTER_CIDR,
+            "NodeCIDR",
+            "BridgeInterface",
+            "InterfaceNamePrefix",
+        ]),
+        cluster_cidrs in prop_oneof![
+            3 => Just(vec!["10.1.0.0/16", "fd00:1::/48"]),
+            1 => Just(vec!["10.1.0.0/16"]),
+            2 => Just(vec![]),
+        ],
+        masquerade_all in weighted(0.2),
         localhost_nodeports in weighted(0.3),
         external_ips in weighted(0.85),
         refuse_unknown_ports in weighted(0.85),
@@ -163,7 +174,9 @@ prop_compose! {
             families: owned(families),
             node_port_addresses: owned(node_port_addresses),
             detect_local: detect_local.to_owned(),
-            pod_cidrs: owned(vec!["10.1.0.0/16", "fd00:1::/64"]),
+            pod_cidrs: owned(vec!["10.1.0.0/17", "fd00:1::/64"]),
+            cluster_cidrs: owned(if detect_local == CLUSTER_CIDR { cluster_cidrs } else { vec![] }),
+            masquerade_all,
             localhost_nodeports,
             external_ips,
             refuse_unknown_ports,

@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use k8s_openapi::api::discovery::v1::Endpoint;
 use lb_agent::sources::translate;
 
 use super::{
-    case::{Case, Key, Kind, Object, Op, endpoints},
+    case::{Case, Config, Key, Kind, Object, Op, endpoints},
     claims::Claims,
     deviations::{Applied, Asked, Deviation, count, leave_closed_out, wanted},
     flows::{Again, Flows, Now},
@@ -18,7 +18,7 @@ use super::{
     outcome::{Fate, Outcome, Packet, Stated, difference, stated_differences},
     outside::{self, Handled, Unseen},
     packets::{Targets, packets, targets},
-    program::{Answer, Program, Question, State},
+    program::{Answer, Place, Program, Question, State},
     regular::Regular,
     socklb::Socklb,
 };
@@ -71,7 +71,8 @@ impl Seen {
 /// What kube-proxy was asked after a step, and what is to be done by its answers.
 pub(crate) struct Recorded {
     stated: Stated,
-    packets: Vec<(Packet, Outcome)>,
+    /// With the endpoints that see the node's address.
+    packets: Vec<(Packet, Outcome, BTreeSet<SocketAddr>)>,
 }
 
 /// Says where the two sides differ after the first step after which they do; else what was compared.
@@ -124,14 +125,17 @@ pub(crate) fn matters(program: &mut Program, other: &Case, record: &[Recorded]) 
         follow(&mut live, step, &mut seen);
         let claims = Claims::new(&state.claims, &live);
         let same = recorded.packets.iter();
-        let (questions, outcomes): (Vec<Question>, Vec<&Outcome>) = same
-            .filter_map(|(packet, was)| Some((question(packet, &asked, &claims, &mut seen)?, was)))
+        let (questions, before): (Vec<Question>, Vec<_>) = same
+            .filter_map(|(packet, was, masqueraded)| {
+                Some((question(packet, &asked, &claims, &mut seen)?, (was, masqueraded)))
+            })
             .unzip();
         let answers = program.ask(&questions);
-        let mut pairs = answers.iter().zip(outcomes);
-        if Stated::from(&state) != recorded.stated
-            || pairs.any(|(answer, was)| wanted(answer, &mut seen.deviations) != *was)
-        {
+        let mut pairs = answers.iter().zip(before);
+        let is_other = |(answer, (was, of)): (&Answer, (&Outcome, &BTreeSet<SocketAddr>))| {
+            wanted(answer, &mut seen.deviations) != *was || masqueraded(answer) != *of
+        };
+        if Stated::from(&state) != recorded.stated || pairs.any(is_other) {
             return true;
         }
     }
@@ -226,6 +230,7 @@ impl Sides<'_> {
             .filter_map(|packet| Some((packet, question(&packet, asked, &claims, seen)?)))
             .unzip();
         let answers: Vec<Answer> = self.program.ask(&questions);
+        let by_sockets = self.by_sockets(asked.now(), &packets, &questions, &answers);
         let mut recorded = Vec::with_capacity(packets.len());
         let mut sticky = None;
         let mut flows = Now::new();
@@ -234,12 +239,18 @@ impl Sides<'_> {
             if question.is_to(&packet) {
                 lines.extend(self.unseen((packet, sent), answer, &claims, seen));
             }
-            let mut wanted = wanted(answer, &mut seen.deviations);
+            let outcome = wanted(answer, &mut seen.deviations);
+            recorded.push((packet, outcome.clone(), masqueraded(answer)));
             if !packet.is_seen() {
-                recorded.push((packet, wanted));
                 continue;
             }
-            let found = self.socklb.ask(&sent);
+            let found = self.by_maps(&sent);
+            let by_socket = by_sockets.get(&packet);
+            let mut wanted = by_socket.map_or(outcome, |answer| {
+                count(&mut seen.deviations, Deviation::SeesPods);
+                wanted(answer, &mut seen.deviations)
+            });
+            let answer = by_socket.unwrap_or(answer);
             // Of what several want, kube-proxy was shown the owner alone. That the address is another one's
             // cluster IP, it does not know.
             if matches!(wanted.fate, Fate::Refused | Fate::Untouched)
@@ -252,7 +263,8 @@ impl Sides<'_> {
             seen.note(&wanted);
             seen.at_other_nodes += usize::from(!answer.node.is_empty());
             lines.extend(difference(&packet, &wanted, &found));
-            let is_candidate = question.only.is_empty() && answer.node.is_empty();
+            let is_candidate =
+                question.only.is_empty() && answer.node.is_empty() && by_socket.is_none();
             if is_candidate && self.regular.may_be(&packet, &wanted) {
                 sticky.get_or_insert((packet, question.clone(), wanted.clone()));
             }
@@ -262,9 +274,8 @@ impl Sides<'_> {
                 && asked.now().has_family_of(packet.to.ip())
             {
                 let alone = question.only.is_empty();
-                flows.insert(packet, alone.then(|| (answer.clone(), wanted.clone())));
+                flows.insert(packet, alone.then(|| (answer.clone(), wanted)));
             }
-            recorded.push((packet, wanted));
         }
         self.record.push(Recorded { stated: Stated::from(state), packets: recorded });
         let Self { flows: of_udp, socklb, mutation, course, .. } = self;
@@ -279,6 +290,43 @@ impl Sides<'_> {
         }
     }
 
+    /// What kube-proxy would answer the node's pods if it could tell them, where it cannot and socklb
+    /// answers them otherwise.
+    fn by_sockets(
+        &mut self,
+        config: &Config,
+        packets: &[Packet],
+        questions: &[Question],
+        answers: &[Answer],
+    ) -> BTreeMap<Packet, Answer> {
+        let all = packets.iter().zip(questions).zip(answers);
+        let others = all.filter(|((packet, _), answer)| {
+            let is_of_pod = packet.place == Place::Pod && packet.is_seen();
+            is_of_pod && !config.tells_pods(packet.source) && {
+                let sent = self.mutation.map_or(**packet, |it| it.packet(**packet));
+                wanted(answer, &mut Applied::new()) != self.by_maps(&sent)
+            }
+        });
+        let (packets, questions): (Vec<Packet>, Vec<Question>) = others
+            .map(|((packet, question), _)| {
+                (*packet, Question { knows_pods: true, ..question.clone() })
+            })
+            .unzip();
+        if packets.is_empty() {
+            return BTreeMap::new();
+        }
+        packets.into_iter().zip(self.program.ask(&questions)).collect()
+    }
+
+    /// What a socket gets that sends the packet.
+    fn by_maps(&self, packet: &Packet) -> Outcome {
+        let mut found = self.socklb.ask(packet);
+        if let Some(mutation) = self.mutation {
+            mutation.outcome(&self.case.config, packet, &mut found);
+        }
+        found
+    }
+
     /// A packet as if no program had seen its socket; `sent` is what socklb takes it for.
     fn unseen(
         &self,
@@ -289,9 +337,9 @@ impl Sides<'_> {
     ) -> Option<String> {
         let mut found = self.socklb.handles(&sent);
         if let Some(mutation) = self.mutation {
-            mutation.handle(&sent, &mut found);
+            mutation.handle(&self.case.config, &sent, &mut found);
         }
-        let known = (claims, &self.live);
+        let known = (&self.case.config, claims, &self.live);
         let wanted = outside::wanted(&packet, answer, &found, known, &mut seen.deviations);
         seen.handled(&packet, &wanted);
         let differs = difference(&Unseen(&packet), &wanted, &found);
@@ -316,6 +364,11 @@ impl Sides<'_> {
     }
 }
 
+/// The endpoints that see the node's address.
+fn masqueraded(answer: &Answer) -> BTreeSet<SocketAddr> {
+    answer.reached.iter().filter(|it| it.masquerade).map(|it| it.endpoint).collect()
+}
+
 fn question(packet: &Packet, asked: &Asked, claims: &Claims, seen: &mut Seen) -> Option<Question> {
     let to = asked.to(packet, claims, &mut seen.deviations)?;
     let only = claims.owner(to, packet.protocol);
@@ -333,5 +386,6 @@ fn question(packet: &Packet, asked: &Asked, claims: &Claims, seen: &mut Seen) ->
         known: false,
         now: 0,
         gets: String::new(),
+        knows_pods: false,
     })
 }

@@ -272,7 +272,7 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     rule(
         "A6",
         "knows no SCTP for packets",
-        How::Handled(|packet, it| {
+        How::Handled(|_, packet, it| {
             if packet.protocol == "SCTP" {
                 *it = Handled::default();
             }
@@ -290,22 +290,31 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     rule(
         "E'",
         "never masquerades",
-        How::Handled(|_, it| it.endpoints.values_mut().for_each(|is| *is = false)),
+        How::Handled(|_, _, it| it.endpoints.values_mut().for_each(|is| *is = false)),
     ),
     rule(
         "E'",
         "always masquerades",
-        How::Handled(|_, it| it.endpoints.values_mut().for_each(|is| *is = true)),
+        How::Handled(|_, _, it| it.endpoints.values_mut().for_each(|is| *is = true)),
     ),
     rule(
         "E8",
         "does not masquerade who reaches itself",
-        How::Handled(|packet, it| {
+        How::Handled(|_, packet, it| {
             let others = it.endpoints.values().filter(|is| **is).count();
             for (endpoint, is) in &mut it.endpoints {
                 if others == 1 && endpoint.ip() == packet.source {
                     *is = false;
                 }
+            }
+        }),
+    ),
+    rule(
+        "E9",
+        "hides pods from the endpoints of cluster IPs if told to hide all",
+        How::Handled(|config, packet, it| {
+            if config.masquerade_all && packet.place == Place::Pod {
+                it.endpoints.values_mut().for_each(|is| *is = true);
             }
         }),
     ),
@@ -335,6 +344,34 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         "E12",
         "forgets addresses of its own that are cluster IPs",
         How::Ops(cluster_ips_are_foreign),
+    ),
+    rule("E14", "knows no cluster CIDR", How::Config(|it| it.cluster_cidrs.clear())),
+    rule(
+        "E14",
+        "takes pods of other nodes for strangers, whatever the cluster CIDR",
+        How::Config(|it| {
+            if !it.cluster_cidrs.is_empty() {
+                it.cluster_cidrs.clone_from(&it.pod_cidrs);
+            }
+        }),
+    ),
+    rule(
+        "E14",
+        "needs to be told which sockets are pods'",
+        How::Outcome(|config, packet, it| {
+            if packet.place == Place::Pod && !config.tells_pods(packet.source) {
+                it.backends.pop_last();
+            }
+        }),
+    ),
+    rule(
+        "E14",
+        "masquerades nobody where nobody is told from others",
+        How::Handled(|config, packet, it| {
+            if !config.tells_pods(packet.source) {
+                it.endpoints.values_mut().for_each(|is| *is = false);
+            }
+        }),
     ),
     rule(
         "E, claims",

@@ -12,7 +12,7 @@ use super::{
     case::{Case, Config, Key, Kind, Object, Op, label},
     flows::Carried,
     objects::{OWN, SERVICE_NAME},
-    outcome::Packet,
+    outcome::{Outcome, Packet},
     outside::Handled,
 };
 
@@ -35,8 +35,10 @@ pub(super) enum How {
     Carried(fn(&mut Carried)),
     /// It lets a UDP flow go on, or not.
     Stays(fn(bool) -> bool),
-    /// It handles a packet otherwise whose socket no program sees.
-    Handled(fn(&Packet, &mut Handled)),
+    /// It handles a packet otherwise whose socket no program sees, by the flags of the case.
+    Handled(fn(&Config, &Packet, &mut Handled)),
+    /// It answers a socket otherwise.
+    Outcome(fn(&Config, &Packet, &mut Outcome)),
     /// It takes a packet for another one.
     Packet(fn(&mut Packet)),
     /// With the objects that were there before the step.
@@ -82,9 +84,16 @@ impl Mutation {
     }
 
     /// What becomes of a packet whose socket no program sees.
-    pub(crate) fn handle(&self, packet: &Packet, handled: &mut Handled) {
+    pub(crate) fn handle(&self, config: &Config, packet: &Packet, handled: &mut Handled) {
         if let How::Handled(how) = self.how {
-            how(packet, handled);
+            how(config, packet, handled);
+        }
+    }
+
+    /// What a socket's packet gets.
+    pub(crate) fn outcome(&self, config: &Config, packet: &Packet, outcome: &mut Outcome) {
+        if let How::Outcome(how) = self.how {
+            how(config, packet, outcome);
         }
     }
 

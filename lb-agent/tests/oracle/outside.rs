@@ -21,11 +21,11 @@ use lb_core::{
 };
 
 use super::{
-    case::{Key, Object, endpoints_at},
+    case::{Config, Key, Object, endpoints_at},
     claims::Claims as Claimed,
     deviations::{Applied, Deviation, count},
     outcome::{Fate, Packet},
-    program::{Answer, Place, Verdict},
+    program::{Answer, Verdict},
 };
 
 /// What an engine was told, kept by it and by who asks.
@@ -111,7 +111,7 @@ impl fmt::Display for Handled {
 
 impl Outside {
     /// What is to become of the packet.
-    pub(super) fn handles(&self, packet: &Packet) -> Handled {
+    pub(super) fn handles(&self, packet: &Packet, sender: Sender) -> Handled {
         let told = self.0.borrow();
         let Some((port, frontend)) = told.port_at(packet) else { return Handled::default() };
         let is_balancer = frontend.kind == FrontendKind::LoadBalancer;
@@ -121,11 +121,7 @@ impl Outside {
         {
             return Fate::Denied.into();
         }
-        let route = frontend.route(match packet.place {
-            Place::Pod => Sender::Pod,
-            Place::Host => Sender::Node,
-            Place::Outside => Sender::Stranger,
-        });
+        let route = frontend.route(sender);
         let endpoints = port.endpoints(route.policy);
         if endpoints.is_empty() {
             return match port.empty {
@@ -189,9 +185,10 @@ pub(super) fn wanted(
     packet: &Packet,
     answer: &Answer,
     found: &Handled,
-    (claims, live): (&Claimed, &BTreeMap<Key, Object>),
+    (config, claims, live): (&Config, &Claimed, &BTreeMap<Key, Object>),
     applied: &mut Applied,
 ) -> Handled {
+    let is_cluster_ip = claims.is_cluster_ip(packet.to, packet.protocol);
     match answer.verdict {
         // Another node has decided.
         _ if !answer.node.is_empty() => Handled::default(),
@@ -203,24 +200,34 @@ pub(super) fn wanted(
         Verdict::Drop => Fate::Unreachable.into(),
         Verdict::Forward => {
             let endpoints = answer.reached.iter().map(|it| {
-                if it.by_address && !claims.is_cluster_ip(packet.to, packet.protocol) {
+                let mut masquerade = it.masquerade;
+                if it.by_address && !is_cluster_ip {
                     count(applied, Deviation::ByAddress);
-                    return (it.endpoint, false);
+                    masquerade = false;
+                } else if it.by_address
+                    && config.masquerade_all
+                    && config.sender(packet) == Sender::Pod
+                {
+                    count(applied, Deviation::MasqueradeAll);
+                    masquerade = false;
+                } else if is_cluster_ip && !masquerade && !config.tells_pods(packet.source) {
+                    count(applied, Deviation::Untold);
+                    masquerade = true;
                 }
                 // Slices may contradict each other.
                 let is_hairpin = found.endpoints.get(&it.endpoint) == Some(&true)
-                    && !it.masquerade
+                    && !masquerade
                     && it.endpoint.ip() == packet.source
                     && has_no_node(live, packet.source);
                 // Of one port it is elsewhere, of another one here: kube-proxy asks for the address alone.
                 let is_elsewhere = found.endpoints.get(&it.endpoint) == Some(&false)
-                    && it.masquerade
+                    && masquerade
                     && it.endpoint.ip() == packet.source
                     && is_on_two_nodes(live, packet.source);
                 if is_hairpin || is_elsewhere {
                     count(applied, Deviation::Hairpin);
                 }
-                (it.endpoint, (it.masquerade || is_hairpin) && !is_elsewhere)
+                (it.endpoint, (masquerade || is_hairpin) && !is_elsewhere)
             });
             Handled {
                 fate: Fate::Forwarded,

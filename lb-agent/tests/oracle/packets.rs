@@ -73,7 +73,7 @@ pub(crate) fn packets(config: &Config, targets: &Targets) -> Vec<Packet> {
         // A machine that is no node, and a pod of another node; the one or the other, where no ranges
         // tell them apart. From elsewhere nobody dials a loopback address, and what becomes of a port that
         // nobody has is the same for all.
-        let strangers = ["203.0.113.77", "10.2.0.250", "2001:db8::77", "fd00:2::fa"].map(ip);
+        let strangers = ["203.0.113.77", "10.1.128.250", "2001:db8::77", "fd00:1:0:1::fa"].map(ip);
         let strangers = strangers.into_iter().filter(|ip| ip.is_ipv4() == to.is_ipv4());
         let some = if to.ip().is_loopback() || to.port() == UNUSED { 0 } else { some };
         let strangers = strangers.skip(usize::from(some == 1 && to.port() % 2 == 0));

@@ -118,6 +118,8 @@ pub(crate) struct Question {
     pub(crate) port: u16,
     pub(crate) protocol: &'static str,
     pub(crate) only: String,
+    #[serde(rename = "knowsPods")]
+    pub(crate) knows_pods: bool,
 }
 
 impl Question {

@@ -225,12 +225,12 @@ impl Socklb {
 
     /// What becomes of a packet whose socket no program sees.
     pub(crate) fn handles(&self, packet: &Packet) -> Handled {
-        self.outside.handles(packet)
+        self.outside.handles(packet, self.config.sender(packet))
     }
 
     /// The same by the elements of the table, which has no cluster IPs.
     pub(crate) fn handles_by_table(&self, packet: &Packet) -> Handled {
-        self.table.handles(packet)
+        self.table.handles(packet, self.config.sender(packet))
     }
 
     /// Where a packet leads whose client may have been here before, at a time in seconds. The client

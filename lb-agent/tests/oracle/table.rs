@@ -13,13 +13,12 @@ use std::{
 use lb_core::{
     model::{Frontend, Protocol, Scope},
     packets::{Choice, Edit, Element, MemoryTable, Table, TableError},
-    policy::TrafficPolicy,
+    policy::{Sender, TrafficPolicy},
 };
 
 use super::{
     outcome::{Fate, Packet},
     outside::Handled,
-    program::Place,
 };
 
 /// A table in memory that outlives its engine, as one in the kernel does.
@@ -38,7 +37,7 @@ impl Table for Shared {
 
 impl Shared {
     /// What becomes of a packet; of affinity it says nothing yet.
-    pub(super) fn handles(&self, packet: &Packet) -> Handled {
+    pub(super) fn handles(&self, packet: &Packet, sender: Sender) -> Handled {
         let table = self.0.borrow();
         let elements = table.elements();
         let Some(frontend) = frontend(elements, packet) else { return Handled::default() };
@@ -50,14 +49,14 @@ impl Shared {
             return Fate::Denied.into();
         }
         let has_local = choice(elements, TrafficPolicy::Local, frontend).is_some();
-        let policy = if packet.place == Place::Outside && has_local {
+        let policy = if sender == Sender::Stranger && has_local {
             TrafficPolicy::Local
         } else {
             TrafficPolicy::Cluster
         };
-        let is_masqueraded = match packet.place {
-            Place::Pod | Place::Outside => !has_local,
-            Place::Host => true,
+        let is_masqueraded = match sender {
+            Sender::Pod | Sender::Stranger => !has_local,
+            Sender::Node => true,
         };
         match choice(elements, policy, frontend) {
             None => Handled::default(),

@@ -41,10 +41,10 @@ type Machine struct {
 }
 
 // New is NewProxier, which is what makes the proxier, on a machine that is given.
-func New(family v1.IPFamily, node string, nodeIP net.IP, nodePortAddresses []string, on Machine) (*Proxier, error) {
+func New(family v1.IPFamily, node string, nodeIP net.IP, nodePortAddresses []string, masqueradeAll bool, on Machine) (*Proxier, error) {
 	const masqueradeBit = 14
 	given = on.Tables
-	proxier, err := NewProxier(context.Background(), family, time.Hour, 0, false, masqueradeBit,
+	proxier, err := NewProxier(context.Background(), family, time.Hour, 0, masqueradeAll, masqueradeBit,
 		on.Detector, node, nodeIP, nil, nil, nodePortAddresses, false)
 	if err != nil {
 		return nil, err
