@@ -13,6 +13,7 @@
 //! file was read once.
 
 mod away;
+mod content;
 mod files;
 mod object;
 mod parse;
