@@ -76,7 +76,7 @@ impl Decider {
 
     /// Whether there is anything to decide.
     pub fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty() || self.told_addresses != Some(self.cluster.addresses_revision())
+        !self.dirty.is_empty() || self.told_addresses != Some(self.cluster.nodes().revision())
     }
 
     /// What each Service that changed is to have, after all of them have claimed their frontends;
@@ -111,7 +111,7 @@ impl Decider {
         let services =
             services.into_iter().map(|(name, served)| (name, Arc::new(served))).collect();
         let addresses = self.addresses();
-        let health_addresses = addresses.as_ref().map(|_| self.cluster.health_addresses());
+        let health_addresses = addresses.as_ref().map(|_| self.cluster.nodes().health_addresses());
         let triggers = self.cluster.take_triggers();
         Decision {
             wanted: Wanted { services, is_whole: false, addresses },
@@ -140,16 +140,16 @@ impl Decider {
 
     /// The nodes' addresses, if they are others than were told last.
     fn addresses(&mut self) -> Option<NodeAddresses> {
-        let revision = self.cluster.addresses_revision();
+        let revision = self.cluster.nodes().revision();
         let is_new = self.told_addresses.replace(revision) != Some(revision);
         is_new.then(|| self.node_addresses())
     }
 
     fn node_addresses(&self) -> NodeAddresses {
         NodeAddresses {
-            of: self.cluster.node_addresses(),
-            own: self.cluster.own_addresses(),
-            loopback_net: self.cluster.serves_loopback_net(),
+            of: self.cluster.nodes().nodeport_addresses(),
+            own: self.cluster.nodes().own_addresses(),
+            loopback_net: self.cluster.nodes().serves_loopback_net(),
         }
     }
 

@@ -6,6 +6,7 @@
 mod address;
 mod cluster;
 mod node;
+mod nodes;
 mod shared;
 mod trigger;
 
@@ -21,6 +22,7 @@ pub use self::{
     address::{Cidr, parse_ip},
     cluster::Cluster,
     node::{Families, Node, NodeAddr, NodePortAddresses, Settings},
+    nodes::Nodes,
     trigger::Trigger,
 };
 

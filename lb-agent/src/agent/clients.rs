@@ -108,13 +108,13 @@ impl Clients {
 
 /// Other numbers whenever [`question`] may be another.
 const fn revision(cluster: &Cluster) -> [u64; 2] {
-    [cluster.guarded_revision(), cluster.addresses_revision()]
+    [cluster.guarded_revision(), cluster.nodes().revision()]
 }
 
 fn question(cluster: &Cluster) -> ClientsQuestion {
     ClientsQuestion {
         to: cluster.guarded(),
-        node: [cluster.own_primary(true), cluster.own_primary(false)],
+        node: [cluster.nodes().own_primary(true), cluster.nodes().own_primary(false)],
     }
 }
 

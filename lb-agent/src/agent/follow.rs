@@ -217,7 +217,7 @@ impl Agent {
     /// changed, and what failed.
     pub fn turn(&mut self, news: bool, admin: &mut Admin) -> Result<()> {
         // Neither waits for a sync: a taint writes nothing, and there may be none for long.
-        if let Some(node) = self.pipeline.cluster().own_node() {
+        if let Some(node) = self.pipeline.cluster().nodes().own() {
             admin.set_node_eligible(!node.leaving);
         }
         // If there is anything to write, that is what comes next.

@@ -71,7 +71,7 @@ impl Lab {
         let to: SocketAddr = to.parse().unwrap();
         let unspecified = if to.is_ipv4() { "0.0.0.0" } else { "::" };
         let any = SocketAddr::new(unspecified.parse().unwrap(), to.port());
-        let frontends = match self.cluster.node_addresses().get(&to.ip()) {
+        let frontends = match self.cluster.nodes().nodeport_addresses().get(&to.ip()) {
             None => vec![(to, Scope::Any)],
             Some(NodeAddr::Own | NodeAddr::OwnLoopback) => {
                 vec![(to, Scope::Any), (any, Scope::OwnNode)]
@@ -119,7 +119,7 @@ impl Lab {
     ) -> Option<(String, bool)> {
         let to: SocketAddr = to.parse().unwrap();
         let from: IpAddr = from.parse().unwrap();
-        let nodes = self.cluster.node_addresses();
+        let nodes = self.cluster.nodes().nodeport_addresses();
         let pods = ["10.0.0.0/8", "fd00:10::/32"].map(|range| range.parse::<Cidr>().unwrap());
         let sender = if nodes.get(&from) == Some(&NodeAddr::Own) {
             Sender::Node

@@ -13,7 +13,8 @@ fn addresses(list: &str, interfaces: &str, localhost: bool) -> String {
     let mut cluster = Cluster::new(settings);
     let local = interfaces.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
     cluster.apply(Change::LocalAddresses(local));
-    let all: Vec<_> = cluster.node_addresses().keys().map(ToString::to_string).collect();
+    let all: Vec<_> =
+        cluster.nodes().nodeport_addresses().keys().map(ToString::to_string).collect();
     all.join(" ")
 }
 
@@ -117,13 +118,14 @@ fn primary() {
         };
         let mut lab = Lab::with("", settings);
         lab.apply("node.yaml", &own(status));
-        let all: Vec<_> = lab.cluster.node_addresses().keys().map(ToString::to_string).collect();
+        let all: Vec<_> =
+            lab.cluster.nodes().nodeport_addresses().keys().map(ToString::to_string).collect();
         assert_eq!(all.join(" "), wanted, "{status}");
         // TestNodeManagerOnNodeDelete, and a Node that is not filled in yet.
         for gone in [String::new(), own("")] {
             lab.apply("node.yaml", &gone);
             let kept: Vec<_> =
-                lab.cluster.node_addresses().keys().map(ToString::to_string).collect();
+                lab.cluster.nodes().nodeport_addresses().keys().map(ToString::to_string).collect();
             assert_eq!(kept, all, "{gone}");
         }
     }
@@ -157,7 +159,8 @@ fn health_check_addresses() {
         // The second one is on no interface, and the Node lacks a family.
         let addresses = ["100.200.201.1", "198.51.100.1"].map(|ip| ip.parse().unwrap()).to_vec();
         cluster.apply(Change::Node("a".into(), Some(Node { addresses, ..Node::default() })));
-        let all: Vec<_> = cluster.health_addresses().iter().map(ToString::to_string).collect();
+        let all: Vec<_> =
+            cluster.nodes().health_addresses().iter().map(ToString::to_string).collect();
         assert_eq!(all.join(" "), wanted, "{list}");
     }
 }
@@ -165,7 +168,7 @@ fn health_check_addresses() {
 #[test]
 fn an_address_that_is_ours_too_is_ours() {
     let lab = Lab::new(&(node("other", "192.168.0.11") + &node("twin", "192.168.1.2")));
-    let all = lab.cluster.node_addresses();
+    let all = lab.cluster.nodes().nodeport_addresses();
     let of = |ip: &str| all.get(&ip.parse().unwrap()).copied();
     assert_eq!(of("192.168.0.11"), Some(NodeAddr::Other));
     assert_eq!(of("192.168.1.2"), Some(NodeAddr::Own));

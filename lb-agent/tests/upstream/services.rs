@@ -426,7 +426,7 @@ fn a_family_that_is_disabled_is_left_out() {
     assert_eq!(served.local[0].frontends.len(), 4);
     let local = served.health_check.unwrap().local;
     assert_eq!((local.ipv4, local.ipv6), (Some(0), None));
-    assert!(lab.cluster.node_addresses().keys().all(std::net::IpAddr::is_ipv4));
+    assert!(lab.cluster.nodes().nodeport_addresses().keys().all(std::net::IpAddr::is_ipv4));
     let ips = served.cluster_ips;
     assert_eq!(ips, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
 }

@@ -6,13 +6,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     num::NonZeroU32,
     sync::Arc,
 };
 
 use super::{
-    Change, Families, Hints, Node, NodeAddr, ObjectRef, Service, Settings, Slice,
+    Change, Families, Hints, ObjectRef, Service, Settings, Slice,
+    nodes::{Affected, Nodes},
     shared::Shared,
     trigger::{Trigger, Triggers},
 };
@@ -20,19 +21,13 @@ use super::{
 /// All Services, EndpointSlices and Nodes, by name and by Service.
 #[derive(Debug, Default)]
 pub struct Cluster {
-    settings: Settings,
     services: BTreeMap<ObjectRef, Service>,
     /// By Service, then by name of the slice: the order in which endpoints are united. One map, not
     /// one for each Service, which would have room for eleven slices where there is one.
     slices: BTreeMap<(ObjectRef, Arc<str>), Slice>,
     /// The Service under which each slice stands in `slices`: its label may change.
     filed: HashMap<ObjectRef, ObjectRef>,
-    nodes: BTreeMap<Arc<str>, Node>,
-    /// Of this node. Outlives its Node object (D11).
-    zone: Option<Arc<str>>,
-    /// Of this node, as its status said last; outlive it too (J2).
-    own: Vec<IpAddr>,
-    local: BTreeSet<IpAddr>,
+    nodes: Nodes,
     /// The Services whose frontends depend on the other nodes' addresses.
     by_node: BTreeSet<ObjectRef>,
     /// The Services that are not for all clients.
@@ -40,22 +35,12 @@ pub struct Cluster {
     guarded_revision: u64,
     /// The Services whose clients stay with their backends.
     with_affinity: BTreeSet<ObjectRef>,
-    addresses_revision: u64,
     triggers: Triggers,
     /// The nodes that endpoints name.
     node_names: Shared<str>,
     hints: Shared<Hints>,
     listed: Listed,
     without_nodes: bool,
-}
-
-/// The Services that depend on what changed about a node.
-#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
-enum Affected {
-    None,
-    /// Those that lead to each node's own endpoints.
-    ByNode,
-    All,
 }
 
 /// Which lists are known whole.
@@ -70,7 +55,7 @@ impl Cluster {
     /// An empty cluster, seen from the node that the settings name.
     pub fn new(settings: Settings) -> Self {
         let triggers = Triggers::after(settings.started);
-        Self { settings, triggers, ..Self::default() }
+        Self { nodes: Nodes::new(settings), triggers, ..Self::default() }
     }
 
     /// Takes a change in; returns the Services for which something is different now.
@@ -80,7 +65,7 @@ impl Cluster {
             Change::Service(name, service) => self.put_service(name, service, &mut touched),
             Change::Slice(name, slice) => self.put_slice(name, slice, &mut touched),
             Change::Node(name, node) => {
-                let affected = self.put_node(name, node);
+                let affected = self.nodes.put(name, node);
                 self.touch(affected, &mut touched);
             }
             Change::ListedServices(mut listed) => {
@@ -103,16 +88,19 @@ impl Cluster {
             }
             Change::ListedNodes(mut listed) => {
                 let mut affected = Affected::None;
-                for name in gone(self.nodes.keys(), &listed) {
-                    affected = affected.max(self.put_node(name, None));
+                for name in gone(self.nodes.names(), &listed) {
+                    affected = affected.max(self.nodes.put(name, None));
                 }
                 while let Some((name, node)) = listed.pop_first() {
-                    affected = affected.max(self.put_node(name, Some(node)));
+                    affected = affected.max(self.nodes.put(name, Some(node)));
                 }
                 self.touch(affected, &mut touched);
                 self.listed.nodes = true;
             }
-            Change::LocalAddresses(addresses) => self.put_local(addresses, &mut touched),
+            Change::LocalAddresses(addresses) => {
+                let affected = self.nodes.put_local(addresses);
+                self.touch(affected, &mut touched);
+            }
         }
         touched
     }
@@ -176,60 +164,12 @@ impl Cluster {
         }
     }
 
-    fn put_node(&mut self, name: Arc<str>, node: Option<Node>) -> Affected {
-        let before = self.nodes.get(&name);
-        if before == node.as_ref() {
-            return Affected::None;
-        }
-        let addresses = |node: Option<&Node>| node.map(|n| n.addresses.clone()).unwrap_or_default();
-        let is_own = self.is_own_node(&name);
-        let moved = if is_own {
-            let own = kept(&self.own, &addresses(node.as_ref()));
-            own != std::mem::replace(&mut self.own, own.clone())
-        } else {
-            addresses(before) != addresses(node.as_ref())
-        };
-        if moved {
-            self.addresses_revision += 1;
-        }
-        let affected = if is_own {
-            // A Node that is deleted takes its zone along only when a new one says so (D11).
-            let zone = node.as_ref().map_or_else(|| self.zone.clone(), |node| node.zone.clone());
-            let all = moved || zone != self.zone;
-            self.zone = zone;
-            if all { Affected::All } else { Affected::None }
-        } else if moved {
-            Affected::ByNode
-        } else {
-            Affected::None
-        };
-        match node {
-            Some(node) => self.nodes.insert(name, node),
-            None => self.nodes.remove(&name),
-        };
-        affected
-    }
-
     fn touch(&self, affected: Affected, touched: &mut BTreeSet<ObjectRef>) {
         match affected {
             Affected::None => {}
             Affected::ByNode => touched.extend(self.by_node.iter().cloned()),
             Affected::All => touched.extend(self.services.keys().cloned()),
         }
-    }
-
-    fn put_local(&mut self, addresses: BTreeSet<IpAddr>, touched: &mut BTreeSet<ObjectRef>) {
-        let changed: BTreeSet<_> = self.local.symmetric_difference(&addresses).collect();
-        if changed.is_empty() {
-            return;
-        }
-        self.addresses_revision += 1;
-        // An address that another node has too is no longer that node's, or is again.
-        let mut others = self.nodes.values().flat_map(|node| &node.addresses);
-        if others.any(|ip| changed.contains(ip)) {
-            self.touch(Affected::ByNode, touched);
-        }
-        self.local = addresses;
     }
 
     /// What made the slices change that were taken in since the last time, as far as it happened
@@ -265,7 +205,12 @@ impl Cluster {
 
     /// What was set.
     pub const fn settings(&self) -> &Settings {
-        &self.settings
+        self.nodes.settings()
+    }
+
+    /// What is known of nodes.
+    pub const fn nodes(&self) -> &Nodes {
+        &self.nodes
     }
 
     /// The names of all Services.
@@ -294,21 +239,6 @@ impl Cluster {
         own.map(|((_, name), slice)| (&**name, slice))
     }
 
-    /// Whether that is this node's name (B7).
-    pub fn is_own_node(&self, name: &str) -> bool {
-        !name.is_empty() && *self.settings.node_name == *name
-    }
-
-    /// This node's Node, as long as there is one.
-    pub fn own_node(&self) -> Option<&Node> {
-        self.nodes.get(&self.settings.node_name).filter(|_| !self.settings.node_name.is_empty())
-    }
-
-    /// This node's address of a family (J2).
-    pub fn own_primary(&self, ipv4: bool) -> Option<IpAddr> {
-        self.own.iter().copied().find(|ip| ip.is_ipv4() == ipv4)
-    }
-
     /// Whether any Service is not for all clients (G).
     pub fn has_source_ranges(&self) -> bool {
         !self.with_ranges.is_empty()
@@ -333,99 +263,8 @@ impl Cluster {
 
     /// The families that are served.
     pub const fn families(&self) -> Families {
-        self.settings.families
+        self.nodes.settings().families
     }
-
-    /// Where health check node ports listen (K1): on all addresses of a family, or on those of this
-    /// machine's that `--nodeport-addresses` names, be they loopback ones.
-    pub fn health_addresses(&self) -> BTreeSet<IpAddr> {
-        let Settings { nodeport_addresses: list, families, .. } = &self.settings;
-        let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
-        // Nobody can listen on an address of all links without saying on which.
-        let is_of_link = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        let named = self.local.iter().copied().filter(|ip| {
-            let is_named = list.include(*ip, self.own_primary(ip.is_ipv4()));
-            is_named && !list.are_all(ip.is_ipv4()) && !is_of_link(*ip)
-        });
-        let all = any.into_iter().filter(|ip| list.are_all(ip.is_ipv4()));
-        all.chain(named).filter(|ip| families.have(*ip)).collect()
-    }
-
-    /// This node's zone (D11).
-    pub fn zone(&self) -> Option<&str> {
-        self.zone.as_deref()
-    }
-
-    /// The node addresses at which NodePorts are served, and what each is to this node (I1-I4, E5).
-    pub fn node_addresses(&self) -> BTreeMap<IpAddr, NodeAddr> {
-        let Settings { nodeport_addresses, localhost_nodeports, families, .. } = &self.settings;
-        let mut all = BTreeMap::new();
-        for name in self.nodes.keys().filter(|name| !self.is_own_node(name)) {
-            all.extend(self.nodeport_addresses_of(name).map(|ip| (ip, NodeAddr::Other)));
-        }
-        for ip in self.local.iter().chain(&self.own).copied() {
-            let primary = self.own_primary(ip.is_ipv4());
-            if self.serves_at(ip) && nodeport_addresses.include(ip, primary) {
-                all.insert(ip, NodeAddr::Own);
-            }
-        }
-        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-            // "Primary" says which of the addresses that others can see.
-            if *localhost_nodeports && families.have(ip) && nodeport_addresses.include(ip, Some(ip))
-            {
-                all.insert(ip, NodeAddr::OwnLoopback);
-            }
-        }
-        all
-    }
-
-    /// All addresses of this machine, by its interfaces and its status.
-    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        self.local.iter().chain(&self.own).copied().collect()
-    }
-
-    /// Whether NodePorts are served at all of `127.0.0.0/8`, and not only at 127.0.0.1 (I4).
-    pub fn serves_loopback_net(&self) -> bool {
-        let Settings { nodeport_addresses, localhost_nodeports, families, .. } = &self.settings;
-        *localhost_nodeports && families.ipv4 && nodeport_addresses.include_loopback_net()
-    }
-
-    /// Another number whenever [`Cluster::node_addresses`] or [`Cluster::own_addresses`] may be
-    /// different.
-    pub const fn addresses_revision(&self) -> u64 {
-        self.addresses_revision
-    }
-
-    /// The addresses of another node at which NodePorts are served. What is this node's too is not
-    /// among them.
-    pub fn nodeport_addresses_of(&self, node: &str) -> impl Iterator<Item = IpAddr> {
-        let node = self.nodes.get(node);
-        let addresses = node.map_or(&[][..], |node| &node.addresses).iter().copied();
-        addresses.filter(move |ip| {
-            let primary = node.and_then(|node| node.primary(ip.is_ipv4()));
-            let own = self.local.contains(ip) || self.own.contains(ip);
-            !own && self.serves_at(*ip) && self.settings.nodeport_addresses.include(*ip, primary)
-        })
-    }
-
-    /// Whether a node's address can be dialled by others (I3).
-    fn serves_at(&self, ip: IpAddr) -> bool {
-        self.settings.families.have(ip)
-            && !ip.is_loopback()
-            && !ip.is_unspecified()
-            && !ip.is_multicast()
-    }
-}
-
-/// The addresses of this node: of a family of which its status says none, those from `before`. The
-/// machine has its addresses, whatever becomes of its Node (J2).
-fn kept(before: &[IpAddr], now: &[IpAddr]) -> Vec<IpAddr> {
-    let family = |of: &[IpAddr], ipv4: bool| -> Vec<IpAddr> {
-        of.iter().copied().filter(|ip| ip.is_ipv4() == ipv4).collect()
-    };
-    let known = |ipv4| Some(family(now, ipv4)).filter(|now| !now.is_empty());
-    let either = |ipv4| known(ipv4).unwrap_or_else(|| family(before, ipv4));
-    [either(true), either(false)].concat()
 }
 
 /// Whether a Service was or is among these: it is from now on, or not.
@@ -453,7 +292,7 @@ fn depends_on_nodes(service: &Service) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Conditions, Endpoint, NodePortAddresses, Protocol, ServicePort};
+    use crate::model::{Conditions, Endpoint, Node, Protocol, ServicePort};
 
     fn name(name: &str) -> ObjectRef {
         ObjectRef::new("default", name)
@@ -575,7 +414,7 @@ mod tests {
         let all: BTreeSet<_> = [name("plain"), name("local")].into();
         let mut put = |name: &str, node: Option<Node>| {
             let touched = cluster.apply(Change::Node(name.into(), node));
-            (touched, cluster.zone().map(ToOwned::to_owned))
+            (touched, cluster.nodes().zone().map(ToOwned::to_owned))
         };
         let zone = |zone: &str| Some(zone.to_owned());
         assert_eq!(put("a", Some(node("z1", &[]))), (all.clone(), zone("z1")));
@@ -588,33 +427,8 @@ mod tests {
         assert_eq!(put("a", Some(node("z2", &[]))), ([].into(), zone("z2")));
         assert_eq!(put("a", Some(node("", &[]))), (all.clone(), None));
         assert_eq!(put("a", Some(node("", &["192.0.2.1"]))), (all, None), "G3");
-    }
-
-    /// J2, I1: kube-proxy asks for its node's addresses once.
-    #[test]
-    fn the_addresses_of_this_node_outlive_its_node() {
-        let mut cluster = at("a");
-        cluster.settings.nodeport_addresses = NodePortAddresses::Primary;
-        let mut put = |node: Option<Node>| {
-            let touched = cluster.apply(Change::Node("a".into(), node));
-            let all: Vec<_> = cluster.node_addresses().keys().map(ToString::to_string).collect();
-            (!touched.is_empty(), all.join(" "))
-        };
-        let both = "192.0.2.1 2001:db8::1";
-        assert_eq!(put(None), (false, String::new()));
-        assert_eq!(put(Some(node("", &["192.0.2.1", "2001:db8::1"]))), (true, both.into()));
-        assert_eq!(put(None), (false, both.into()), "deleted");
-        assert_eq!(
-            put(Some(node("", &[]))),
-            (false, both.into()),
-            "made anew, and not filled in yet"
-        );
-        assert_eq!(put(Some(node("", &["192.0.2.1"]))), (false, both.into()), "one family of two");
-        let moved = "192.0.2.7 2001:db8::1";
-        assert_eq!(put(Some(node("", &["192.0.2.7"]))), (true, moved.into()), "another one");
-        assert_eq!(cluster.own_primary(true), Some("192.0.2.7".parse().unwrap()));
-        cluster.apply(Change::ListedNodes([].into()));
-        assert_eq!(cluster.node_addresses().len(), 2, "a list without it");
+        assert_eq!(cluster.apply(Change::ListedNodes([].into())), [].into(), "a list without it");
+        assert_eq!(cluster.nodes().own_addresses().len(), 1, "they outlive it as well (J2)");
     }
 
     #[test]
@@ -622,17 +436,17 @@ mod tests {
         let mut cluster = at("a");
         let put = |ips: &[&str]| Change::Node("b".into(), Some(node("z", ips)));
         assert_eq!(cluster.apply(put(&["192.0.2.2"])), [name("local")].into());
-        let revision = cluster.addresses_revision();
+        let revision = cluster.nodes().revision();
         assert_eq!(cluster.apply(put(&["192.0.2.2"])), [].into());
-        assert_eq!(cluster.addresses_revision(), revision);
+        assert_eq!(cluster.nodes().revision(), revision);
         assert_eq!(cluster.apply(put(&["192.0.2.3"])), [name("local")].into());
-        assert_ne!(cluster.addresses_revision(), revision);
+        assert_ne!(cluster.nodes().revision(), revision);
         let local = |ips: &[&str]| {
             Change::LocalAddresses(ips.iter().map(|ip| ip.parse().unwrap()).collect())
         };
         assert_eq!(cluster.apply(local(&["192.0.2.1"])), [].into());
         assert_eq!(cluster.apply(local(&["192.0.2.3"])), [name("local")].into());
-        assert_eq!(cluster.nodeport_addresses_of("b").count(), 0, "it is ours");
+        assert_eq!(cluster.nodes().nodeport_addresses_of("b").count(), 0, "it is ours");
         assert_eq!(cluster.apply(Change::Node("b".into(), None)), [name("local")].into());
         let gone = cluster.apply(Change::ListedNodes([("c".into(), node("", &["::9"]))].into()));
         assert_eq!(gone, [name("local")].into());

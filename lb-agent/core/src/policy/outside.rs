@@ -134,7 +134,7 @@ impl OutsidePort {
         let is_chosen =
             |addr: &SocketAddr| [cluster, local].iter().any(|of| of.binary_search(addr).is_ok());
         let may_be_here =
-            |node: Option<&str>| node.is_none_or(|node| view.cluster.is_own_node(node));
+            |node: Option<&str>| node.is_none_or(|node| view.cluster.nodes().is_own(node));
         let here = view.endpoints.iter().filter(|candidate| may_be_here(candidate.node()));
         Self {
             port: view.port_ref(),

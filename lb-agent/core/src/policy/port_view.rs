@@ -58,7 +58,7 @@ impl<'a> PortView<'a> {
                 || (has_external_ip && cluster.settings().external_ips),
         };
         let is_closed = has_external_ip && !policies.externally_accessible;
-        let here = Here { node: &cluster.settings().node_name, zone: cluster.zone() };
+        let here = Here { node: &cluster.settings().node_name, zone: cluster.nodes().zone() };
         let categories = categorize(&endpoints, policies, here);
         Self { cluster, service, name, port, cluster_ip, endpoints, categories, is_closed }
     }
@@ -152,7 +152,7 @@ impl<'a> PortView<'a> {
             return Vec::new();
         }
         // Where these are addresses of the node, its connections to one come from any of them (G3).
-        let primary = self.cluster.own_primary(ipv4);
+        let primary = self.cluster.nodes().own_primary(ipv4);
         if primary.is_some_and(|primary| ranges.iter().any(|range| range.contains(primary))) {
             ranges.extend(self.of_family(&self.service.load_balancer_ips).map(Cidr::host));
         }

@@ -52,7 +52,7 @@ fn local_ready(cluster: &Cluster, name: &ObjectRef, ipv4: bool) -> usize {
         .collect();
     let all = ports.into_iter().flat_map(|port| union(cluster, name, port, ipv4));
     let local = all.filter(|known| {
-        known.ready() && known.node().is_some_and(|node| cluster.is_own_node(node))
+        known.ready() && known.node().is_some_and(|node| cluster.nodes().is_own(node))
     });
     local.map(|known| known.addr.ip()).collect::<BTreeSet<_>>().len()
 }

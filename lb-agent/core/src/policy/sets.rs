@@ -80,10 +80,10 @@ impl Sets<'_> {
         let common = self.all.len();
         let mut taken = BTreeSet::new();
         for (node, backends) in by_node(&view.endpoints) {
-            if view.cluster.is_own_node(node) {
+            if view.cluster.nodes().is_own(node) {
                 continue;
             }
-            let addresses = view.cluster.nodeport_addresses_of(node);
+            let addresses = view.cluster.nodes().nodeport_addresses_of(node);
             // Two nodes with one address: it is the first one's.
             let mut frontends: Vec<Frontend> = addresses
                 .filter(|ip| ip.is_ipv4() == view.is_ipv4() && taken.insert(*ip))
