@@ -9,6 +9,7 @@ mod attach;
 mod bytes;
 pub mod effective;
 mod floor;
+mod inheritance;
 #[cfg(test)]
 mod locks;
 #[cfg(test)]
@@ -37,7 +38,7 @@ use lb_core::{
     store::{Snapshot, Store as _, max_names},
 };
 
-use self::floor::on_this_kernel;
+use self::{floor::on_this_kernel, inheritance::Inheritance};
 pub use self::{
     trial::{Trial, trials},
     verify::{Defect, Finding},
@@ -75,6 +76,8 @@ pub struct Datapath {
     staged: bool,
     /// The number of the maps before them, which another size made useless.
     replaced: Option<u32>,
+    /// Where programs of another layout may still make bonds that these maps do not have.
+    late_bonds: Option<PathBuf>,
     /// Whether the maps say what an agent before us wrote.
     adopted: bool,
     /// Whether programs of an agent before us are attached.
@@ -118,12 +121,6 @@ impl Datapath {
             },
             None => None,
         };
-        for (name, what) in probe_beside_storage(pins.root())? {
-            tracing::warn!("{what}: it is made anew");
-            let pin = pins.storage(name);
-            fs::remove_file(&pin)
-                .with_context(|| format!("cannot remove {}", shown(&pin).display()))?;
-        }
         let (set, replaced) = match &current {
             Some((number, dir)) if fit(dir, sizes)? => (*number, None),
             // There is one, see `Pins::map_sets`.
@@ -137,7 +134,14 @@ impl Datapath {
             fs::create_dir(&dir)
                 .with_context(|| format!("cannot make {}", shown(&dir).display()))?;
         }
-        let programs = load(pins, &dir, sizes)?;
+        let mut inheritance = Inheritance::take(pins, (!adopted).then_some(dir.as_path()), sizes)?;
+        for (name, what) in probe_beside_storage(pins.root())? {
+            tracing::warn!("{what}: it is made anew");
+            let pin = pins.storage(name);
+            fs::remove_file(&pin)
+                .with_context(|| format!("cannot remove {}", shown(&pin).display()))?;
+        }
+        let programs = load(pins, &dir, sizes, &mut inheritance)?;
         let mut maps = Pinned::open(&dir, Access::Write)?;
         let map_ids = MAPS
             .map(|name| (name, dir.join(name)))
@@ -145,8 +149,19 @@ impl Datapath {
             .chain(STORAGE.map(|name| (name, pins.storage(name))))
             .map(|(name, pin)| Ok((name, MapInfo::from_pin(pin)?.id())))
             .collect::<Result<_, MapError>>()?;
-        if let Some(old) = replaced {
-            let old = Pinned::open(&pins.map_set(old), Access::Read)?;
+        let Inheritance { names, bonds: late_bonds, .. } = inheritance;
+        if !adopted {
+            for (id, port) in names {
+                if let Err(error) = maps.apply(&Op::PutName { id, port }) {
+                    tracing::warn!(id, "a service port gets another id: {error}");
+                }
+            }
+            if let Some(dir) = &late_bonds {
+                maps.take_bonds(dir)?;
+            }
+        }
+        if let Some(number) = replaced {
+            let old = Pinned::open(&pins.map_set(number), Access::Read)?;
             let snapshot = old.snapshot()?;
             copy(&snapshot, &mut maps, sizes).with_context(|| {
                 format!(
@@ -154,7 +169,7 @@ impl Datapath {
                     snapshot.max_services, snapshot.max_backends, sizes.services, sizes.backends
                 )
             })?;
-            maps.take_bonds(&old)?;
+            maps.take_bonds(&pins.map_set(number))?;
             maps.set_clients(&old.clients()?)?;
             tracing::info!(services = sizes.services, backends = sizes.backends, "maps resized");
         }
@@ -167,6 +182,7 @@ impl Datapath {
             map_ids,
             staged,
             replaced,
+            late_bonds,
             adopted,
             others_at_work,
         };
@@ -255,7 +271,7 @@ fn fit(dir: &Path, sizes: Sizes) -> Result<bool> {
         && size(AFFINITY)? == sizes.affinity)
 }
 
-fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
+fn load(pins: &Pins, dir: &Path, sizes: Sizes, inheritance: &mut Inheritance) -> Result<Ebpf> {
     let max_bonds = Held::max_bonds(sizes.affinity);
     let mut loader = EbpfLoader::new();
     loader.override_global(MAX_BONDS, &max_bonds, true);
@@ -277,9 +293,22 @@ fn load(pins: &Pins, dir: &Path, sizes: Sizes) -> Result<Ebpf> {
     for map in STORAGE {
         loader.map_pin_path(map, pins.storage(map));
     }
-    let mut programs = loader
-        .load(OBJECT)
-        .map_err(|error| explain(error, if dir == pins.staging() { pins.root() } else { dir }))?;
+    let mut programs = loop {
+        let error = match loader.load(OBJECT) {
+            Ok(programs) => break programs,
+            Err(error) => error,
+        };
+        let is_given_back = match &error {
+            EbpfError::MapError(MapError::IncompatiblePinnedMap { name, .. }) => {
+                inheritance.renounce(name)?
+            }
+            _ => false,
+        };
+        if !is_given_back {
+            let dir = if dir == pins.staging() { pins.root() } else { dir };
+            return Err(explain(error, dir));
+        }
+    };
     for name in PROGRAMS {
         let program: &mut CgroupSockAddr = programs
             .program_mut(name)

@@ -180,13 +180,20 @@ impl Pins {
 
     /// Whether there is a link, of whatever layout.
     pub fn has_links(&self) -> io::Result<bool> {
-        for layout in subdirectories(&self.home)? {
-            let links = layout.join("links");
-            if links.exists() && fs::read_dir(links)?.next().is_some() {
+        for root in subdirectories(&self.home)? {
+            if (Self { root, ..self.clone() }).has_own_links()? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether there is a link, of this layout.
+    pub fn has_own_links(&self) -> io::Result<bool> {
+        match fs::read_dir(self.links()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            entries => Ok(entries?.next().is_some()),
+        }
     }
 
     /// A map of what is remembered of live sockets.

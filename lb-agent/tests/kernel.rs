@@ -48,6 +48,7 @@ mod kernel {
     mod kept;
     mod kube_proxy;
     mod languages;
+    mod layouts;
     mod lbctl;
     mod meddled;
     mod node_cgroup;

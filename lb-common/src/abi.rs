@@ -29,6 +29,9 @@ pub use self::{
 pub(crate) use ip::mixed;
 
 /// Version of everything in this module; part of the pin path (`<bpffs>/socklb/v<LAYOUT>`).
+///
+/// [`AFFINITY`], [`CLIENTS`], [`COUNTERS`], [`NAMES`], and the maps that are beside the sets, pass from one
+/// layout to another as they are: what is to mean something else there gets another name or another size.
 pub const LAYOUT: u32 = 4;
 
 /// HASH: [`ServiceKey`] to [`ServiceEntry`].

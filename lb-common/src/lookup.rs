@@ -189,7 +189,7 @@ fn one_of(
             return Some(Verdict::Forward(()));
         }
     }
-    let index = service.block.wrapping_add(pick(caller.random(flow), service.count));
+    let index = service.block.wrapping_add(caller.index(flow, service.count));
     let backend = maps.backend(index).filter(|b| b.generation == service.generation)?;
     if backend.flags & Backend::SOURCE_RANGES != 0 {
         let goes = backend.action() == Action::Forward;

@@ -46,7 +46,7 @@ struct Receiving<'a>(&'a SockAddrContext);
 
 impl Caller for Receiving<'_> {
     #[inline(always)]
-    fn random(&self, _: &Flow) -> u32 {
+    fn index(&self, _: &Flow, _: u32) -> u32 {
         0
     }
 

@@ -4,6 +4,7 @@ use aya_ebpf::programs::SockAddrContext;
 use lb_common::{
     Addr, Caller, Flow, Origin,
     abi::{AffinityKey, Bond, Peer},
+    pick,
 };
 
 use crate::{connection, heard, maps};
@@ -14,7 +15,7 @@ pub(crate) trait Hook {
     const CONNECTS: bool;
     /// What the helpers take.
     fn context(&self) -> &SockAddrContext;
-    /// See [`Caller::random`].
+    /// 32 random bits, for the choice of a backend.
     fn random(&self, flow: &Flow) -> u32;
     /// See [`Caller::source`].
     fn source(&self) -> Addr;
@@ -51,8 +52,8 @@ impl<H: Hook> Caller for Asker<'_, H> {
     }
 
     #[inline(always)]
-    fn random(&self, flow: &Flow) -> u32 {
-        self.0.random(flow)
+    fn index(&self, flow: &Flow, count: u32) -> u32 {
+        pick(self.0.random(flow), count)
     }
 
     #[inline(always)]

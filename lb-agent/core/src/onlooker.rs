@@ -8,8 +8,8 @@ use lb_common::{
 /// A socket that asks and leaves no trace. By default it is one of whom nothing is known.
 #[derive(Clone, Copy, Debug)]
 pub struct Onlooker {
-    /// The random bits it draws.
-    pub random: u32,
+    /// Which record of a set it takes; the last one, if there are not that many.
+    pub index: u32,
     /// The cookie of its network namespace.
     pub netns: u64,
     /// The address that its packets come from; the unspecified one: it is bound to none.
@@ -20,13 +20,13 @@ pub struct Onlooker {
 
 impl Default for Onlooker {
     fn default() -> Self {
-        Self { random: 0, netns: 0, source: Addr::from_words([0; 4]), now: 0 }
+        Self { index: 0, netns: 0, source: Addr::from_words([0; 4]), now: 0 }
     }
 }
 
 impl Caller for Onlooker {
-    fn random(&self, _: &Flow) -> u32 {
-        self.random
+    fn index(&self, _: &Flow, count: u32) -> u32 {
+        self.index.min(count.saturating_sub(1))
     }
 
     fn netns(&self) -> u64 {

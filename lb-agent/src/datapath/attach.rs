@@ -21,6 +21,8 @@ use crate::{
 enum Seat {
     /// In the link that is pinned, and leads to the cgroup.
     Pinned(FdLink),
+    /// In the link that another layout has pinned there, and that leads to the cgroup.
+    Inherited(FdLink, PathBuf),
     /// In the link that we have, and that has lost its pin.
     Held,
     /// In a new link: attached, and gone with this value until it is pinned.
@@ -64,6 +66,11 @@ impl Datapath {
             }
             throw_away(&self.pins, &old)?;
         }
+        if let Some(theirs) = self.late_bonds.take() {
+            take_late_bonds(&theirs, &self.maps()).unwrap_or_else(|error| {
+                tracing::warn!(%error, "not all clients stay with their backends");
+            });
+        }
         for removed in self.pins.remove_other_layouts()? {
             tracing::info!(path = %removed.display(), "removed another version's pins");
         }
@@ -86,6 +93,14 @@ impl Datapath {
         {
             tracing::info!(program = name, "is attached, and gets its pin back");
             return Ok(Seat::Held);
+        }
+        for layout in self.pins.other_layouts()? {
+            let pin = layout.link(name);
+            if let Ok((link, attached_to)) = pins::open_link(&pin)
+                && attached_to == id
+            {
+                return Ok(Seat::Inherited(link, pin));
+            }
         }
         let program = self.program(name)?;
         let id = program.attach(cgroup, CgroupAttachMode::Single)?;
@@ -135,7 +150,16 @@ impl Datapath {
                 link.pin(&pin).with_context(cannot_pin)?.into()
             }
             Seat::Pinned(link) => link,
+            Seat::Inherited(link, theirs) => {
+                self.replace(name, link)?;
+                return fs::rename(theirs, &pin).with_context(cannot_pin);
+            }
         };
+        self.replace(name, link)
+    }
+
+    /// Puts our program into a link, in place of whichever is there.
+    fn replace(&mut self, name: &'static str, link: FdLink) -> Result<()> {
         let program = self.program(name)?;
         let id = program.attach_to_link(CgroupSockAddrLink::try_from(link)?)?;
         let link = program.take_link(id)?.try_into()?;
@@ -154,8 +178,7 @@ impl Datapath {
 }
 
 fn take_late_bonds(old: &Path, in_force: &Path) -> Result<()> {
-    let old = Pinned::open(old, Access::Read)?;
-    Ok(Pinned::open(in_force, Access::Write)?.take_bonds(&old)?)
+    Ok(Pinned::open(in_force, Access::Write)?.take_bonds(old)?)
 }
 
 /// Removes a pin, if it is there.

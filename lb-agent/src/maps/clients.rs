@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
+use aya::maps::{LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use bytemuck::must_cast;
 use lb_common::abi::{
     AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, ClientEntry, ClientKey, SOURCES, SourceAddress,
@@ -19,7 +19,7 @@ use lb_core::{
 
 use super::{
     OpenError,
-    one::{BPF_F_LOCK, gone, hash, is_full, open},
+    one::{BPF_F_LOCK, Bytes, gone, hash, is_full, open},
 };
 
 const SOURCE: usize = size_of::<SourceRangeKey>();
@@ -32,8 +32,8 @@ const BONDS: usize = size_of::<Affinity>();
 #[derive(Debug)]
 pub(super) struct ClientMaps {
     source_ranges: LpmTrie<MapData, [u8; SOURCE], u32>,
-    addresses: HashMap<MapData, [u8; FROM], [u8; CLIENT]>,
-    affinity: HashMap<MapData, [u8; BOUND], [u8; BONDS]>,
+    addresses: Bytes<[u8; FROM], [u8; CLIENT]>,
+    affinity: Bytes<[u8; BOUND], [u8; BONDS]>,
 }
 
 impl ClientMaps {
@@ -140,20 +140,25 @@ impl ClientMaps {
 
     /// All bonds, and in the name of which cgroup each was made.
     pub(super) fn bonds(&self) -> impl Iterator<Item = Result<(AffinityKey, Bond, u64), MapError>> {
-        self.affinity.iter().map(|entry| {
-            let (key, affinity) = entry?;
-            let Affinity { bond, cgroup, .. } = must_cast(affinity);
-            Ok((must_cast(key), bond, cgroup))
-        })
+        bonds(&self.affinity)
+    }
+
+    /// Puts in those that are pinned in `dir`, as far as there is room.
+    pub(super) fn take_bonds(&mut self, dir: &Path) -> Result<(), OpenError> {
+        let fail =
+            |error| OpenError::Open { path: dir.join(AFFINITY).display().to_string(), error };
+        for entry in bonds(&hash(dir, AFFINITY)?.0) {
+            let (key, bond, cgroup) = entry.map_err(fail)?;
+            if let Err(error) = self.put_bond(&key, bond, cgroup) {
+                tracing::warn!(%error, "not all clients stay with their backends");
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Puts in a bond of another map, unless there is one that is as new.
-    pub(super) fn put_bond(
-        &mut self,
-        key: &AffinityKey,
-        bond: Bond,
-        cgroup: u64,
-    ) -> Result<(), MapError> {
+    fn put_bond(&mut self, key: &AffinityKey, bond: Bond, cgroup: u64) -> Result<(), MapError> {
         let known = self.bond(key);
         if known.used >= bond.used {
             return Ok(());
@@ -166,6 +171,16 @@ impl ClientMaps {
     pub(super) fn unbind(&mut self, key: &AffinityKey) -> Result<(), MapError> {
         gone(self.affinity.remove(&must_cast(*key)))
     }
+}
+
+fn bonds(
+    affinity: &Bytes<[u8; BOUND], [u8; BONDS]>,
+) -> impl Iterator<Item = Result<(AffinityKey, Bond, u64), MapError>> {
+    affinity.iter().map(|entry| {
+        let (key, affinity) = entry?;
+        let Affinity { bond, cgroup, .. } = must_cast(affinity);
+        Ok((must_cast(key), bond, cgroup))
+    })
 }
 
 fn lpm(id: u32, range: Cidr) -> Key<[u8; SOURCE]> {

@@ -19,6 +19,6 @@ pub use self::{
     heard::Exchanges,
     held::{Holders, Of},
     one::{Access, OpenError},
-    pinned::Pinned,
-    probe::{probe, probe_beside_storage},
+    pinned::{Pinned, names},
+    probe::{probe, probe_beside_storage, probe_clients},
 };

@@ -77,11 +77,7 @@ impl Pinned {
     /// All that the maps say. Another process may change them meanwhile: an entry is then either
     /// the old one or the new one, each with the records that belong to it.
     pub fn snapshot(&self) -> Result<Snapshot, MapError> {
-        let mut names = BTreeMap::new();
-        for entry in &self.names {
-            let (id, name) = entry?;
-            names.insert(id, PortRef::from(&must_cast::<_, Name>(name)));
-        }
+        let names = ports(&self.names)?;
         let mut services = BTreeMap::new();
         let mut blocks = BTreeMap::new();
         for entry in &self.services {
@@ -120,6 +116,17 @@ impl Pinned {
             blocks,
         })
     }
+}
+
+/// The service ports behind the ids, in the maps pinned in `dir`, of whatever layout.
+pub fn names(dir: &Path) -> Result<BTreeMap<u32, PortRef>, OpenError> {
+    let path = dir.join(NAMES).display().to_string();
+    ports(&hash(dir, NAMES)?.0).map_err(|error| OpenError::Open { path, error })
+}
+
+fn ports(names: &Bytes<u32, [u8; NAME]>) -> Result<BTreeMap<u32, PortRef>, MapError> {
+    let port = |name| PortRef::from(&must_cast::<_, Name>(name));
+    names.iter().map(|entry| entry.map(|(id, name)| (id, port(name)))).collect()
 }
 
 /// The address that clients dial, if the key says it: a NodePort is at whatever a node's address is.
@@ -163,17 +170,10 @@ impl Pinned {
         self.clients.bonds().map(|entry| entry.map(|(key, bond, _)| (key, bond)))
     }
 
-    /// Takes over where clients went, as far as there is room, from maps that may be in use. What they
-    /// say of a client counts if it is newer.
-    pub fn take_bonds(&mut self, other: &Self) -> Result<(), MapError> {
-        for entry in other.clients.bonds() {
-            let (key, bond, cgroup) = entry?;
-            if let Err(error) = self.clients.put_bond(&key, bond, cgroup) {
-                tracing::warn!(%error, "not all clients stay with their backends");
-                break;
-            }
-        }
-        Ok(())
+    /// Takes over where clients went, as far as there is room, from maps that are pinned in `dir`, of
+    /// whatever layout, and may be in use. What they say of a client counts if it is newer.
+    pub fn take_bonds(&mut self, dir: &Path) -> Result<(), OpenError> {
+        self.clients.take_bonds(dir)
     }
 }
 

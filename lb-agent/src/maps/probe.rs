@@ -58,6 +58,25 @@ pub fn probe_beside_storage(root: &Path) -> Result<Vec<(&'static str, String)>, 
     Ok(found)
 }
 
+/// The same of those in `dir` that know of clients, and can be made anew; those that have no pin are left
+/// out.
+pub fn probe_clients(dir: &Path) -> Result<Vec<(&'static str, String)>, OpenError> {
+    const CLIENT_KEY: usize = size_of::<ClientKey>();
+    const CLIENT: usize = size_of::<ClientEntry>();
+    const BOUND: usize = size_of::<AffinityKey>();
+    const BOND: usize = size_of::<Affinity>();
+    let mut found = Vec::new();
+    if dir.join(CLIENTS).exists() {
+        let what = try_out::<CLIENT_KEY, CLIENT>(dir, CLIENTS, Some(offset_of!(ClientEntry, lock)));
+        found.extend(what?.map(|what| (CLIENTS, what)));
+    }
+    if dir.join(AFFINITY).exists() {
+        let what = try_out::<BOUND, BOND>(dir, AFFINITY, Some(offset_of!(Affinity, lock)));
+        found.extend(what?.map(|what| (AFFINITY, what)));
+    }
+    Ok(found)
+}
+
 fn try_out<const KEY: usize, const VALUE: usize>(
     dir: &Path,
     name: &'static str,

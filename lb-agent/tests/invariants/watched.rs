@@ -12,7 +12,7 @@ use lb_common::{
         self, Action, Address, AffinityKey, Backend, Bond, ClientKey, ServiceKey, SourceAddress,
         SourceRangeKey,
     },
-    pick, select,
+    select,
 };
 use lb_core::{
     memory::Memory,
@@ -262,15 +262,15 @@ impl Watched {
     fn check_readers(&self) {
         for past in &self.past {
             let current = self.services.get(&past.key).map(|value| self.records_of(value));
-            for random in [0, u32::MAX / 2, u32::MAX] {
-                let (verdict, seen) = self.read(past.key, past.value, 1, random, &Prior::NONE);
+            for index in [0, past.value.count / 2, u32::MAX] {
+                let (verdict, seen) = self.read(past.key, past.value, 1, index, &Prior::NONE);
                 if past.readable {
-                    let record = past.records[pick(random, past.value.count) as usize];
+                    let record = past.records[index.min(past.value.count - 1) as usize];
                     assert_eq!(seen, Some(record), "a reader of {past:?}");
                     // A flow that is there already, and began with another set.
                     for record in &past.records[past.value.count as usize..] {
                         let prior = Prior { backend: record.peer, generation: u32::MAX };
-                        let (verdict, _) = self.read(past.key, past.value, 1, random, &prior);
+                        let (verdict, _) = self.read(past.key, past.value, 1, index, &prior);
                         let Verdict::Forward(stays) = verdict else { panic!("{verdict:?}") };
                         assert_eq!(stays.peer, record.peer, "a flow of {past:?}");
                     }
@@ -314,8 +314,8 @@ impl Watched {
                 kept: 0,
                 id: a.id,
             };
-            for (readings, random) in [(1, u32::MAX), (ATTEMPTS, u32::MAX / 3)] {
-                let (verdict, seen) = self.read(key, torn, readings, random, &Prior::NONE);
+            for (readings, index) in [(1, u32::MAX), (ATTEMPTS, torn.count / 3)] {
+                let (verdict, seen) = self.read(key, torn, readings, index, &Prior::NONE);
                 let fine = match seen {
                     Some(record) => {
                         let of_other = (other.key == key).then_some(&other.records);
@@ -337,14 +337,14 @@ impl Watched {
         key: ServiceKey,
         value: abi::Service,
         readings: u32,
-        random: u32,
+        index: u32,
         prior: &Prior,
     ) -> (Verdict, Option<Backend>) {
         let last = Cell::new(None);
         let readings = Cell::new(readings);
         let reader = Reader { maps: &self.memory, key, value, readings, last };
         let flow = Flow { peer: key.peer, protocol: key.protocol };
-        let asking = Onlooker { random, ..Onlooker::default() };
+        let asking = Onlooker { index, ..Onlooker::default() };
         let verdict = select(&reader, &asking, &flow, prior);
         (verdict, record_of(verdict, reader.last.get()))
     }

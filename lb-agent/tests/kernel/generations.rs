@@ -1,12 +1,14 @@
 //! What flows remember outlives every set of maps: no generation is given twice while one may.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use lb_agent::datapath::Sizes;
+use lb_core::pipeline::NodeConfig;
+use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{
     connect::{MAPPED, V4, V6},
-    control::{Control, SIZES},
+    control::{Control, SIZES, pinned, ready, serve, service},
     pods::{Pods, at, client},
     world::{World, backend4, backend6},
 };
@@ -69,4 +71,91 @@ fn the_last_generation_is_lost_too() {
         }
         SIZES
     });
+}
+
+/// What may happen to the maps.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    /// The set of the Service changes.
+    Change,
+    /// The agent is started anew.
+    Restart,
+    /// With maps of another size.
+    Resize,
+    /// A pin is gone, and so the maps are made anew.
+    Damage,
+    /// The maps are read anew, as after somebody has meddled with them.
+    ReadAnew,
+    /// All pins are another layout's.
+    Layout,
+}
+
+/// The generation of each frontend's set.
+fn given(world: &World) -> BTreeSet<u32> {
+    pinned(world).services.values().map(|service| service.generation).collect()
+}
+
+/// Whatever happens in the life of the maps, a new set has a generation that none had before.
+fn live(world: &World, events: &[Event]) {
+    let mut sizes = SIZES;
+    let mut control = start(world, sizes, 1);
+    let (mut past, mut endpoint) = (BTreeSet::new(), 1);
+    for event in events {
+        past.extend(given(world));
+        let mut are_new = true;
+        match event {
+            Event::Change => {
+                endpoint = endpoint % 20 + 1;
+                control.put("web", &IPS, 80, &[backend4(endpoint), backend6(endpoint)]);
+            }
+            Event::ReadAnew => {
+                control.pipeline.adopt().unwrap();
+                control.sync();
+                are_new = false;
+            }
+            Event::Restart | Event::Resize => {
+                if matches!(event, Event::Resize) {
+                    sizes.services = 164 - sizes.services;
+                }
+                drop(control);
+                control = start(world, sizes, endpoint);
+                are_new = false;
+            }
+            Event::Damage => {
+                drop(control);
+                fs::remove_file(world.pins().maps().unwrap().unwrap().join("names")).unwrap();
+                control = start(world, sizes, endpoint);
+            }
+            Event::Layout => {
+                drop(control);
+                fs::rename(world.pins().root(), world.pins().home().join("v0")).unwrap();
+                control = start(world, sizes, endpoint);
+            }
+        }
+        let now = given(world);
+        assert!(!now.is_empty(), "{event:?}");
+        assert_eq!(now.is_disjoint(&past), are_new, "{event:?}: {now:?} after {past:?}");
+    }
+}
+
+/// On what is pinned, with one endpoint in each family.
+fn start(world: &World, sizes: Sizes, endpoint: u8) -> Control {
+    let endpoints = [backend4(endpoint), backend6(endpoint)].map(ready).to_vec();
+    let objects = serve("web", &service(&IPS, 80), endpoints);
+    Control::start_as(world, sizes, NodeConfig::default(), objects)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        max_shrink_iters: 30,
+        ..ProptestConfig::with_cases(4)
+    })]
+
+    #[test]
+    fn none_is_given_twice(events in vec(select(&[
+        Event::Change, Event::Restart, Event::Resize, Event::Damage, Event::ReadAnew, Event::Layout,
+    ][..]), 12)) {
+        World::run(|world| live(world, &events));
+    }
 }

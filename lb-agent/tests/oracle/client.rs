@@ -19,17 +19,12 @@ pub(super) fn flow(packet: &Packet) -> Flow {
     Flow { peer: packet.to.into(), protocol }
 }
 
-/// A number with which [`lb_common::pick`] takes the `i`-th of so many.
-pub(super) fn nth(i: u32, count: u32) -> u32 {
-    let first = (u64::from(i) << 32).div_ceil(u64::from(count));
-    u32::try_from(first).expect("i is below count")
-}
-
-/// The client that sends the packet, bound to its address: an [`Onlooker`] that draws what it is told
+/// The client that sends the packet, bound to its address: an [`Onlooker`] that takes what it is told
 /// to, and keeps the bond that it is given.
 pub(super) struct Client {
     pub(super) onlooker: Onlooker,
-    pub(super) random: Cell<u32>,
+    /// Which of the records it takes; the last one, if there are not that many.
+    pub(super) index: Cell<u32>,
     /// What it was bound to last.
     pub(super) bond: Cell<Option<(AffinityKey, Bond)>>,
 }
@@ -46,14 +41,14 @@ impl Client {
             Place::Host => HOST,
             Place::Outside => unreachable!("no socket of this node"),
         };
-        let onlooker = Onlooker { random: 0, netns, source: packet.source.into(), now };
-        Self { onlooker, random: Cell::new(0), bond: Cell::new(None) }
+        let onlooker = Onlooker { index: 0, netns, source: packet.source.into(), now };
+        Self { onlooker, index: Cell::new(0), bond: Cell::new(None) }
     }
 }
 
 impl Caller for Client {
-    fn random(&self, _: &Flow) -> u32 {
-        self.random.get()
+    fn index(&self, _: &Flow, count: u32) -> u32 {
+        self.index.get().min(count.saturating_sub(1))
     }
 
     fn netns(&self) -> u64 {

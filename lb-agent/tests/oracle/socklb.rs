@@ -32,7 +32,7 @@ use lb_core::{
 
 use super::{
     case::{Config, Kind, Object, Op},
-    client::{Client, HOST, flow, nth},
+    client::{Client, HOST, flow},
     flows::Carried,
     outcome::{Fate, Outcome, Packet, Stated},
     outside::{Handled, Outside},
@@ -200,7 +200,7 @@ impl Socklb {
         let mut outcome = Outcome::default();
         let mut fates = Vec::new();
         for i in 0..count {
-            client.random.set(nth(i, count));
+            client.index.set(i);
             fates.push(match select(maps, &client, &flow, &Prior::NONE) {
                 Verdict::Miss => Fate::Untouched,
                 Verdict::Forward(to) => {
@@ -250,7 +250,7 @@ impl Socklb {
         let mut backends = BTreeSet::new();
         let mut bond = None;
         for i in 0..count {
-            client.random.set(nth(i, count));
+            client.index.set(i);
             if let Verdict::Forward(to) = select(&maps, &client, &flow, &Prior::NONE) {
                 backends.insert(to.peer.into());
                 if gets == Some(to.peer.into()) {
@@ -269,7 +269,7 @@ impl Socklb {
         let mut choice = Selection::after(Prior::NONE);
         choose(&mut choice, maps, &client, &flow);
         let of = |i| {
-            client.random.set(nth(i, choice.range.count));
+            client.index.set(i);
             match select(maps, &client, &flow, &Prior::NONE) {
                 Verdict::Forward(to) if SocketAddr::from(to.peer) == backend => Some(to),
                 _ => None,
@@ -308,8 +308,8 @@ impl Socklb {
         let (flow, client) = (flow(packet), Client::of(packet));
         let mut stays = true;
         // Whatever it draws.
-        for random in [0, u32::MAX] {
-            client.random.set(random);
+        for index in [0, u32::MAX] {
+            client.index.set(index);
             stays &= match select(self.pipeline.store(), &client, &flow, prior) {
                 Verdict::Stay => true,
                 Verdict::Forward(to) => {

@@ -6,8 +6,9 @@ use crate::abi::{Addr, AffinityKey, Bond, Peer};
 
 /// The socket that asks. Each is asked only where it matters, since each is a call into the kernel.
 pub trait Caller {
-    /// 32 random bits, for the choice of a backend.
-    fn random(&self, flow: &Flow) -> u32;
+    /// Which of the `count` records to choose from it takes: a number below `count`, or 0. A socket draws
+    /// one with [`pick`](super::pick).
+    fn index(&self, flow: &Flow, count: u32) -> u32;
     /// The cookie of its network namespace.
     fn netns(&self) -> u64;
     /// The address that its packets come from, if that is settled: the socket is bound to it, or the

@@ -10,7 +10,7 @@ use std::vec::Vec;
 
 use bytemuck::Zeroable as _;
 
-use super::{Caller, Flow, Origin, Prior, ReadMaps};
+use super::{Caller, Flow, Origin, Prior, ReadMaps, pick};
 use crate::{
     Verdict,
     abi::{
@@ -51,8 +51,8 @@ pub(super) const NETNS: u64 = 4711;
 pub(super) const NOWHERE: Addr = Addr::from_words([0; 4]);
 
 impl Caller for Fake {
-    fn random(&self, _: &Flow) -> u32 {
-        self.random.get()
+    fn index(&self, _: &Flow, count: u32) -> u32 {
+        pick(self.random.get(), count)
     }
 
     fn netns(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! What the datapath's lookup can say of one flow.
 //!
 //! Nothing is computed here that `select` decides: the lookup runs over the live maps once for each
-//! record, with random bits that lead to it, and what it read on the way is written down.
+//! record, by a socket that takes that one, and what it read on the way is written down.
 
 use std::{
     cell::Cell,
@@ -165,8 +165,8 @@ pub(super) fn look_up(maps: &impl ReadMaps, flow: &Flow, who: Who, now: u64, lim
         bond: Cell::new(Bond::NONE),
     };
     let flow = meant(flow, who).map_or(*flow, |peer| Flow { peer, ..*flow });
-    let ask = |random| {
-        let asking = Onlooker { random, netns: who.netns, source: who.source(), now };
+    let ask = |index| {
+        let asking = Onlooker { index, netns: who.netns, source: who.source(), now };
         select(&traced, &asking, &flow, &Prior::NONE)
     };
     let mut last = Lookup::Miss;
@@ -183,10 +183,10 @@ pub(super) fn look_up(maps: &impl ReadMaps, flow: &Flow, who: Who, now: u64, lim
             return Lookup::Miss;
         };
         let count = service.count.max(1);
+        let probability = 1.0 / f64::from(count);
         let pick = |i| {
-            let (first, next) = (first_random(i, count), first_random(i + 1, count));
-            let verdict = ask(u32::try_from(first).unwrap_or(u32::MAX));
-            Pick { index: traced.index.get(), verdict, probability: share(next - first) }
+            let verdict = ask(i);
+            Pick { index: traced.index.get(), verdict, probability }
         };
         let picks: Vec<_> = (0..count.min(limit.max(1))).map(pick).collect();
         // Where it stays, it gets the same one whatever the choice.
@@ -219,39 +219,10 @@ pub(super) const fn peer_of(verdict: Verdict) -> Option<Peer> {
     }
 }
 
-/// The least number with which [`lb_common::pick`] picks `i` of `count`; 2^32 if `i` is `count`.
-const fn first_random(i: u32, count: u32) -> u64 {
-    ((i as u64) << 32).div_ceil(count as u64)
-}
-
-/// How likely one of so many 32-bit numbers is.
-fn share(numbers: u64) -> f64 {
-    const ALL: f64 = 4_294_967_296.0;
-    #[expect(clippy::cast_precision_loss, reason = "at most 2^32, which an f64 holds exactly")]
-    let numbers = numbers as f64;
-    numbers / ALL
-}
-
 #[cfg(test)]
 mod tests {
-    use lb_common::pick;
-
     use super::*;
     use lb_core::{dump::sample, memory::Memory};
-
-    #[test]
-    fn random_bits_lead_to_the_record_they_are_made_for() {
-        for count in [1, 2, 3, 7, 10, 1000, 65_537] {
-            let mut total = 0;
-            for i in 0..count {
-                let (first, next) = (first_random(i, count), first_random(i + 1, count));
-                assert_eq!(pick(u32::try_from(first).unwrap(), count), i);
-                assert_eq!(pick(u32::try_from(next - 1).unwrap(), count), i);
-                total += next - first;
-            }
-            assert!((share(total) - 1.0).abs() < f64::EPSILON);
-        }
-    }
 
     /// Maps in which the set is replaced after a few readings.
     struct Moving(Memory, Memory, Cell<u32>);

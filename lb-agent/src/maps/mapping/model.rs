@@ -113,7 +113,7 @@ impl Records for Writer {
 /// words of the value that nothing depends on.
 struct Reader {
     memory: Arc<Memory>,
-    random: u32,
+    index: u32,
 }
 
 impl ReadMaps for Reader {
@@ -149,8 +149,8 @@ impl ReadMaps for Reader {
 }
 
 impl Caller for Reader {
-    fn random(&self, _: &Flow) -> u32 {
-        self.random
+    fn index(&self, _: &Flow, count: u32) -> u32 {
+        self.index.min(count.saturating_sub(1))
     }
 
     fn netns(&self) -> u64 {
@@ -175,7 +175,7 @@ impl Caller for Reader {
 }
 
 /// Goes through all orders, with a reader that takes the first or the last record of a set.
-fn explore(releases: bool, random: u32) {
+fn explore(releases: bool, index: u32) {
     loom::model(move || {
         let memory = Arc::new(Memory::new());
         let mut writer = Writer { memory: Arc::clone(&memory), releases };
@@ -185,7 +185,7 @@ fn explore(releases: bool, random: u32) {
             write(&mut writer, NEW.block, &records);
             writer.memory.publish(&NEW);
         });
-        let reader = Reader { memory, random };
+        let reader = Reader { memory, index };
         let flow = Flow { peer: backend(1).peer, protocol: TCP };
         match select(&reader, &reader, &flow, &Prior::NONE) {
             Verdict::Forward(to) if to.generation == OLD.generation => assert_eq!(octet(&to), 1),
@@ -203,8 +203,8 @@ fn explore(releases: bool, random: u32) {
 
 #[test]
 fn whoever_finds_a_block_finds_its_records() {
-    for random in [0, u32::MAX] {
-        explore(true, random);
+    for index in [0, u32::MAX] {
+        explore(true, index);
     }
 }
 
