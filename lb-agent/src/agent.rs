@@ -9,6 +9,7 @@ mod pace;
 mod packets_duty;
 mod refusals;
 mod source;
+mod stale_flows;
 mod stop;
 mod takeover;
 mod task;

@@ -92,7 +92,7 @@ pub struct Config {
     pub terminate_tcp: TerminateTcp,
     /// Serve packets that come from outside of the node to NodePorts, load-balancer and external
     /// addresses, with nftables: `off` (another proxy must) or `external`. Missing so far: session
-    /// affinity; UDP flows to endpoints that left are not ended.
+    /// affinity.
     #[arg(long, env = "SOCKLB_PACKETS", default_value = "off", value_name = "WHICH")]
     pub packets: Packets,
     /// Where `/healthz`, `/readyz` and `/livez` are served; empty: nowhere.

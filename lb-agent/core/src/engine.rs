@@ -50,6 +50,9 @@ pub struct EngineReport {
     /// serve there: what is remembered of flows that lead from it elsewhere is to be forgotten (L2). None
     /// serves at a frontend that went.
     pub flows: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
+    /// Where those of them are that are node ports: each address of this node, with the port, at which no
+    /// other frontend is.
+    pub node_ports: BTreeSet<SocketAddr>,
 }
 
 /// One way of serving what is wanted.

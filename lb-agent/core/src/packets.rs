@@ -9,6 +9,7 @@
 pub mod dump;
 mod element;
 mod engine;
+mod flows;
 mod memory;
 mod mirror;
 mod plan;
@@ -16,6 +17,7 @@ mod plan;
 pub use self::{
     element::{Choice, Edit, Element, Table, TableError},
     engine::{PACKETS, PacketEngine},
+    flows::ServedFlows,
     memory::MemoryTable,
     mirror::TableMirror,
 };

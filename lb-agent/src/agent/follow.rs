@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result};
 use lb_core::{
     model::{Change, Families},
-    packets::{PACKETS, PacketEngine},
+    packets::{PACKETS, PacketEngine, ServedFlows},
     pipeline::{Pipeline, SyncReport},
     plan::PlanError,
     policy::NoLocal,
@@ -21,6 +21,7 @@ use super::{
     pace::Pace,
     packets_duty::PacketsDuty,
     refusals::Refusals,
+    stale_flows::{self, StaleFlows},
     takeover::{OTHERS, Takeover},
     troubles::Troubles,
     upkeep::Upkeep,
@@ -63,6 +64,7 @@ pub struct Agent {
     takeover: Takeover,
     /// If packets from outside are to be served.
     packets: Option<PacketsDuty>,
+    stale_flows: StaleFlows,
     /// When something was written last.
     changed: Instant,
     /// When what the maps say was compared last.
@@ -101,6 +103,7 @@ impl Agent {
             waiting_for_nodes: None,
             takeover,
             packets: None,
+            stale_flows: StaleFlows::new(),
             changed: Instant::now(),
             compared: Instant::now(),
             taken: Taken::default(),
@@ -169,6 +172,12 @@ impl Agent {
                 }
                 () = retried, if retry.is_some() => {}
                 () = self.upkeep.work(&mut self.pipeline, &admin) => continue,
+                Some(look) = self.stale_flows.looked() => {
+                    if let Some(looked) = self.stale_flows.judge(look) {
+                        stale_flows::tell(looked, &admin);
+                    }
+                    continue;
+                }
                 seen = self.guard.seen() => {
                     // Whoever meddles with programs may have meddled with maps.
                     let repair = self.guard.judge(seen, &mut self.datapath, &admin);
@@ -202,6 +211,7 @@ impl Agent {
         if let Some(packets) = &mut self.packets {
             packets.look(now);
         }
+        self.stale_flows.begin(false, now);
         if !self.is_attached && self.takeover.is_overdue(now) {
             self.pace.hurry(now);
         }
@@ -336,8 +346,10 @@ impl Agent {
         if report.sockets.addresses.is_some() || report.sockets.failed.values().any(refused) {
             self.pace.doubt();
         }
-        if let (Some(packets), Some(of)) = (&mut self.packets, report.others.get(PACKETS)) {
-            packets.wrote(of, started, Instant::now());
+        if let (Some(packets), Some(of)) = (&mut self.packets, report.others.get_mut(PACKETS)) {
+            let now = Instant::now();
+            packets.wrote(of, started, now);
+            self.stale_flows.take(ServedFlows::of(of), now);
         }
         // Services that failed, or damage that could not be removed.
         let failing = self.pipeline.is_dirty();

@@ -7,7 +7,9 @@
 //! | `sets`, `expression`, `ruleset` | the tables: their sets, the steps of rules, and chains and rules, the same for every cluster |
 //! | `element`, `table` | elements as bytes; in and out |
 //! | `watch` | whether somebody else has changed the tables |
+//! | `conntrack` | what connection tracking remembers of UDP, and is to forget |
 
+mod conntrack;
 mod element;
 mod expression;
 mod nft;
@@ -24,7 +26,10 @@ use lb_core::{
     packets::{Table, TableError},
 };
 
-pub use self::watch::Watch;
+pub use self::{
+    conntrack::{ConntrackError, FlowEntry, Forgotten, flows, forget},
+    watch::Watch,
+};
 use self::{
     nft::{Family, NftError},
     table::{Tables, Trouble},

@@ -18,7 +18,7 @@ const ACK: u16 = 0x4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 /// A nest says that it is one.
-const NESTED: u16 = 0x8000;
+pub(super) const NESTED: u16 = 0x8000;
 /// Bytes of elements in one message: an attribute's length has 16 bits.
 const ELEMENTS: usize = 48 * 1024;
 

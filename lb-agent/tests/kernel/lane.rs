@@ -12,6 +12,7 @@
 
 use std::{
     io::{
+        self,
         ErrorKind::{ConnectionRefused, PermissionDenied, TimedOut, WouldBlock},
         Read as _, Write as _,
     },
@@ -26,6 +27,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     unistd::{Pid, gettid},
 };
+use socket2::{Domain, Socket, Type};
 
 use super::world::{PORT, hears_itself, soon};
 
@@ -200,34 +202,113 @@ impl Lane {
         self.client.run(move || ask(speech, to, PATIENCE))
     }
 
-    /// The client gets nothing.
-    pub(crate) fn assert_silence(&self, speech: Speech, to: SocketAddr) {
-        let answer = self.client.run(move || ask(speech, to, SILENCE));
-        assert_eq!(answer, Answer::Silence, "{speech:?} {to}");
+    /// So many more addresses of the client's.
+    pub(crate) fn clients(&self, ipv4: bool, count: u8) -> Vec<IpAddr> {
+        let all = (10..).take(count.into()).map(|n: u8| -> IpAddr {
+            if ipv4 { [10, 50, 1, n].into() } else { [0xfd50, 1, 0, 0, 0, 0, 0, n.into()].into() }
+        });
+        let all: Vec<_> = all.collect();
+        for client in &all {
+            let (length, option) = if ipv4 { (32, "") } else { (128, " nodad") };
+            self.client.ip(&format!("address add {client}/{length} dev router{option}"));
+        }
+        for client in all.clone() {
+            assert!(self.client.run(move || soon(|| hears_itself(client).is_ok())), "{client}");
+        }
+        all
     }
+
+    /// What the client gets from one of its addresses.
+    pub(crate) fn ask_from(&self, from: IpAddr, speech: Speech, to: SocketAddr) -> Answer {
+        self.client.run(move || ask_from(from, speech, to, PATIENCE))
+    }
+
+    /// A socket of the client's.
+    pub(crate) fn asker(&self, to: SocketAddr) -> Asker {
+        let socket = self.client.run(move || connected(any(to), to, PATIENCE).unwrap());
+        Asker { socket, to }
+    }
+
+    /// What the client gets at each of these addresses, asked at once; what is silent until then is
+    /// taken for silent.
+    pub(crate) fn ask_all(&self, all: &[(Speech, SocketAddr)], patience: Duration) -> Vec<Answer> {
+        let all = all.to_vec();
+        // A thread begins in the namespace of the one that begins it.
+        self.client.run(move || ask_all(&all, patience))
+    }
+}
+
+/// A UDP socket of the client's that asks again and again, from one port.
+pub(crate) struct Asker {
+    socket: UdpSocket,
+    to: SocketAddr,
+}
+
+impl Asker {
+    pub(crate) fn ask(&self) -> Answer {
+        said(Speech::Udp, self.to, exchange(&self.socket))
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.socket.local_addr().unwrap()
+    }
+}
+
+/// The unspecified address of the family.
+fn any(of: SocketAddr) -> IpAddr {
+    if of.is_ipv4() { [0; 4].into() } else { [0; 16].into() }
+}
+
+fn dial(from: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.connect_timeout(&to.into(), patience)?;
+    Ok(socket.into())
+}
+
+fn connected(from: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((from, 0))?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+fn exchange(socket: &UdpSocket) -> io::Result<String> {
+    socket.send(b"who?")?;
+    let mut bytes = [0; 256];
+    let len = socket.recv(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
 }
 
 /// Asks once. What is silent until then is taken for silent.
 pub(crate) fn ask(speech: Speech, to: SocketAddr, patience: Duration) -> Answer {
+    ask_from(any(to), speech, to, patience)
+}
+
+/// What is got at each of these addresses, asked at once.
+pub(crate) fn ask_all(all: &[(Speech, SocketAddr)], patience: Duration) -> Vec<Answer> {
+    thread::scope(|scope| {
+        let asked = all.iter().map(|(speech, to)| scope.spawn(|| ask(*speech, *to, patience)));
+        let asked: Vec<_> = asked.collect();
+        asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+    })
+}
+
+/// The same from one of this place's addresses.
+pub(crate) fn ask_from(from: IpAddr, speech: Speech, to: SocketAddr, patience: Duration) -> Answer {
     let text = match speech {
-        Speech::Tcp => TcpStream::connect_timeout(&to, patience).and_then(|mut stream| {
+        Speech::Tcp => dial(from, to, patience).and_then(|mut stream| {
             stream.set_read_timeout(Some(patience))?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             Ok(text)
         }),
-        Speech::Udp => {
-            let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-            UdpSocket::bind((any, 0)).and_then(|socket| {
-                socket.set_read_timeout(Some(patience))?;
-                socket.connect(to)?;
-                socket.send(b"who?")?;
-                let mut bytes = [0; 256];
-                let len = socket.recv(&mut bytes)?;
-                Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
-            })
-        }
+        Speech::Udp => connected(from, to, patience).and_then(|socket| exchange(&socket)),
     };
+    said(speech, to, text)
+}
+
+fn said(speech: Speech, to: SocketAddr, text: io::Result<String>) -> Answer {
     match text {
         Ok(text) => {
             let (name, seen) = text.split_once(' ').unwrap();
@@ -261,9 +342,15 @@ fn serve(name: &str, addr: SocketAddr) {
     });
 }
 
+/// Forwards packets, and answers all that it rejects: who asks often would wait for an ICMP error.
 fn forward() {
-    for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-        std::fs::write(format!("/proc/sys/net/{name}"), "1").unwrap();
+    for (name, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv4/icmp_ratemask", "0"),
+        ("ipv6/icmp/ratelimit", "0"),
+    ] {
+        std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
     }
 }
 

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     claims::Claims,
     engine::{Engine, EngineReport, Wanted},
-    model::{Frontend, NodeAddr, ObjectRef, Protocol},
-    policy::{OutsidePort, Served},
+    model::{Frontend, NodeAddr, ObjectRef, Protocol, Scope},
+    policy::{OutsidePort, Served, TrafficPolicy},
 };
 
 /// What the engine is called.
@@ -243,6 +243,22 @@ impl<T: Table> PacketEngine<T> {
         }
     }
 
+    /// Where the node ports among these frontends are: an address with a frontend of its own at that
+    /// port leads to that one.
+    fn at_nodes<'a>(
+        &self,
+        frontends: impl Iterator<Item = &'a Frontend>,
+    ) -> BTreeSet<SocketAddr> {
+        let node_ports = frontends.filter(|frontend| frontend.scope == Scope::OwnNode);
+        let at = |frontend: &Frontend| {
+            let Frontend { addr, protocol, .. } = *frontend;
+            let own = self.nodes.iter().filter(move |ip| ip.is_ipv4() == addr.is_ipv4());
+            let all = own.map(move |ip| Frontend::new((*ip, addr.port()).into(), protocol));
+            all.filter(|at| self.mirror.choice(*at, TrafficPolicy::Cluster).is_none())
+        };
+        node_ports.flat_map(at).map(|frontend| frontend.addr).collect()
+    }
+
     /// The edits of addresses that are to be there, or are to be there no more.
     fn addresses(&self, more: bool) -> Vec<Edit> {
         let wanted = |ip: &&IpAddr| self.hairpins.contains_key(ip) == more;
@@ -385,6 +401,12 @@ impl<T: Table> Engine for PacketEngine<T> {
         let failed = done.failed.into_iter().map(|(name, error)| (name, error.to_string()));
         let unusable = done.unusable.filter(|error| !done.beside.contains(error));
         let beside = unusable.into_iter().chain(done.beside).map(|error| error.to_string());
-        EngineReport { ops: done.ops, failed: failed.collect(), beside: beside.collect(), flows }
+        EngineReport {
+            ops: done.ops,
+            failed: failed.collect(),
+            beside: beside.collect(),
+            node_ports: self.at_nodes(flows.keys()),
+            flows,
+        }
     }
 }

@@ -486,6 +486,24 @@ fn flows_that_may_stay() {
     assert_eq!(flows(vec![tcp]), []);
 }
 
+/// A frontend of its own at a node's address goes before a node port.
+#[test]
+fn flows_at_node_ports_have_the_nodes_addresses() {
+    let mut world = World::new();
+    world.model.nodes = ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|ip| ip.parse().unwrap()).into();
+    world.tell();
+    let all = |all: [&str; 1]| all.map(|text| text.parse().unwrap()).into();
+    let mut external = of_endpoints(2, vec![endpoint(1)]);
+    let at = "[2001:db8::2]:30080".parse().unwrap();
+    external.frontends[0].frontend = Frontend::new(at, Protocol::Udp);
+    world.model.services.insert(1, vec![external]);
+    world.sync();
+    world.model.services.insert(0, vec![of_endpoints(1, vec![endpoint(1)])]);
+    let report = world.sync().0;
+    assert_eq!(report.node_ports, all(["[2001:db8::1]:30080"]));
+    assert_eq!(report.flows.len(), 1);
+}
+
 /// The kernel holds its lock for as long as a transaction takes.
 #[test]
 fn many_services_are_written_in_bounded_transactions() {
