@@ -182,7 +182,7 @@ async fn serve(config: &Config) -> Result<()> {
     let pipeline = Pipeline::with_config(view(config, &node, families), maps, &snapshot);
     let mut agent = Agent::new(config.terminate_tcp, pipeline, (datapath, cgroup));
     if config.packets == Packets::External {
-        agent.serve_packets(families);
+        agent.serve_packets(families, config.max_affinity);
     } else {
         remove_tables();
     }

@@ -91,8 +91,7 @@ pub struct Config {
     #[arg(long, env = "SOCKLB_TERMINATE_TCP", default_value = "never", value_name = "WHICH")]
     pub terminate_tcp: TerminateTcp,
     /// Serve packets that come from outside of the node to NodePorts, load-balancer and external
-    /// addresses, with nftables: `off` (another proxy must) or `external`. Missing so far: session
-    /// affinity.
+    /// addresses, with nftables: `off` (another proxy must) or `external`.
     #[arg(long, env = "SOCKLB_PACKETS", default_value = "off", value_name = "WHICH")]
     pub packets: Packets,
     /// Where `/healthz`, `/readyz` and `/livez` are served; empty: nowhere.

@@ -58,6 +58,7 @@ mod kernel {
     mod node_ports_elsewhere;
     mod node_ports_loopback;
     mod packets;
+    mod packets_affinity;
     mod packets_flows;
     mod packets_table;
     mod peername;

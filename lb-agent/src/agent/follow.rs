@@ -110,9 +110,10 @@ impl Agent {
         }
     }
 
-    /// Serves packets from outside, too.
-    pub(super) fn serve_packets(&mut self, families: Families) {
-        self.packets = Some(match self.packet_engine(families) {
+    /// Serves packets from outside, too, with so many `bonds` of session affinity to each kind of
+    /// address.
+    pub(super) fn serve_packets(&mut self, families: Families, bonds: u32) {
+        self.packets = Some(match self.packet_engine(families, bonds) {
             Ok(watch) => PacketsDuty::new(watch),
             Err(error) => {
                 let remedy = "load the module nfnetlink, then restart the agent";
@@ -122,10 +123,10 @@ impl Agent {
         });
     }
 
-    fn packet_engine(&mut self, families: Families) -> Result<packets::Watch> {
+    fn packet_engine(&mut self, families: Families, bonds: u32) -> Result<packets::Watch> {
         let nfnetlink = || "cannot speak with nfnetlink";
-        let table = packets::open(families).with_context(nfnetlink)?;
-        let watch = packets::Watch::open(families).with_context(nfnetlink)?;
+        let table = packets::open(families, bonds).with_context(nfnetlink)?;
+        let watch = packets::Watch::open(families, bonds).with_context(nfnetlink)?;
         self.pipeline.add(Box::new(PacketEngine::new(table)));
         Ok(watch)
     }

@@ -88,7 +88,9 @@ impl StaleFlows {
                 self.due.update(later);
                 let error = error.to_string();
                 if self.told.as_ref() != Some(&error) {
-                    tracing::error!("UDP flows to endpoints that left go on, trying again: {error}");
+                    tracing::error!(
+                        "UDP flows to endpoints that left go on, trying again: {error}"
+                    );
                     self.told = Some(error);
                 }
                 None
@@ -106,7 +108,11 @@ pub(super) fn tell((forgotten, took): (Forgotten, Duration), admin: &Admin) {
     for (family, count) in [(Family::V4, ipv4), (Family::V6, ipv6)] {
         if count > 0 {
             admin.metrics().stale_flows(family, count);
-            tracing::info!(flows = count, family = family.name(), "UDP flows to endpoints that left ended");
+            tracing::info!(
+                flows = count,
+                family = family.name(),
+                "UDP flows to endpoints that left ended"
+            );
         }
     }
 }

@@ -129,7 +129,8 @@ impl FlowEntry {
             found.map(|(_, content)| content)
         };
         let (first, answer, id) = (find(TUPLE_ORIG)?, find(TUPLE_REPLY)?, find(ID)?);
-        let mut name = Attributes::default().bytes(TUPLE_ORIG | super::nft::NESTED, first).bytes(ID, id);
+        let mut name =
+            Attributes::default().bytes(TUPLE_ORIG | super::nft::NESTED, first).bytes(ID, id);
         if let Some(zone) = find(ZONE) {
             name = name.bytes(ZONE, zone);
         }

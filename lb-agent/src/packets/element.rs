@@ -1,6 +1,9 @@
 //! Elements, as they stand in the sets.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+};
 
 use lb_core::{
     model::{Cidr, Frontend, Protocol, Scope},
@@ -46,13 +49,30 @@ pub(super) fn encode(element: &Element) -> (Family, Set, Raw) {
                 Choice::Drop => DROP,
             };
             let value = Some(slots.to_ne_bytes().to_vec());
-            let set = kind(*policy, frontend.scope).frontends();
+            let set = Set::Frontends(kind(*policy, frontend.scope));
             (family(frontend.addr.ip()), set, Raw { value, ..plain(key(frontend)) })
         }
         Element::Endpoint { policy, frontend, slot, addr } => {
             let key = [key(frontend), slot.to_ne_bytes().to_vec()].concat();
             let value = Some([octets(addr.ip()), port(addr.port())].concat());
-            let set = kind(*policy, frontend.scope).endpoints();
+            let set = Set::Endpoints(kind(*policy, frontend.scope));
+            (family(addr.ip()), set, Raw { value, ..plain(key) })
+        }
+        Element::Affinity { policy, frontend, seconds } => {
+            let value = Some(seconds.get().to_ne_bytes().to_vec());
+            let set = Set::Affinity(kind(*policy, frontend.scope));
+            (family(frontend.addr.ip()), set, Raw { value, ..plain(key(frontend)) })
+        }
+        Element::Number { policy, frontend, slot, number } => {
+            let key = [key(frontend), slot.to_ne_bytes().to_vec()].concat();
+            let value = Some(number.to_ne_bytes().to_vec());
+            let set = Set::Numbers(kind(*policy, frontend.scope));
+            (family(frontend.addr.ip()), set, Raw { value, ..plain(key) })
+        }
+        Element::Numbered { policy, frontend, number, addr } => {
+            let key = [key(frontend), number.to_ne_bytes().to_vec()].concat();
+            let value = Some([octets(addr.ip()), port(addr.port())].concat());
+            let set = Set::Numbered(kind(*policy, frontend.scope));
             (family(addr.ip()), set, Raw { value, ..plain(key) })
         }
     }
@@ -75,26 +95,36 @@ pub(super) fn decode(family: Family, set: Set, raw: &Raw) -> Option<Element> {
             let last = end.frontend(Scope::Any).and_then(|_| end.ip())?;
             Element::Range { frontend, range: range(key.ip()?, last)? }
         }
-        _ => {
-            let policies = [TrafficPolicy::Cluster, TrafficPolicy::Local];
-            let of = |scope| policies.map(|policy| (policy, scope, kind(policy, scope)));
-            let mut kinds = of(Scope::Any).into_iter().chain(of(Scope::OwnNode));
-            let (policy, scope, kind) =
-                kinds.find(|(.., kind)| kind.frontends() == set || kind.endpoints() == set)?;
-            let frontend = key.frontend(scope)?;
-            if kind.frontends() == set {
-                let value = match u32::from_ne_bytes(value.take()?) {
-                    REJECT => Choice::Reject,
-                    DROP => Choice::Drop,
-                    slots => Choice::Slots(slots),
-                };
-                Element::Choice { policy, frontend, value }
-            } else {
-                let slot = u32::from_ne_bytes(key.take()?);
-                let addr = SocketAddr::new(value.ip()?, value.port()?);
-                Element::Endpoint { policy, frontend, slot, addr }
-            }
+        Set::Frontends(kind) => {
+            let (policy, frontend) = key.of(kind)?;
+            let value = match value.number()? {
+                REJECT => Choice::Reject,
+                DROP => Choice::Drop,
+                slots => Choice::Slots(slots),
+            };
+            Element::Choice { policy, frontend, value }
         }
+        Set::Endpoints(kind) => {
+            let (policy, frontend) = key.of(kind)?;
+            let slot = key.number()?;
+            Element::Endpoint { policy, frontend, slot, addr: value.addr()? }
+        }
+        Set::Affinity(kind) => {
+            let (policy, frontend) = key.of(kind)?;
+            let seconds = NonZeroU32::new(value.number()?)?;
+            Element::Affinity { policy, frontend, seconds }
+        }
+        Set::Numbers(kind) => {
+            let (policy, frontend) = key.of(kind)?;
+            Element::Number { policy, frontend, slot: key.number()?, number: value.number()? }
+        }
+        Set::Numbered(kind) => {
+            let (policy, frontend) = key.of(kind)?;
+            let number = key.number()?;
+            Element::Numbered { policy, frontend, number, addr: value.addr()? }
+        }
+        // What the rules have written is theirs.
+        Set::Bonds(_) => return None,
     };
     (key.rest.is_empty() && value.rest.is_empty()).then_some(element)
 }
@@ -170,6 +200,25 @@ impl Reader<'_> {
         }
     }
 
+    fn number(&mut self) -> Option<u32> {
+        self.take().map(u32::from_ne_bytes)
+    }
+
+    fn addr(&mut self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.ip()?, self.port()?))
+    }
+
+    /// For whom, and which.
+    fn of(&mut self, kind: Kind) -> Option<(TrafficPolicy, Frontend)> {
+        let (policy, scope) = match kind {
+            Kind::Cluster => (TrafficPolicy::Cluster, Scope::Any),
+            Kind::Local => (TrafficPolicy::Local, Scope::Any),
+            Kind::ClusterPort => (TrafficPolicy::Cluster, Scope::OwnNode),
+            Kind::LocalPort => (TrafficPolicy::Local, Scope::OwnNode),
+        };
+        Some((policy, self.frontend(scope)?))
+    }
+
     fn port(&mut self) -> Option<u16> {
         let [high, low, 0, 0] = self.take()? else { return None };
         Some(u16::from_be_bytes([high, low]))
@@ -221,7 +270,12 @@ mod tests {
                 for value in [Choice::Slots(4), Choice::Reject, Choice::Drop] {
                     all.push(Element::Choice { policy, frontend, value });
                 }
-                all.push(Element::Endpoint { policy, frontend, slot: 9999, addr: pod });
+                let (slot, number) = (9999, 1 << 17);
+                all.push(Element::Endpoint { policy, frontend, slot, addr: pod });
+                all.push(Element::Number { policy, frontend, slot, number });
+                all.push(Element::Numbered { policy, frontend, number, addr: pod });
+                let seconds = NonZeroU32::new(10_800).unwrap();
+                all.push(Element::Affinity { policy, frontend, seconds });
             }
             for element in all {
                 let (family, set, raw) = encode(&element);
@@ -236,7 +290,10 @@ mod tests {
         assert_eq!(decode(Family::Ip, Set::Nodes, &raw(&[1, 2, 3])), None);
         assert_eq!(decode(Family::Ip, Set::Nodes, &raw(&[1, 2, 3, 4, 5])), None);
         assert_eq!(decode(Family::Ip, Set::Hairpin, &raw(&[1, 2, 3, 4, 1, 2, 3, 5])), None);
-        assert_eq!(decode(Family::Ip, Set::Ports, &raw(&[6, 0, 0, 0, 0, 80, 0, 0])), None);
+        assert_eq!(
+            decode(Family::Ip, Set::Frontends(Kind::ClusterPort), &raw(&[6, 0, 0, 0, 0, 80, 0, 0])),
+            None
+        );
         assert_eq!(range([10, 0, 0, 1].into(), [10, 0, 0, 2].into()), None);
     }
 }

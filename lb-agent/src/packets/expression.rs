@@ -51,6 +51,13 @@ pub(super) enum Expression {
         to: Register,
         modulus: u32,
     },
+    /// Writes to a set. The rule ends if it is full.
+    Record {
+        how: Recording,
+        set: Set,
+        key: Register,
+        value: Register,
+    },
     ConntrackState {
         to: Register,
     },
@@ -73,9 +80,25 @@ pub(super) enum Operator {
     AtLeast = 5,
 }
 
+/// What becomes of an element; `seconds`: for how long it is there from now on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Recording {
+    /// One that is there stays as it is.
+    Add {
+        seconds: u32,
+    },
+    /// One that is there keeps its value.
+    Update {
+        seconds: u32,
+    },
+    Delete,
+}
+
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Verdict {
     Drop,
+    Return,
+    Jump(String),
     Goto(String),
 }
 
@@ -121,12 +144,30 @@ impl Expression {
                 "numgen",
                 none.number(1, register(*to)).number(2, *modulus).number(3, 1).number(4, 0),
             ),
+            Self::Record { how, set, key, value } => {
+                let (operation, seconds) = match how {
+                    Recording::Add { seconds } => (0, *seconds),
+                    Recording::Update { seconds } => (1, *seconds),
+                    Recording::Delete => (2, 0),
+                };
+                let mut body = none
+                    .name(1, set.name())
+                    .number(3, operation)
+                    .number(4, register(*key))
+                    .number(5, register(*value));
+                if seconds > 0 {
+                    body = body.bytes(6, &(u64::from(seconds) * 1000).to_be_bytes());
+                }
+                ("dynset", body)
+            }
             Self::ConntrackState { to } => ("ct", load(*to, 0)),
             Self::ConntrackStatus { to } => ("ct", load(*to, 2)),
             Self::Verdict(verdict) => {
                 let code = |code: i32| Attributes::default().bytes(1, &code.to_be_bytes());
                 let verdict = match verdict {
                     Verdict::Drop => code(0),
+                    Verdict::Return => code(-5),
+                    Verdict::Jump(chain) => code(-3).name(2, chain),
                     Verdict::Goto(chain) => code(-4).name(2, chain),
                 };
                 let data = Attributes::default().nest(2, &verdict);

@@ -35,14 +35,15 @@ use self::{
     table::{Tables, Trouble},
 };
 
-/// The tables of this network namespace, of the families that the kernel has.
-pub fn open(families: Families) -> io::Result<impl Table> {
-    Tables::open(of(families))
+/// The tables of this network namespace, of the families that the kernel has. Each of their maps has
+/// room for so many `bonds` of session affinity.
+pub fn open(families: Families, bonds: u32) -> io::Result<impl Table> {
+    Tables::open(of(families), bonds)
 }
 
 /// Removes the tables, whoever left them; returns what was removed. A kernel without nf_tables has none.
 pub fn cleanup() -> Result<Vec<String>, TableError> {
-    let removed = Tables::open(Family::ALL.to_vec())
+    let removed = Tables::open(Family::ALL.to_vec(), 0)
         .map_err(|error| Trouble::from(NftError::from(error)))
         .and_then(|mut tables| tables.remove());
     match removed {

@@ -7,18 +7,26 @@
 //! element of each of its frontends, and neither chains nor verdicts grow with Services. No key holds
 //! what another map said: `nft list ruleset` aborts on such a rule (nftables 1.0.6 to 1.1).
 //!
+//! Where senders stay with their endpoint (H), a bond leads from a frontend and a sender to a number, and
+//! `numbered` from there to the endpoint: a number without one is a bond to an endpoint that left, and is
+//! removed by the sender's next packet. The number of the slot that was drawn is in `numbers`. What a
+//! map has said becomes a key by way of the packet's mark, within one rule: nft can list that. How long
+//! a bond lasts is written in a rule, so each timeout that is in use has one.
+//!
 //! Hooks and verdicts are those of kube-proxy's nftables mode.
 
+use std::collections::BTreeSet;
+
 use super::{
-    expression::{Expression, Operator, Register, Verdict},
+    expression::{Expression, Operator, Recording, Register, Verdict},
     nft::{Attributes, Family, Message, Transaction, userdata},
     sets::{Kind, Set},
 };
 
 /// The table in each family.
 pub(super) const TABLE: &str = "socklb";
-/// What the table says of itself: whose it is, and which layout. Another layout is another text.
-pub(super) const COMMENT: &str = "made by socklb, layout 2; an agent repairs it";
+/// What every table of ours begins to say of itself.
+pub(super) const OURS: &str = "made by socklb";
 /// kube-proxy's: packets to be masqueraded carry it from our first hook to our last.
 const MARK: u32 = 1 << 14;
 /// The most slots that are drawn from: of more endpoints, the first ones are served.
@@ -26,6 +34,14 @@ pub(super) const MAX_SLOTS: u32 = 1 << 16;
 /// How many times a slot is drawn from all slots. A draw that finds no endpoint is followed by the next;
 /// the last draw after these is from the slots that always have one, the first half and one more.
 const DRAWS: usize = 6;
+
+/// How many times a slot is drawn from all slots for a bond; then as [`DRAWS`].
+const RECORDS: usize = 3;
+/// For how many seconds a bond is recorded, before it is followed the first time.
+const FIRST: u32 = 60;
+/// The registers that no key reaches: a value, and what the packet's mark was.
+const VALUE: Register = 14;
+const MARKED: Register = 15;
 
 /// `slots` of a frontend at which packets are rejected: there are no endpoints anywhere (F1).
 pub(super) const REJECT: u32 = 0;
@@ -36,6 +52,12 @@ pub(super) const DROP: u32 = u32::MAX;
 pub(super) const OWNER: u32 = 2;
 /// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`: and it stays when its owner ends. Linux 6.9.
 pub(super) const OWNED: u32 = OWNER | 4;
+
+/// What the table says of itself: whose it is, which layout, and how many bonds its maps hold each.
+/// Another layout or number is another text, and another table.
+pub(super) fn comment(bonds: u32) -> String {
+    format!("{OURS}, layout 3, {bonds} bonds; an agent repairs it")
+}
 
 /// Where a base chain hangs: type, hook, priority.
 type Hook = (&'static str, u32, i32);
@@ -69,15 +91,26 @@ const fn header(family: Family) -> Header {
     }
 }
 
-/// The chains, those that others lead to first.
-fn chains(family: Family) -> Vec<Chain> {
+/// The chain that follows the bonds of a kind: it has a rule for each timeout that is in use.
+pub(super) fn bonds(kind: Kind) -> String {
+    format!("{}-bonds", kind.chain())
+}
+
+/// The chains, those that others lead to first. `timeouts`: of session affinity, in seconds.
+fn chains(family: Family, timeouts: &BTreeSet<u32>) -> Vec<Chain> {
     let rules = Rules(header(family));
     let mut all = Vec::new();
     for kind in Kind::ALL {
         let sizes = || (0..=MAX_SLOTS.ilog2()).map(|exponent| 1 << exponent);
         all.extend(sizes().map(|slots| rules.draw(kind, slots)));
+        all.extend(sizes().map(|slots| rules.record(kind, slots)));
+        let timeouts = timeouts.iter().map(|seconds| rules.follow(kind, *seconds));
+        all.push(Chain { name: bonds(kind), hook: None, rules: timeouts.collect() });
+        all.push(rules.forget(kind));
+        all.push(rules.stay(kind, sizes()));
         let leads = sizes().map(|slots| rules.lead(kind, slots));
-        all.push(Chain { name: kind.chain().to_owned(), hook: None, rules: leads.collect() });
+        let rules = std::iter::once(rules.to_stay(kind)).chain(leads).collect();
+        all.push(Chain { name: kind.chain().to_owned(), hook: None, rules });
     }
     let hooked = |name: &str, hook: Hook, rules: Vec<Vec<Expression>>| Chain {
         name: name.to_owned(),
@@ -143,8 +176,7 @@ impl Rules {
 
     fn slots(&self, kind: Kind, operator: Operator, with: u32) -> Vec<Expression> {
         let (mut rule, _) = self.key(kind);
-        let set = kind.frontends();
-        rule.push(Expression::Lookup { set, key: 0, to: Some(0), inverted: false });
+        rule.push(find(Set::Frontends(kind), 0));
         rule.push(Expression::Compare { on: 0, operator, with });
         rule
     }
@@ -155,9 +187,8 @@ impl Rules {
         let draws = [slots].repeat(DRAWS).into_iter().chain([half]);
         let rules = draws.map(|modulus| {
             let (mut rule, index) = self.key(kind);
-            let set = kind.endpoints();
             rule.push(Expression::Random { to: index, modulus });
-            rule.push(Expression::Lookup { set, key: 0, to: Some(0), inverted: false });
+            rule.push(find(Set::Endpoints(kind), 0));
             rule.push(Expression::DestinationNat { address: 0, port: self.0.registers });
             rule
         });
@@ -170,6 +201,86 @@ impl Rules {
         let mut rule = self.slots(kind, Operator::Equal, slots);
         rule.push(goto(format!("{}-{slots}", kind.chain())));
         rule
+    }
+
+    /// Where senders stay, a packet is sent to the endpoint of its sender's bond. If it has none and
+    /// there is no room for one, the packet goes on as if senders did not stay.
+    fn to_stay(&self, kind: Kind) -> Vec<Expression> {
+        let (mut rule, _) = self.key(kind);
+        rule.push(find(Set::Affinity(kind), 0));
+        rule.push(jump(stay(kind)));
+        rule
+    }
+
+    fn stay(&self, kind: Kind, sizes: impl Iterator<Item = u32>) -> Chain {
+        let to_bond = || vec![jump(bonds(kind))];
+        let record = |slots| {
+            let mut rule = self.slots(kind, Operator::Equal, slots);
+            rule.push(jump(record(kind, slots)));
+            rule
+        };
+        let before = [to_bond(), vec![jump(forget(kind))]].into_iter();
+        let rules = before.chain(sizes.map(record)).chain([to_bond()]).collect();
+        Chain { name: stay(kind), hook: None, rules }
+    }
+
+    /// The number that the bond of the packet's sender leads to, into the register after the key.
+    fn bond(&self, kind: Kind) -> (Vec<Expression>, Register) {
+        let (mut rule, next) = self.key(kind);
+        rule.push(self.sender(next));
+        rule.push(find(Set::Bonds(kind), next));
+        (rule, next)
+    }
+
+    /// Follows a bond with this timeout, which begins anew (H2).
+    fn follow(&self, kind: Kind, seconds: u32) -> Vec<Expression> {
+        let (mut rule, next) = self.key(kind);
+        rule.push(find(Set::Affinity(kind), 0));
+        rule.push(Expression::Compare { on: 0, operator: Operator::Equal, with: seconds });
+        rule.extend(self.bond(kind).0);
+        rule.extend(through_mark(next, VALUE));
+        rule.push(self.sender(next));
+        let how = Recording::Update { seconds };
+        rule.push(Expression::Record { how, set: Set::Bonds(kind), key: 0, value: VALUE });
+        rule.extend(through_mark(VALUE, next));
+        rule.push(find(Set::Numbered(kind), 0));
+        rule.push(Expression::DestinationNat { address: 0, port: self.0.registers });
+        rule
+    }
+
+    /// Removes the bond of the packet's sender if its endpoint has left (H3).
+    fn forget(&self, kind: Kind) -> Chain {
+        let (mut leads, next) = self.bond(kind);
+        leads.extend(through_mark(next, next));
+        leads.push(find(Set::Numbered(kind), 0));
+        leads.push(Expression::Verdict(Verdict::Return));
+        let (mut dangles, next) = self.key(kind);
+        dangles.push(self.sender(next));
+        dangles.push(find(Set::Bonds(kind), VALUE));
+        dangles.push(Expression::Mark { to: VALUE });
+        let how = Recording::Delete;
+        dangles.push(Expression::Record { how, set: Set::Bonds(kind), key: 0, value: VALUE });
+        Chain { name: forget(kind), hook: None, rules: vec![leads, dangles] }
+    }
+
+    /// Draws a slot until it is one with an endpoint, and records the endpoint's number for the sender;
+    /// who has been recorded meanwhile keeps what it has.
+    fn record(&self, kind: Kind, slots: u32) -> Chain {
+        let half = (slots / 2 + 1).min(slots);
+        let draws = [slots].repeat(RECORDS).into_iter().chain([half]);
+        let rules = draws.map(|modulus| {
+            let (mut rule, next) = self.key(kind);
+            rule.push(Expression::Random { to: next, modulus });
+            rule.push(find(Set::Numbers(kind), VALUE));
+            rule.extend(through_mark(VALUE, VALUE));
+            rule.push(self.sender(next));
+            let how = Recording::Add { seconds: FIRST };
+            rule.push(Expression::Record { how, set: Set::Bonds(kind), key: 0, value: VALUE });
+            rule.push(Expression::Verdict(Verdict::Return));
+            rule
+        });
+        let rules = if slots <= 2 { rules.take(2).collect() } else { rules.collect() };
+        Chain { name: record(kind, slots), hook: None, rules }
     }
 
     /// What comes to this node.
@@ -276,10 +387,43 @@ const fn goto(chain: String) -> Expression {
     Expression::Verdict(Verdict::Goto(chain))
 }
 
+const fn jump(chain: String) -> Expression {
+    Expression::Verdict(Verdict::Jump(chain))
+}
+
+/// Looks up what the registers from the first one on hold. What is found is no key: see
+/// [`through_mark`].
+const fn find(set: Set, to: Register) -> Expression {
+    Expression::Lookup { set, key: 0, to: Some(to), inverted: false }
+}
+
+/// Makes what a map has said a part of a key, by way of the packet's mark, which is as before at the
+/// end. In between no step can end the rule.
+const fn through_mark(from: Register, to: Register) -> [Expression; 4] {
+    [
+        Expression::Mark { to: MARKED },
+        Expression::SetMark { from },
+        Expression::Mark { to },
+        Expression::SetMark { from: MARKED },
+    ]
+}
+
+fn stay(kind: Kind) -> String {
+    format!("{}-stay", kind.chain())
+}
+
+fn forget(kind: Kind) -> String {
+    format!("{}-forget", kind.chain())
+}
+
+fn record(kind: Kind, slots: u32) -> String {
+    format!("{}-record-{slots}", kind.chain())
+}
+
 /// What the rules of a family are to be: the chain of each, and its comment, which is another one for
 /// another rule.
-pub(super) fn wanted(family: Family) -> Vec<(String, Option<String>)> {
-    let all = chains(family).into_iter();
+pub(super) fn wanted(family: Family, timeouts: &BTreeSet<u32>) -> Vec<(String, Option<String>)> {
+    let all = chains(family, timeouts).into_iter();
     all.flat_map(|chain| {
         let name = chain.name;
         chain.rules.into_iter().map(move |rule| (name.clone(), Some(fingerprint(&rule, family))))
@@ -287,12 +431,21 @@ pub(super) fn wanted(family: Family) -> Vec<(String, Option<String>)> {
     .collect()
 }
 
+/// The timeout of session affinity that a rule with this comment is for.
+pub(super) fn timeout(comment: &str) -> Option<u32> {
+    comment.split_once(" s ")?.0.parse().ok()
+}
+
 /// FNV-1a.
 fn fingerprint(rule: &[Expression], family: Family) -> String {
     let bytes = rule.iter().flat_map(|expression| expression.attributes(family).content().to_vec());
     let hash = bytes
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    format!("{hash:08x}")
+    let timeout = rule.iter().find_map(|expression| match expression {
+        Expression::Record { how: Recording::Update { seconds }, .. } => Some(seconds),
+        _ => None,
+    });
+    timeout.map_or_else(|| format!("{hash:08x}"), |seconds| format!("{seconds} s {hash:08x}"))
 }
 
 /// Becomes the owner of a table.
@@ -303,16 +456,21 @@ pub(super) fn claim(transaction: &mut Transaction, family: Family) {
 }
 
 /// Makes the table of a family, or makes an existing one right: its elements stay as they are.
-pub(super) fn set_up(transaction: &mut Transaction, family: Family, flags: u32) {
+pub(super) fn set_up(
+    transaction: &mut Transaction,
+    family: Family,
+    flags: u32,
+    (timeouts, bonds): (&BTreeSet<u32>, u32),
+) {
     let subject = |what: &str, name: &str| format!("{what} {} {name}", family.name());
     let named = || Attributes::default().name(1, TABLE);
-    let body = named().number(2, flags).bytes(6, &userdata(COMMENT));
+    let body = named().number(2, flags).bytes(6, &userdata(&comment(bonds)));
     transaction.add(Message::NewTable, family, subject("table", TABLE), &body);
-    for (set, id) in Set::ALL.into_iter().zip(1..) {
-        let body = set.attributes(TABLE, family, id);
+    for (set, id) in Set::all().zip(1..) {
+        let body = set.attributes(TABLE, family, (id, bonds));
         transaction.add(Message::NewSet, family, subject("set", set.name()), &body);
     }
-    let chains = chains(family);
+    let chains = chains(family, timeouts);
     for chain in &chains {
         let mut body = named().name(3, &chain.name);
         if let Some((kind, hook, priority)) = chain.hook {
@@ -326,12 +484,23 @@ pub(super) fn set_up(transaction: &mut Transaction, family: Family, flags: u32) 
     transaction.add(Message::DelRule, family, subject("rules of", TABLE), &named());
     for chain in &chains {
         for rule in &chain.rules {
-            let all = rule.iter().map(|expression| expression.attributes(family));
-            let comment = userdata(&fingerprint(rule, family));
-            let body = named().name(2, &chain.name).list(4, all).bytes(7, &comment);
-            transaction.add(Message::NewRule, family, subject("rule of", &chain.name), &body);
+            add(transaction, family, &chain.name, rule);
         }
     }
+}
+
+/// Adds the rules for a timeout of session affinity, in seconds.
+pub(super) fn add_timeout(transaction: &mut Transaction, family: Family, seconds: u32) {
+    for kind in Kind::ALL {
+        add(transaction, family, &bonds(kind), &Rules(header(family)).follow(kind, seconds));
+    }
+}
+
+fn add(transaction: &mut Transaction, family: Family, chain: &str, rule: &[Expression]) {
+    let all = rule.iter().map(|expression| expression.attributes(family));
+    let comment = userdata(&fingerprint(rule, family));
+    let body = Attributes::default().name(1, TABLE).name(2, chain).list(4, all).bytes(7, &comment);
+    transaction.add(Message::NewRule, family, format!("rule of {} {chain}", family.name()), &body);
 }
 
 /// Removes the table of a family, with all that is in it.
@@ -343,27 +512,82 @@ pub(super) fn remove(transaction: &mut Transaction, family: Family) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use super::{super::sets::Field, *};
 
-    use super::*;
+    fn timeouts() -> BTreeSet<u32> {
+        [60, 10_800].into()
+    }
+
+    /// The registers that a step reads, and those that it writes, and whether these hold what a map has
+    /// said.
+    fn registers(expression: &Expression, family: Family) -> (Vec<Register>, Vec<Register>, bool) {
+        let number = |bytes: u32| Register::try_from(bytes.div_ceil(4)).unwrap();
+        let len = |fields: &[Field]| number(Field::all(fields, family).1);
+        let some = |from: Register, count: Register| (from..from + count).collect::<Vec<_>>();
+        match expression {
+            Expression::Network { to, len, .. } => (vec![], some(*to, number(*len)), false),
+            Expression::DestinationPort { to }
+            | Expression::L4Protocol { to }
+            | Expression::Mark { to }
+            | Expression::Random { to, .. }
+            | Expression::ConntrackState { to }
+            | Expression::ConntrackStatus { to } => (vec![], vec![*to], false),
+            Expression::SetMark { from } => (vec![*from], vec![], false),
+            Expression::Bits { on, .. } => (vec![*on], vec![*on], false),
+            Expression::Compare { on, .. } => (vec![*on], vec![], false),
+            Expression::Lookup { set, key, to, .. } => {
+                let value = to.map_or_else(Vec::new, |to| some(to, len(set.value())));
+                (some(*key, len(&set.key())), value, true)
+            }
+            Expression::Record { set, key, value, .. } => {
+                ([some(*key, len(&set.key())), vec![*value]].concat(), vec![], false)
+            }
+            Expression::DestinationNat { address, port } => (vec![*address, *port], vec![], false),
+            Expression::Verdict(_) | Expression::Masquerade | Expression::Reject => {
+                (vec![], vec![], false)
+            }
+        }
+    }
 
     #[test]
     fn no_key_holds_what_a_map_said() {
-        // Nor does a rule read a register that it has not written.
-        for chain in Family::ALL.into_iter().flat_map(chains) {
-            for rule in &chain.rules {
-                let mut found = None;
-                for expression in rule {
-                    if let Expression::Lookup { key, to, .. } = expression {
-                        assert_ne!(found, Some(*key), "{} {rule:?}", chain.name);
-                        found = *to;
-                    } else if let Expression::Network { to, .. }
-                    | Expression::L4Protocol { to }
-                    | Expression::Mark { to } = expression
-                        && found == Some(*to)
-                    {
-                        found = None;
+        // Nor does a rule read a register that it has not written, nor leave the mark as it should not be.
+        for family in Family::ALL {
+            for chain in chains(family, &timeouts()) {
+                for rule in &chain.rules {
+                    let (mut said, mut written) = (BTreeSet::new(), BTreeSet::new());
+                    let mut is_marked = false;
+                    for expression in rule {
+                        let (read, writes, is_map) = registers(expression, family);
+                        let at = || format!("{} {rule:?}", chain.name);
+                        assert!(read.iter().all(|register| written.contains(register)), "{}", at());
+                        assert!(writes.iter().all(|register| *register <= MARKED), "{}", at());
+                        let is_key = matches!(
+                            expression,
+                            Expression::Lookup { .. } | Expression::Record { .. }
+                        );
+                        if is_key {
+                            assert!(
+                                read.iter().all(|register| !said.contains(register)),
+                                "{}",
+                                at()
+                            );
+                        }
+                        if let Expression::SetMark { from } = expression {
+                            is_marked = said.contains(from) || *from == VALUE;
+                        } else {
+                            assert!(!is_marked || matches!(expression, Expression::Mark { .. }));
+                        }
+                        written.extend(writes.iter().copied());
+                        for register in writes {
+                            if is_map {
+                                said.insert(register)
+                            } else {
+                                said.remove(&register)
+                            };
+                        }
                     }
+                    assert!(!is_marked, "{}", chain.name);
                 }
             }
         }
@@ -373,9 +597,9 @@ mod tests {
     fn every_rule_leads_to_a_chain_that_was_made_before() {
         for family in Family::ALL {
             let mut made = BTreeSet::new();
-            for chain in chains(family) {
+            for chain in chains(family, &timeouts()) {
                 for expression in chain.rules.iter().flatten() {
-                    if let Expression::Verdict(Verdict::Goto(to)) = expression {
+                    if let Expression::Verdict(Verdict::Goto(to) | Verdict::Jump(to)) = expression {
                         assert!(made.contains(to), "{} → {to}", chain.name);
                     }
                 }
@@ -386,10 +610,13 @@ mod tests {
 
     #[test]
     fn a_rule_is_known_by_its_comment() {
-        let all = wanted(Family::Ip);
+        let all = wanted(Family::Ip, &timeouts());
         let distinct: BTreeSet<_> = all.iter().map(|(_, comment)| comment).collect();
         // Draws of one chain are the same rule.
         assert!(distinct.len() > 100, "{}", distinct.len());
-        assert_ne!(wanted(Family::Ip), wanted(Family::Ip6));
+        assert_ne!(all, wanted(Family::Ip6, &timeouts()));
+        let found: BTreeSet<_> =
+            all.iter().filter_map(|(_, comment)| timeout(comment.as_ref()?)).collect();
+        assert_eq!(found, timeouts());
     }
 }

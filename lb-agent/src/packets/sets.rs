@@ -28,30 +28,13 @@ impl Kind {
         }
     }
 
-    pub(super) const fn frontends(self) -> Set {
-        match self {
-            Self::Cluster => Set::Frontends,
-            Self::Local => Set::LocalFrontends,
-            Self::ClusterPort => Set::Ports,
-            Self::LocalPort => Set::LocalPorts,
-        }
-    }
-
-    pub(super) const fn endpoints(self) -> Set {
-        match self {
-            Self::Cluster => Set::Endpoints,
-            Self::Local => Set::LocalEndpoints,
-            Self::ClusterPort => Set::PortEndpoints,
-            Self::LocalPort => Set::LocalPortEndpoints,
-        }
-    }
-
     pub(super) const fn is_port(self) -> bool {
         matches!(self, Self::ClusterPort | Self::LocalPort)
     }
 }
 
-/// The sets. Their keys and values, each field in 4 bytes or a multiple of that:
+/// The sets. Their keys and values, each field in 4 bytes or a multiple of that. A frontend is address,
+/// protocol and port, or for a node port the last two of these.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) enum Set {
     /// Addresses at which node ports are served.
@@ -62,78 +45,84 @@ pub(super) enum Set {
     Ranges,
     /// Frontends that have ranges: address, protocol, port.
     Restricted,
-    /// Address, protocol, port, slot → address, port.
-    Endpoints,
-    /// The same for strangers, where the policy is Local.
-    LocalEndpoints,
-    /// Protocol, port, slot → address, port.
-    PortEndpoints,
-    /// The same for strangers, where the policy is Local.
-    LocalPortEndpoints,
-    /// Address, protocol, port → slots.
-    Frontends,
-    /// The same for strangers, where the policy is Local.
-    LocalFrontends,
-    /// Protocol, port → slots.
-    Ports,
-    /// The same for strangers, where the policy is Local.
-    LocalPorts,
+    /// Frontend, slot → address, port.
+    Endpoints(Kind),
+    /// Frontend, slot → number, where senders stay with their endpoint.
+    Numbers(Kind),
+    /// Frontend, number → address, port.
+    Numbered(Kind),
+    /// Frontend → seconds.
+    Affinity(Kind),
+    /// Frontend, sender → number: which endpoint a sender stays with. The rules write it.
+    Bonds(Kind),
+    /// Frontend → slots.
+    Frontends(Kind),
 }
 
 impl Set {
-    pub(super) const ALL: [Self; 12] = [
-        Self::Nodes,
-        Self::Hairpin,
-        Self::Ranges,
-        Self::Restricted,
-        Self::Endpoints,
-        Self::LocalEndpoints,
-        Self::PortEndpoints,
-        Self::LocalPortEndpoints,
-        Self::Frontends,
-        Self::LocalFrontends,
-        Self::Ports,
-        Self::LocalPorts,
-    ];
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let of_kind = |of: fn(Kind) -> Self| Kind::ALL.into_iter().map(of);
+        [Self::Nodes, Self::Hairpin, Self::Ranges, Self::Restricted]
+            .into_iter()
+            .chain(of_kind(Self::Endpoints))
+            .chain(of_kind(Self::Numbers))
+            .chain(of_kind(Self::Numbered))
+            .chain(of_kind(Self::Affinity))
+            .chain(of_kind(Self::Bonds))
+            .chain(of_kind(Self::Frontends))
+    }
 
     pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Nodes => "nodes",
-            Self::Hairpin => "hairpin",
-            Self::Ranges => "ranges",
-            Self::Restricted => "restricted",
-            Self::Endpoints => "endpoints",
-            Self::LocalEndpoints => "local-endpoints",
-            Self::PortEndpoints => "port-endpoints",
-            Self::LocalPortEndpoints => "local-port-endpoints",
-            Self::Frontends => "frontends",
-            Self::LocalFrontends => "local-frontends",
-            Self::Ports => "ports",
-            Self::LocalPorts => "local-ports",
-        }
+        // In the order of the kinds.
+        let (kind, names) = match self {
+            Self::Nodes => return "nodes",
+            Self::Hairpin => return "hairpin",
+            Self::Ranges => return "ranges",
+            Self::Restricted => return "restricted",
+            Self::Endpoints(kind) => {
+                (kind, ["endpoints", "local-endpoints", "port-endpoints", "local-port-endpoints"])
+            }
+            Self::Numbers(kind) => {
+                (kind, ["numbers", "local-numbers", "port-numbers", "local-port-numbers"])
+            }
+            Self::Numbered(kind) => {
+                (kind, ["numbered", "local-numbered", "port-numbered", "local-port-numbered"])
+            }
+            Self::Affinity(kind) => {
+                (kind, ["affinity", "local-affinity", "port-affinity", "local-port-affinity"])
+            }
+            Self::Bonds(kind) => (kind, ["bonds", "local-bonds", "port-bonds", "local-port-bonds"]),
+            Self::Frontends(kind) => {
+                (kind, ["frontends", "local-frontends", "ports", "local-ports"])
+            }
+        };
+        names[kind as usize]
     }
 
-    fn key(self) -> &'static [Field] {
+    pub(super) fn key(self) -> Vec<Field> {
         use Field::{Address, Number, Port, Protocol};
+        let frontend = |kind: Kind| {
+            if kind.is_port() { vec![Protocol, Port] } else { vec![Address, Protocol, Port] }
+        };
+        let with = |kind, field| [frontend(kind), vec![field]].concat();
         match self {
-            Self::Nodes => &[Address],
-            Self::Hairpin => &[Address, Address],
-            Self::Ranges => &[Address, Protocol, Port, Address],
-            Self::Restricted | Self::Frontends | Self::LocalFrontends => &[Address, Protocol, Port],
-            Self::Endpoints | Self::LocalEndpoints => &[Address, Protocol, Port, Number],
-            Self::PortEndpoints | Self::LocalPortEndpoints => &[Protocol, Port, Number],
-            Self::Ports | Self::LocalPorts => &[Protocol, Port],
+            Self::Nodes => vec![Address],
+            Self::Hairpin => vec![Address, Address],
+            Self::Ranges => with(Kind::Cluster, Address),
+            Self::Restricted => frontend(Kind::Cluster),
+            Self::Frontends(kind) | Self::Affinity(kind) => frontend(kind),
+            Self::Endpoints(kind) | Self::Numbers(kind) | Self::Numbered(kind) => {
+                with(kind, Number)
+            }
+            Self::Bonds(kind) => with(kind, Address),
         }
     }
 
-    fn value(self) -> &'static [Field] {
+    pub(super) const fn value(self) -> &'static [Field] {
         match self {
             Self::Nodes | Self::Hairpin | Self::Ranges | Self::Restricted => &[],
-            Self::Endpoints
-            | Self::LocalEndpoints
-            | Self::PortEndpoints
-            | Self::LocalPortEndpoints => &[Field::Address, Field::Port],
-            Self::Frontends | Self::LocalFrontends | Self::Ports | Self::LocalPorts => {
+            Self::Endpoints(_) | Self::Numbered(_) => &[Field::Address, Field::Port],
+            Self::Frontends(_) | Self::Numbers(_) | Self::Affinity(_) | Self::Bonds(_) => {
                 &[Field::Number]
             }
         }
@@ -142,11 +131,16 @@ impl Set {
     const fn is_interval(self) -> bool {
         matches!(self, Self::Ranges)
     }
+
+    /// Whether the rules write it, and nobody else.
+    pub(super) const fn is_dynamic(self) -> bool {
+        matches!(self, Self::Bonds(_))
+    }
 }
 
 /// A field of a key or a value, as nft knows types.
 #[derive(Clone, Copy)]
-enum Field {
+pub(super) enum Field {
     Address,
     Protocol,
     Port,
@@ -167,7 +161,7 @@ impl Field {
     }
 
     /// nft's number of a type of several fields, and the length in registers.
-    fn all(fields: &[Self], family: Family) -> (u32, u32) {
+    pub(super) fn all(fields: &[Self], family: Family) -> (u32, u32) {
         fields.iter().fold((0, 0), |(kind, len), field| {
             let (one, bytes) = field.of(family);
             (kind << 6 | one, len + bytes.next_multiple_of(4))
@@ -176,28 +170,45 @@ impl Field {
 }
 
 impl Set {
-    /// What the kernel is to know of a set in a table.
-    pub(super) fn attributes(self, table: &str, family: Family, id: u32) -> Attributes {
+    /// What the kernel is to know of a set in a table. One that rules write holds so many `bonds`.
+    pub(super) fn attributes(
+        self,
+        table: &str,
+        family: Family,
+        (id, bonds): (u32, u32),
+    ) -> Attributes {
         const INTERVAL: u32 = 0x4;
         const MAP: u32 = 0x8;
+        const TIMEOUT: u32 = 0x10;
+        const EVAL: u32 = 0x20;
         const CONCAT: u32 = 0x80;
-        let (key, key_len) = Field::all(self.key(), family);
+        let (key, key_len) = Field::all(&self.key(), family);
         let (value, value_len) = Field::all(self.value(), family);
         let map = if self.value().is_empty() { 0 } else { MAP };
         let interval = if self.is_interval() { INTERVAL | CONCAT } else { 0 };
+        let dynamic = if self.is_dynamic() { TIMEOUT | EVAL } else { 0 };
         let mut body = Attributes::default()
             .name(1, table)
             .name(2, self.name())
-            .number(3, map | interval)
+            .number(3, map | interval | dynamic)
             .number(4, key)
             .number(5, key_len);
         if map != 0 {
             body = body.number(6, value).number(7, value_len);
         }
+        if matches!(self.value(), [Field::Number]) {
+            // Whoever lists it is told in which order the bytes of a value are: `struct nft_set_udata`,
+            // NFTNL_UDATA_SET_DATABYTEORDER, the processor's.
+            body = body.bytes(13, &[&[1, 4], &1u32.to_ne_bytes()[..]].concat());
+        }
         if self.is_interval() {
+            let key = self.key();
             let fields =
-                self.key().iter().map(|field| Attributes::default().number(1, field.of(family).1));
+                key.iter().map(|field| Attributes::default().number(1, field.of(family).1));
             body = body.nest(9, &Attributes::default().list(2, fields));
+        }
+        if self.is_dynamic() {
+            body = body.nest(9, &Attributes::default().number(1, bonds));
         }
         body.number(10, id)
     }

@@ -1,6 +1,9 @@
 //! The tables in the kernel: elements in and out.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use lb_core::packets::{Edit, Element, Table, TableError};
 
@@ -8,7 +11,7 @@ use super::{
     element::{decode, encode},
     nft::{Family, Message, NftError, Raw, Transaction},
     read,
-    ruleset::{self, COMMENT, OWNED, OWNER, TABLE},
+    ruleset::{self, OURS, OWNED, OWNER, TABLE},
     sets::Set,
 };
 use crate::netlink::Netlink;
@@ -19,6 +22,10 @@ use crate::netlink::Netlink;
 pub(super) struct Tables {
     netlink: Netlink,
     families: Vec<Family>,
+    /// How many bonds of session affinity a map has room for.
+    bonds: u32,
+    /// The timeouts of session affinity that have rules, in seconds.
+    timeouts: BTreeSet<u32>,
 }
 
 /// Why the tables cannot be used.
@@ -37,8 +44,9 @@ pub enum Trouble {
 
 impl Tables {
     /// In the network namespace of this thread.
-    pub(super) fn open(families: Vec<Family>) -> io::Result<Self> {
-        Ok(Self { netlink: Netlink::netfilter()?, families })
+    pub(super) fn open(families: Vec<Family>, bonds: u32) -> io::Result<Self> {
+        let (netlink, timeouts) = (Netlink::netfilter()?, BTreeSet::new());
+        Ok(Self { netlink, families, bonds, timeouts })
     }
 
     pub(super) const fn netlink(&mut self) -> &mut Netlink {
@@ -51,13 +59,17 @@ impl Tables {
             if !self.is_ours(family)? {
                 return Ok(false);
             }
-            // Chain by chain: one that was made again stands behind the others.
-            let by_chain = |mut rules: Vec<(String, Option<String>)>| {
-                rules.sort_by(|(a, _), (b, _)| a.cmp(b));
+            let found = read::rules(&mut self.netlink, family, TABLE)?;
+            let comments = found.iter().filter_map(|(_, comment)| comment.as_deref());
+            self.timeouts.extend(comments.filter_map(ruleset::timeout));
+            // Chain by chain: one that was made again stands behind the others. Rules for timeouts are in
+            // no order.
+            let in_order = |mut rules: Vec<(String, Option<String>)>| {
+                let timeout = |comment: &Option<String>| ruleset::timeout(comment.as_deref()?);
+                rules.sort_by_cached_key(|(chain, comment)| (chain.clone(), timeout(comment)));
                 rules
             };
-            let found = read::rules(&mut self.netlink, family, TABLE)?;
-            if by_chain(found) != by_chain(ruleset::wanted(family)) {
+            if in_order(found) != in_order(ruleset::wanted(family, &self.timeouts)) {
                 return Ok(false);
             }
         }
@@ -72,7 +84,7 @@ impl Tables {
                 Some(table) if is_foreign(table) => {
                     return Err(Trouble::Foreign(family.name()));
                 }
-                Some(table) => table.comment.as_deref() != Some(COMMENT),
+                Some(table) => table.comment != Some(ruleset::comment(self.bonds)),
                 None => false,
             };
             let mut result = Ok(());
@@ -84,7 +96,7 @@ impl Tables {
                 if is_other {
                     ruleset::remove(&mut transaction, family);
                 }
-                ruleset::set_up(&mut transaction, family, flags);
+                ruleset::set_up(&mut transaction, family, flags, (&self.timeouts, self.bonds));
                 result = transaction.commit(&mut self.netlink);
                 // Linux before 6.9 knows no owner that outlives itself.
                 let is_unknown = |error: &NftError| {
@@ -128,10 +140,27 @@ impl Tables {
         Ok(removed)
     }
 
+    /// The timeouts of session affinity that have no rules.
+    fn lacking<'a>(&self, elements: impl Iterator<Item = &'a Element>) -> BTreeSet<u32> {
+        let timeouts = elements.filter_map(|element| match element {
+            Element::Affinity { seconds, .. } => Some(seconds.get()),
+            _ => None,
+        });
+        timeouts.filter(|seconds| !self.timeouts.contains(seconds)).collect()
+    }
+
+    fn add_timeouts(&self, transaction: &mut Transaction, timeouts: &BTreeSet<u32>) {
+        for (family, seconds) in
+            self.families.iter().flat_map(|of| timeouts.iter().map(move |seconds| (of, seconds)))
+        {
+            ruleset::add_timeout(transaction, *family, *seconds);
+        }
+    }
+
     fn is_ours(&mut self, family: Family) -> Result<bool, Trouble> {
         match read::table(&mut self.netlink, family, TABLE)? {
             Some(table) if is_foreign(&table) => Err(Trouble::Foreign(family.name())),
-            Some(table) => Ok(table.comment.as_deref() == Some(COMMENT)),
+            Some(table) => Ok(table.comment == Some(ruleset::comment(self.bonds))),
             None => Ok(false),
         }
     }
@@ -145,12 +174,17 @@ impl Table for Tables {
             let (family, set, raw) = encode(edit.element());
             all.entry((matches!(edit, Edit::Add(_)), family, set)).or_default().push(raw);
         }
+        let added = edits.iter().filter(|edit| matches!(edit, Edit::Add(_)));
+        let timeouts = self.lacking(added.map(Edit::element));
         let mut transaction = Transaction::default();
+        self.add_timeouts(&mut transaction, &timeouts);
         for ((is_added, family, set), raw) in &all {
             let message = if *is_added { Message::NewElements } else { Message::DelElements };
             transaction.elements(message, *family, (TABLE, set.name()), raw);
         }
-        transaction.commit(&mut self.netlink).map_err(|error| Trouble::from(error).into())
+        transaction.commit(&mut self.netlink).map_err(Trouble::from)?;
+        self.timeouts.extend(timeouts);
+        Ok(())
     }
 
     fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError> {
@@ -161,12 +195,17 @@ impl Table for Tables {
         }
         let mut all = Vec::new();
         for family in self.families.clone() {
-            for set in Set::ALL {
+            for set in Set::all().filter(|set| !set.is_dynamic()) {
                 let raw = read::elements(&mut self.netlink, family, (TABLE, set.name()));
                 let raw = raw.map_err(Trouble::from)?.unwrap_or_default();
                 all.extend(raw.iter().filter_map(|raw| decode(family, set, raw)));
             }
         }
+        let timeouts = self.lacking(all.iter());
+        let mut transaction = Transaction::default();
+        self.add_timeouts(&mut transaction, &timeouts);
+        transaction.commit(&mut self.netlink).map_err(Trouble::from)?;
+        self.timeouts.extend(timeouts);
         // Nothing of it counts unless all could be read.
         all.into_iter().for_each(take);
         Ok(())
@@ -189,6 +228,5 @@ impl From<Trouble> for TableError {
 
 /// Whether somebody else made it: every layout of ours begins with the same words.
 fn is_foreign(table: &read::TableInfo) -> bool {
-    let ours = COMMENT.split(',').next().unwrap_or_default();
-    !table.comment.as_ref().is_some_and(|comment| comment.starts_with(ours))
+    !table.comment.as_ref().is_some_and(|comment| comment.starts_with(OURS))
 }

@@ -17,9 +17,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Of the network namespace of this thread.
-    pub fn open(families: Families) -> io::Result<Self> {
-        Ok(Self { tables: Tables::open(of(families))?, whole_at: None })
+    /// Of the network namespace of this thread; `bonds` as in [`super::open`].
+    pub fn open(families: Families, bonds: u32) -> io::Result<Self> {
+        Ok(Self { tables: Tables::open(of(families), bonds)?, whole_at: None })
     }
 
     /// Whether tables, chains or rules are gone, or others, since they were seen whole; said once.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     process::Command,
 };
 
@@ -13,12 +14,13 @@ use lb_core::{
     policy::TrafficPolicy,
 };
 
-use super::world::World;
+use super::world::{World, soon};
 
+const BONDS: u32 = 4;
 const BOTH: Families = Families { ipv4: true, ipv6: true };
 
 fn open() -> impl Table {
-    packets::open(BOTH).unwrap()
+    packets::open(BOTH, BONDS).unwrap()
 }
 
 fn read(table: &mut impl Table) -> BTreeSet<Element> {
@@ -51,6 +53,11 @@ fn samples() -> BTreeSet<Element> {
                 all.insert(Element::Choice { policy, frontend, value: Choice::Slots(2) });
                 let endpoint = |slot| Element::Endpoint { policy, frontend, slot, addr: pod };
                 all.extend((0..2).map(endpoint));
+                let (number, addr) = (7, pod);
+                all.insert(Element::Number { policy, frontend, slot: 1, number });
+                all.insert(Element::Numbered { policy, frontend, number, addr });
+                let seconds = NonZeroU32::new(60 + u32::from(vip.is_ipv4())).unwrap();
+                all.insert(Element::Affinity { policy, frontend, seconds });
             }
         }
     }
@@ -84,6 +91,7 @@ fn what_is_written_is_read_and_other_tools_can_read_it() {
             "comment \"made by socklb",
             "192.0.2.1 . tcp . 80 . 10.0.0.0/8",
             "sctp . 30080 . 0x00000001 : 10.0.0.1 . 8080",
+            "sctp . 30080 . 0x00000001 : 0x00000007",
             "map @endpoints",
             "masquerade fully-random",
         ] {
@@ -120,7 +128,13 @@ fn a_refused_transaction_changes_nothing_and_names_the_set() {
         let many = (0..=u16::MAX)
             .map(|n| Element::Node([10, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]].into()));
         write(&mut table, &many.collect()).unwrap();
-        assert_eq!(read(&mut table).len(), all.len() + 65_536);
+        // As long as the kernel gives a set that has grown more room, a dump may tell an element twice,
+        // or not at all.
+        assert!(soon(|| {
+            let mut count = 0;
+            table.read(&mut |_| count += 1).unwrap();
+            count == all.len() + 65_536
+        }));
     });
 }
 
@@ -141,7 +155,7 @@ fn a_table_of_somebody_elses_stays_and_is_named() {
 #[test]
 fn what_others_remove_is_noticed_and_made_whole() {
     World::run(|_| {
-        let mut watch = Watch::open(BOTH).unwrap();
+        let mut watch = Watch::open(BOTH, BONDS).unwrap();
         assert!(!watch.is_damaged(), "there was nothing");
         let mut table = open();
         read(&mut table);

@@ -3,6 +3,7 @@
 use std::{
     fmt::{self, Write as _},
     net::SocketAddr,
+    num::NonZeroU32,
 };
 
 use super::{element::Choice, mirror::TableMirror};
@@ -22,6 +23,8 @@ pub struct TableEntry {
     pub strangers: Option<PacketFate>,
     /// The senders that may; none: all.
     pub source_ranges: Option<Vec<Cidr>>,
+    /// How long they stay with their endpoint, in seconds.
+    pub affinity: Option<NonZeroU32>,
 }
 
 /// What a packet gets.
@@ -47,7 +50,9 @@ impl PacketFate {
             (Some(Choice::Reject), Some(none)) if none.is_empty() => Self::Reject,
             (Some(Choice::Drop), Some(none)) if none.is_empty() => Self::Drop,
             (Some(choice @ Choice::Slots(_)), Some(mut endpoints))
-                if number > 0 && choice == Choice::of(number) =>
+                if number > 0
+                    && choice == Choice::of(number)
+                    && is_affinity_whole(mirror, (frontend, policy), &endpoints) =>
             {
                 endpoints.sort_unstable();
                 Self::Forward(endpoints)
@@ -67,6 +72,22 @@ impl PacketFate {
     }
 }
 
+/// Whether there is no affinity, or each slot leads to its endpoint by a number, and no other number is
+/// there.
+fn is_affinity_whole(
+    mirror: &TableMirror,
+    (frontend, policy): (Frontend, TrafficPolicy),
+    endpoints: &[SocketAddr],
+) -> bool {
+    mirror.affinity(frontend, policy).is_none_or(|affinity| {
+        let by_slot = affinity.numbers.values().map(|number| affinity.numbered.get(number));
+        affinity.seconds.is_some()
+            && affinity.numbers.keys().copied().eq((0..).take(endpoints.len()))
+            && affinity.numbered.len() == endpoints.len()
+            && by_slot.eq(endpoints.iter().map(Some))
+    })
+}
+
 /// The frontends, sorted.
 pub fn entries(mirror: &TableMirror) -> impl Iterator<Item = TableEntry> {
     mirror.frontends().into_iter().map(|frontend| TableEntry {
@@ -75,11 +96,14 @@ pub fn entries(mirror: &TableMirror) -> impl Iterator<Item = TableEntry> {
             .unwrap_or(PacketFate::Damaged),
         strangers: PacketFate::of(mirror, frontend, TrafficPolicy::Local),
         source_ranges: mirror.is_restricted(frontend).then(|| mirror.ranges(frontend).collect()),
+        affinity: [TrafficPolicy::Cluster, TrafficPolicy::Local]
+            .into_iter()
+            .find_map(|policy| mirror.affinity(frontend, policy)?.seconds),
     })
 }
 
-/// A line for each frontend, `203.0.113.1:80/tcp sources=10.0.0.0/8 -> 10.0.0.1:8080`, or `-> reject`,
-/// or `-> drop`, behind that what senders of this node get if it is something else; then the addresses
+/// A line for each frontend, `203.0.113.1:80/tcp sources=10.0.0.0/8 affinity=60 -> 10.0.0.1:8080`, or
+/// `-> reject`, or `-> drop`, behind that what senders of this node get if it is something else; then the addresses
 /// for node ports and those that may reach themselves.
 pub fn text(mirror: &TableMirror) -> String {
     let mut text = String::new();
@@ -101,6 +125,9 @@ impl fmt::Display for TableEntry {
         self.frontend.fmt(f)?;
         for (i, range) in self.source_ranges.iter().flatten().enumerate() {
             write!(f, "{}{range}", if i == 0 { " sources=" } else { "," })?;
+        }
+        if let Some(seconds) = self.affinity {
+            write!(f, " affinity={seconds}")?;
         }
         match &self.strangers {
             Some(strangers) if *strangers != self.everybody => {

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
 };
 
 use crate::{
@@ -10,8 +11,8 @@ use crate::{
     policy::TrafficPolicy,
 };
 
-/// One element of a set or a map in the table. Its key is all that stands before the `value`, `addr` of
-/// [`Element::Choice`] and [`Element::Endpoint`]; the others are keys without a value.
+/// One element of a set or a map in the table. Its key is all that stands before the `value`, `addr`,
+/// `seconds` or the last `number`; elements without these are keys without a value.
 ///
 /// A [`Frontend`] with the scope [`Any`](crate::model::Scope::Any) is looked up by address, protocol
 /// and port; one with [`OwnNode`](crate::model::Scope::OwnNode), a node port, by protocol and port of
@@ -40,6 +41,38 @@ pub enum Element {
         frontend: Frontend,
         /// The number that is drawn.
         slot: u32,
+        /// The endpoint.
+        addr: SocketAddr,
+    },
+    /// Senders stay with their endpoint for so long after their last new connection (H2). A bond leads
+    /// to a number: its endpoint has it as long as it serves, whatever its slot is.
+    Affinity {
+        /// For whom, as [`Element::Choice`].
+        policy: TrafficPolicy,
+        /// The frontend.
+        frontend: Frontend,
+        /// How long.
+        seconds: NonZeroU32,
+    },
+    /// The number of the endpoint in a slot, where senders stay.
+    Number {
+        /// For whom, as [`Element::Choice`].
+        policy: TrafficPolicy,
+        /// The frontend.
+        frontend: Frontend,
+        /// The slot.
+        slot: u32,
+        /// The number.
+        number: u32,
+    },
+    /// The endpoint of a number, where senders stay.
+    Numbered {
+        /// For whom, as [`Element::Choice`].
+        policy: TrafficPolicy,
+        /// The frontend.
+        frontend: Frontend,
+        /// The number.
+        number: u32,
         /// The endpoint.
         addr: SocketAddr,
     },
@@ -154,6 +187,15 @@ impl fmt::Display for Element {
             }
             Self::Endpoint { policy, frontend, slot, addr } => {
                 write!(f, "endpoint {} {frontend} {slot} {addr}", whom(*policy))
+            }
+            Self::Affinity { policy, frontend, seconds } => {
+                write!(f, "affinity {} {frontend} {seconds}", whom(*policy))
+            }
+            Self::Number { policy, frontend, slot, number } => {
+                write!(f, "number {} {frontend} {slot} {number}", whom(*policy))
+            }
+            Self::Numbered { policy, frontend, number, addr } => {
+                write!(f, "numbered {} {frontend} {number} {addr}", whom(*policy))
             }
             Self::Restricted(frontend) => write!(f, "restricted {frontend}"),
             Self::Range { frontend, range } => write!(f, "range {frontend} {range}"),

@@ -245,10 +245,7 @@ impl<T: Table> PacketEngine<T> {
 
     /// Where the node ports among these frontends are: an address with a frontend of its own at that
     /// port leads to that one.
-    fn at_nodes<'a>(
-        &self,
-        frontends: impl Iterator<Item = &'a Frontend>,
-    ) -> BTreeSet<SocketAddr> {
+    fn at_nodes<'a>(&self, frontends: impl Iterator<Item = &'a Frontend>) -> BTreeSet<SocketAddr> {
         let node_ports = frontends.filter(|frontend| frontend.scope == Scope::OwnNode);
         let at = |frontend: &Frontend| {
             let Frontend { addr, protocol, .. } = *frontend;

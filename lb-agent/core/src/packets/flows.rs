@@ -84,8 +84,10 @@ mod tests {
 
     #[test]
     fn who_serves_keeps_its_flows_and_what_is_not_ours_stays() {
-        let flows =
-            flows(&[(vip(), &["10.0.0.1:53"]), (node_port(), &["[fd00::1]:53"])], &["[fd01::1]:30053"]);
+        let flows = flows(
+            &[(vip(), &["10.0.0.1:53"]), (node_port(), &["[fd00::1]:53"])],
+            &["[fd01::1]:30053"],
+        );
         for (to, from, is_over) in [
             ("192.0.2.1:53", "10.0.0.1:53", false),
             ("192.0.2.1:53", "10.0.0.2:53", true),

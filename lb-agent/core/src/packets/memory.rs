@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
 };
 
 use super::element::{Choice, Edit, Element, Table, TableError};
@@ -48,14 +49,28 @@ fn key(element: Element) -> Element {
             Element::Choice { policy, frontend, value: Choice::Slots(0) }
         }
         Element::Endpoint { policy, frontend, slot, addr } => {
-            let ip: IpAddr = match addr.ip() {
-                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-            };
-            Element::Endpoint { policy, frontend, slot, addr: (ip, 0).into() }
+            Element::Endpoint { policy, frontend, slot, addr: first(addr) }
+        }
+        Element::Numbered { policy, frontend, number, addr } => {
+            Element::Numbered { policy, frontend, number, addr: first(addr) }
+        }
+        Element::Number { policy, frontend, slot, .. } => {
+            Element::Number { policy, frontend, slot, number: 0 }
+        }
+        Element::Affinity { policy, frontend, .. } => {
+            Element::Affinity { policy, frontend, seconds: NonZeroU32::MIN }
         }
         element => element,
     }
+}
+
+/// The first address of the family.
+fn first(addr: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = match addr.ip() {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    (ip, 0).into()
 }
 
 impl Table for MemoryTable {

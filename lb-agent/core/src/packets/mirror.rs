@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
 };
 
 use lb_common::abi::Peer;
@@ -30,6 +31,18 @@ struct Entry {
     choice: Option<Choice>,
     /// By slot; the last one is not empty. Small, for there are very many.
     endpoints: Vec<Option<Peer>>,
+    /// Few have any.
+    affinity: Option<Box<AffinityMirror>>,
+}
+
+/// What stands there where senders stay with their endpoints.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct AffinityMirror {
+    pub(super) seconds: Option<NonZeroU32>,
+    /// By slot.
+    pub(super) numbers: BTreeMap<u32, u32>,
+    /// By number.
+    pub(super) numbered: BTreeMap<u32, SocketAddr>,
 }
 
 impl Entry {
@@ -64,6 +77,21 @@ impl TableMirror {
                 self.change((frontend, policy), |entry| entry.set(slot, is_there.then_some(addr)));
             }
             Element::Endpoint { .. } => {}
+            Element::Affinity { policy, frontend, seconds } => {
+                self.change_affinity((frontend, policy), |of| {
+                    of.seconds = is_there.then_some(seconds);
+                });
+            }
+            Element::Number { policy, frontend, slot, number } => {
+                self.change_affinity((frontend, policy), |of| {
+                    set(&mut of.numbers, slot, is_there.then_some(number));
+                });
+            }
+            Element::Numbered { policy, frontend, number, addr } => {
+                self.change_affinity((frontend, policy), |of| {
+                    set(&mut of.numbered, number, is_there.then_some(addr));
+                });
+            }
             Element::Restricted(frontend) => put(&mut self.restricted, frontend, is_there),
             Element::Range { frontend, range } => {
                 put(&mut self.ranges, (frontend, range), is_there);
@@ -79,6 +107,27 @@ impl TableMirror {
         if *entry == Entry::default() {
             self.entries.remove(&key);
         }
+    }
+
+    fn change_affinity(
+        &mut self,
+        key: (Frontend, TrafficPolicy),
+        how: impl FnOnce(&mut AffinityMirror),
+    ) {
+        self.change(key, |entry| {
+            let mut affinity = entry.affinity.take().unwrap_or_default();
+            how(&mut affinity);
+            entry.affinity = Some(affinity).filter(|of| **of != AffinityMirror::default());
+        });
+    }
+
+    /// What stands there of session affinity.
+    pub(super) fn affinity(
+        &self,
+        frontend: Frontend,
+        policy: TrafficPolicy,
+    ) -> Option<&AffinityMirror> {
+        self.entries.get(&(frontend, policy))?.affinity.as_deref()
     }
 
     /// What packets to a frontend get by a policy.
@@ -134,7 +183,9 @@ impl TableMirror {
                 let addr = SocketAddr::from((*peer)?);
                 Some(Element::Endpoint { policy, frontend, slot, addr })
             });
-            choice.into_iter().chain(endpoints)
+            let affinity = entry.affinity.as_deref().into_iter();
+            let affinity = affinity.flat_map(move |of| of.elements(frontend, policy));
+            choice.into_iter().chain(endpoints).chain(affinity)
         });
         let restricted = self.restricted.iter().copied().map(Element::Restricted);
         let ranges = self.ranges.iter();
@@ -142,6 +193,26 @@ impl TableMirror {
         let hairpins = self.hairpins.iter().copied().map(Element::Hairpin);
         let nodes = self.nodes.iter().copied().map(Element::Node);
         entries.chain(restricted).chain(ranges).chain(hairpins).chain(nodes)
+    }
+}
+
+impl AffinityMirror {
+    pub(super) fn elements(
+        &self,
+        frontend: Frontend,
+        policy: TrafficPolicy,
+    ) -> impl Iterator<Item = Element> {
+        let seconds = self.seconds.map(|seconds| Element::Affinity { policy, frontend, seconds });
+        let numbers = self.numbers.iter();
+        let numbers =
+            numbers.map(move |(&slot, &number)| Element::Number { policy, frontend, slot, number });
+        let numbered = self.numbered.iter().map(move |(&number, &addr)| Element::Numbered {
+            policy,
+            frontend,
+            number,
+            addr,
+        });
+        seconds.into_iter().chain(numbers).chain(numbered)
     }
 }
 
@@ -159,4 +230,11 @@ fn put<T: Ord>(set: &mut BTreeSet<T>, item: T, is_there: bool) {
     } else {
         set.remove(&item);
     }
+}
+
+fn set<V>(map: &mut BTreeMap<u32, V>, key: u32, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
 }

@@ -1,11 +1,15 @@
 //! From what is wanted of a frontend to the edits that make the table say so. As few as can be: an
 //! endpoint keeps its slot as long as it serves and the slot is one.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    num::NonZeroU32,
+};
 
 use super::{
     element::{Choice, Edit, Element},
-    mirror::TableMirror,
+    mirror::{AffinityMirror, TableMirror},
 };
 use crate::{
     model::{Cidr, Frontend},
@@ -21,6 +25,8 @@ pub(super) struct WantedFrontend<'a> {
     local: Option<PacketVerdict<'a>>,
     /// The senders that may; empty: all.
     ranges: &'a [Cidr],
+    /// How long senders stay with their endpoint, in seconds.
+    affinity: Option<NonZeroU32>,
 }
 
 impl<'a> WantedFrontend<'a> {
@@ -35,7 +41,8 @@ impl<'a> WantedFrontend<'a> {
             TrafficPolicy::Cluster => None,
             TrafficPolicy::Local => Some(port.verdict(TrafficPolicy::Local)),
         };
-        Some(Self { cluster: port.verdict(TrafficPolicy::Cluster), local, ranges })
+        let affinity = port.affinity;
+        Some(Self { cluster: port.verdict(TrafficPolicy::Cluster), local, ranges, affinity })
     }
 }
 
@@ -85,6 +92,8 @@ pub(super) fn plan(
         }
         let rest = (0..).zip(&there).skip(slots.len());
         freed.extend(rest.filter_map(|(slot, addr)| Some(Edit::Delete(endpoint(slot, (*addr)?)))));
+        let seconds = wanted.and_then(|of| of.affinity);
+        edits.extend(plan_affinity(mirror, (frontend, policy), seconds, &slots));
         let choice = |value| Element::Choice { policy, frontend, value };
         let before = mirror.choice(frontend, policy);
         if before != value {
@@ -98,6 +107,40 @@ pub(super) fn plan(
         edits.extend(superfluous);
     }
     edits
+}
+
+/// The edits that make senders stay with the endpoints in these slots. An endpoint keeps its number as
+/// long as it serves; a new one gets the lowest that is free.
+fn plan_affinity(
+    mirror: &TableMirror,
+    (frontend, policy): (Frontend, TrafficPolicy),
+    seconds: Option<NonZeroU32>,
+    slots: &[SocketAddr],
+) -> Vec<Edit> {
+    let nothing = AffinityMirror::default();
+    let there = mirror.affinity(frontend, policy).unwrap_or(&nothing);
+    let wanted = match seconds.filter(|_| !slots.is_empty()) {
+        None => AffinityMirror::default(),
+        seconds => {
+            let mut rest: BTreeSet<SocketAddr> = slots.iter().copied().collect();
+            let numbered = there.numbered.iter();
+            let kept: BTreeMap<u32, SocketAddr> = numbered
+                .filter(|(_, addr)| rest.remove(addr))
+                .map(|(number, addr)| (*number, *addr))
+                .collect();
+            let free = (0..).filter(|number| !kept.contains_key(number));
+            let numbered: BTreeMap<_, _> = free.zip(rest).chain(kept.clone()).collect();
+            let numbers: BTreeMap<_, _> =
+                numbered.iter().map(|(number, addr)| (addr, number)).collect();
+            let numbers =
+                (0..).zip(slots).filter_map(|(slot, addr)| Some((slot, **numbers.get(addr)?)));
+            AffinityMirror { seconds, numbers: numbers.collect(), numbered }
+        }
+    };
+    let all = |of: &AffinityMirror| of.elements(frontend, policy).collect::<BTreeSet<_>>();
+    let (there, wanted) = (all(there), all(&wanted));
+    let gone = there.difference(&wanted).copied().map(Edit::Delete);
+    gone.chain(wanted.difference(&there).copied().map(Edit::Add)).collect()
 }
 
 /// Which endpoint is to be in which slot. Who is in one of them stays; the others fill the rest.

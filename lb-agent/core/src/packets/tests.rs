@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     sync::Arc,
 };
 
@@ -87,8 +88,9 @@ fn port() -> impl Strategy<Value = OutsidePort> {
     let policies = [TrafficPolicy::Cluster, TrafficPolicy::Local];
     let frontends = vec((0..FRONTENDS, 0..4usize, 0..2usize), 0..4);
     let empty = prop_oneof![Just(Empty::Refuse), Just(Empty::Unreachable)];
-    (frontends, endpoints(), endpoints(), empty, ranges()).prop_map(
-        move |(frontends, cluster, local, empty, source_ranges)| {
+    let affinity = (0..3u32).prop_map(NonZeroU32::new);
+    (frontends, endpoints(), endpoints(), (empty, affinity), ranges()).prop_map(
+        move |(frontends, cluster, local, (empty, affinity), source_ranges)| {
             let frontends: BTreeMap<u8, (usize, usize)> =
                 frontends.into_iter().map(|(n, kind, policy)| (n, (kind, policy))).collect();
             let frontends = frontends.into_iter().map(|(n, (kind, policy))| OutsideFrontend {
@@ -105,7 +107,7 @@ fn port() -> impl Strategy<Value = OutsidePort> {
                 local,
                 kept: vec![],
                 empty,
-                affinity: None,
+                affinity,
                 source_ranges,
             }
         },
@@ -185,6 +187,7 @@ impl Model {
     fn check(&self, elements: &BTreeSet<Element>) {
         let mut wanted = BTreeSet::new();
         let mut slots: BTreeMap<(Frontend, TrafficPolicy), BTreeSet<u32>> = BTreeMap::new();
+        let mut sticky = BTreeSet::new();
         for port in self.awarded().into_values().flatten() {
             let is_served = |of: &&OutsideFrontend| of.kind != FrontendKind::ClusterIp;
             let mut is_any = false;
@@ -209,6 +212,10 @@ impl Model {
                         wanted.insert(Element::Endpoint { policy, frontend, slot: 0, addr: *addr });
                     }
                     slots.insert((frontend, policy), (0..number).collect());
+                    if let Some(seconds) = port.affinity.filter(|_| number > 0) {
+                        wanted.insert(Element::Affinity { policy, frontend, seconds });
+                        sticky.insert((frontend, policy));
+                    }
                 }
                 if of.kind == FrontendKind::LoadBalancer && !port.source_ranges.is_empty() {
                     wanted.insert(Element::Restricted(frontend));
@@ -225,19 +232,38 @@ impl Model {
         let mut found = BTreeSet::new();
         let mut dense: BTreeMap<(Frontend, TrafficPolicy), BTreeSet<u32>> =
             slots.keys().map(|key| (*key, BTreeSet::new())).collect();
+        let mut by_slot = BTreeMap::new();
+        let (mut numbers, mut numbered) = (BTreeMap::new(), BTreeMap::new());
         for element in elements {
-            if let Element::Endpoint { policy, frontend, slot, addr } = *element {
-                assert!(
-                    found.insert(Element::Endpoint { policy, frontend, slot: 0, addr }),
-                    "twice"
-                );
-                dense.entry((frontend, policy)).or_default().insert(slot);
-            } else {
-                found.insert(*element);
+            match *element {
+                Element::Endpoint { policy, frontend, slot, addr } => {
+                    assert!(
+                        found.insert(Element::Endpoint { policy, frontend, slot: 0, addr }),
+                        "twice"
+                    );
+                    dense.entry((frontend, policy)).or_default().insert(slot);
+                    by_slot.insert((frontend, policy, slot), addr);
+                }
+                Element::Number { policy, frontend, slot, number } => {
+                    numbers.insert((frontend, policy, slot), number);
+                }
+                Element::Numbered { policy, frontend, number, addr } => {
+                    numbered.insert((frontend, policy, number), addr);
+                }
+                element => {
+                    found.insert(element);
+                }
             }
         }
         assert_eq!(found, wanted);
         assert_eq!(dense, slots, "slots are dense");
+        // Where senders stay, each slot leads to its endpoint by a number of its own.
+        by_slot.retain(|(frontend, policy, _), _| sticky.contains(&(*frontend, *policy)));
+        assert_eq!(numbered.len(), numbers.len());
+        let by_number = numbers.iter().map(|(&(frontend, policy, slot), &number)| {
+            ((frontend, policy, slot), numbered[&(frontend, policy, number)])
+        });
+        assert_eq!(by_number.collect::<BTreeMap<_, _>>(), by_slot);
     }
 }
 
@@ -357,6 +383,13 @@ proptest! {
                     for (of, slot, addr) in added {
                         let (frontend, addr) = (frontend(of), endpoint(addr));
                         let policy = TrafficPolicy::Cluster;
+                        let numbered = Element::Numbered { policy, frontend, number: slot, addr };
+                        if elements.iter().all(|e| !matches!(e,
+                            Element::Numbered { policy: p, frontend: f, number, .. }
+                                if (*p, *f, *number) == (policy, frontend, slot)))
+                        {
+                            elements.insert(numbered);
+                        }
                         let is_taken = elements.iter().any(|e| matches!(e,
                             Element::Endpoint { policy: p, frontend: f, slot: s, .. }
                                 if (*p, *f, *s) == (policy, frontend, slot)));
@@ -440,6 +473,35 @@ fn one_endpoint_is_few_edits() {
     assert_eq!(found, last);
 }
 
+/// A bond leads to a number: who serves keeps its own, whoever comes and goes.
+#[test]
+fn an_endpoint_keeps_its_number_and_a_new_one_takes_a_free_one() {
+    let mut world = World::new();
+    let mut numbers = |endpoints: &[u8]| {
+        let affinity = NonZeroU32::new(60);
+        let all = endpoints.iter().copied().map(endpoint).collect();
+        let port = OutsidePort { affinity, ..of_endpoints(2, all) };
+        world.model.services.insert(0, vec![port]);
+        world.sync();
+        world.model.check(world.engine.table().table.elements());
+        let elements = world.engine.table().table.elements().iter();
+        elements
+            .filter_map(|element| match *element {
+                Element::Numbered { number, addr, .. } => Some((number, addr)),
+                _ => None,
+            })
+            .collect::<BTreeMap<_, _>>()
+    };
+    let all = |of: &[(u32, u8)]| of.iter().map(|(number, n)| (*number, endpoint(*n))).collect();
+    assert_eq!(numbers(&[1, 2, 3]), all(&[(0, 1), (1, 2), (2, 3)]));
+    assert_eq!(numbers(&[3]), all(&[(2, 3)]), "its slot is another one");
+    assert_eq!(numbers(&[3, 4]), all(&[(0, 4), (2, 3)]));
+    assert_eq!(numbers(&[1, 2, 3, 4]), all(&[(0, 4), (1, 1), (2, 3), (3, 2)]));
+    assert_eq!(numbers(&[]), all(&[]));
+    let shown = dump::text(world.engine.mirror());
+    assert!(!shown.contains("affinity"), "{shown}");
+}
+
 /// What does not fit stays as it was, is named, and keeps nobody else out.
 #[test]
 fn a_table_that_is_full() {
@@ -490,7 +552,8 @@ fn flows_that_may_stay() {
 #[test]
 fn flows_at_node_ports_have_the_nodes_addresses() {
     let mut world = World::new();
-    world.model.nodes = ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|ip| ip.parse().unwrap()).into();
+    world.model.nodes =
+        ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|ip| ip.parse().unwrap()).into();
     world.tell();
     let all = |all: [&str; 1]| all.map(|text| text.parse().unwrap()).into();
     let mut external = of_endpoints(2, vec![endpoint(1)]);

@@ -1,0 +1,126 @@
+//! Session affinity of strangers (H): a client is a source address, and has a bond for each frontend.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    lane::{Lane, Speech},
+    packets::{Web, cells, nft, put, start, start_with, vip, web},
+    world::{World, soon},
+};
+
+/// So many clients do not all draw the same of three endpoints, nor all the same ones twice.
+const CLIENTS: u8 = 24;
+
+fn sticky(seconds: u32, endpoints: &[u8]) -> Web {
+    Web { affinity: Some(seconds), ..web(endpoints) }
+}
+
+/// Which endpoint each client gets.
+fn all(lane: &Lane, clients: &[IpAddr], speech: Speech, to: SocketAddr) -> Vec<String> {
+    let name = |from: &IpAddr| lane.ask_from(*from, speech, to).name().to_owned();
+    clients.iter().map(name).collect()
+}
+
+#[test]
+fn a_client_stays_until_its_endpoint_leaves() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &sticky(10_800, &[1, 2, 3]));
+        let _agent = start(world);
+        let mut before = Vec::new();
+        for (_, speech, to) in cells() {
+            let name = lane.ask(speech, to).name().to_owned();
+            for _ in 0..20 {
+                assert_eq!(lane.ask(speech, to).name(), name, "{speech:?} {to}");
+            }
+            before.push(name);
+        }
+        // As long as its Service says, although it was recorded for less.
+        for family in ["ip", "ip6"] {
+            for map in ["bonds", "port-bonds"] {
+                let text = nft(&format!("list map {family} socklb {map}"));
+                assert!(text.contains("expires 2h59m"), "{text}");
+            }
+        }
+        // Other tools can read the rules.
+        assert!(nft("list ruleset").contains("update @bonds"));
+        assert!(nft("-j list ruleset").contains("bonds"));
+        // Another one comes, and another one leaves.
+        for (gone, stays) in [(1, [2, 3]), (2, [1, 3]), (3, [1, 2])] {
+            put(world, &sticky(10_800, &stays));
+            let gone = format!("endpoint-{gone}");
+            for ((_, speech, to), before) in cells().into_iter().zip(&mut before) {
+                assert!(soon(|| lane.ask(speech, to).name() != gone), "{speech:?} {to}");
+                let name = lane.ask(speech, to).name().to_owned();
+                if *before != gone {
+                    assert_eq!(name, *before, "{speech:?} {to}");
+                }
+                for _ in 0..10 {
+                    assert_eq!(lane.ask(speech, to).name(), name, "{speech:?} {to}");
+                }
+                *before = name;
+            }
+        }
+    });
+}
+
+#[test]
+fn ports_have_bonds_of_their_own_and_bonds_end() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &sticky(10_800, &[1, 2, 3]));
+        let _agent = start(world);
+        let clients = [true, false].map(|ipv4| (ipv4, lane.clients(ipv4, CLIENTS)));
+        for (ipv4, clients) in &clients {
+            let ipv4 = *ipv4;
+            let [tcp, udp] = Speech::BOTH.map(|speech| all(&lane, clients, speech, vip(ipv4)));
+            assert_eq!(tcp.iter().collect::<BTreeSet<_>>().len(), 3, "clients differ");
+            assert_ne!(tcp, udp, "ports differ");
+            for _ in 0..3 {
+                assert_eq!(all(&lane, clients, Speech::Tcp, vip(ipv4)), tcp);
+            }
+        }
+        // With a timeout that nobody had before. It counts from the next connection on.
+        put(world, &sticky(1, &[1, 2, 3]));
+        assert!(soon(|| nft("list map ip6 socklb affinity").contains("0x00000001")));
+        for (ipv4, clients) in &clients {
+            let before = all(&lane, clients, Speech::Udp, vip(*ipv4));
+            thread::sleep(Duration::from_millis(1_500));
+            assert_ne!(all(&lane, clients, Speech::Udp, vip(*ipv4)), before);
+        }
+        // And without affinity.
+        put(world, &web(&[1, 2, 3]));
+        assert!(soon(|| !nft("list map ip6 socklb affinity").contains("0x00000001")));
+        let names: BTreeSet<_> =
+            (0..50).map(|_| lane.ask(Speech::Tcp, vip(true)).name().to_owned()).collect();
+        assert_eq!(names.len(), 3);
+    });
+}
+
+#[test]
+fn whoever_finds_no_room_is_served_all_the_same() {
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &sticky(10_800, &[1, 2, 3]));
+        let _agent = start_with(world, &["--max-affinity=4"]);
+        for ipv4 in [true, false] {
+            let clients = lane.clients(ipv4, CLIENTS);
+            for speech in Speech::BOTH {
+                all(&lane, &clients, speech, vip(ipv4));
+            }
+            // The first four have bonds.
+            let before = all(&lane, &clients[..4], Speech::Tcp, vip(ipv4));
+            for _ in 0..5 {
+                assert_eq!(all(&lane, &clients[..4], Speech::Tcp, vip(ipv4)), before);
+            }
+            let rest: BTreeSet<_> =
+                (0..50).map(|_| all(&lane, &clients[23..], Speech::Tcp, vip(ipv4))).collect();
+            assert_eq!(rest.len(), 3);
+        }
+    });
+}
