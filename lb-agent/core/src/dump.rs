@@ -168,8 +168,8 @@ pub fn source_ranges(snapshot: &Snapshot, id: u32) -> BTreeSet<Cidr> {
 
 /// The maps without what is of no meaning (blocks, generations), one frontend to a line:
 /// `default/web:http 10.96.0.10:80/tcp id=0 -> 10.0.0.1:8080 10.0.0.2:8080`, or `-> refuse`, or
-/// `-> unreachable`. Before the arrow `affinity=SECONDS` and `sources=RANGE,...`, behind the backends
-/// `kept` and those that are. Then source ranges that no frontend asks for, then the addresses.
+/// `-> unreachable`. Before the arrow `affinity=SECONDS` and `source-ranges=RANGE,...`, behind the
+/// backends `kept` and those that are. Then source ranges that no frontend asks for, then the addresses.
 pub fn text(snapshot: &Snapshot) -> String {
     let mut text = String::new();
     let entries = entries(snapshot);
@@ -203,7 +203,7 @@ impl fmt::Display for Entry<'_> {
             write!(f, " affinity={}", self.affinity())?;
         }
         if let Some(source_ranges) = &self.source_ranges {
-            write!(f, " sources={}", join(source_ranges))?;
+            write!(f, " source-ranges={}", join(source_ranges))?;
         }
         f.write_str(" ->")?;
         if fate != Fate::Forward {
@@ -299,7 +299,7 @@ mod tests {
 default/game 10.96.0.20:53/udp id=4 affinity=30 -> 10.0.0.1:53 kept 10.0.0.2:53 10.0.0.3:53
 shop/cart own-node-ipv4:30080/tcp id=5 -> 10.0.1.1:80
 shop/cart other-nodes-ipv4:30080/tcp id=5 -> unreachable
-shop/cart 10.96.0.21:80/tcp id=5 sources=10.0.0.0/8,2001:db8::/32 -> 10.0.1.1:80
+shop/cart 10.96.0.21:80/tcp id=5 source-ranges=10.0.0.0/8,2001:db8::/32 -> 10.0.1.1:80
 shop/cart node 192.0.2.9:30080/tcp id=5 -> 10.0.1.1:80
 unused source range id=9 192.0.2.0/24
 address 10.96.0.20 cluster-ip

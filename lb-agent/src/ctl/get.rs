@@ -145,7 +145,15 @@ fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result
     let wide = get.output == Some(ListForm::Wide);
     let mut titles = vec!["NAMESPACE", "NAME", "PORT", "FRONTEND", "BACKENDS"];
     if wide {
-        titles.extend(["ID", "BLOCK", "GENERATION", "AFFINITY", "SOURCES", "ADDRESSES", "KEPT"]);
+        titles.extend([
+            "ID",
+            "BLOCK",
+            "GENERATION",
+            "AFFINITY",
+            "SOURCE-RANGES",
+            "ADDRESSES",
+            "KEPT",
+        ]);
     }
     let mut table = TextTable::new(&titles);
     for entry in entries {
@@ -162,10 +170,10 @@ fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result
                 0 => String::new(),
                 seconds => format!("{seconds}s"),
             };
-            let sources = item.source_ranges.unwrap_or_default().join(",");
+            let source_ranges = item.source_ranges.unwrap_or_default().join(",");
             row.extend([id, block, generation].map(|number| number.to_string()));
             row.extend(
-                [affinity, sources, backends.join(","), item.kept.join(",")]
+                [affinity, source_ranges, backends.join(","), item.kept.join(",")]
                     .map(|text| or_none(&text)),
             );
         }
@@ -291,9 +299,9 @@ kube-system   kube-dns   dns      10.96.0.2:53/udp     0
         assert_eq!(
             out,
             "\
-NAMESPACE     NAME       PORT   FRONTEND            BACKENDS   ID   BLOCK   GENERATION   AFFINITY   SOURCES   ADDRESSES                      KEPT
-default       web        http   10.96.0.10:80/tcp   2          0    2       102          <none>     <none>    10.0.0.9:8080,10.0.0.10:8080   <none>
-kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109          <none>     <none>    <none>                         <none>
+NAMESPACE     NAME       PORT   FRONTEND            BACKENDS   ID   BLOCK   GENERATION   AFFINITY   SOURCE-RANGES   ADDRESSES                      KEPT
+default       web        http   10.96.0.10:80/tcp   2          0    2       102          <none>     <none>          10.0.0.9:8080,10.0.0.10:8080   <none>
+kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109          <none>     <none>          <none>                         <none>
 "
         );
         let (_, out, _) = get("backends db -o wide --no-headers");

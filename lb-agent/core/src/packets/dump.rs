@@ -102,9 +102,9 @@ pub fn entries(mirror: &TableMirror) -> impl Iterator<Item = TableEntry> {
     })
 }
 
-/// A line for each frontend, `203.0.113.1:80/tcp sources=10.0.0.0/8 affinity=60 -> 10.0.0.1:8080`, or
-/// `-> reject`, or `-> drop`, behind that what senders of this node get if it is something else; then the addresses
-/// for node ports and those that may reach themselves.
+/// A line for each frontend, `203.0.113.1:80/tcp source-ranges=10.0.0.0/8 affinity=60 -> 10.0.0.1:80`,
+/// or `-> reject`, or `-> drop`, behind that what senders of this node get if it is something else; then
+/// the addresses for node ports and those that may reach themselves.
 pub fn text(mirror: &TableMirror) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -124,7 +124,7 @@ impl fmt::Display for TableEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.frontend.fmt(f)?;
         for (i, range) in self.source_ranges.iter().flatten().enumerate() {
-            write!(f, "{}{range}", if i == 0 { " sources=" } else { "," })?;
+            write!(f, "{}{range}", if i == 0 { " source-ranges=" } else { "," })?;
         }
         if let Some(seconds) = self.affinity {
             write!(f, " affinity={seconds}")?;

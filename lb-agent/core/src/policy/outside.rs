@@ -189,7 +189,7 @@ impl fmt::Display for OutsidePort {
             }
             if frontend.kind == FrontendKind::LoadBalancer && !self.source_ranges.is_empty() {
                 for (i, range) in self.source_ranges.iter().enumerate() {
-                    write!(f, "{}{range}", if i == 0 { " sources=" } else { "," })?;
+                    write!(f, "{}{range}", if i == 0 { " source-ranges=" } else { "," })?;
                 }
             }
             write!(f, " ->{to_stranger}")?;
