@@ -81,11 +81,13 @@ fn is_of_everything(seen: &Seen) -> bool {
     let Seen { no_local, lists, starts, interfaces, remembered, .. } = seen;
     let Seen { outside, masqueraded, kept_their_source, sctp, .. } = seen;
     let Again { stayed, ended, healed, .. } = &seen.flows;
+    let Again { packets_stayed, packets_ended, packets_healed, .. } = &seen.flows;
     fates
         .iter()
         .map(|fate| seen.fates.get(fate).copied().unwrap_or_default())
         .chain([*with_affinity, *at_other_nodes, *contested, *health_checks])
         .chain([*no_local, *lists, *starts, *interfaces, *remembered])
+        .chain([*packets_stayed, *packets_ended, *packets_healed])
         .chain([*stayed, *ended, *healed, *masqueraded, *kept_their_source, *sctp])
         .chain(
             [Fate::Refused, Fate::Unreachable, Fate::Denied]

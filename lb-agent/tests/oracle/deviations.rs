@@ -88,6 +88,10 @@ pub(crate) enum Deviation {
     /// A socket that is not connected sends to an address that leads to no Service any more as to any
     /// other: it may be a machine's by now (L2). kube-proxy leaves the entry alone.
     GivenUp,
+    /// kube-proxy goes by the number of a node port alone, whatever address was dialled. So it also deletes
+    /// flows to addresses at which no Service has that port, or none any more; socklb looks at those for
+    /// node ports (L2).
+    ByNumber,
     /// An endpoint that is ready serves its flows, whatever its condition `serving` says, as for Services
     /// that publish addresses that are not ready (L2). kube-proxy ends these flows whenever endpoints
     /// change, only to let the next packet begin one there anew.

@@ -13,7 +13,7 @@ use super::{
     case::{Case, Config, Key, Kind, Object, Op, endpoints},
     claims::Claims,
     deviations::{Applied, Asked, Deviation, count, leave_closed_out, wanted},
-    flows::{Again, Flows, Now},
+    flows::{Again, Flows, New, Now},
     mutations::Mutation,
     outcome::{Fate, Outcome, Packet, Stated, difference, stated_differences},
     outside::{self, Handled, Unseen},
@@ -241,7 +241,17 @@ impl Sides<'_> {
             }
             let outcome = wanted(answer, &mut seen.deviations);
             recorded.push((packet, outcome.clone(), masqueraded(answer)));
+            // What one says of another address says nothing of this one.
+            let may_flow = packet.protocol == "UDP"
+                && question.is_to(&packet)
+                && asked.now().has_family_of(packet.to.ip());
+            let alone = question.only.is_empty();
+            let is_for_packets = !claims.is_cluster_ip(packet.to, packet.protocol);
             if !packet.is_seen() {
+                if may_flow && is_for_packets {
+                    let new = || New { answer: answer.clone(), outcome, is_for_packets };
+                    flows.insert(packet, alone.then(new));
+                }
                 continue;
             }
             let found = self.by_maps(&sent);
@@ -263,18 +273,13 @@ impl Sides<'_> {
             seen.note(&wanted);
             seen.at_other_nodes += usize::from(!answer.node.is_empty());
             lines.extend(difference(&packet, &wanted, &found));
-            let is_candidate =
-                question.only.is_empty() && answer.node.is_empty() && by_socket.is_none();
+            let is_candidate = alone && answer.node.is_empty() && by_socket.is_none();
             if is_candidate && self.regular.may_be(&packet, &wanted) {
                 sticky.get_or_insert((packet, question.clone(), wanted.clone()));
             }
-            // What one says of another address says nothing of this one.
-            if packet.protocol == "UDP"
-                && question.is_to(&packet)
-                && asked.now().has_family_of(packet.to.ip())
-            {
-                let alone = question.only.is_empty();
-                flows.insert(packet, alone.then(|| (answer.clone(), wanted)));
+            if may_flow {
+                let new = || New { answer: answer.clone(), outcome: wanted, is_for_packets };
+                flows.insert(packet, alone.then(new));
             }
         }
         self.record.push(Recorded { stated: Stated::from(state), packets: recorded });

@@ -491,6 +491,22 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         "leaves those alone that were there before the Service",
         How::Carried(|it| it.inside = false),
     ),
+    rule(
+        "L2",
+        "leaves packets' flows alone that were there before the Service",
+        How::IsOver(|packet, end, _, is_over| is_over && end != packet.to),
+    ),
+    rule(
+        "L2",
+        "ends packets' flows to endpoints that get no new ones",
+        How::IsOver(|_, end, now, is_over| is_over || !now.backends.contains(&end)),
+    ),
+    rule("L2", "ends no flow of packets", How::IsOver(|_, _, _, _| false)),
+    rule(
+        "L2",
+        "ends packets' flows at the numbers of node ports, wherever they go",
+        How::IsOver(|packet, _, _, is_over| is_over || packet.to.port() > 30_000),
+    ),
     rule("L4", "ends flows to endpoints that terminate", How::Slice(terminating_ones_die)),
     rule(
         "K1",

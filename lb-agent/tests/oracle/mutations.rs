@@ -1,7 +1,7 @@
 //! Mistakes: socklb is told, or set up, as if it did not know a rule. Who judges it well finds each of
 //! them. They stand in [`super::mistakes`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use k8s_openapi::api::{
     core::v1::{Node, Service, ServiceSpec},
@@ -35,6 +35,8 @@ pub(super) enum How {
     Carried(fn(&mut Carried)),
     /// It lets a UDP flow go on, or not.
     Stays(fn(bool) -> bool),
+    /// It forgets, or not, where a packet's flow went that leads to an address; with what new packets get.
+    IsOver(fn(&Packet, SocketAddr, &Outcome, bool) -> bool),
     /// It handles a packet otherwise whose socket no program sees, by the flags of the case.
     Handled(fn(&Config, &Packet, &mut Handled)),
     /// It answers a socket otherwise.
@@ -81,6 +83,17 @@ impl Mutation {
     /// Whether a UDP flow goes on that does so, or not.
     pub(crate) fn stays(&self, stays: bool) -> bool {
         if let How::Stays(how) = self.how { how(stays) } else { stays }
+    }
+
+    /// Whether a flow of packets is over that leads to an address.
+    pub(crate) fn is_over(
+        &self,
+        packet: &Packet,
+        end: SocketAddr,
+        now: &Outcome,
+        is_over: bool,
+    ) -> bool {
+        if let How::IsOver(how) = self.how { how(packet, end, now, is_over) } else { is_over }
     }
 
     /// What becomes of a packet whose socket no program sees.

@@ -23,7 +23,7 @@ use lb_core::{
     engine::Engine as _,
     memory::Memory,
     model::{Change, Families, NodePortAddresses, Protocol, Settings},
-    packets::PacketEngine,
+    packets::{PACKETS, PacketEngine, ServedFlows},
     pipeline::{NodeConfig, Pipeline},
     policy::{HealthCheck, NoLocal, PerFamily},
     socket_engine::{SocketSettings, UnknownPorts},
@@ -51,6 +51,8 @@ pub(crate) struct Socklb {
     outside: Outside,
     /// What one of them has written.
     table: Shared,
+    /// What it said last of flows.
+    flows: ServedFlows,
     /// The map of bonds, which the agent does not write.
     bonds: Bonds,
 }
@@ -95,7 +97,14 @@ impl Socklb {
         let snapshot = maps.snapshot();
         let (outside, table) = (Outside::default(), Shared::default());
         let pipeline = pipeline(config, maps, &snapshot, (&outside, &table));
-        Self { config: config.clone(), pipeline, outside, table, bonds: Bonds::new() }
+        Self {
+            config: config.clone(),
+            pipeline,
+            outside,
+            table,
+            flows: ServedFlows::default(),
+            bonds: Bonds::new(),
+        }
     }
 
     /// What it was started with, and the addresses of interfaces now.
@@ -117,7 +126,8 @@ impl Socklb {
                 }
             }
         }
-        let report = self.pipeline.sync();
+        let mut report = self.pipeline.sync();
+        self.flows = ServedFlows::of(report.others.get_mut(PACKETS).expect("the engine"));
         assert!(
             report.sockets.failed.is_empty() && report.sockets.addresses.is_none(),
             "there is room: {report:?}"
@@ -281,6 +291,11 @@ impl Socklb {
             translation: Some(Translation::new(flow.peer, &to)),
             inside: true,
         }
+    }
+
+    /// Whether the agent has connection tracking forget a flow of packets that leads to an address.
+    pub(crate) fn is_over(&self, packet: &Packet, end: SocketAddr) -> bool {
+        self.flows.is_over(packet.to, end)
     }
 
     /// Whether the agent lets the connected socket of a flow live.
