@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use bytemuck::Zeroable as _;
 use lb_common::abi::{Peer, Translation};
 use lb_core::model::Protocol;
 
@@ -66,10 +67,12 @@ pub fn judge(found: &Found, truth: &impl Truth) -> Option<EndReason> {
             (!truth.serves(protocol, translation)).then_some(EndReason::Stale)
         }
         (Protocol::Udp, None) => {
-            let peer = SocketAddr::from(peer);
-            let is_past = found.inside && truth.is_frontend(found) && !truth.answers(found);
+            let is_past = found.inside
+                && truth.is_frontend(found)
+                && !truth.serves(protocol, &untranslated(peer))
+                && !truth.answers(found);
             is_past.then(|| {
-                if truth.is_virtual(peer.ip()) {
+                if truth.is_virtual(SocketAddr::from(peer).ip()) {
                     EndReason::BeforeService
                 } else {
                     EndReason::BeforeServiceOnMachine
@@ -86,6 +89,12 @@ pub fn judge(found: &Found, truth: &impl Truth) -> Option<EndReason> {
     }
 }
 
+/// As if a Service's address had been translated to itself: it may be an endpoint's, too, and then who is
+/// connected there is where the Service leads.
+fn untranslated(peer: Peer) -> Translation {
+    Translation { frontend: peer, backend: peer, ..Translation::zeroed() }
+}
+
 /// The translation, if it is that of the present connection: `connect(AF_UNSPEC)` runs no program,
 /// and so leaves it behind.
 pub(super) fn valid(translation: Option<&Translation>, peer: Peer) -> Option<&Translation> {
@@ -95,8 +104,6 @@ pub(super) fn valid(translation: Option<&Translation>, peer: Peer) -> Option<&Tr
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use bytemuck::Zeroable as _;
 
     use super::*;
 
@@ -234,6 +241,12 @@ mod tests {
         truth.serving.insert((7, addr(FRONTEND)));
         let socket = found(Protocol::Udp, FRONTEND, Some(FRONTEND));
         assert_eq!(judge(&socket, &truth), None);
+        // It was connected there before the Service, which would lead it to the same place.
+        truth.serving.insert((0, addr(FRONTEND)));
+        assert_eq!(judge(&found(Protocol::Udp, FRONTEND, None), &truth), None);
+        truth.serving = [(0, addr(BACKEND))].into();
+        let socket = found(Protocol::Udp, FRONTEND, None);
+        assert_eq!(judge(&socket, &truth), Some(EndReason::BeforeService));
     }
 
     #[test]
