@@ -20,7 +20,7 @@ pub struct Decider {
     claims: Claims,
     /// The Services to decide about.
     dirty: BTreeSet<ObjectRef>,
-    /// [`Cluster::addresses_revision`] as it was told last.
+    /// [`Nodes::revision`](crate::model::Nodes::revision) as it was told last.
     told_addresses: Option<u64>,
     health_checks: BTreeMap<ObjectRef, HealthCheck>,
     /// What each Service adds to `all_no_local`, if anything.
