@@ -121,11 +121,28 @@ fn warn_of_kube_proxy() {
 /// The settings that a node loses with kube-proxy (L5).
 fn conntrack() {
     let (changes, error) = sysctls::apply(Path::new("/proc"), Path::new("/sys"));
-    for sysctls::SysctlChange { path, before, after } in changes {
-        tracing::info!(path = %path.display(), before, after, "connection tracking");
-    }
+    changes.iter().for_each(tell_sysctl);
     if let Some(error) = error {
         tracing::warn!("{error}");
+    }
+}
+
+fn tell_sysctl(change: &sysctls::SysctlChange) {
+    let sysctls::SysctlChange { path, before, after } = change;
+    tracing::info!(path = %path.display(), before, after, "connection tracking");
+}
+
+/// Whether connection tracking is liberal now.
+fn be_liberal() -> bool {
+    match sysctls::be_liberal(Path::new("/proc")) {
+        Ok(change) => {
+            change.iter().for_each(tell_sysctl);
+            true
+        }
+        Err(error) => {
+            tracing::warn!("packets that belong to no connection are dropped: {error}");
+            false
+        }
     }
 }
 
@@ -182,7 +199,8 @@ async fn serve(config: &Config) -> Result<()> {
     let pipeline = Pipeline::with_config(view(config, &node, families), maps, &snapshot);
     let mut agent = Agent::new(config.terminate_tcp, pipeline, (datapath, cgroup));
     if config.packets == Packets::External {
-        agent.serve_packets(families, config.max_affinity);
+        let is_liberal = config.conntrack_tcp_be_liberal && be_liberal();
+        agent.serve_packets(families, config.max_affinity, is_liberal);
     } else {
         remove_tables();
     }

@@ -124,6 +124,13 @@ pub struct Config {
     #[arg(long, env = "SOCKLB_CONNTRACK_SYSCTLS", default_value_t = true, action = ArgAction::Set,
           value_name = "BOOL")]
     pub conntrack_sysctls: bool,
+    /// Have connection tracking take TCP segments outside of a connection's window for a part of it
+    /// (`net.netfilter.nf_conntrack_tcp_be_liberal`), with `--packets`. Without, an endpoint's packets
+    /// that belong to no connection are dropped.
+    #[arg(long, env = "SOCKLB_CONNTRACK_TCP_BE_LIBERAL", default_value_t = false,
+          action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub conntrack_tcp_be_liberal: bool,
     /// How log lines look.
     #[arg(long, env = "SOCKLB_LOG_FORMAT", default_value = "text")]
     pub log_format: log::Format,

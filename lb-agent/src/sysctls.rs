@@ -30,13 +30,25 @@ pub struct SysctlChange {
 
 /// Why settings are not as they should be.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot set {path} to {wanted}: {error}; set it by hand, or give --conntrack-sysctls=false"
-)]
+#[error("cannot set {path} to {wanted}: {error}; set it by hand, or give {flag}=false")]
 pub struct ApplyError {
     path: PathBuf,
     wanted: u64,
     error: io::Error,
+    /// Who asks for it.
+    flag: &'static str,
+}
+
+/// Has connection tracking take TCP segments outside of a connection's window for a part of it.
+pub fn be_liberal(proc: &Path) -> Result<Option<SysctlChange>, ApplyError> {
+    let path = proc.join("sys/net/netfilter/nf_conntrack_tcp_be_liberal");
+    let wanted = 1;
+    let set =
+        fs::metadata(&path).and_then(|_| set(&path, wanted, |before, wanted| before == wanted));
+    match set {
+        Ok(before) => Ok(before.map(|before| SysctlChange { path, before, after: wanted })),
+        Err(error) => Err(ApplyError { path, wanted, error, flag: "--conntrack-tcp-be-liberal" }),
+    }
 }
 
 /// Makes the settings below `proc` and `sys`, where these file systems are mounted. Says what it
@@ -71,7 +83,8 @@ fn apply_for(proc: &Path, sys: &Path, cpus: u64) -> (Vec<SysctlChange>, Option<A
             Ok(None) => {}
             // The first one says what is wrong with all of them.
             Err(error) => {
-                failed.get_or_insert(ApplyError { path, wanted, error });
+                let flag = "--conntrack-sysctls";
+                failed.get_or_insert(ApplyError { path, wanted, error, flag });
             }
         }
     }
@@ -111,6 +124,20 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+
+    #[test]
+    fn liberal_or_who_asked_for_it() {
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("sys/net/netfilter/nf_conntrack_tcp_be_liberal");
+        let error = be_liberal(root.path()).unwrap_err().to_string();
+        assert!(error.contains("--conntrack-tcp-be-liberal=false"), "{error}");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "0\n").unwrap();
+        let change = be_liberal(root.path()).unwrap().unwrap();
+        assert_eq!((change.before, change.after), (0, 1));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1");
+        assert_eq!(be_liberal(root.path()).unwrap(), None);
+    }
 
     const MAX: &str = "proc/sys/net/netfilter/nf_conntrack_max";
     const ESTABLISHED: &str = "proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";

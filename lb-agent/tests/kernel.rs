@@ -60,6 +60,7 @@ mod kernel {
     mod packets;
     mod packets_affinity;
     mod packets_flows;
+    mod packets_stray;
     mod packets_table;
     mod peername;
     mod policies;

@@ -111,9 +111,9 @@ impl Agent {
     }
 
     /// Serves packets from outside, too, with so many `bonds` of session affinity to each kind of
-    /// address.
-    pub(super) fn serve_packets(&mut self, families: Families, bonds: u32) {
-        self.packets = Some(match self.packet_engine(families, bonds) {
+    /// address. `is_liberal`: nothing is dropped for belonging to no connection.
+    pub(super) fn serve_packets(&mut self, families: Families, bonds: u32, is_liberal: bool) {
+        self.packets = Some(match self.packet_engine(families, bonds, is_liberal) {
             Ok(watch) => PacketsDuty::new(watch),
             Err(error) => {
                 let remedy = "load the module nfnetlink, then restart the agent";
@@ -123,11 +123,16 @@ impl Agent {
         });
     }
 
-    fn packet_engine(&mut self, families: Families, bonds: u32) -> Result<packets::Watch> {
+    fn packet_engine(
+        &mut self,
+        families: Families,
+        bonds: u32,
+        is_liberal: bool,
+    ) -> Result<packets::Watch> {
         let nfnetlink = || "cannot speak with nfnetlink";
         let table = packets::open(families, bonds).with_context(nfnetlink)?;
         let watch = packets::Watch::open(families, bonds).with_context(nfnetlink)?;
-        self.pipeline.add(Box::new(PacketEngine::new(table)));
+        self.pipeline.add(Box::new(PacketEngine::new(table).liberal(is_liberal)));
         Ok(watch)
     }
 

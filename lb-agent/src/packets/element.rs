@@ -33,6 +33,10 @@ pub(super) fn encode(element: &Element) -> (Family, Set, Raw) {
     match element {
         Element::Node(ip) => (family(*ip), Set::Nodes, plain(octets(*ip))),
         Element::Hairpin(ip) => (family(*ip), Set::Hairpin, plain(octets(*ip).repeat(2))),
+        Element::Server(addr) => {
+            let frontend = Frontend::new(*addr, Protocol::Tcp);
+            (family(addr.ip()), Set::Servers, plain(key(&frontend)))
+        }
         Element::Restricted(frontend) => {
             (family(frontend.addr.ip()), Set::Restricted, plain(key(frontend)))
         }
@@ -87,6 +91,10 @@ pub(super) fn decode(family: Family, set: Set, raw: &Raw) -> Option<Element> {
         Set::Hairpin => {
             let ip = key.ip()?;
             (key.ip()? == ip).then_some(Element::Hairpin(ip))?
+        }
+        Set::Servers => {
+            let server = key.frontend(Scope::Any)?;
+            (server.protocol == Protocol::Tcp).then_some(Element::Server(server.addr))?
         }
         Set::Restricted => Element::Restricted(key.frontend(Scope::Any)?),
         Set::Ranges => {
@@ -261,6 +269,7 @@ mod tests {
             let mut all = vec![
                 Element::Node(addr.ip()),
                 Element::Hairpin(pod.ip()),
+                Element::Server(pod),
                 Element::Restricted(vip),
                 Element::Range { frontend: vip, range: range.parse().unwrap() },
                 Element::Range { frontend: vip, range: host },

@@ -21,6 +21,9 @@ pub(super) enum Expression {
     DestinationPort {
         to: Register,
     },
+    SourcePort {
+        to: Register,
+    },
     L4Protocol {
         to: Register,
     },
@@ -115,6 +118,9 @@ impl Expression {
             ),
             Self::DestinationPort { to } => {
                 ("payload", none.number(1, register(*to)).number(2, 2).number(3, 2).number(4, 2))
+            }
+            Self::SourcePort { to } => {
+                ("payload", none.number(1, register(*to)).number(2, 2).number(3, 0).number(4, 2))
             }
             Self::L4Protocol { to } => ("meta", load(*to, 16)),
             Self::Mark { to } => ("meta", load(*to, 3)),

@@ -56,7 +56,7 @@ pub(super) const OWNED: u32 = OWNER | 4;
 /// What the table says of itself: whose it is, which layout, and how many bonds its maps hold each.
 /// Another layout or number is another text, and another table.
 pub(super) fn comment(bonds: u32) -> String {
-    format!("{OURS}, layout 3, {bonds} bonds; an agent repairs it")
+    format!("{OURS}, layout 4, {bonds} bonds; an agent repairs it")
 }
 
 /// Where a base chain hangs: type, hook, priority.
@@ -122,8 +122,12 @@ fn chains(family: Family, timeouts: &BTreeSet<u32>) -> Vec<Chain> {
     all.extend([
         hooked("ranges-prerouting", ("filter", PREROUTING, -110), ranges()),
         hooked("ranges-output", ("filter", OUTPUT, -110), ranges()),
-        hooked("none-input", ("filter", INPUT, 0), rules.nobody(&Kind::ALL)),
-        hooked("none-forward", ("filter", FORWARD, 0), rules.nobody(&[Kind::Local, Kind::Cluster])),
+        hooked("none-input", ("filter", INPUT, 0), rules.stray_or_nobody(&Kind::ALL)),
+        hooked(
+            "none-forward",
+            ("filter", FORWARD, 0),
+            rules.stray_or_nobody(&[Kind::Local, Kind::Cluster]),
+        ),
         // After the ranges: who is outside of them is dropped, not refused (G5).
         hooked(
             "none-output",
@@ -324,6 +328,20 @@ impl Rules {
         rule
     }
 
+    /// What an endpoint sends that belongs to no connection, and where there are no endpoints.
+    fn stray_or_nobody(&self, kinds: &[Kind]) -> Vec<Vec<Expression>> {
+        let port = self.0.registers + 1;
+        let mut stray = in_state(INVALID);
+        stray.extend([
+            self.sender(0),
+            Expression::L4Protocol { to: self.0.registers },
+            Expression::SourcePort { to: port },
+            Expression::Lookup { set: Set::Servers, key: 0, to: None, inverted: false },
+            Expression::Verdict(Verdict::Drop),
+        ]);
+        [vec![stray], self.nobody(kinds)].concat()
+    }
+
     /// Where there are no endpoints.
     fn nobody(&self, kinds: &[Kind]) -> Vec<Vec<Expression>> {
         let rule = |kind, with, end| {
@@ -374,11 +392,18 @@ const DST_NAT: u32 = 1 << 5;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const NEW: u32 = 1 << 3;
 
+/// `NF_CT_STATE_INVALID_BIT`.
+const INVALID: u32 = 1;
+
 /// What is there already is nobody's business: it survives whatever changes for its Service.
 fn new_connection() -> Vec<Expression> {
+    in_state(NEW)
+}
+
+fn in_state(bit: u32) -> Vec<Expression> {
     vec![
         Expression::ConntrackState { to: 0 },
-        Expression::Bits { on: 0, mask: NEW, xor: 0 },
+        Expression::Bits { on: 0, mask: bit, xor: 0 },
         Expression::Compare { on: 0, operator: Operator::NotEqual, with: 0 },
     ]
 }
@@ -527,6 +552,7 @@ mod tests {
         match expression {
             Expression::Network { to, len, .. } => (vec![], some(*to, number(*len)), false),
             Expression::DestinationPort { to }
+            | Expression::SourcePort { to }
             | Expression::L4Protocol { to }
             | Expression::Mark { to }
             | Expression::Random { to, .. }

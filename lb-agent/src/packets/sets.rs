@@ -41,6 +41,8 @@ pub(super) enum Set {
     Nodes,
     /// An endpoint's address, twice: it may ask for its own Service.
     Hairpin,
+    /// Endpoints of TCP whose stray packets are dropped: address, protocol, port.
+    Servers,
     /// Ranges of senders that a frontend is for: address, protocol, port, range.
     Ranges,
     /// Frontends that have ranges: address, protocol, port.
@@ -62,7 +64,7 @@ pub(super) enum Set {
 impl Set {
     pub(super) fn all() -> impl Iterator<Item = Self> {
         let of_kind = |of: fn(Kind) -> Self| Kind::ALL.into_iter().map(of);
-        [Self::Nodes, Self::Hairpin, Self::Ranges, Self::Restricted]
+        [Self::Nodes, Self::Hairpin, Self::Servers, Self::Ranges, Self::Restricted]
             .into_iter()
             .chain(of_kind(Self::Endpoints))
             .chain(of_kind(Self::Numbers))
@@ -77,6 +79,7 @@ impl Set {
         let (kind, names) = match self {
             Self::Nodes => return "nodes",
             Self::Hairpin => return "hairpin",
+            Self::Servers => return "servers",
             Self::Ranges => return "ranges",
             Self::Restricted => return "restricted",
             Self::Endpoints(kind) => {
@@ -109,7 +112,7 @@ impl Set {
             Self::Nodes => vec![Address],
             Self::Hairpin => vec![Address, Address],
             Self::Ranges => with(Kind::Cluster, Address),
-            Self::Restricted => frontend(Kind::Cluster),
+            Self::Restricted | Self::Servers => frontend(Kind::Cluster),
             Self::Frontends(kind) | Self::Affinity(kind) => frontend(kind),
             Self::Endpoints(kind) | Self::Numbers(kind) | Self::Numbered(kind) => {
                 with(kind, Number)
@@ -120,7 +123,7 @@ impl Set {
 
     pub(super) const fn value(self) -> &'static [Field] {
         match self {
-            Self::Nodes | Self::Hairpin | Self::Ranges | Self::Restricted => &[],
+            Self::Nodes | Self::Hairpin | Self::Servers | Self::Ranges | Self::Restricted => &[],
             Self::Endpoints(_) | Self::Numbered(_) => &[Field::Address, Field::Port],
             Self::Frontends(_) | Self::Numbers(_) | Self::Affinity(_) | Self::Bonds(_) => {
                 &[Field::Number]

@@ -117,6 +117,9 @@ pub fn text(mirror: &TableMirror) -> String {
     for ip in mirror.hairpins() {
         let _ = writeln!(text, "hairpin {ip}");
     }
+    for addr in mirror.servers() {
+        let _ = writeln!(text, "server {addr}");
+    }
     text
 }
 

@@ -90,6 +90,10 @@ pub enum Element {
     Hairpin(IpAddr),
     /// An address of this node at which node ports are served (I).
     Node(IpAddr),
+    /// An endpoint of TCP: what comes from there and belongs to no connection, by what connection
+    /// tracking knows, is dropped. Nobody would put it back into the Service's words, and who gets it
+    /// would end the connection (kubernetes#74839).
+    Server(SocketAddr),
 }
 
 /// What a packet to a frontend gets.
@@ -201,6 +205,7 @@ impl fmt::Display for Element {
             Self::Range { frontend, range } => write!(f, "range {frontend} {range}"),
             Self::Hairpin(ip) => write!(f, "hairpin {ip}"),
             Self::Node(ip) => write!(f, "node {ip}"),
+            Self::Server(addr) => write!(f, "server {addr}"),
         }
     }
 }

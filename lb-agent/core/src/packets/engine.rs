@@ -43,10 +43,12 @@ pub struct PacketEngine<T> {
     pending: BTreeMap<ObjectRef, Arc<Served>>,
     /// Frontends that nobody wants any more.
     released: BTreeSet<Frontend>,
-    /// How many Services have an endpoint at the address that may be on this node.
-    hairpins: HashMap<IpAddr, usize>,
-    /// Addresses to look at: of `hairpins`.
-    changed: BTreeSet<IpAddr>,
+    /// How many Services want the element.
+    shared: HashMap<Shared, usize>,
+    /// What to look at of `shared`.
+    changed: BTreeSet<Shared>,
+    /// Whether what belongs to no connection may pass: connection tracking is liberal.
+    is_liberal: bool,
     /// Where node ports are served.
     nodes: BTreeSet<IpAddr>,
     lacks_all: bool,
@@ -58,21 +60,52 @@ pub struct PacketEngine<T> {
 #[derive(Debug, Default)]
 struct Share {
     frontends: Box<[Frontend]>,
-    hairpins: Box<[IpAddr]>,
+    shared: Box<[Shared]>,
+}
+
+/// An element that several Services may want.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+enum Shared {
+    /// The address of an endpoint that may be on this node.
+    Hairpin(IpAddr),
+    /// An endpoint of TCP.
+    Server(SocketAddr),
+}
+
+impl Shared {
+    fn is_in(&self, mirror: &TableMirror) -> bool {
+        match self {
+            Self::Hairpin(ip) => mirror.hairpins().contains(ip),
+            Self::Server(addr) => mirror.servers().contains(addr),
+        }
+    }
+}
+
+impl From<Shared> for Element {
+    fn from(shared: Shared) -> Self {
+        match shared {
+            Shared::Hairpin(ip) => Self::Hairpin(ip),
+            Shared::Server(addr) => Self::Server(addr),
+        }
+    }
 }
 
 impl Share {
-    fn of(served: &Served) -> Self {
+    fn of(served: &Served, is_liberal: bool) -> Self {
         let mut frontends = Vec::new();
-        let mut hairpins = BTreeSet::new();
+        let mut shared = BTreeSet::new();
         for port in &served.outside {
             let before = frontends.len();
             frontends.extend(wanted_frontends(port).map(|(frontend, _)| frontend));
             if frontends.len() > before {
-                hairpins.extend(port.here.iter().map(SocketAddr::ip));
+                shared.extend(port.here.iter().map(|addr| Shared::Hairpin(addr.ip())));
+                if port.port.protocol == Protocol::Tcp && !is_liberal {
+                    let all = port.cluster.iter().chain(&port.local);
+                    shared.extend(all.copied().map(Shared::Server));
+                }
             }
         }
-        Self { frontends: frontends.into(), hairpins: hairpins.into_iter().collect() }
+        Self { frontends: frontends.into(), shared: shared.into_iter().collect() }
     }
 }
 
@@ -110,12 +143,20 @@ impl<T: Table> PacketEngine<T> {
             shares: BTreeMap::new(),
             pending: BTreeMap::new(),
             released: BTreeSet::new(),
-            hairpins: HashMap::new(),
+            shared: HashMap::new(),
+            is_liberal: false,
             changed: BTreeSet::new(),
             nodes: BTreeSet::new(),
             lacks_all: true,
             unread: Some("it was not read yet".to_owned()),
         }
+    }
+
+    /// The same beside a connection tracking that is liberal: it takes what is out of a connection's
+    /// window for a part of the connection, so nothing is to be dropped.
+    #[must_use]
+    pub fn liberal(self, is_liberal: bool) -> Self {
+        Self { is_liberal, ..self }
     }
 
     /// The mirror of the table.
@@ -133,15 +174,15 @@ impl<T: Table> PacketEngine<T> {
         &mut self.table
     }
 
-    /// Counts an address that may be on this node, for one Service more or less.
+    /// Counts what Services share, for one more or less.
     fn count(&mut self, share: &Share, more: bool) {
-        for ip in &share.hairpins {
-            let count = self.hairpins.entry(*ip).or_default();
+        for shared in &share.shared {
+            let count = self.shared.entry(*shared).or_default();
             *count = if more { *count + 1 } else { count.saturating_sub(1) };
             if *count == 0 {
-                self.hairpins.remove(ip);
+                self.shared.remove(shared);
             }
-            self.changed.insert(*ip);
+            self.changed.insert(*shared);
         }
     }
 
@@ -258,15 +299,15 @@ impl<T: Table> PacketEngine<T> {
 
     /// The edits of addresses that are to be there, or are to be there no more.
     fn addresses(&self, more: bool) -> Vec<Edit> {
-        let wanted = |ip: &&IpAddr| self.hairpins.contains_key(ip) == more;
-        let is_there = |ip: &&IpAddr| self.mirror.hairpins().contains(ip) == more;
-        let hairpins = self.changed.iter().filter(wanted).filter(|ip| !is_there(ip));
-        let hairpins = hairpins.copied().map(Element::Hairpin);
+        let wanted = |shared: &&Shared| self.shared.contains_key(shared) == more;
+        let is_there = |shared: &&Shared| shared.is_in(&self.mirror) == more;
+        let shared = self.changed.iter().filter(wanted).filter(|shared| !is_there(shared));
+        let shared = shared.copied().map(Element::from);
         let there = self.mirror.nodes();
         let (a, b) = if more { (&self.nodes, there) } else { (there, &self.nodes) };
         let nodes = a.difference(b).copied().map(Element::Node);
         let edit = if more { Edit::Add } else { Edit::Delete };
-        hairpins.chain(nodes).map(edit).collect()
+        shared.chain(nodes).map(edit).collect()
     }
 }
 
@@ -317,10 +358,12 @@ impl<T: Table> Engine for PacketEngine<T> {
         if wanted.is_whole {
             self.pending.clear();
             self.shares.clear();
-            self.hairpins.clear();
+            self.shared.clear();
             // Also what the table has and nobody asks for any more.
             self.released = self.mirror.frontends();
-            self.changed = self.mirror.hairpins().clone();
+            let hairpins = self.mirror.hairpins().iter().copied().map(Shared::Hairpin);
+            let servers = self.mirror.servers().iter().copied().map(Shared::Server);
+            self.changed = hairpins.chain(servers).collect();
             self.lacks_all = false;
         }
         for name in wanted.services.keys() {
@@ -330,7 +373,7 @@ impl<T: Table> Engine for PacketEngine<T> {
             }
         }
         for (name, served) in &wanted.services {
-            let share = Share::of(served);
+            let share = Share::of(served, self.is_liberal);
             self.count(&share, true);
             // Whoever had it before: a frontend that changes hands is written once.
             for frontend in &share.frontends {
@@ -392,8 +435,8 @@ impl<T: Table> Engine for PacketEngine<T> {
         self.pending = pending;
 
         self.write_addresses(false, &mut done, show);
-        let (mirror, hairpins) = (self.mirror.hairpins(), &self.hairpins);
-        self.changed.retain(|ip| mirror.contains(ip) != hairpins.contains_key(ip));
+        let (mirror, shared) = (&self.mirror, &self.shared);
+        self.changed.retain(|of| of.is_in(mirror) != shared.contains_key(of));
 
         let failed = done.failed.into_iter().map(|(name, error)| (name, error.to_string()));
         let unusable = done.unusable.filter(|error| !done.beside.contains(error));

@@ -23,6 +23,7 @@ pub struct TableMirror {
     ranges: BTreeSet<(Frontend, Cidr)>,
     hairpins: BTreeSet<IpAddr>,
     nodes: BTreeSet<IpAddr>,
+    servers: BTreeSet<SocketAddr>,
 }
 
 /// What a frontend leads to by one policy.
@@ -98,6 +99,7 @@ impl TableMirror {
             }
             Element::Hairpin(ip) => put(&mut self.hairpins, ip, is_there),
             Element::Node(ip) => put(&mut self.nodes, ip, is_there),
+            Element::Server(addr) => put(&mut self.servers, addr, is_there),
         }
     }
 
@@ -168,6 +170,11 @@ impl TableMirror {
         &self.nodes
     }
 
+    /// Endpoints of TCP whose stray packets are dropped.
+    pub const fn servers(&self) -> &BTreeSet<SocketAddr> {
+        &self.servers
+    }
+
     /// All frontends of which anything is there, be it damaged.
     pub fn frontends(&self) -> BTreeSet<Frontend> {
         let entries = self.entries.keys().map(|(frontend, _)| *frontend);
@@ -192,7 +199,8 @@ impl TableMirror {
         let ranges = ranges.map(|&(frontend, range)| Element::Range { frontend, range });
         let hairpins = self.hairpins.iter().copied().map(Element::Hairpin);
         let nodes = self.nodes.iter().copied().map(Element::Node);
-        entries.chain(restricted).chain(ranges).chain(hairpins).chain(nodes)
+        let servers = self.servers.iter().copied().map(Element::Server);
+        entries.chain(restricted).chain(ranges).chain(hairpins).chain(nodes).chain(servers)
     }
 }
 
