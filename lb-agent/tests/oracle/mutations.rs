@@ -133,9 +133,20 @@ impl Mutation {
         }
     }
 
-    /// Whether the case is told otherwise at all.
+    /// Whether the case may be told otherwise at all.
     pub(crate) fn concerns(&self, case: &Case) -> bool {
-        !matches!(self.how, How::Config(_)) || self.config(&case.config) != case.config
+        let is_other = |before: &Object| {
+            let mut object = before.clone();
+            self.object(&mut object);
+            object != *before
+        };
+        match self.how {
+            How::Config(_) => self.config(&case.config) != case.config,
+            How::Service(_) | How::Spec(_) | How::Slice(_) | How::Endpoint(_) | How::Node(_) => {
+                case.steps.iter().flatten().flat_map(Op::objects).any(is_other)
+            }
+            _ => true,
+        }
     }
 }
 
