@@ -31,7 +31,7 @@ use aya::{
 };
 use lb_common::abi::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, GENERATIONS, HEARD,
-    HELD, Held, MAX_BONDS, MORE_FLOWS, NAMES, SERVICES, SOCKETS, SOURCES,
+    HELD, Held, MAX_BONDS, MORE_FLOWS, NAMES, PORTS, SERVICES, SOCKETS, SOURCES,
 };
 use lb_core::{
     op::Op,
@@ -239,8 +239,8 @@ fn discard(dir: &Path) -> Result<()> {
 }
 
 /// The maps that are replaced together when their sizes change.
-const MAPS: [&str; 9] =
-    [SERVICES, BACKENDS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
+const MAPS: [&str; 10] =
+    [SERVICES, BACKENDS, PORTS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
 /// The maps of what is remembered of sockets, and of the generations that they may remember: of no size,
 /// or of one that no flag changes.
 pub const STORAGE: [&str; 7] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS, HEARD, HELD, GENERATIONS];
@@ -268,6 +268,7 @@ fn fit(dir: &Path, sizes: Sizes) -> Result<bool> {
     Ok(size(SERVICES)? == sizes.services
         && size(BACKENDS)? == sizes.backends
         && size(NAMES)? == max_names(sizes.services)
+        && size(PORTS)? == max_names(sizes.services)
         && size(AFFINITY)? == sizes.affinity)
 }
 
@@ -278,6 +279,7 @@ fn load(pins: &Pins, dir: &Path, sizes: Sizes, inheritance: &mut Inheritance) ->
     for (map, size) in [
         (SERVICES, sizes.services),
         (NAMES, max_names(sizes.services)),
+        (PORTS, max_names(sizes.services)),
         (BACKENDS, sizes.backends),
         // Each frontend may have an address of its own, and source ranges are few.
         (ADDRESSES, sizes.services.saturating_add(MAX_NODE_ADDRESSES)),
@@ -350,7 +352,15 @@ fn copy(snapshot: &Snapshot, maps: &mut Pinned, sizes: Sizes) -> Result<()> {
         bail!("records up to the {needed}th are in use; raise --max-backends to {needed} at least");
     }
     for (id, port) in &snapshot.names {
-        maps.apply(&Op::PutName { id: *id, port: port.clone() })?;
+        // Who has a greater one gets another one.
+        if *id < max_names(sizes.services) {
+            maps.apply(&Op::PutName { id: *id, port: port.clone() })?;
+        }
+    }
+    for (id, options) in &snapshot.ports {
+        if *id < max_names(sizes.services) {
+            maps.apply(&Op::PutPort { id: *id, options: *options })?;
+        }
     }
     for (block, records) in &snapshot.blocks {
         maps.apply(&Op::WriteBlock { block: *block, records: records.clone() })?;

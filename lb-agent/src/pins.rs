@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! <bpffs>/socklb/                     locked by the agent that runs
-//! <bpffs>/socklb/v4/                  one directory for each layout of the maps
-//! <bpffs>/socklb/v4/maps-1/           services, backends, names, ...
-//! <bpffs>/socklb/v4/sockets           the state of live sockets, which is never replaced; so are
+//! <bpffs>/socklb/v5/                  one directory for each layout of the maps
+//! <bpffs>/socklb/v5/maps-1/           services, backends, names, ...
+//! <bpffs>/socklb/v5/sockets           the state of live sockets, which is never replaced; so are
 //!                                     former, flows, more_flows, heard, held and generations
-//! <bpffs>/socklb/v4/links/connect4    ... one for each program
+//! <bpffs>/socklb/v5/links/connect4    ... one for each program
 //! ```
 //!
 //! New maps are made and filled in `maps_new`. They get their number, and with it the next agent goes

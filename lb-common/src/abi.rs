@@ -7,6 +7,7 @@ mod clients;
 mod counters;
 mod ip;
 mod peer;
+mod ports;
 mod services;
 mod sockets;
 
@@ -20,6 +21,7 @@ pub use self::{
     counters::Counter,
     ip::Addr,
     peer::{Peer, Port},
+    ports::PortOptions,
     services::{
         Name, SCOPE_ANY, SCOPE_NODE, SCOPE_OTHER_NODES, SCOPE_OWN_NODE, Service, ServiceEntry,
         ServiceKey,
@@ -32,12 +34,14 @@ pub(crate) use ip::mixed;
 ///
 /// [`AFFINITY`], [`CLIENTS`], [`COUNTERS`], [`NAMES`], and the maps that are beside the sets, pass from one
 /// layout to another as they are: what is to mean something else there gets another name or another size.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// HASH: [`ServiceKey`] to [`ServiceEntry`].
 pub const SERVICES: &str = "services";
 /// ARRAY: `u32` to [`Backend`], in contiguous blocks, one block per backend set.
 pub const BACKENDS: &str = "backends";
+/// ARRAY: id of a service port (`u32`) to [`PortOptions`].
+pub const PORTS: &str = "ports";
 /// HASH: [`Addr`] to [`AddressEntry`]: what is known of an address, whatever the port.
 pub const ADDRESSES: &str = "addresses";
 /// ARRAY of [`FILTER_WORDS`] `u64`: bit [`Addr::filter_bit`] is set for each key of [`ADDRESSES`], and

@@ -25,7 +25,7 @@ pub use self::{
 use bytemuck::Zeroable;
 
 use crate::{
-    abi::{Action, Backend, Service, ServiceKey},
+    abi::{Action, Backend, PortOptions, Service, ServiceKey},
     verdict::{Refusal, Verdict},
 };
 
@@ -62,18 +62,14 @@ impl Selection {
 /// Where the flow goes. One bit, one HASH and one ARRAY lookup; one bit alone where the address is
 /// nobody's.
 #[inline(always)]
-pub fn select(maps: &impl ReadMaps, caller: &impl Caller, flow: &Flow, prior: &Prior) -> Verdict {
+pub fn select(
+    maps: &impl ReadMaps,
+    caller: &impl Caller,
+    flow: &Flow,
+    prior: &Prior,
+) -> Verdict<Selection> {
     let mut choice = Selection::after(*prior);
-    match select_into(&mut choice, maps, caller, flow) {
-        Verdict::Miss => Verdict::Miss,
-        Verdict::Stay => Verdict::Stay,
-        Verdict::Forward(()) => {
-            let Selection { to: Prior { backend, generation }, service, affinity, .. } = choice;
-            let record = Backend::forward(backend).stamped(generation, service);
-            Verdict::Forward(Backend { affinity, ..record })
-        }
-        Verdict::Fail(refusal) => Verdict::Fail(refusal),
-    }
+    select_into(&mut choice, maps, caller, flow).map(|()| choice)
 }
 
 /// [`select`] in place: it begins with where earlier datagrams of the flow went, and ends with where it
@@ -162,7 +158,8 @@ fn any(
     Verdict::Fail(Refusal::Unstable)
 }
 
-/// A backend of the set, or what happens without one; none if the block is of another generation.
+/// A backend of the set, or what happens without one; none if the block is of another generation, or says
+/// what nobody knows.
 #[inline(always)]
 fn one_of(
     choice: &mut Selection,
@@ -175,6 +172,9 @@ fn one_of(
     if prior.generation != 0 {
         // Ranges hold for flows that are there already, too: any record of the set knows of them.
         let first = maps.backend(service.block).filter(|b| b.generation == service.generation)?;
+        if !first.is_known() {
+            return None;
+        }
         if first.flags & Backend::SOURCE_RANGES != 0
             && let Err(refusal) = admits(maps, caller, flow, first.service, true)
         {
@@ -191,6 +191,15 @@ fn one_of(
     }
     let index = service.block.wrapping_add(caller.index(flow, service.count));
     let backend = maps.backend(index).filter(|b| b.generation == service.generation)?;
+    let mut affinity = 0;
+    if backend.flags != 0 {
+        if !backend.is_known() {
+            return None;
+        }
+        if backend.flags & Backend::OPTIONS != 0 {
+            affinity = maps.port(backend.service).filter(PortOptions::is_known)?.affinity;
+        }
+    }
     if backend.flags & Backend::SOURCE_RANGES != 0 {
         let goes = backend.action() == Action::Forward;
         if let Err(refusal) = admits(maps, caller, flow, backend.service, goes) {
@@ -202,7 +211,7 @@ fn one_of(
         Action::Unreachable => Some(Verdict::Fail(Refusal::Unreachable)),
         Action::Forward => {
             let Service { block: first, count, generation, .. } = *service;
-            let Backend { peer, service, affinity, .. } = backend;
+            let Backend { peer, service, .. } = backend;
             let to = Prior { backend: peer, generation };
             *choice =
                 Selection { to, range: Range { first, count, generation }, service, affinity };

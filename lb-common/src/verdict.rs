@@ -3,11 +3,11 @@
 //! Errno, counter, name and text of each refusal stand in one row of this file and nowhere else. The
 //! programs, `lbctl explain`, the counters, the metrics and the table in README.md have them from here.
 
-use crate::abi::{Backend, Counter, UDP};
+use crate::abi::{Counter, UDP};
 
 /// What happens to a connection or a datagram. `To` is what is known of where it goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict<To = Backend> {
+pub enum Verdict<To> {
     /// Not a Service: leave the destination alone.
     Miss,
     /// Go where the flow went before; nothing has changed.
@@ -16,6 +16,19 @@ pub enum Verdict<To = Backend> {
     Forward(To),
     /// Let the system call fail.
     Fail(Refusal),
+}
+
+impl<To> Verdict<To> {
+    /// The same, with more or less known of where it goes.
+    #[inline(always)]
+    pub fn map<T>(self, more: impl FnOnce(To) -> T) -> Verdict<T> {
+        match self {
+            Self::Miss => Verdict::Miss,
+            Self::Stay => Verdict::Stay,
+            Self::Forward(to) => Verdict::Forward(more(to)),
+            Self::Fail(refusal) => Verdict::Fail(refusal),
+        }
+    }
 }
 
 /// Why a system call fails.

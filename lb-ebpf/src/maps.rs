@@ -17,8 +17,8 @@ use lb_common::{
     ATTEMPTS, Addr, Range, ReadMaps,
     abi::{
         Address, AddressEntry, Affinity, AffinityKey, Backend, Bond, ClientEntry, ClientKey,
-        Counter, FILTER_WORDS, Held, Name, Peer, Service, ServiceEntry, ServiceKey, SourceAddress,
-        SourceRangeKey,
+        Counter, FILTER_WORDS, Held, Name, Peer, PortOptions, Service, ServiceEntry, ServiceKey,
+        SourceAddress, SourceRangeKey,
     },
     find,
 };
@@ -34,6 +34,9 @@ static SERVICES: HashMap<ServiceKey, ServiceEntry, 1, NO_PREALLOC> = HashMap::ne
 /// Memory-mapped: the agent writes a block without a system call per record.
 #[btf_map(name = "backends")]
 static BACKENDS: Array<Backend, 1, MMAPABLE> = Array::new();
+
+#[btf_map(name = "ports")]
+static PORTS: Array<PortOptions, 1> = Array::new();
 
 #[btf_map(name = "addresses")]
 static ADDRESSES: HashMap<Addr, AddressEntry, 1, NO_PREALLOC> = HashMap::new();
@@ -120,6 +123,13 @@ impl ReadMaps for Maps {
     fn backend(&self, index: u32) -> Option<Backend> {
         // SAFETY: as above.
         BACKENDS.get_ptr(index).map(|backend| unsafe { backend.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn port(&self, id: u32) -> Option<PortOptions> {
+        // SAFETY: as above. It is changed where it stands: so it is read at once.
+        let read = |options: *const PortOptions| unsafe { options.cast::<u64>().read_volatile() };
+        PORTS.get_ptr(id).map(|options| bytemuck::must_cast(read(options)))
     }
 
     #[inline(always)]

@@ -7,7 +7,6 @@ use std::{
     ffi::OsString,
     fs,
     io::{BufRead as _, BufReader},
-    path::Path,
     process::{Command, ExitCode, Stdio},
 };
 
@@ -76,8 +75,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     require_root()?;
     for name in names {
-        let arguments = if matches!(name, Name::Hook) { &*with_hook } else { &[] };
-        let report = circumstances() + "\n" + &report(program, name.text(), arguments)?;
+        let mut bench = Command::new(program);
+        bench.arg(name.text()).current_dir(workspace());
+        if matches!(name, Name::Hook) {
+            bench.args(&with_hook);
+        }
+        let report = circumstances() + "\n" + &report(bench)?;
         let file = format!("docs/bench/{}.txt", name.text());
         let path = workspace().join(&file);
         fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
@@ -87,13 +90,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the program says, shown as it comes.
-fn report(program: &Path, name: &str, arguments: &[OsString]) -> Result<String> {
-    let mut bench = Command::new(program);
-    bench.arg(name).args(arguments).current_dir(workspace());
-    let mut bench = as_root(bench);
-    let line = announce(&bench);
-    let mut child = bench.stdout(Stdio::piped()).spawn().with_context(|| format!("`{line}`"))?;
+/// What a program says that runs as root, shown as it comes.
+pub(crate) fn report(program: Command) -> Result<String> {
+    let mut program = as_root(program);
+    let line = announce(&program);
+    let mut child = program.stdout(Stdio::piped()).spawn().with_context(|| format!("`{line}`"))?;
     let mut report = String::new();
     for line in BufReader::new(child.stdout.take().context("stdout is piped")?).lines() {
         let line = line?;
@@ -107,7 +108,7 @@ fn report(program: &Path, name: &str, arguments: &[OsString]) -> Result<String> 
 }
 
 /// Where and of what the figures are.
-fn circumstances() -> String {
+pub(crate) fn circumstances() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));

@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod demo;
 mod run;
+mod upgrade;
 
 use std::{
     env,
@@ -32,6 +33,7 @@ enum Task {
     Run(run::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Upgrade(upgrade::Args),
     #[command(flatten)]
     Lab(Lab),
 }
@@ -82,6 +84,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Run(args) => run::run(args),
         Task::Demo(args) => demo::run(args),
         Task::Bench(args) => bench::run(args),
+        Task::Upgrade(args) => upgrade::run(args),
         Task::Lab(_) => lab(),
     }
 }

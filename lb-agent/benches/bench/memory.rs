@@ -14,7 +14,7 @@ use lb_agent::{
     maps::{Access, Pinned},
     pins::Pins,
 };
-use lb_common::abi::{BACKENDS, NAMES, SERVICES};
+use lb_common::abi::{BACKENDS, NAMES, PORTS, SERVICES};
 
 use crate::{
     agent::{self, Agent, SERVICES_PER_FILE},
@@ -73,7 +73,7 @@ fn measure(lab: &Lab, services: u32) -> Result<Footprint> {
     }
     sleep(REST);
     let churned = agent.status("VmRSS")?;
-    let maps = [SERVICES, BACKENDS, NAMES].map(|map| size(&pins, map));
+    let maps = [SERVICES, BACKENDS, PORTS, NAMES].map(|map| size(&pins, map));
     let maps = maps.into_iter().collect::<Result<_>>()?;
     drop(agent);
     fs::remove_dir_all(&files)?;

@@ -108,26 +108,28 @@ impl Blocks {
         }
     }
 
-    /// A service no longer names the block; with its last name it is retired.
-    pub fn unname(&mut self, start: u32) {
-        let Some(used) = self.used.get_mut(&start) else { return };
+    /// A service no longer names the block; with its last name it is retired: true.
+    pub fn unname(&mut self, start: u32) -> bool {
+        let Some(used) = self.used.get_mut(&start) else { return false };
         used.names = used.names.saturating_sub(1);
-        if used.names == 0 {
+        let is_last = used.names == 0;
+        if is_last {
             let extent = Extent { start, len: used.len };
             self.records.0 -= extent.len;
             self.records.1 += extent.len;
             self.retired.push(extent);
             self.used.remove(&start);
         }
+        is_last
     }
 
-    /// Frees a block that never had a name, at once: no reader can have seen it.
-    pub fn discard(&mut self, start: u32) {
-        if let Some(Used { len, names: 0 }) = self.used.get(&start).copied() {
-            self.used.remove(&start);
-            self.records.0 -= len;
-            self.put_free(start, len);
-        }
+    /// Frees a block that never had a name, at once: no reader can have seen it. False if it had one.
+    pub fn discard(&mut self, start: u32) -> bool {
+        let Some(Used { len, names: 0 }) = self.used.get(&start).copied() else { return false };
+        self.used.remove(&start);
+        self.records.0 -= len;
+        self.put_free(start, len);
+        true
     }
 
     /// Frees the retired blocks. Only after a grace period that began after the last `unname`.

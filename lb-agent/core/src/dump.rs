@@ -16,7 +16,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use lb_common::abi::{Action, Backend, Peer, Service, ServiceKey};
+use lb_common::abi::{Action, Backend, Peer, PortOptions, Service, ServiceKey};
 use serde::Serialize;
 
 pub use self::list::{BackendItem, List, ServiceItem, backends, services};
@@ -42,6 +42,8 @@ pub struct Entry<'a> {
     pub records: &'a [Backend],
     /// The clients that may connect, by the records' demand; nobody, if there are none.
     pub source_ranges: Option<BTreeSet<Cidr>>,
+    /// What is true of the service port, by the records' demand.
+    pub options: PortOptions,
 }
 
 /// What a connection to a frontend gets.
@@ -106,6 +108,8 @@ impl<'a> Entry<'a> {
         self.service.count == 0
             || u32::try_from(self.records.len()) != Ok(self.service.records())
             || self.records.iter().any(|record| record.generation != self.service.generation)
+            || self.records.iter().any(|record| !record.is_known())
+            || !self.options.is_known()
     }
 
     /// What a connection gets.
@@ -123,8 +127,8 @@ impl<'a> Entry<'a> {
     }
 
     /// For how many seconds a client stays with its backend; 0: not at all.
-    pub fn affinity(&self) -> u32 {
-        self.records.first().map_or(0, |record| record.affinity)
+    pub const fn affinity(&self) -> u32 {
+        self.options.affinity
     }
 }
 
@@ -150,9 +154,19 @@ pub fn entries(snapshot: &Snapshot) -> Vec<Entry<'_>> {
                 let count = usize::try_from(service.records()).unwrap_or(usize::MAX);
                 &records[..count.min(records.len())]
             });
-            let asks = records.iter().any(|record| record.flags & Backend::SOURCE_RANGES != 0);
-            let source_ranges = asks.then(|| source_ranges(snapshot, service.id));
-            Entry { port: snapshot.names.get(&service.id), key, service, records, source_ranges }
+            let asks = |flag| records.iter().any(|record| record.flags & flag != 0);
+            let source_ranges =
+                asks(Backend::SOURCE_RANGES).then(|| source_ranges(snapshot, service.id));
+            let options = snapshot.ports.get(&service.id).filter(|_| asks(Backend::OPTIONS));
+            let options = options.copied().unwrap_or_default();
+            Entry {
+                port: snapshot.names.get(&service.id),
+                key,
+                service,
+                records,
+                source_ranges,
+                options,
+            }
         })
         .collect();
     entries.sort_by_key(|entry| (entry.port, entry.key));

@@ -19,6 +19,7 @@ pub mod store;
 pub mod memory;
 pub mod onlooker;
 
+mod backend_ids;
 mod blocks;
 pub mod map_mirror;
 

@@ -4,18 +4,19 @@
 //! ([`MapMirror::adopt`]); after that it changes with each [`Op`] that the maps have taken.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
 };
 
 use bytemuck::Zeroable as _;
-use lb_common::abi::{Addr, Service, ServiceKey};
+use lb_common::abi::{Action, Addr, Backend, PortOptions, Service, ServiceKey};
 
 use crate::{
+    backend_ids::BackendIds,
     blocks::Blocks,
     model::{Cidr, ObjectRef, PortRef, Protocol},
     op::{AddressUse, Op},
-    store::Snapshot,
+    store::{Snapshot, max_names},
 };
 
 /// The mirror of the maps.
@@ -32,6 +33,8 @@ pub struct MapMirror {
     free_ids: BTreeMap<u32, u32>,
     next_generation: u32,
     blocks: Blocks,
+    backends: BackendIds,
+    ports: BTreeMap<u32, PortOptions>,
     source_ranges: BTreeSet<(u32, Cidr)>,
     addresses: BTreeMap<Addr, AddressUse>,
 }
@@ -48,20 +51,22 @@ impl MapMirror {
             free_ids: [(0, u32::MAX)].into(),
             next_generation: 1,
             blocks: Blocks::new(max_backends),
+            backends: BackendIds::default(),
+            ports: BTreeMap::new(),
             source_ranges: BTreeSet::new(),
             addresses: BTreeMap::new(),
         }
     }
 
     /// The mirror of what an agent before us left, and the ops that remove what makes no sense:
-    /// frontends of no known service port, or in no block, and second ids of one service port. Only
-    /// damage from outside makes them.
+    /// frontends of no known service port, or in no block, second ids of one service port, and ids that
+    /// have no place in the maps. Only damage from outside makes them, and maps that are smaller now.
     pub fn adopt(snapshot: &Snapshot) -> (Self, Vec<Op>) {
         let mut mirror = Self::new(snapshot.max_services, snapshot.max_backends);
         mirror.next_generation = snapshot.last_generation.wrapping_add(1).max(1);
         let mut repairs = Vec::new();
         for (&id, port) in &snapshot.names {
-            if mirror.ids.contains_key(port) {
+            if mirror.ids.contains_key(port) || id >= max_names(snapshot.max_services) {
                 repairs.push(Op::DeleteName { id });
             } else {
                 mirror.put_name(id, port.clone());
@@ -78,6 +83,8 @@ impl MapMirror {
                 repairs.push(Op::DeleteService { key });
             }
         }
+        mirror.adopt_backends(snapshot);
+        mirror.ports.clone_from(&snapshot.ports);
         mirror.source_ranges.clone_from(&snapshot.source_ranges);
         let ownerless = |(id, _): &&(u32, Cidr)| !mirror.names.contains_key(id);
         let stray = snapshot.source_ranges.iter().filter(ownerless);
@@ -90,6 +97,28 @@ impl MapMirror {
         (mirror, repairs)
     }
 
+    /// The ids of backends, by the records in use. One that two endpoints have, or the second one of an
+    /// endpoint, is none, and so the endpoint gets another one: only damage from outside makes them.
+    fn adopt_backends(&mut self, snapshot: &Snapshot) {
+        let greatest = BackendIds::greatest(snapshot.max_backends);
+        let (mut owners, mut ids) = (HashMap::new(), HashMap::new());
+        for (block, records) in &snapshot.blocks {
+            if self.blocks.len(*block).is_none() {
+                continue;
+            }
+            let id = |record: &Backend| {
+                let (id, endpoint) = (record.backend, (record.service, record.peer));
+                let is_one = record.action() == Action::Forward
+                    && (1..=greatest).contains(&id)
+                    && *owners.entry(id).or_insert(endpoint) == endpoint
+                    && *ids.entry(endpoint).or_insert(id) == id;
+                if is_one { id } else { 0 }
+            };
+            self.backends.take(*block, records.iter().map(id));
+        }
+        self.backends.went_up_to(snapshot.last_backend.min(greatest));
+    }
+
     /// Takes in what an op did to the maps.
     pub fn apply(&mut self, op: &Op) {
         match op {
@@ -98,9 +127,16 @@ impl MapMirror {
                 let len = u32::try_from(records.len()).unwrap_or(u32::MAX);
                 let taken = self.blocks.take(*block, len);
                 debug_assert!(taken, "block {block} is not free");
+                self.backends.take(*block, records.iter().map(|record| record.backend));
                 if let Some(record) = records.first() {
                     self.next_generation = record.generation.wrapping_add(1).max(1);
                 }
+            }
+            Op::PutPort { id, options } if *options == PortOptions::default() => {
+                self.ports.remove(id);
+            }
+            Op::PutPort { id, options } => {
+                self.ports.insert(*id, *options);
             }
             Op::PutService { key, service } => self.put_service(*key, *service),
             Op::DeleteService { key } => self.remove_service(key),
@@ -146,7 +182,9 @@ impl MapMirror {
 
     fn remove_service(&mut self, key: &ServiceKey) {
         let Some(before) = self.services.remove(key) else { return };
-        self.blocks.unname(before.block);
+        if self.blocks.unname(before.block) {
+            self.backends.retire(before.block);
+        }
         self.keys.remove(&(before.id, *key));
     }
 
@@ -209,6 +247,11 @@ impl MapMirror {
         self.keys.range(all).take_while(move |(of, _)| *of == id).map(|(_, key)| key)
     }
 
+    /// What is true of a service port.
+    pub fn port(&self, id: u32) -> PortOptions {
+        self.ports.get(&id).copied().unwrap_or_default()
+    }
+
     /// The ranges of clients that may use a service port.
     pub fn source_ranges_of(&self, id: u32) -> impl Iterator<Item = Cidr> {
         let first = Cidr { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
@@ -241,13 +284,21 @@ impl MapMirror {
         &self.blocks
     }
 
+    /// The ids of backends.
+    pub const fn backends(&self) -> &BackendIds {
+        &self.backends
+    }
+
     /// Frees a block that a plan wrote and then, since an op failed, never named.
     pub fn discard(&mut self, block: u32) {
-        self.blocks.discard(block);
+        if self.blocks.discard(block) {
+            self.backends.discard(block);
+        }
     }
 
     /// Frees the retired blocks, see `Blocks::reclaim`.
     pub fn reclaim(&mut self) {
         self.blocks.reclaim();
+        self.backends.reclaim();
     }
 }

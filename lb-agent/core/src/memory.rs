@@ -6,8 +6,8 @@ use bytemuck::Zeroable as _;
 use lb_common::{
     ReadMaps,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, ClientKey, NAMES, Name, SERVICES, Service,
-        ServiceKey, SourceAddress, SourceRangeKey,
+        Addr, Address, AffinityKey, Backend, Bond, ClientKey, NAMES, Name, PORTS, PortOptions,
+        SERVICES, Service, ServiceKey, SourceAddress, SourceRangeKey,
     },
 };
 
@@ -25,6 +25,7 @@ pub struct Memory {
     last_generation: u32,
     services: BTreeMap<ServiceKey, Service>,
     names: BTreeMap<u32, PortRef>,
+    ports: BTreeMap<u32, PortOptions>,
     backends: Vec<Backend>,
     source_ranges: BTreeSet<(u32, Cidr)>,
     addresses: BTreeMap<Addr, AddressUse>,
@@ -40,6 +41,7 @@ impl Memory {
             last_generation: 0,
             services: BTreeMap::new(),
             names: BTreeMap::new(),
+            ports: BTreeMap::new(),
             backends,
             source_ranges: BTreeSet::new(),
             addresses: BTreeMap::new(),
@@ -56,9 +58,11 @@ impl Memory {
                 0 => last_generation(self.backends.iter().map(|r| r.generation)),
                 last => last,
             },
+            last_backend: self.backends.iter().map(|record| record.backend).max().unwrap_or(0),
             written: self.backends.iter().any(|record| record.generation != 0),
             services: self.services.clone(),
             names: self.names.clone(),
+            ports: self.ports.clone(),
             source_ranges: self.source_ranges.clone(),
             addresses: self.addresses.clone(),
             blocks: self
@@ -94,6 +98,7 @@ impl From<&Snapshot> for Memory {
         memory.last_generation = snapshot.last_generation;
         memory.services.clone_from(&snapshot.services);
         memory.names.clone_from(&snapshot.names);
+        memory.ports.clone_from(&snapshot.ports);
         memory.source_ranges.clone_from(&snapshot.source_ranges);
         memory.addresses.clone_from(&snapshot.addresses);
         for (block, records) in &snapshot.blocks {
@@ -115,6 +120,13 @@ impl Store for Memory {
                     return Err(StoreError::Full { map: NAMES, flag: "--max-services" });
                 }
                 self.names.insert(*id, port.clone());
+            }
+            Op::PutPort { id, options } => {
+                if *id >= max_names(self.max_services) {
+                    return Err(StoreError::Full { map: PORTS, flag: "--max-services" });
+                }
+                self.ports.insert(*id, *options);
+                self.ports.retain(|_, options| *options != PortOptions::default());
             }
             Op::WriteBlock { block, records } => {
                 let range = self.range(*block, records.len())?;
@@ -172,6 +184,11 @@ impl Store for Memory {
 impl ReadMaps for Memory {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         self.services.get(key).copied()
+    }
+
+    fn port(&self, id: u32) -> Option<PortOptions> {
+        let is_there = id < max_names(self.max_services);
+        is_there.then(|| self.ports.get(&id).copied().unwrap_or_default())
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {

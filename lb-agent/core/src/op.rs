@@ -4,7 +4,8 @@
 use std::fmt;
 
 use lb_common::abi::{
-    ADDRESSES, Action, Addr, Address, Backend, NAMES, SERVICES, SOURCES, Service, ServiceKey,
+    ADDRESSES, Action, Addr, Address, Backend, NAMES, PORTS, PortOptions, SERVICES, SOURCES,
+    Service, ServiceKey,
 };
 
 use crate::model::{Cidr, Frontend, PortRef};
@@ -25,6 +26,13 @@ pub enum Op {
         block: u32,
         /// The records, all of one new generation.
         records: Vec<Backend>,
+    },
+    /// Says what is true of a service port.
+    PutPort {
+        /// The id.
+        id: u32,
+        /// What is true of it; nothing special by default.
+        options: PortOptions,
     },
     /// Points a frontend to a block.
     PutService {
@@ -76,6 +84,7 @@ impl Op {
     pub const fn map(&self) -> Option<&'static str> {
         match self {
             Self::PutName { .. } | Self::DeleteName { .. } => Some(NAMES),
+            Self::PutPort { .. } => Some(PORTS),
             Self::WriteBlock { .. } => None,
             Self::PutService { .. } | Self::DeleteService { .. } => Some(SERVICES),
             Self::PutSourceRange { .. } | Self::DeleteSourceRange { .. } => Some(SOURCES),
@@ -117,6 +126,9 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PutName { id, port } => write!(f, "put name {id} {port} {}", port.protocol),
+            Self::PutPort { id, options } => {
+                write!(f, "put port {id} affinity {}", options.affinity)
+            }
             Self::WriteBlock { block, records } => {
                 let generation = records.first().map_or(0, |record| record.generation);
                 write!(f, "write block {block} generation {generation}")?;

@@ -8,12 +8,9 @@
 //! is written, so that a set needs room for its own old and new records only; then what no set asks for
 //! ([`endings`], [`remains`]). What does not fit is one set, not the Service.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    num::NonZeroU32,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Action, Backend, Service, ServiceKey};
+use lb_common::abi::{Action, Backend, Peer, PortOptions, Service, ServiceKey};
 
 use crate::{
     map_mirror::MapMirror,
@@ -93,14 +90,28 @@ pub fn plan(
         }
     }
 
-    let wanted = records(set);
+    // Before a record asks for it; what none asks for any more goes with what remains.
+    let options = set.affinity.map(|seconds| PortOptions::with_affinity(seconds.get()));
+    let news = options.filter(|options| mirror.port(id) != *options);
+    ops.extend(news.map(|options| Op::PutPort { id, options }));
+
+    let mut wanted = records(set);
     let fits = |(service, records): &&(Service, Vec<Backend>)| {
-        service.kept as usize == set.kept.len()
-            && records.iter().copied().eq(wanted.iter().map(|r| r.stamped(service.generation, id)))
+        let ids = mirror.backends().of(service.block);
+        let is_whole = service.kept as usize == set.kept.len()
+            && records.len() == wanted.len()
+            && ids.len() == wanted.len();
+        is_whole
+            && records.iter().zip(&wanted).zip(ids).all(|((record, wanted), &backend)| {
+                let is_named = (backend != 0) == (wanted.action() == Action::Forward);
+                let wanted = Backend { backend, ..wanted.stamped(service.generation, id) };
+                is_named && *record == wanted
+            })
     };
     let service = if let Some((service, _)) = found.iter().find(fits) {
         *service
     } else {
+        identify(&mut wanted, mirror, store, id);
         let (write, service) = write(mirror, id, wanted, set.kept.len())?;
         ops.push(write);
         service
@@ -108,6 +119,25 @@ pub fn plan(
     let others = keys.into_iter().filter(|key| mirror.service(key) != Some(&service));
     ops.extend(others.map(|key| Op::PutService { key, service }));
     Ok(ops)
+}
+
+/// Gives each endpoint its id: the one that it has in any set of the service port, or one that is nobody's.
+fn identify(records: &mut [Backend], mirror: &MapMirror, store: &impl Store, id: u32) {
+    let services = mirror.keys_of(id).filter_map(|key| mirror.service(key));
+    let blocks: BTreeMap<u32, u32> = services.map(|s| (s.block, s.records())).collect();
+    let mut known: Vec<(Peer, u32)> = Vec::new();
+    for (block, count) in blocks {
+        let there = store.records(block, count);
+        let ids = mirror.backends().of(block).iter().copied();
+        known.extend(there.iter().map(|record| record.peer).zip(ids).filter(|(_, id)| *id != 0));
+    }
+    known.sort_unstable();
+    let mut unused = mirror.backends().unused();
+    for record in records.iter_mut().filter(|record| record.action() == Action::Forward) {
+        let at = known.partition_point(|(peer, _)| *peer < record.peer);
+        let same = known.get(at).filter(|(peer, _)| *peer == record.peer);
+        record.backend = same.map_or_else(|| unused.next().unwrap_or(0), |(_, id)| *id);
+    }
 }
 
 /// Whether an entry, with its records, leads to an endpoint.
@@ -182,10 +212,11 @@ pub fn endings(
 }
 
 /// The ops that remove, after the last entry, what belonged to entries that are gone: ranges of
-/// clients, and ids. What an entry leads to that is still there, since a set in `unwritten` did not
+/// clients, options that no record asks for, and ids. What an entry leads to that is still there, since a set in `unwritten` did not
 /// fit or another Service is to have it, stays with all that belongs to it.
 pub fn remains(
     mirror: &MapMirror,
+    store: &impl Store,
     name: &ObjectRef,
     sets: &[BackendSet],
     unwritten: &BTreeSet<PortRef>,
@@ -211,6 +242,10 @@ pub fn remains(
             .source_ranges_of(id)
             .filter(|range| !asked.is_some_and(|all| all.contains(range)));
         ops.extend(unwanted.map(|range| Op::DeleteSourceRange { id, range }));
+        let options = PortOptions::default();
+        if mirror.port(id) != options && !asks_for_options(mirror, store, id) {
+            ops.push(Op::PutPort { id, options });
+        }
         if asked.is_none() {
             names.push(Op::DeleteName { id });
         }
@@ -219,7 +254,14 @@ pub fn remains(
     ops
 }
 
-/// The records of a set, not stamped yet: its backends, or the one that says what happens without
+/// Whether the records of any entry of the service port ask for its options.
+fn asks_for_options(mirror: &MapMirror, store: &impl Store, id: u32) -> bool {
+    let services = mirror.keys_of(id).filter_map(|key| mirror.service(key));
+    let mut records = services.flat_map(|service| store.records(service.block, 1));
+    records.any(|record| record.flags & Backend::OPTIONS != 0)
+}
+
+/// The records of a set, not stamped yet, and without ids of backends: its backends, or the one that says what happens without
 /// any; then those that are kept.
 fn records(set: &BackendSet) -> Vec<Backend> {
     let nobody = match set.empty {
@@ -228,11 +270,11 @@ fn records(set: &BackendSet) -> Vec<Backend> {
     };
     let nobody = set.backends.is_empty().then_some(nobody);
     let backends = set.backends.iter().chain(&set.kept);
-    let flags = if set.source_ranges.is_empty() { 0 } else { Backend::SOURCE_RANGES };
-    let affinity = set.affinity.map_or(0, NonZeroU32::get);
+    let source_ranges = if set.source_ranges.is_empty() { 0 } else { Backend::SOURCE_RANGES };
+    let options = if set.affinity.is_some() { Backend::OPTIONS } else { 0 };
     nobody
         .into_iter()
         .chain(backends.map(|addr| Backend::forward((*addr).into())))
-        .map(|record| Backend { flags, affinity, ..record })
+        .map(|record| Backend { flags: source_ranges | options, ..record })
         .collect()
 }

@@ -266,7 +266,7 @@ impl<S: Store> SocketEngine<S> {
             }
         }
         self.execute(&endings(&self.mirror, name, sets, promised), report, show)?;
-        let remains = remains(&self.mirror, name, sets, &unwritten, promised);
+        let remains = remains(&self.mirror, &self.store, name, sets, &unwritten, promised);
         self.execute(&remains, report, show)?;
         lack.or(failed).map_or(Ok(()), |error| Err(error.into()))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Addr, Backend, Service, ServiceKey, SourceRangeKey};
+use lb_common::abi::{Addr, Backend, PortOptions, Service, ServiceKey, SourceRangeKey};
 
 use crate::{
     model::{Cidr, PortRef},
@@ -78,12 +78,16 @@ pub struct Snapshot {
     /// The last generation that may have been given, or, for those who only look, as far as the records
     /// show, in use or not. 0: none was.
     pub last_generation: u32,
+    /// The greatest id of a backend that a record shows, in use or not; 0: none does.
+    pub last_backend: u32,
     /// Whether there are records, in use or not.
     pub written: bool,
     /// The frontends.
     pub services: BTreeMap<ServiceKey, Service>,
     /// The service ports behind the ids.
     pub names: BTreeMap<u32, PortRef>,
+    /// What is true of the service ports in `names`, by their ids, where there is something.
+    pub ports: BTreeMap<u32, PortOptions>,
     /// The ranges of clients, by the id of the service port.
     pub source_ranges: BTreeSet<(u32, Cidr)>,
     /// What addresses stand for.
@@ -107,7 +111,8 @@ pub fn source_range(prefix: u32, key: &SourceRangeKey) -> (u32, Cidr) {
     (key.service(), Cidr { addr, prefix: u8::try_from(prefix).unwrap_or(u8::MAX) })
 }
 
-/// Size of the names map: a port that is renamed has its new id before it gives the old one back.
+/// Sizes of the maps of names and of ports: a port that is renamed has its new id before it gives the old
+/// one back. No id is as great as this.
 pub const fn max_names(max_services: u32) -> u32 {
     max_services.saturating_mul(2)
 }

@@ -200,9 +200,12 @@ struct ExplainedBond {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ExplainedBackend {
     /// Null if the record is none of the entry's.
     address: Option<String>,
+    /// The endpoint's, as this service port's; null if the record is none of the entry's.
+    backend_id: Option<u32>,
     index: u32,
     probability: f64,
 }
@@ -309,8 +312,10 @@ fn verdict(picks: &[Pick]) -> ExplainedVerdict {
 
 impl From<&Pick> for ExplainedBackend {
     fn from(pick: &Pick) -> Self {
-        let address = peer_of(pick.verdict).map(|peer| peer.to_string());
-        Self { address, index: pick.index, probability: pick.probability }
+        let Pick { index, backend, verdict, probability } = *pick;
+        let peer = peer_of(verdict);
+        let (address, backend_id) = (peer.map(|peer| peer.to_string()), peer.and(backend));
+        Self { address, backend_id, index, probability }
     }
 }
 
@@ -335,7 +340,7 @@ impl<'a> ExplainedService<'a> {
             port_number: key.peer.port.number(),
             scope: dump::scope(key),
             host_only: hit.host_only,
-            affinity_seconds: hit.record.map_or(0, |record| record.affinity),
+            affinity_seconds: entry.map_or(0, Entry::affinity),
             source_ranges: asks.map(|_| ranges().iter().map(ToString::to_string).collect()),
             kept: kept.unwrap_or_default().iter().map(ToString::to_string).collect(),
         }

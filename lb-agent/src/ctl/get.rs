@@ -193,7 +193,7 @@ fn backends(get: &Get, list: &List<BackendItem<'_>>, out: &mut dyn Write) -> io:
     let wide = get.output == Some(ListForm::Wide);
     let mut titles = vec!["NAMESPACE", "NAME", "PORT", "BACKEND", "FLOWS"];
     if wide {
-        titles.extend(["ID", "INDEX", "FRONTENDS"]);
+        titles.extend(["ID", "BACKEND-ID", "INDEX", "FRONTENDS"]);
     }
     let mut table = TextTable::new(&titles);
     for item in &list.items {
@@ -208,7 +208,8 @@ fn backends(get: &Get, list: &List<BackendItem<'_>>, out: &mut dyn Write) -> io:
                 if old { format!("{frontend}(old)") } else { frontend.clone() }
             };
             let frontends: Vec<_> = item.frontends.iter().map(frontend).collect();
-            row.extend([item.id.to_string(), indexes.join(","), frontends.join(",")]);
+            row.extend([item.id, item.backend_id].map(|id| id.to_string()));
+            row.extend([indexes.join(","), frontends.join(",")]);
         }
         table.push(row);
     }
@@ -307,7 +308,7 @@ kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109 
         let (_, out, _) = get("backends db -o wide --no-headers");
         assert_eq!(
             out,
-            "default   db   <none>   10.0.0.1:5432/tcp   all   1   6   10.96.0.9:5432\n"
+            "default   db   <none>   10.0.0.1:5432/tcp   all   1   7   6   10.96.0.9:5432\n"
         );
     }
 
@@ -369,12 +370,12 @@ default     game   <none>   10.0.0.3:53/udp   old
             get_from(&sample::rich(), "backends 192.0.2.1:30080 --no-headers -o wide");
         assert_eq!(
             out,
-            "shop   cart   <none>   10.0.1.1:80/tcp   all   5   4   own-node-ipv4:30080\n"
+            "shop   cart   <none>   10.0.1.1:80/tcp   all   5   9   4   own-node-ipv4:30080\n"
         );
         let (_, out, _) = get_from(&sample::rich(), "backends cart --no-headers -o wide");
         assert_eq!(
             out,
-            "shop   cart   <none>   10.0.1.1:80/tcp   all   5   3,4,6   \
+            "shop   cart   <none>   10.0.1.1:80/tcp   all   5   9   3,4,6   \
              10.96.0.21:80,own-node-ipv4:30080,192.0.2.9:30080\n"
         );
     }
@@ -383,8 +384,10 @@ default     game   <none>   10.0.0.3:53/udp   old
     #[test]
     fn an_endpoint_that_is_kept_at_some_frontends_only() {
         let mut memory = sample::rich();
-        let records = [(1, "10.0.0.1:53"), (2, "10.0.0.2:53")]
-            .map(|(_, addr)| Backend::forward(sample::peer(addr)).stamped(130, 4));
+        let records = [(1, "10.0.0.1:53"), (2, "10.0.0.2:53")].map(|(backend, addr)| Backend {
+            backend,
+            ..Backend::forward(sample::peer(addr)).stamped(130, 4)
+        });
         memory.apply(&Op::WriteBlock { block: 30, records: records.to_vec() }).unwrap();
         let key = ServiceKey { peer: sample::peer("192.0.2.5:53"), protocol: 17, scope: 0 };
         let service = Service { block: 30, count: 2, kept: 0, generation: 130, id: 4 };
@@ -392,9 +395,9 @@ default     game   <none>   10.0.0.3:53/udp   old
         let (_, out, _) = get_from(&memory, "backends game --no-headers -o wide");
         assert_eq!(
             out,
-            "default   game   <none>   10.0.0.1:53/udp   all   4   0,30   10.96.0.20:53,192.0.2.5:53\n\
-             default   game   <none>   10.0.0.2:53/udp   all   4   1,31   10.96.0.20:53(old),192.0.2.5:53\n\
-             default   game   <none>   10.0.0.3:53/udp   old   4   2      10.96.0.20:53\n"
+            "default   game   <none>   10.0.0.1:53/udp   all   4   1   0,30   10.96.0.20:53,192.0.2.5:53\n\
+             default   game   <none>   10.0.0.2:53/udp   all   4   2   1,31   10.96.0.20:53(old),192.0.2.5:53\n\
+             default   game   <none>   10.0.0.3:53/udp   old   4   3   2      10.96.0.20:53\n"
         );
     }
 

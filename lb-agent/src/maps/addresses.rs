@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, MapData, MapError};
 use bytemuck::must_cast;
 use lb_common::abi::{ADDRESSES, Addr, Address, AddressEntry, FILTER, FILTER_WORDS, bpf_spin_lock};
 use lb_core::op::AddressUse;
 
 use super::{
     OpenError,
-    one::{BPF_F_LOCK, gone, hash, open},
+    one::{BPF_F_LOCK, array, gone, hash},
 };
 
 const ADDR: usize = size_of::<Addr>();
@@ -33,11 +33,7 @@ impl fmt::Debug for AddressMaps {
 impl AddressMaps {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let (map, _) = hash(dir, ADDRESSES)?;
-        let (data, _) = open(dir, FILTER)?;
-        let filter = Array::try_from(Map::Array(data)).map_err(|error| OpenError::Foreign {
-            path: dir.join(FILTER).display().to_string(),
-            what: error.to_string(),
-        })?;
+        let filter = array(dir, FILTER)?;
         let behind = vec![0; FILTER_WORDS as usize * u64::BITS as usize];
         Ok(Self { map, filter, behind })
     }

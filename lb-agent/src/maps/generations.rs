@@ -13,10 +13,10 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{Array, Map, MapData, MapError};
+use aya::maps::{Array, MapData, MapError};
 use lb_common::abi::GENERATIONS;
 
-use super::one::{OpenError, open};
+use super::one::{OpenError, array};
 
 /// How many are reserved at a time.
 const BATCH: u32 = 1024;
@@ -37,11 +37,10 @@ impl Generations {
     /// Of the map in a directory. Where nobody knows the last one, a random one is as good as any: of
     /// 2^32 there are few that anybody remembers.
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
-        let (data, _) = open(dir, GENERATIONS)?;
+        let map = array(dir, GENERATIONS)?;
         let path = || dir.join(GENERATIONS).display().to_string();
         let foreign =
             |error: MapError| OpenError::Foreign { path: path(), what: error.to_string() };
-        let map = Array::try_from(Map::Array(data)).map_err(foreign)?;
         let last = match map.get(&0, 0).map_err(foreign)? {
             0 => random(),
             last => last,

@@ -119,16 +119,23 @@ impl Mapping {
         last_generation(self.generations())
     }
 
+    /// The greatest id of a backend that a record shows, in use or not; 0: none does.
+    pub(super) fn last_backend(&self) -> u32 {
+        self.all().map(|record| record.backend).max().unwrap_or(0)
+    }
+
     /// Whether a record was ever written.
     pub(super) fn is_written(&self) -> bool {
         self.generations().any(|generation| generation != 0)
     }
 
     fn generations(&self) -> impl Iterator<Item = u32> {
-        (0..self.len).map(|index| {
-            // SAFETY: as in `read`.
-            unsafe { self.base.add(index as usize).read_volatile() }.generation
-        })
+        self.all().map(|record| record.generation)
+    }
+
+    fn all(&self) -> impl Iterator<Item = Backend> {
+        // SAFETY: as in `read`.
+        (0..self.len).map(|index| unsafe { self.base.add(index as usize).read_volatile() })
     }
 }
 

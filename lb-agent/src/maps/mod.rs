@@ -11,6 +11,7 @@ mod held;
 mod mapping;
 mod one;
 mod pinned;
+mod ports;
 mod probe;
 
 pub use self::{

@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 
 use crate::pins::shown;
 
@@ -79,6 +79,14 @@ pub(super) fn hash<K: aya::Pod, V: aya::Pod>(
         what: error.to_string(),
     })?;
     Ok((map, max_entries))
+}
+
+pub(super) fn array<V: aya::Pod>(dir: &Path, name: &str) -> Result<Array<MapData, V>, OpenError> {
+    let (data, _) = open(dir, name)?;
+    Array::try_from(Map::Array(data)).map_err(|error| OpenError::Foreign {
+        path: dir.join(name).display().to_string(),
+        what: error.to_string(),
+    })
 }
 
 /// What is to be removed and is not there is removed.

@@ -8,8 +8,8 @@ use lb_common::{
     ATTEMPTS, ReadMaps,
     abi::{
         ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, ClientKey, FILTER,
-        GENERATIONS, NAMES, Name, SCOPE_ANY, SERVICES, SOURCES, Service, ServiceEntry, ServiceKey,
-        SourceAddress, SourceRangeKey, bpf_spin_lock,
+        GENERATIONS, NAMES, Name, PORTS, PortOptions, SCOPE_ANY, SERVICES, SOURCES, Service,
+        ServiceEntry, ServiceKey, SourceAddress, SourceRangeKey, bpf_spin_lock,
     },
 };
 use lb_core::{
@@ -25,6 +25,7 @@ use super::{
     grace,
     mapping::Mapping,
     one::{Access, BPF_F_LOCK, Bytes, OpenError, explained, gone, hash, is_full, open},
+    ports::Ports,
 };
 
 const KEY: usize = size_of::<ServiceKey>();
@@ -36,6 +37,7 @@ const NAME: usize = size_of::<Name>();
 pub struct Pinned {
     services: Bytes<[u8; KEY], [u8; SERVICE]>,
     names: Bytes<u32, [u8; NAME]>,
+    ports: Ports,
     backends: Mapping,
     addresses: AddressMaps,
     clients: ClientMaps,
@@ -49,6 +51,7 @@ impl Pinned {
     pub fn open(dir: &Path, access: Access) -> Result<Self, OpenError> {
         let (services, max_services) = hash(dir, SERVICES)?;
         let (names, _) = hash(dir, NAMES)?;
+        let ports = Ports::open(dir)?;
         let path = dir.join(BACKENDS).display().to_string();
         let (data, max_backends) = open(dir, BACKENDS)?;
         let info = data.info().map_err(|error| OpenError::Open { path: path.clone(), error })?;
@@ -71,7 +74,7 @@ impl Pinned {
             // It outlives sets of maps, and is beside them.
             Access::Write => Some(Generations::open(dir.parent().unwrap_or(dir))?),
         };
-        Ok(Self { services, names, backends, addresses, clients, generations, max_services })
+        Ok(Self { services, names, ports, backends, addresses, clients, generations, max_services })
     }
 
     /// All that the maps say. Another process may change them meanwhile: an entry is then either
@@ -108,8 +111,10 @@ impl Pinned {
                 Some(generations) => generations.last(),
                 None => self.backends.last_generation(),
             },
+            last_backend: self.backends.last_backend(),
             written: self.backends.is_written(),
             services,
+            ports: self.ports.all(names.keys().copied())?,
             names,
             source_ranges: self.clients.source_ranges()?,
             addresses: self.addresses.all()?,
@@ -185,6 +190,15 @@ impl Store for Pinned {
                 self.names
                     .insert(id, &must_cast(name), 0)
                     .map_err(|error| kernel("update", NAMES, &error))
+            }
+            Op::PutPort { id, options } => {
+                let put = self.ports.put(*id, *options);
+                put.map_err(|error| match error {
+                    MapError::OutOfBounds { .. } => {
+                        StoreError::Full { map: PORTS, flag: "--max-services" }
+                    }
+                    error => kernel("update", PORTS, &error),
+                })
             }
             Op::WriteBlock { block, records } => self.backends.write(*block, records),
             Op::PutService { key, service } => {
@@ -264,6 +278,10 @@ impl ReadMaps for Pinned {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         let value = self.services.get(&must_cast(*key), 0).ok()?;
         Some(must_cast::<_, ServiceEntry>(value).service.sealed(key))
+    }
+
+    fn port(&self, id: u32) -> Option<PortOptions> {
+        self.ports.get(id)
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {

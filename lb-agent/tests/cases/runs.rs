@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytemuck::Zeroable as _;
 use lb_agent::sources::dir::Listing;
-use lb_common::abi::Backend;
+use lb_common::abi::{Backend, PortOptions};
 use lb_core::{
     dump,
     memory::Memory,
@@ -197,6 +197,11 @@ fn meddling(there: &Snapshot, random: &mut Random) -> Vec<Op> {
     for (id, range) in &there.source_ranges {
         let change = Op::PutSourceRange { id: id + 1, range: *range };
         what(&mut ops, Op::DeleteSourceRange { id: *id, range: *range }, change);
+    }
+    for (id, options) in &there.ports {
+        let put = |options| Op::PutPort { id: *id, options };
+        let other = PortOptions::with_affinity(options.affinity + 1);
+        what(&mut ops, put(PortOptions::default()), put(other));
     }
     for (block, records) in &there.blocks {
         let nothing = vec![Backend::zeroed(); records.len()];

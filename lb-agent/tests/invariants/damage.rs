@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{self, Backend, ServiceKey};
+use lb_common::abi::{self, Backend, PortOptions, ServiceKey};
 use lb_core::{
     memory::Memory,
     model::{Change, ObjectRef, PortRef},
@@ -40,18 +40,18 @@ prop_compose! {
     pub(super) fn damaged(max_services: u32, max_backends: u32)(
         services in vec((key(), number(0..12), number(1..4), 0..3u32, number(1..4), number(0..4)), 0..16),
         names in vec((number(0..4), service_name(), port_name(), protocol()), 0..6),
-        records in vec((any::<bool>(), 0..4u8, number(0..4), number(0..4)), 16),
+        records in vec(((any::<bool>(), 0..4u8), number(0..4), number(0..4), 0..5u8, number(0..4)), 16),
+        ports in vec((number(0..4), 0..3u32, 0..2u8), 0..4),
         source_ranges in vec((number(0..6), range()), 0..6),
         addresses in vec((key(), 0..9u32, 0..2u64), 0..4),
     ) -> Snapshot {
-        let records = records.into_iter().map(|(refuse, last, generation, service)| {
+        let records = records.into_iter().map(|((refuse, last), generation, service, flags, backend)| {
             let record = if refuse {
                 Backend::refuse()
             } else {
                 Backend::forward(SocketAddr::from(([10, 1, 0, last], 8080)).into())
             };
-            let flags = u8::from(last == 3);
-            Backend { flags, ..record }.stamped(generation, service)
+            Backend { flags, backend, ..record }.stamped(generation, service)
         });
         let services = services.into_iter().map(|(key, block, count, kept, generation, id)| {
             (key, abi::Service { block, count, kept, generation, id })
@@ -63,9 +63,14 @@ prop_compose! {
             max_services,
             max_backends,
             last_generation: 0,
+            last_backend: 0,
             written: true,
             services: services.take(max_services as usize).collect(),
             names: names.collect(),
+            ports: ports
+                .into_iter()
+                .map(|(id, affinity, flags)| (id, PortOptions { affinity, flags, ..Default::default() }))
+                .collect(),
             source_ranges: source_ranges.into_iter().collect(),
             addresses: addresses
                 .into_iter()

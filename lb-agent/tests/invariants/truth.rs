@@ -33,11 +33,13 @@ pub(super) struct Set {
 }
 
 impl Set {
-    /// Whether the records of both are the same: those say only whether there are ranges.
+    /// Whether the records of both are the same: those say only whether there are ranges, and whether
+    /// there is an affinity.
     pub(super) fn has_records_of(&self, other: &Self) -> bool {
-        let source_ranges = other.source_ranges.clone();
+        let Self { source_ranges, affinity, .. } = other.clone();
         self.source_ranges.is_empty() == source_ranges.is_empty()
-            && Self { source_ranges, ..self.clone() } == *other
+            && (self.affinity == 0) == (affinity == 0)
+            && Self { affinity, source_ranges, ..self.clone() } == *other
     }
 }
 

@@ -7,10 +7,10 @@ use std::{
 
 use bytemuck::Zeroable as _;
 use lb_common::{
-    ATTEMPTS, Addr, Flow, Prior, ReadMaps, Refusal, Verdict,
+    ATTEMPTS, Addr, Flow, Prior, ReadMaps, Refusal, Selection, Verdict,
     abi::{
-        self, Action, Address, AffinityKey, Backend, Bond, ClientKey, ServiceKey, SourceAddress,
-        SourceRangeKey,
+        self, Action, Address, AffinityKey, Backend, Bond, ClientKey, PortOptions, ServiceKey,
+        SourceAddress, SourceRangeKey,
     },
     select,
 };
@@ -115,13 +115,17 @@ impl Watched {
         let records = self.records_of(value);
         assert!(value.count > 0 && value.generation > 0, "{key:?} names no set: {value:?}");
         assert_eq!(records.len(), value.records() as usize, "{key:?} names what is not there");
-        let Backend { flags, affinity, .. } = records[0];
+        let Backend { flags, .. } = records[0];
         for record in &records {
             assert_ne!(*record, Backend::zeroed(), "{key:?} names a record never written");
             let stamp = (record.generation, record.service);
             assert_eq!(stamp, (value.generation, value.id), "{key:?} names parts of two sets");
-            assert_eq!((record.flags, record.affinity), (flags, affinity), "{key:?}: not one set");
+            assert_eq!(record.flags, flags, "{key:?}: not one set");
+            let is_named = record.backend != 0;
+            assert_eq!(is_named, record.action() == Action::Forward, "{key:?}: {record:?}");
         }
+        let options = self.memory.port(value.id).filter(|_| flags & Backend::OPTIONS != 0);
+        let affinity = options.map_or(0, |options| options.affinity);
         let (chosen, kept) = records.split_at(value.count as usize);
         let fails = chosen.iter().map(Backend::action).find(|action| *action != Action::Forward);
         assert!(fails.is_none() || chosen.len() == 1, "{key:?} fails now and then: {records:?}");
@@ -130,15 +134,13 @@ impl Watched {
         let is_of = |(id, range): &&(u32, Cidr)| {
             *id == value.id && range.addr.is_ipv4() == key.peer.addr.is_v4()
         };
-        let source_ranges: BTreeSet<Cidr> = match flags {
-            0 => BTreeSet::new(),
-            _ => self.source_ranges.iter().filter(is_of).map(|(_, range)| *range).collect(),
+        let asks = flags & Backend::SOURCE_RANGES != 0;
+        let source_ranges: BTreeSet<Cidr> = if asks {
+            self.source_ranges.iter().filter(is_of).map(|(_, range)| *range).collect()
+        } else {
+            BTreeSet::new()
         };
-        assert_eq!(
-            flags,
-            if source_ranges.is_empty() { 0 } else { Backend::SOURCE_RANGES },
-            "{key:?}: nobody"
-        );
+        assert_eq!(asks, !source_ranges.is_empty(), "{key:?}: nobody");
         let port = self.names.get(&value.id);
         Set {
             port: port.unwrap_or_else(|| panic!("{key:?} has id {}: nobody's", value.id)).clone(),
@@ -161,6 +163,10 @@ impl Watched {
             Op::PutName { id, port } => {
                 assert_eq!(self.names.get(id), None, "id {id} stands for something already");
                 assert!(!self.names.values().any(|other| other == port), "{port} has an id");
+            }
+            Op::PutPort { id, options } => {
+                assert!(self.names.contains_key(id), "id {id} stands for nothing");
+                assert_ne!(self.memory.port(*id), Some(*options), "it says so already");
             }
             Op::WriteBlock { block, records } => self.before_write(*block, records),
             Op::PutService { key, service } => {
@@ -200,10 +206,28 @@ impl Watched {
         let Backend { generation, service, .. } = records[0];
         assert!(generation > 0 && !self.generations.contains(&generation), "an old generation");
         assert!(self.names.contains_key(&service), "id {service} stands for nothing");
+        self.before_ids(records);
         let end = block + u32::try_from(records.len()).unwrap();
         for past in self.past.iter().filter(|past| past.readable) {
             let (start, len) = (past.value.block, past.value.records());
             assert!(end <= start || start + len <= block, "a reader may hold {past:?}");
+        }
+    }
+
+    /// An endpoint has the id that it has in any set of its service port, and no reader may take it for
+    /// another one.
+    fn before_ids(&self, records: &[Backend]) {
+        let endpoint = |record: &Backend| (record.service, record.peer);
+        let is_one = |record: &&Backend| record.action() == Action::Forward;
+        let there: Vec<Backend> = self.services.values().flat_map(|s| self.records_of(s)).collect();
+        for record in records.iter().filter(is_one) {
+            let same = there.iter().filter(is_one).find(|it| endpoint(it) == endpoint(record));
+            assert!(same.is_none_or(|it| it.backend == record.backend), "{record:?}, {same:?}");
+            let past = self.past.iter().filter(|past| past.readable).flat_map(|past| &past.records);
+            for other in past.chain(&there).chain(records).filter(is_one) {
+                let is_other = endpoint(other) != endpoint(record);
+                assert!(!is_other || other.backend != record.backend, "{record:?}, {other:?}");
+            }
         }
     }
 
@@ -212,6 +236,7 @@ impl Watched {
             Op::PutName { id, port } => {
                 self.names.insert(*id, port.clone());
             }
+            Op::PutPort { .. } => {}
             Op::WriteBlock { records, .. } => {
                 self.generations.extend(records.iter().map(|record| record.generation));
             }
@@ -272,7 +297,7 @@ impl Watched {
                         let prior = Prior { backend: record.peer, generation: u32::MAX };
                         let (verdict, _) = self.read(past.key, past.value, 1, index, &prior);
                         let Verdict::Forward(stays) = verdict else { panic!("{verdict:?}") };
-                        assert_eq!(stays.peer, record.peer, "a flow of {past:?}");
+                        assert_eq!(stays.to.backend, record.peer, "a flow of {past:?}");
                     }
                 } else {
                     assert_ne!(
@@ -339,7 +364,7 @@ impl Watched {
         readings: u32,
         index: u32,
         prior: &Prior,
-    ) -> (Verdict, Option<Backend>) {
+    ) -> (Verdict<Selection>, Option<Backend>) {
         let last = Cell::new(None);
         let readings = Cell::new(readings);
         let reader = Reader { maps: &self.memory, key, value, readings, last };
@@ -351,14 +376,17 @@ impl Watched {
 }
 
 /// The record that a verdict comes from; `last` is the one that was read last.
-fn record_of(verdict: Verdict, last: Option<Backend>) -> Option<Backend> {
+fn record_of(verdict: Verdict<Selection>, last: Option<Backend>) -> Option<Backend> {
     let last = |asks: fn(&Backend) -> bool| last.filter(asks);
     match verdict {
-        Verdict::Forward(record) => Some(record).filter(|it| it.action() == Action::Forward),
+        Verdict::Forward(Selection { to, .. }) => {
+            let is_it = |it: &Backend| it.peer == to.backend && it.generation == to.generation;
+            last(|it| it.action() == Action::Forward).filter(is_it)
+        }
         Verdict::Fail(Refusal::NoEndpoints) => last(|it| it.action() == Action::Refuse),
         Verdict::Fail(Refusal::Unreachable) => last(|it| it.action() == Action::Unreachable),
         // Nobody knows who an onlooker is.
-        Verdict::Fail(Refusal::UnknownClient) => last(|it| it.flags == Backend::SOURCE_RANGES),
+        Verdict::Fail(Refusal::UnknownClient) => last(|it| it.flags & Backend::SOURCE_RANGES != 0),
         _ => None,
     }
 }
@@ -378,6 +406,10 @@ impl ReadMaps for Reader<'_> {
         let left = self.readings.get();
         self.readings.set(left.saturating_sub(1));
         if left > 0 { Some(self.value) } else { self.maps.service(&self.key) }
+    }
+
+    fn port(&self, id: u32) -> Option<PortOptions> {
+        self.maps.port(id)
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {

@@ -4,6 +4,7 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     os::unix::process::CommandExt as _,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
@@ -27,9 +28,14 @@ pub(crate) const SIZES: [&str; 2] = ["--max-services=64", "--max-backends=256"];
 
 /// `lb-agent` on the world's bpffs, cgroup and directory of objects.
 pub(crate) fn command(world: &World, more: &[&str]) -> Command {
+    command_of(Path::new(env!("CARGO_BIN_EXE_lb-agent")), world, more)
+}
+
+/// The same of another `lb-agent`.
+pub(crate) fn command_of(program: &Path, world: &World, more: &[&str]) -> Command {
     let mut source = std::ffi::OsString::from("dir:");
     source.push(yaml::objects(world));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+    let mut command = Command::new(program);
     command.arg("--source").arg(source).arg("--bpffs").arg(world.bpffs());
     command.args(["--node-name=test", "--log=info"]);
     if !more.iter().any(|argument| argument.starts_with("--cgroup")) {

@@ -1,24 +1,31 @@
 //! From one layout of the maps to another, and back: what sockets and clients have stays theirs. The other
-//! layout is this one under another name.
+//! layout is this one under another name; `cargo xtask upgrade` does the same with the agent of another
+//! commit.
 
 use std::{
+    env,
     fmt::Write as _,
-    fs,
+    fs, io,
     net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::atomic::Ordering::Relaxed,
 };
 
-use lb_agent::{datapath::Datapath, pins::PROGRAMS};
+use lb_agent::{
+    datapath::Datapath,
+    pins::{PROGRAMS, open_link},
+};
 use lb_common::abi::Counter;
 
 use super::{
-    agent::{Agent, SIZES},
+    agent::{Agent, SIZES, command, command_of},
     connect::V4,
     control::{self, counted, pinned},
     echo::PATIENCE,
     flips::udp_backend,
     pods::Pods,
     raw::{dial, udp_socket},
-    restart::{a_while, links, under_load},
+    restart::{a_while, under_load},
     world::{World, backend4},
     yaml,
 };
@@ -71,13 +78,49 @@ fn becomes_another(world: &World) {
     fs::rename(world.pins().root(), world.pins().home().join("v0")).unwrap();
 }
 
-/// The links are those that were there, and their programs are others.
+/// Link and program behind each pin, of whatever layout.
+fn program_links(world: &World) -> Vec<(u32, u32)> {
+    let mut pins = world.pins();
+    if !pins.has_own_links().unwrap() {
+        pins = pins.other_layouts().unwrap().remove(0);
+    }
+    let info = |name| open_link(&pins.link(name)).unwrap().0.info().unwrap();
+    PROGRAMS.into_iter().map(info).map(|info| (info.id(), info.program_id())).collect()
+}
+
+/// The links are those that were there, their programs are others, and one layout is left.
 fn passed_on(world: &World, before: &[(u32, u32)]) {
-    for ((link, program), (link_before, program_before)) in links(world).iter().zip(before) {
+    for ((link, program), (link_before, program_before)) in program_links(world).iter().zip(before)
+    {
         assert_eq!(link, link_before, "the link stays");
         assert_ne!(program, program_before, "the program is the new agent's");
     }
-    assert!(!world.pins().home().join("v0").exists());
+    let layouts = fs::read_dir(world.pins().home()).unwrap();
+    let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    assert_eq!(layouts.map(name).filter(|name| name.starts_with('v')).count(), 1);
+}
+
+/// The agent of another layout, if there is one.
+const OTHER: &str = "SOCKLB_OTHER_AGENT";
+
+/// How many connects there are between two agents.
+fn connects() -> u32 {
+    if env::var_os(OTHER).is_some() { 200_000 } else { 500 }
+}
+
+/// The next agent, after one that is gone: every second time the other layout's, if there is one; else
+/// this one, to which all that is pinned is another layout's.
+fn next(world: &World, is_other: bool, sizes: &[&str]) -> Agent {
+    let mut command = command(world, sizes);
+    match env::var_os(OTHER) {
+        None => becomes_another(world),
+        Some(other) if is_other => command = command_of(Path::new(&other), world, sizes),
+        Some(_) => {}
+    }
+    let agent = Agent::spawn(command);
+    agent.wait_for_start("INFO attached");
+    agent.wait_for_start("in sync");
+    agent
 }
 
 #[test]
@@ -98,26 +141,31 @@ fn nothing_that_sockets_and_clients_have_is_lost() {
         assert!(udp_socket(true).send_to(b"who?", "10.96.0.11:80").is_err());
         let refused = counted(world, Counter::Refused);
         assert!(refused > 0);
+        let mut asked = 0;
         under_load(|load| {
             let mut given = pinned(world);
-            for sizes in [&SIZES[..], &SIZES, &["--max-services=70", "--max-affinity=2000"], &SIZES]
-            {
+            let other_sizes = ["--max-services=70", "--max-backends=300", "--max-affinity=2000"];
+            let rounds = [&SIZES[..], &SIZES, &other_sizes, &SIZES];
+            for (sizes, is_other) in rounds.into_iter().zip([true, false].into_iter().cycle()) {
                 asking.send_to(b"who?", to).unwrap();
                 let question = pods.take();
-                let before = links(world);
+                let before = program_links(world);
                 agent.kill();
-                becomes_another(world);
-                a_while(load);
-                agent = Agent::start_with(world, sizes);
-                agent.wait_for("INFO attached");
+                agent = next(world, is_other, sizes);
                 passed_on(world, &before);
-                a_while(load);
 
-                assert_eq!(bonds(), stays);
                 assert_eq!(connected.peer_addr().unwrap(), to);
                 pods.answer(&question);
                 let mut bytes = [0; 16];
                 assert_eq!(asking.recv_from(&mut bytes).unwrap().1, to, "the answer's label");
+                let start = load.done.load(Relaxed);
+                while load.done.load(Relaxed) < start + connects() {
+                    assert_eq!(bonds(), stays);
+                    asked += stays.len();
+                }
+                if is_other && env::var_os(OTHER).is_some() {
+                    continue;
+                }
                 let now = pinned(world);
                 assert_eq!(now.names, names, "service ports keep their ids");
                 for (key, service) in &now.services {
@@ -130,6 +178,7 @@ fn nothing_that_sockets_and_clients_have_is_lost() {
                 given = now;
             }
         });
+        println!("{asked} times a client dialled again, and got the backend that it had");
     });
 }
 
@@ -144,7 +193,7 @@ fn half_of_the_links() {
         under_load(|load| {
             agent.kill();
             for half in [0, PROGRAMS.len() / 2] {
-                let before = links(world);
+                let before = program_links(world);
                 becomes_another(world);
                 let agent = Agent::start(world);
                 agent.wait_for("INFO attached");
@@ -174,7 +223,7 @@ fn an_attempt_that_is_given_up() {
         sticky(world);
         Agent::start(world).kill();
         let stays = bonds();
-        let before = links(world);
+        let before = program_links(world);
         becomes_another(world);
         for _ in 0..2 {
             drop(Datapath::load(&world.pins(), control::SIZES).unwrap());

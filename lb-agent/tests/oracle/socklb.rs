@@ -14,8 +14,8 @@ use lb_agent::{
 use lb_common::{
     Prior, ReadMaps, Refusal, Selection, Verdict,
     abi::{
-        self, Addr, Address, AffinityKey, Backend, Bond, ClientKey, Service, ServiceKey,
-        SourceAddress, SourceRangeKey, Translation,
+        self, Addr, Address, AffinityKey, Backend, Bond, ClientKey, PortOptions, Service,
+        ServiceKey, SourceAddress, SourceRangeKey, Translation,
     },
     choose, select,
 };
@@ -68,6 +68,10 @@ struct Remembering<'a> {
 impl ReadMaps for Remembering<'_> {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         self.maps.service(key)
+    }
+
+    fn port(&self, id: u32) -> Option<PortOptions> {
+        self.maps.port(id)
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {
@@ -214,7 +218,7 @@ impl Socklb {
             fates.push(match select(maps, &client, &flow, &Prior::NONE) {
                 Verdict::Miss => Fate::Untouched,
                 Verdict::Forward(to) => {
-                    outcome.backends.insert(to.peer.into());
+                    outcome.backends.insert(to.to.backend.into());
                     outcome.affinity = to.affinity;
                     Fate::Forwarded
                 }
@@ -262,8 +266,8 @@ impl Socklb {
         for i in 0..count {
             client.index.set(i);
             if let Verdict::Forward(to) = select(&maps, &client, &flow, &Prior::NONE) {
-                backends.insert(to.peer.into());
-                if gets == Some(to.peer.into()) {
+                backends.insert(to.to.backend.into());
+                if gets == Some(to.to.backend.into()) {
                     bond = client.bond.take();
                 }
             }
@@ -281,14 +285,15 @@ impl Socklb {
         let of = |i| {
             client.index.set(i);
             match select(maps, &client, &flow, &Prior::NONE) {
-                Verdict::Forward(to) if SocketAddr::from(to.peer) == backend => Some(to),
+                Verdict::Forward(to) if SocketAddr::from(to.to.backend) == backend => Some(to),
                 _ => None,
             }
         };
         let to = (0..choice.range.count).find_map(of).expect("both sides have it");
+        let backend = Backend::forward(to.to.backend).stamped(to.to.generation, to.service);
         Carried {
-            prior: Prior { backend: to.peer, generation: to.generation },
-            translation: Some(Translation::new(flow.peer, &to)),
+            prior: to.to,
+            translation: Some(Translation::new(flow.peer, &backend)),
             inside: true,
         }
     }
@@ -328,8 +333,8 @@ impl Socklb {
             stays &= match select(self.pipeline.store(), &client, &flow, prior) {
                 Verdict::Stay => true,
                 Verdict::Forward(to) => {
-                    remembered.generation = to.generation;
-                    to.peer == prior.backend
+                    remembered.generation = to.to.generation;
+                    to.to.backend == prior.backend
                 }
                 _ => false,
             };

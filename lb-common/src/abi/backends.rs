@@ -16,14 +16,16 @@ pub struct Backend {
     pub peer: Peer,
     /// What is to be done, see [`Backend::action`].
     pub action: u8,
-    /// [`Backend::SOURCE_RANGES`] or 0.
+    /// [`Backend::SOURCE_RANGES`], [`Backend::OPTIONS`], or 0. A reader that does not know a bit refuses.
     pub flags: u8,
     /// Generation of the block.
     pub generation: u32,
     /// Id of the service port.
     pub service: u32,
-    /// For how many seconds after its last connection a client stays with its backend; 0: not at all.
-    pub affinity: u32,
+    /// Id of the endpoint as this service port's; 0 in the records of empty sets. It is the same in all
+    /// sets of the service port, and small enough to be an index; another endpoint has it only long after
+    /// the last record with it was given up.
+    pub backend: u32,
 }
 
 /// What a [`Backend`] record asks for.
@@ -51,6 +53,14 @@ impl Action {
 impl Backend {
     /// Bit of [`Backend::flags`]: [`SOURCES`](super::SOURCES) says which clients may connect.
     pub const SOURCE_RANGES: u8 = 1;
+    /// Bit of [`Backend::flags`]: [`PORTS`](super::PORTS) says more of the service port.
+    pub const OPTIONS: u8 = 2;
+
+    /// Whether there is no bit in [`Backend::flags`] but those above.
+    #[inline(always)]
+    pub const fn is_known(&self) -> bool {
+        self.flags & !(Self::SOURCE_RANGES | Self::OPTIONS) == 0
+    }
 
     /// A record to an endpoint.
     #[inline(always)]

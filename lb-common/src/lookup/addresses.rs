@@ -94,7 +94,7 @@ mod tests {
     use core::net::IpAddr;
 
     use super::{
-        super::fake::{NETNS, fake, fake_at, flow, peer, record, select},
+        super::fake::{NETNS, fake, fake_at, flow, gets, peer, record, select},
         *,
     };
     use crate::{Prior, Refusal, Verdict};
@@ -109,7 +109,7 @@ mod tests {
             Address::OWN_NODE,
             0,
         );
-        let forward = Verdict::Forward(record(2, 7));
+        let forward = gets(2, 7);
         assert_eq!(select(&own, &flow("192.0.2.1:30080", 6), 0), forward);
         assert_eq!(select(&own, &flow("192.0.2.1:30081", 6), 0), Verdict::Miss);
         assert_eq!(select(&own, &flow("192.0.2.1:30080", 17), 0), Verdict::Miss);

@@ -49,7 +49,7 @@ mod tests {
     extern crate std;
 
     use super::{
-        super::fake::{Fake, NETNS, NOWHERE, fake, flow, peer, record, select},
+        super::fake::{Fake, NETNS, NOWHERE, fake, flow, gets, peer, record, select},
         *,
     };
     use crate::{
@@ -71,7 +71,7 @@ mod tests {
         fake.admits_only("[fd00::9]:0");
         assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Denied));
         fake.admits_only("10.0.0.9:0");
-        assert_eq!(select(&fake, &to, 0), Verdict::Forward(record(2, 7)));
+        assert_eq!(select(&fake, &to, 0), gets(2, 7));
         fake.records[2].action = Action::Unreachable.code();
         assert_eq!(select(&fake, &to, 0), Verdict::Fail(Refusal::Unreachable));
     }

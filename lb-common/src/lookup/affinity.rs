@@ -55,7 +55,10 @@ mod tests {
         super::fake::{Fake, backend, fake, flow, record, select},
         *,
     };
-    use crate::{Refusal, Verdict, abi::Service};
+    use crate::{
+        Refusal, Verdict,
+        abi::{Backend, PortOptions, Service},
+    };
 
     const TIMEOUT: u32 = 10;
 
@@ -63,8 +66,9 @@ mod tests {
     fn sticky() -> Fake {
         let mut fake = fake();
         for record in &mut fake.records {
-            record.affinity = TIMEOUT;
+            record.flags = Backend::OPTIONS;
         }
+        fake.options = PortOptions::with_affinity(TIMEOUT);
         fake
     }
 

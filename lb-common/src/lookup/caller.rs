@@ -5,6 +5,10 @@ use bytemuck::Zeroable;
 use crate::abi::{Addr, AffinityKey, Bond, Peer};
 
 /// The socket that asks. Each is asked only where it matters, since each is a call into the kernel.
+///
+/// A way of choosing that asks how busy a backend is would ask here, by
+/// [`Backend::backend`](crate::abi::Backend::backend); [`PortOptions`](crate::abi::PortOptions) has room for
+/// its number.
 pub trait Caller {
     /// Which of the `count` records to choose from it takes: a number below `count`, or 0. A socket draws
     /// one with [`pick`](super::pick).

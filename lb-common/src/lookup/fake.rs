@@ -14,8 +14,8 @@ use super::{Caller, Flow, Origin, Prior, ReadMaps, pick};
 use crate::{
     Verdict,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, Service, ServiceKey,
-        SourceAddress, SourceRangeKey,
+        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, PortOptions, Service,
+        ServiceKey, SourceAddress, SourceRangeKey,
     },
 };
 
@@ -26,6 +26,7 @@ pub(super) struct Fake {
     pub(super) stale: Service,
     pub(super) stale_readings: Cell<u32>,
     pub(super) service: Service,
+    pub(super) options: PortOptions,
     pub(super) records: [Backend; 8],
     pub(super) address: Option<(Addr, Address)>,
     /// What the filter knows; none: everything.
@@ -131,6 +132,10 @@ impl ReadMaps for Fake {
         Some(self.service)
     }
 
+    fn port(&self, id: u32) -> Option<PortOptions> {
+        (id == self.service.id).then_some(self.options)
+    }
+
     fn backend(&self, index: u32) -> Option<Backend> {
         self.records.get(usize::try_from(index).unwrap()).copied()
     }
@@ -162,6 +167,7 @@ pub(super) fn fake() -> Fake {
         stale: service,
         stale_readings: Cell::new(0),
         service,
+        options: PortOptions::default(),
         records,
         address: None,
         filter: None,
@@ -178,16 +184,26 @@ pub(super) fn fake() -> Fake {
     }
 }
 
-/// What `select` says, given these random bits.
-pub(super) fn select(fake: &Fake, flow: &Flow, random: u32) -> Verdict {
+/// What `select` says of a first datagram or a connection, given these random bits.
+pub(super) fn select(fake: &Fake, flow: &Flow, random: u32) -> Verdict<Prior> {
     fake.random.set(random);
-    super::select(fake, fake, flow, &Prior::NONE)
+    select_after(fake, flow, &Prior::NONE)
+}
+
+/// What `select` says of a flow that is there already.
+pub(super) fn select_after(fake: &Fake, flow: &Flow, prior: &Prior) -> Verdict<Prior> {
+    super::select(fake, fake, flow, prior).map(|choice| choice.to)
+}
+
+/// To the backend of a [`record`].
+pub(super) fn gets(last: u8, generation: u32) -> Verdict<Prior> {
+    Verdict::Forward(Prior { backend: record(last, generation).peer, generation })
 }
 
 /// The backend that a connection to the service gets.
 pub(super) fn backend(fake: &Fake, random: u32) -> Peer {
     match select(fake, &flow("10.96.0.10:80", 6), random) {
-        Verdict::Forward(backend) => backend.peer,
+        Verdict::Forward(to) => to.backend,
         other => panic!("{other:?}"),
     }
 }

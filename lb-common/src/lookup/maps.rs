@@ -2,14 +2,16 @@
 
 use super::search::{Range, find};
 use crate::abi::{
-    Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, Service, ServiceKey, SourceAddress,
-    SourceRangeKey,
+    Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, PortOptions, Service, ServiceKey,
+    SourceAddress, SourceRangeKey,
 };
 
 /// The maps, as far as the lookup reads them. Values are copies, each read from memory once.
 pub trait ReadMaps {
     /// The frontend's entry in [`SERVICES`](crate::abi::SERVICES), its seal undone.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// What [`PORTS`](crate::abi::PORTS) says of a service port; none if out of bounds.
+    fn port(&self, id: u32) -> Option<PortOptions>;
     /// The record at `index` of [`BACKENDS`](crate::abi::BACKENDS); none if out of bounds.
     fn backend(&self, index: u32) -> Option<Backend>;
     /// [`find`], for a backend. Its own function in the programs: the verifier then looks at the loop

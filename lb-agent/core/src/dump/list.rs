@@ -101,6 +101,8 @@ pub struct BackendItem<'a> {
     pub address: String,
     /// Id of the service port.
     pub id: u32,
+    /// Id of the endpoint as this service port's: the same in all its sets; 0: none, the maps are damaged.
+    pub backend_id: u32,
     /// Index of its first record in the backends map.
     pub index: u32,
     /// Indexes of all its records: one in the set of each group of frontends.
@@ -136,6 +138,7 @@ pub fn backends<'a>(
                 protocol: protocol(entry.key.protocol),
                 address: record.peer.to_string(),
                 id: entry.service.id,
+                backend_id: record.backend,
                 index,
                 indexes: Vec::new(),
                 frontends: Vec::new(),
@@ -234,7 +237,7 @@ mod tests {
             list["items"][1],
             json!({
                 "namespace": "default", "name": "web", "port": "http", "protocol": "TCP",
-                "address": "10.0.0.9:8080", "id": 0, "index": 3, "indexes": [3],
+                "address": "10.0.0.9:8080", "id": 0, "backendId": 4, "index": 3, "indexes": [3],
                 "frontends": ["10.96.0.10:80", "192.0.2.7:80"], "kept": false, "keptFrontends": [],
             })
         );

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{self, Address, Backend, Peer, Service, ServiceKey};
+use lb_common::abi::{self, Address, Backend, Peer, PortOptions, Service, ServiceKey};
 
 use crate::{
     memory::Memory,
@@ -28,8 +28,10 @@ pub fn put(
 ) {
     let protocol = if port == "dns" { Protocol::Udp } else { Protocol::Tcp };
     let generation = block + 100;
-    let mut records: Vec<Backend> =
-        backends.iter().map(|addr| Backend::forward(peer(addr))).collect();
+    let mut records: Vec<Backend> = (block + 1..)
+        .zip(backends)
+        .map(|(backend, addr)| Backend { backend, ..Backend::forward(peer(addr)) })
+        .collect();
     if records.is_empty() {
         records.push(Backend::refuse());
     }
@@ -76,15 +78,18 @@ pub fn rich() -> Memory {
             memory.apply(&Op::PutService { key, service }).unwrap();
         }
     };
-    let to = |addr: &str| Backend::forward(peer(addr));
-    let sticky = ["10.0.0.1:53", "10.0.0.2:53", "10.0.0.3:53"]
-        .map(|addr| Backend { affinity: 30, ..to(addr) });
+    let to = |backend, addr: &str| Backend { backend, ..Backend::forward(peer(addr)) };
+    let sticky = [(1, "10.0.0.1:53"), (2, "10.0.0.2:53"), (3, "10.0.0.3:53")]
+        .map(|(backend, addr)| Backend { flags: Backend::OPTIONS, ..to(backend, addr) });
     set(4, 0, &[("10.96.0.20:53", 0)], abi::UDP, 1, sticky.to_vec());
-    let ranges = Backend { flags: Backend::SOURCE_RANGES, ..to("10.0.1.1:80") };
+    let cart = to(9, "10.0.1.1:80");
+    let ranges = Backend { flags: Backend::SOURCE_RANGES, ..cart };
     set(5, 3, &[("10.96.0.21:80", 0)], abi::TCP, 1, vec![ranges]);
-    set(5, 4, &[("0.0.0.0:30080", 1)], abi::TCP, 1, vec![to("10.0.1.1:80")]);
+    set(5, 4, &[("0.0.0.0:30080", 1)], abi::TCP, 1, vec![cart]);
     set(5, 5, &[("0.0.0.0:30080", 2)], abi::TCP, 1, vec![Backend::unreachable()]);
-    set(5, 6, &[("192.0.2.9:30080", 3)], abi::TCP, 1, vec![to("10.0.1.1:80")]);
+    set(5, 6, &[("192.0.2.9:30080", 3)], abi::TCP, 1, vec![cart]);
+    let options = PortOptions::with_affinity(30);
+    memory.apply(&Op::PutPort { id: 4, options }).unwrap();
     for (id, namespace, name, protocol) in
         [(4, "default", "game", Protocol::Udp), (5, "shop", "cart", Protocol::Tcp)]
     {

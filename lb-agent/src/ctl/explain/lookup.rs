@@ -11,8 +11,8 @@ use std::{
 use lb_common::{
     ATTEMPTS, Flow, Prior, ReadMaps, Refusal, Verdict,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, Service, ServiceKey,
-        SourceAddress, SourceRangeKey,
+        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, PortOptions, Service,
+        ServiceKey, SourceAddress, SourceRangeKey,
     },
     select,
 };
@@ -70,7 +70,9 @@ pub(super) struct Hit {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Pick {
     pub(super) index: u32,
-    pub(super) verdict: Verdict,
+    /// Id of the backend there; none if there is no record.
+    pub(super) backend: Option<u32>,
+    pub(super) verdict: Verdict<Peer>,
     pub(super) probability: f64,
 }
 
@@ -93,6 +95,10 @@ impl<T: ReadMaps> ReadMaps for Traced<'_, T> {
         self.key.set(Some(*key));
         self.service.set(self.maps.service(key));
         self.service.get()
+    }
+
+    fn port(&self, id: u32) -> Option<PortOptions> {
+        self.maps.port(id)
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {
@@ -167,7 +173,7 @@ pub(super) fn look_up(maps: &impl ReadMaps, flow: &Flow, who: Who, now: u64, lim
     let flow = meant(flow, who).map_or(*flow, |peer| Flow { peer, ..*flow });
     let ask = |index| {
         let asking = Onlooker { index, netns: who.netns, source: who.source(), now };
-        select(&traced, &asking, &flow, &Prior::NONE)
+        select(&traced, &asking, &flow, &Prior::NONE).map(|selection| selection.to.backend)
     };
     let mut last = Lookup::Miss;
     // Again if the set was replaced between two picks.
@@ -186,7 +192,9 @@ pub(super) fn look_up(maps: &impl ReadMaps, flow: &Flow, who: Who, now: u64, lim
         let probability = 1.0 / f64::from(count);
         let pick = |i| {
             let verdict = ask(i);
-            Pick { index: traced.index.get(), verdict, probability }
+            let index = traced.index.get();
+            let backend = maps.backend(index).map(|record| record.backend);
+            Pick { index, backend, verdict, probability }
         };
         let picks: Vec<_> = (0..count.min(limit.max(1))).map(pick).collect();
         // Where it stays, it gets the same one whatever the choice.
@@ -212,9 +220,9 @@ pub(super) fn look_up(maps: &impl ReadMaps, flow: &Flow, who: Who, now: u64, lim
 }
 
 /// Where a connection goes.
-pub(super) const fn peer_of(verdict: Verdict) -> Option<Peer> {
+pub(super) const fn peer_of(verdict: Verdict<Peer>) -> Option<Peer> {
     match verdict {
-        Verdict::Forward(backend) => Some(backend.peer),
+        Verdict::Forward(peer) => Some(peer),
         _ => None,
     }
 }
@@ -237,6 +245,9 @@ mod tests {
     impl ReadMaps for Moving {
         fn service(&self, key: &ServiceKey) -> Option<Service> {
             ReadMaps::service(self.current(), key)
+        }
+        fn port(&self, id: u32) -> Option<PortOptions> {
+            self.1.port(id)
         }
         fn backend(&self, index: u32) -> Option<Backend> {
             self.1.backend(index)

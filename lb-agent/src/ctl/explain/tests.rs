@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use clap::Parser as _;
-use lb_common::abi::{Address, AffinityKey, Bond, Service, ServiceKey};
+use lb_common::abi::{Address, AffinityKey, Bond, PortOptions, Service, ServiceKey};
 use lb_core::{dump::sample, memory::Memory, op::Op, store::Store as _};
 use serde_json::{Value, json};
 
@@ -94,7 +94,9 @@ fn the_schema() {
                 "frontend": "10.96.0.9:5432/tcp", "scope": "any", "hostOnly": false,
                 "affinitySeconds": 0, "sourceRanges": null, "kept": [],
             },
-            "candidates": [{ "address": "10.0.0.1:5432", "index": 6, "probability": 1.0 }],
+            "candidates": [{
+                "address": "10.0.0.1:5432", "backendId": 7, "index": 6, "probability": 1.0,
+            }],
             "connectUntouched": false, "meant": null, "nodePort": null, "nearby": [],
             "client": null, "bound": null,
         })
@@ -311,6 +313,9 @@ fn source_ranges_for_anybody_and_for_one() {
 struct Sticky(Memory, Bond);
 
 impl ReadMaps for Sticky {
+    fn port(&self, id: u32) -> Option<PortOptions> {
+        self.0.port(id)
+    }
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         ReadMaps::service(&self.0, key)
     }
@@ -336,11 +341,12 @@ impl ReadMaps for Sticky {
 fn a_client_stays_where_it_is_bound_for_as_long_as_that_lasts() {
     let mut memory = sample::memory();
     let records = ["10.0.0.10:8080", "10.0.0.9:8080"]
-        .map(|addr| Backend { affinity: 30, ..Backend::forward(sample::peer(addr)) })
+        .map(|addr| Backend { flags: Backend::OPTIONS, ..Backend::forward(sample::peer(addr)) })
         .map(|record| record.stamped(102, 0));
     let mut sorted = records.to_vec();
     sorted.sort_by_key(|record| record.peer.order());
     memory.apply(&Op::WriteBlock { block: 2, records: sorted }).unwrap();
+    memory.apply(&Op::PutPort { id: 0, options: PortOptions::with_affinity(30) }).unwrap();
     let explain = |used: u64, backend: &str, who: &str| {
         let bond = Bond { used, backend: sample::peer(backend), reserved: [0; 6] };
         let words = format!("lbctl explain 10.96.0.10:80{who}");

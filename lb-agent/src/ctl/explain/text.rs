@@ -47,7 +47,7 @@ impl Explanation<'_> {
         }
         writeln!(out)?;
         let mut table = TextTable::new(&["BACKEND", "INDEX", "PROBABILITY"]);
-        for ExplainedBackend { address, index, probability } in &self.candidates {
+        for ExplainedBackend { address, index, probability, .. } in &self.candidates {
             let address = address.clone().unwrap_or_else(|| "<damaged>".to_owned());
             let probability = format!("{:.1}%", probability * 100.0);
             table.push(vec![address, index.to_string(), probability]);

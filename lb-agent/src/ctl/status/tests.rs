@@ -64,7 +64,7 @@ fn healthy() {
 healthy
 
 agent:   running (pid 42), ready
-pins:    /bpf/socklb/v1 (layout 4, maps-1)
+pins:    /bpf/socklb/v1 (layout 5, maps-1)
 cgroup:  / (the node's root: all its sockets)
 
 PROGRAM    STATE      CGROUP
@@ -159,7 +159,7 @@ fn the_schema() {
         serde_json::to_value(&status).unwrap(),
         json!({
             "apiVersion": "socklb/v1", "kind": "Status", "healthy": true, "problems": [],
-            "layout": 4, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
+            "layout": 5, "pins": "/bpf/socklb/v1", "liveMaps": "/bpf/socklb/v1/maps-1",
             "agent": {
                 "running": true, "pid": 42, "version": env!("CARGO_PKG_VERSION"), "ready": true,
                 "reasons": [],

@@ -13,10 +13,10 @@
 //! do, nor the grace period, before which records are not written again: the model ends there.
 
 use lb_common::{
-    Caller, Flow, Origin, Prior, ReadMaps, Refusal, Verdict,
+    Caller, Flow, Origin, Prior, ReadMaps, Refusal, Selection, Verdict,
     abi::{
-        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Service, ServiceKey, SourceAddress,
-        SourceRangeKey, TCP,
+        Addr, Address, AffinityKey, Backend, Bond, ClientKey, Peer, PortOptions, Service,
+        ServiceKey, SourceAddress, SourceRangeKey, TCP,
     },
     select,
 };
@@ -83,8 +83,8 @@ fn backend(octet: u32) -> Backend {
     Backend::forward(std::net::SocketAddr::from(([10, 1, 0, octet], 80)).into())
 }
 
-fn octet(backend: &Backend) -> u32 {
-    match std::net::SocketAddr::from(backend.peer) {
+fn octet(peer: &Peer) -> u32 {
+    match std::net::SocketAddr::from(*peer) {
         std::net::SocketAddr::V4(peer) => u32::from(peer.ip().octets()[3]),
         std::net::SocketAddr::V6(peer) => panic!("{peer}"),
     }
@@ -99,7 +99,7 @@ impl Records for Writer {
     fn put(&mut self, index: u32, record: &Backend) {
         let place = &self.memory.records[index as usize];
         place.generation.store(record.generation, Relaxed);
-        place.octet.store(octet(record), Relaxed);
+        place.octet.store(octet(&record.peer), Relaxed);
     }
 
     fn release(&self) {
@@ -123,6 +123,10 @@ impl ReadMaps for Reader {
         let count = self.memory.count.load(Acquire);
         let block = self.memory.block.load(Acquire);
         Some(Service { block, count, kept: 0, generation, id: 1 })
+    }
+
+    fn port(&self, _: u32) -> Option<PortOptions> {
+        None
     }
 
     fn backend(&self, index: u32) -> Option<Backend> {
@@ -188,10 +192,12 @@ fn explore(releases: bool, index: u32) {
         let reader = Reader { memory, index };
         let flow = Flow { peer: backend(1).peer, protocol: TCP };
         match select(&reader, &reader, &flow, &Prior::NONE) {
-            Verdict::Forward(to) if to.generation == OLD.generation => assert_eq!(octet(&to), 1),
-            Verdict::Forward(to) => {
+            Verdict::Forward(Selection { to, .. }) if to.generation == OLD.generation => {
+                assert_eq!(octet(&to.backend), 1);
+            }
+            Verdict::Forward(Selection { to, .. }) => {
                 assert_eq!(to.generation, NEW.generation);
-                assert!([2, 3].contains(&octet(&to)), "astray: {}", octet(&to));
+                assert!([2, 3].contains(&octet(&to.backend)), "astray: {}", octet(&to.backend));
             }
             // Asks its caller to try again.
             Verdict::Fail(Refusal::Unstable) => {}

@@ -1,0 +1,195 @@
+//! Which ids of backends are in use: dense, so that they can index an array, and not soon used again.
+//!
+//! An id is in use as long as a record has it that is neither free nor overwritten, hence also while a
+//! reader may be in a block that was given up. After that it *rests*: whoever remembers it, such as what
+//! is stored with a socket, is not to take another endpoint for its own. It is given again when
+//! [`BackendIds::REST`] others rest behind it, so no more ids are in use or rest than there are records and
+//! that many.
+//!
+//! The records are all that tells an agent that starts which ids are in use. What rests then is every id
+//! that was given before, by the greatest one that a record shows, in use or not.
+
+use std::collections::{BTreeMap, VecDeque};
+
+/// The ids of a map of records.
+#[derive(Clone, Debug, Default)]
+pub struct BackendIds {
+    /// By id: how many blocks have it that are in use or retired. The first one is nobody's.
+    uses: Vec<u32>,
+    /// The ids of each block in use, in the order of its records; 0 where a record has none.
+    blocks: BTreeMap<u32, Box<[u32]>>,
+    retired: Vec<Box<[u32]>>,
+    resting: VecDeque<u32>,
+}
+
+impl BackendIds {
+    /// How many rest behind an id before it is given again.
+    pub const REST: usize = 1 << 14;
+
+    /// The greatest id that is ever given where there are so many records.
+    pub fn greatest(records: u32) -> u32 {
+        records.saturating_add(u32::try_from(Self::REST).unwrap_or(u32::MAX)).saturating_add(1)
+    }
+
+    /// Goes on where ids up to `last` were given. Those that no block has rest.
+    pub fn went_up_to(&mut self, last: u32) {
+        let end = usize::try_from(last).unwrap_or(usize::MAX).saturating_add(1);
+        if end > self.uses.len() {
+            self.uses.resize(end, 0);
+        }
+        self.resting = (1..)
+            .zip(self.uses.iter().skip(1))
+            .filter(|(_, n)| **n == 0)
+            .map(|(id, _)| id)
+            .collect();
+    }
+
+    /// The ids of a block in use, in the order of its records.
+    pub fn of(&self, block: u32) -> &[u32] {
+        self.blocks.get(&block).map_or(&[], |ids| ids)
+    }
+
+    /// Ids that nobody has, in the order in which they are to be given.
+    pub fn unused(&self) -> impl Iterator<Item = u32> {
+        let rested = self.resting.len().saturating_sub(Self::REST);
+        let new = u32::try_from(self.uses.len()).unwrap_or(u32::MAX).max(1);
+        self.resting.iter().copied().take(rested).chain(new..)
+    }
+
+    /// A block was written, with these ids.
+    pub fn take(&mut self, block: u32, ids: impl Iterator<Item = u32>) {
+        let ids: Box<[u32]> = ids.collect();
+        for &id in ids.iter().filter(|id| **id != 0) {
+            let index = usize::try_from(id).unwrap_or(usize::MAX);
+            if self.uses.len() <= index {
+                self.uses.resize(index + 1, 0);
+            } else if self.uses[index] == 0 {
+                self.wake(id);
+            }
+            self.uses[index] += 1;
+        }
+        self.blocks.insert(block, ids);
+    }
+
+    /// It rests no more, if it did: nearly always it is the first one.
+    fn wake(&mut self, id: u32) {
+        if let Some(at) = self.resting.iter().position(|resting| *resting == id) {
+            self.resting.remove(at);
+        }
+    }
+
+    /// A block is given up; a reader may still be in it.
+    pub fn retire(&mut self, block: u32) {
+        self.retired.extend(self.blocks.remove(&block));
+    }
+
+    /// A block is given up that nobody has seen.
+    pub fn discard(&mut self, block: u32) {
+        if let Some(ids) = self.blocks.remove(&block) {
+            self.release(&ids);
+        }
+    }
+
+    /// No reader is in the retired blocks any more.
+    pub fn reclaim(&mut self) {
+        for ids in std::mem::take(&mut self.retired) {
+            self.release(&ids);
+        }
+    }
+
+    fn release(&mut self, ids: &[u32]) {
+        for &id in ids {
+            let uses = usize::try_from(id).ok().and_then(|index| self.uses.get_mut(index));
+            let Some(uses) = uses.filter(|uses| **uses > 0) else { continue };
+            *uses -= 1;
+            if *uses == 0 {
+                self.resting.push_back(id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn given(ids: &BackendIds) -> u32 {
+        ids.unused().next().unwrap()
+    }
+
+    #[test]
+    fn an_id_rests_before_it_is_given_again() {
+        let mut ids = BackendIds::default();
+        assert_eq!(ids.unused().take(3).collect::<Vec<_>>(), [1, 2, 3]);
+        let mut last_use = BTreeMap::new();
+        let mut greatest = 0;
+        for round in 0..3 * BackendIds::REST {
+            let id = given(&ids);
+            greatest = greatest.max(id);
+            if let Some(before) = last_use.insert(id, round) {
+                assert!(round - before >= BackendIds::REST, "{id} after {}", round - before);
+            }
+            ids.take(0, [id].into_iter());
+            ids.retire(0);
+            assert_ne!(given(&ids), id, "a reader may be in the block");
+            ids.reclaim();
+        }
+        assert!(greatest <= BackendIds::greatest(1), "{greatest}: they are dense");
+    }
+
+    #[test]
+    fn an_agent_that_starts_gives_none_that_was_given_a_moment_ago() {
+        let mut ids = BackendIds::default();
+        ids.take(0, [7, 0, 3].into_iter());
+        ids.went_up_to(9);
+        assert_eq!(given(&ids), 10);
+        assert_eq!(ids.resting, [1, 2, 4, 5, 6, 8, 9]);
+        assert_eq!(ids.of(0), [7, 0, 3]);
+        ids.discard(0);
+        assert_eq!(ids.resting.iter().rev().take(2).collect::<Vec<_>>(), [&3, &7]);
+    }
+
+    proptest! {
+        /// Whatever is given is nobody's, and what one block gives up another one may still have.
+        #[test]
+        fn no_id_is_two_endpoints(steps in prop::collection::vec((0..8u32, 0..4u8, 1..5usize), 1..200)) {
+            let mut ids = BackendIds::default();
+            let mut blocks: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+            let mut retired: Vec<Vec<u32>> = vec![];
+            for (block, what, new) in steps {
+                match (what, blocks.contains_key(&block)) {
+                    (0, true) => {
+                        ids.retire(block);
+                        retired.extend(blocks.remove(&block));
+                    }
+                    (1, true) => {
+                        ids.discard(block);
+                        blocks.remove(&block);
+                    }
+                    (2, _) => {
+                        ids.reclaim();
+                        retired.clear();
+                    }
+                    (_, false) => {
+                        // Some endpoints of another block, and some new ones.
+                        let mut all: Vec<u32> = blocks.values().flatten().copied().take(2).collect();
+                        let fresh: Vec<u32> = ids.unused().take(new).collect();
+                        let seen: BTreeSet<u32> = blocks.values().chain(&retired).flatten().copied().collect();
+                        prop_assert!(fresh.iter().all(|id| *id != 0 && !seen.contains(id)));
+                        all.extend(fresh);
+                        ids.take(block, all.iter().copied());
+                        blocks.insert(block, all);
+                    }
+                    _ => {}
+                }
+                for (block, all) in &blocks {
+                    prop_assert_eq!(ids.of(*block), &all[..]);
+                }
+            }
+        }
+    }
+}
