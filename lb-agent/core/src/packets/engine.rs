@@ -51,6 +51,8 @@ pub struct PacketEngine<T> {
     is_liberal: bool,
     /// Where node ports are served.
     nodes: BTreeSet<IpAddr>,
+    /// Those of UDP in the table, and the endpoints that serve there.
+    node_ports: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     lacks_all: bool,
     /// Why the table could not be read last: until it is, nothing is written.
     unread: Option<String>,
@@ -147,6 +149,7 @@ impl<T: Table> PacketEngine<T> {
             is_liberal: false,
             changed: BTreeSet::new(),
             nodes: BTreeSet::new(),
+            node_ports: BTreeMap::new(),
             lacks_all: true,
             unread: Some("it was not read yet".to_owned()),
         }
@@ -284,6 +287,27 @@ impl<T: Table> PacketEngine<T> {
         }
     }
 
+    /// Adds the node ports to the frontends that were looked at, if one of the node's addresses has just
+    /// `come`: what began there before is no flow of theirs.
+    fn look_at_node_ports(
+        &mut self,
+        come: &BTreeSet<IpAddr>,
+        flows: &mut BTreeMap<Frontend, BTreeSet<SocketAddr>>,
+    ) {
+        for (frontend, serving) in flows.iter().filter(|(it, _)| it.scope == Scope::OwnNode) {
+            if self.mirror.choice(*frontend, TrafficPolicy::Cluster).is_some() {
+                self.node_ports.insert(*frontend, serving.clone());
+            } else {
+                self.node_ports.remove(frontend);
+            }
+        }
+        if come.iter().any(|ip| self.mirror.nodes().contains(ip)) {
+            for (frontend, serving) in &self.node_ports {
+                flows.entry(*frontend).or_insert_with(|| serving.clone());
+            }
+        }
+    }
+
     /// Where the node ports among these frontends are: an address with a frontend of its own at that
     /// port leads to that one.
     fn at_nodes<'a>(&self, frontends: impl Iterator<Item = &'a Frontend>) -> BTreeSet<SocketAddr> {
@@ -357,6 +381,7 @@ impl<T: Table> Engine for PacketEngine<T> {
     fn want(&mut self, wanted: &Wanted) {
         if wanted.is_whole {
             self.pending.clear();
+            self.node_ports.clear();
             self.shares.clear();
             self.shared.clear();
             // Also what the table has and nobody asks for any more.
@@ -404,6 +429,7 @@ impl<T: Table> Engine for PacketEngine<T> {
             return EngineReport { beside: vec![error.clone()], ..EngineReport::default() };
         }
         let mut done = Written::default();
+        let come: BTreeSet<IpAddr> = self.nodes.difference(self.mirror.nodes()).copied().collect();
         self.write_addresses(true, &mut done, show);
 
         // First what gives room.
@@ -431,6 +457,7 @@ impl<T: Table> Engine for PacketEngine<T> {
             }
         }
         flows.retain(|frontend, _| frontend.protocol == Protocol::Udp);
+        self.look_at_node_ports(&come, &mut flows);
         pending.retain(|name, _| done.failed.contains_key(name));
         self.pending = pending;
 

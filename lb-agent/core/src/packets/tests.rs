@@ -582,6 +582,28 @@ fn flows_at_node_ports_have_the_nodes_addresses() {
     assert_eq!(report.flows.len(), 1);
 }
 
+/// What was sent to an address before it came to the node has begun flows that are over.
+#[test]
+fn flows_at_an_address_that_comes() {
+    let mut world = World::new();
+    let ports = |world: &mut World, nodes: &[&str]| {
+        world.model.nodes = nodes.iter().map(|ip| ip.parse().unwrap()).collect();
+        world.tell();
+        world.sync().0.flows
+    };
+    let service = of_endpoints(1, vec![endpoint(1)]);
+    let node_port = service.frontends[0].frontend;
+    world.model.services.insert(0, vec![service]);
+    let serving: BTreeMap<_, BTreeSet<_>> = [(node_port, [endpoint(1)].into())].into();
+    assert_eq!(ports(&mut world, &["2001:db8::1"]), serving);
+    assert_eq!(ports(&mut world, &["2001:db8::1"]), [].into(), "nothing new");
+    assert_eq!(ports(&mut world, &["2001:db8::1", "2001:db8::2"]), serving);
+    assert_eq!(ports(&mut world, &["2001:db8::2"]), [].into(), "one has left");
+    world.model.services.clear();
+    assert_eq!(ports(&mut world, &["2001:db8::2"]).len(), 1);
+    assert_eq!(ports(&mut world, &["2001:db8::3"]), [].into(), "nobody has it any more");
+}
+
 /// The kernel holds its lock for as long as a transaction takes.
 #[test]
 fn many_services_are_written_in_bounded_transactions() {
