@@ -40,7 +40,8 @@ pub enum Command {
     /// stays with its backend, `clients` one for each source address that source ranges are asked about,
     /// `counters` one for each reason for which connections fail.
     Get(Get),
-    /// Tell what a connection to an address would get, by the datapath's own lookup.
+    /// Tell what a connection to an address would get, by the datapath's own lookup; and, with
+    /// `--packets`, what a packet from elsewhere gets, by the kernel's tables.
     Explain(Explain),
     /// Tell whether the datapath works: what is attached where, how full the maps are, whether an
     /// agent runs, and whether it is ready.

@@ -24,6 +24,7 @@ use super::{
     cli::{Explain, Form},
     failure::{self, Answer, Failure},
     json,
+    packets::{self, ExplainedPacket},
 };
 use crate::{
     maps::{self, Pinned},
@@ -36,7 +37,12 @@ pub(super) fn run(
     snapshot: &Snapshot,
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
-    answer(explain, who(explain, maps)?, maps::now(), maps, snapshot, out)
+    let packet = packets::read().and_then(|table| {
+        let Flow { peer, protocol } = explain.destination.0;
+        let from = explain.from.map(|ip| ip.to_canonical());
+        ExplainedPacket::new(&table, peer.into(), protocol, from)
+    });
+    answer((explain, who(explain, maps)?), packet, maps::now(), maps, snapshot, out)
 }
 
 /// The client that is asked about.
@@ -73,8 +79,8 @@ fn no_netns(pid: u32, error: &io::Error) -> Failure {
 }
 
 fn answer(
-    explain: &Explain,
-    who: Who,
+    (explain, who): (&Explain, Who),
+    packet: Option<ExplainedPacket>,
     now: u64,
     maps: &impl ReadMaps,
     snapshot: &Snapshot,
@@ -83,6 +89,7 @@ fn answer(
     let flow = explain.destination.0;
     let found = look_up(maps, &flow, who, now, snapshot.max_backends);
     let explanation = Explanation::new(flow, who, now, &found, snapshot);
+    let explanation = Explanation { packet, ..explanation };
     match explain.output {
         Some(Form::Json) => json(out, &explanation)?,
         None => explanation.write(out)?,
@@ -138,6 +145,9 @@ struct Explanation<'a> {
     client: Option<ExplainedClient>,
     /// Where the client stays; null if nowhere, or if no client was asked about.
     bound: Option<ExplainedBond>,
+    /// What a packet from elsewhere gets, with `--packets`; missing if that is nobody's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packet: Option<ExplainedPacket>,
 }
 
 /// Why a NodePort is not served at the address.
@@ -242,6 +252,7 @@ impl<'a> Explanation<'a> {
                 with_port: false,
             }),
             bound: None,
+            packet: None,
         };
         match found {
             Lookup::Miss => {

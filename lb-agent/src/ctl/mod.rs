@@ -8,6 +8,7 @@ mod explain;
 mod failure;
 mod get;
 mod open;
+mod packets;
 mod status;
 mod table;
 mod target;

@@ -31,6 +31,7 @@ use super::{
     failure::{self, Answer, Failure},
     get::counters,
     json,
+    packets::{self, PacketsFill},
 };
 use crate::{
     datapath::STORAGE,
@@ -62,6 +63,8 @@ struct Status {
     agent: AgentStatus,
     /// Whose sockets are served; null if nobody's are.
     cgroup: Option<ServedCgroup>,
+    /// What is served of packets; null if nothing is.
+    packets: Option<PacketsFill>,
     programs: Vec<ProgramStatus>,
     maps: Vec<Fill>,
     /// Programs of others at the same hooks.
@@ -136,6 +139,7 @@ pub(super) fn run(
         left,
         agent,
         cgroup: served::find(&programs),
+        packets: packets::read().as_ref().map(PacketsFill::new),
         programs,
         maps: all,
     };

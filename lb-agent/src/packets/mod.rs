@@ -23,7 +23,7 @@ use std::io;
 
 use lb_core::{
     model::Families,
-    packets::{Table, TableError},
+    packets::{Table, TableError, TableMirror},
 };
 
 pub use self::{
@@ -39,6 +39,18 @@ use self::{
 /// room for so many `bonds` of session affinity.
 pub fn open(families: Families, bonds: u32) -> io::Result<impl Table> {
     Tables::open(of(families), bonds)
+}
+
+/// What stands in the tables, of both families; none if there are none of ours. Writes nothing.
+pub fn look() -> Result<Option<TableMirror>, TableError> {
+    let mut found = None;
+    let looked = Tables::open(Family::ALL.to_vec(), 0)
+        .map_err(|error| Trouble::from(NftError::from(error)))
+        .and_then(|mut tables| tables.look(&mut found));
+    match looked {
+        Err(Trouble::Nft(error)) if error.lacks_the_means() => Ok(None),
+        looked => Ok(looked.map(|()| found.map(|all: Vec<_>| all.into_iter().collect()))?),
+    }
 }
 
 /// Removes the tables, whoever left them; returns what was removed. A kernel without nf_tables has none.

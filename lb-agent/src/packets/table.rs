@@ -140,6 +140,26 @@ impl Tables {
         Ok(removed)
     }
 
+    /// The elements of all tables of ours, if there are any. Writes nothing.
+    pub(super) fn look(&mut self, found: &mut Option<Vec<Element>>) -> Result<(), Trouble> {
+        for family in self.families.clone() {
+            let table = read::table(&mut self.netlink, family, TABLE)?;
+            if table.is_some_and(|table| !is_foreign(&table)) {
+                self.elements(family, found.get_or_insert_default())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn elements(&mut self, family: Family, all: &mut Vec<Element>) -> Result<(), Trouble> {
+        for set in Set::all().filter(|set| !set.is_dynamic()) {
+            let raw = read::elements(&mut self.netlink, family, (TABLE, set.name()))?;
+            let raw = raw.unwrap_or_default();
+            all.extend(raw.iter().filter_map(|raw| decode(family, set, raw)));
+        }
+        Ok(())
+    }
+
     /// The timeouts of session affinity that have no rules.
     fn lacking<'a>(&self, elements: impl Iterator<Item = &'a Element>) -> BTreeSet<u32> {
         let timeouts = elements.filter_map(|element| match element {
@@ -195,11 +215,7 @@ impl Table for Tables {
         }
         let mut all = Vec::new();
         for family in self.families.clone() {
-            for set in Set::all().filter(|set| !set.is_dynamic()) {
-                let raw = read::elements(&mut self.netlink, family, (TABLE, set.name()));
-                let raw = raw.map_err(Trouble::from)?.unwrap_or_default();
-                all.extend(raw.iter().filter_map(|raw| decode(family, set, raw)));
-            }
+            self.elements(family, &mut all)?;
         }
         let timeouts = self.lacking(all.iter());
         let mut transaction = Transaction::default();

@@ -17,8 +17,8 @@ use std::{
 use super::{
     agent::{self, Agent, SIZES},
     lane::{Answer, Lane, PATIENCE, SILENCE, Speech, ask, ask_all, client, endpoint, node},
-    packets_table,
-    world::{World, soon},
+    lbctl, packets_table,
+    world::{PORT, World, soon},
     yaml,
 };
 
@@ -279,6 +279,32 @@ fn source_ranges_are_for_the_load_balancers_address() {
         put(world, &ranges(&[]));
         becomes(&lane, |answer| matches!(answer, Answer::From { .. }));
         assert!(soon(|| !nft("list set ip socklb ranges").contains("elements")));
+    });
+}
+
+#[test]
+fn lbctl_says_what_strangers_get() {
+    World::run(|world| {
+        let lane = Lane::new();
+        let ranges = vec!["10.50.0.0/16".to_owned(), "'fd50::/16'".to_owned()];
+        put(world, &Web { local: true, ranges, affinity: Some(60), ..web(&[1, 3]) });
+        let _agent = start(world);
+        for ipv4 in [true, false] {
+            let (pod, stranger) = (SocketAddr::new(endpoint(1, ipv4), PORT), client(ipv4));
+            let explain = |to: SocketAddr, from: IpAddr| {
+                lbctl::ask(world, &format!("explain {to} --from {from}")).1
+            };
+            let words = format!("goes to {pod}; a sender stays");
+            for to in [vip(ipv4), node_port(ipv4)] {
+                let said = explain(to, stranger);
+                assert!(said.contains(&words), "{said}");
+                assert_eq!(lane.ask(Speech::Tcp, to).name(), "endpoint-1");
+            }
+            let said = explain(vip(ipv4), if ipv4 { [10, 9, 9, 9].into() } else { [9; 16].into() });
+            assert!(said.contains("is in none of the source ranges"), "{said}");
+        }
+        let (_, status, _) = lbctl::ask(world, "status");
+        assert!(status.contains("packets: external (8 frontends"), "{status}");
     });
 }
 

@@ -12,6 +12,11 @@ use crate::ctl::table::TextTable;
 
 impl Explanation<'_> {
     pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        self.write_connection(out)?;
+        self.packet.iter().try_for_each(|packet| writeln!(out, "\n{packet}"))
+    }
+
+    fn write_connection(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut asked = format!("{}/{}", self.destination, self.protocol.to_ascii_lowercase());
         if let Some(meant) = &self.meant {
             asked.push_str(", which Linux takes for ");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Status, others::Other, programs::State, text::percent};
-use crate::ctl::failure::Answer;
+use crate::ctl::{failure::Answer, packets::PacketsFill};
 
 /// A map fuller than this is a problem: sets that change need room for old and new records.
 const FULL: f64 = 0.9;
@@ -85,6 +85,7 @@ impl Status {
                  system translates here too: end it with its `lb-agent --bpffs DIR --cleanup`"
             ));
         }
+        problems.extend(self.packets.as_ref().and_then(PacketsFill::problem));
         if !self.interrupted.is_empty() {
             problems.push(format!(
                 "a move to another cgroup was interrupted: {}; restart lb-agent",

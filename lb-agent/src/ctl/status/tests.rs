@@ -28,6 +28,7 @@ fn status(programs: Vec<ProgramStatus>, agent: AgentStatus) -> Status {
         left: None,
         agent,
         cgroup: Some(ServedCgroup { path: Some("/".into()), is_node: Some(true), id: 1 }),
+        packets: None,
         programs,
         maps: fills::planned(&sample::memory().snapshot()),
         others: Vec::new(),
@@ -174,7 +175,7 @@ fn the_schema() {
                 { "name": "backends", "used": 5, "size": 64 },
                 { "name": "names", "used": 3, "size": 32 },
             ],
-            "others": [], "interrupted": [], "counters": {},
+            "packets": null, "others": [], "interrupted": [], "counters": {},
         })
     );
 }

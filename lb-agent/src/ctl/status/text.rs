@@ -28,6 +28,9 @@ impl Status {
         if let Some(cgroup) = &self.cgroup {
             writeln!(out, "cgroup:  {cgroup}")?;
         }
+        if let Some(packets) = &self.packets {
+            writeln!(out, "packets: {packets}")?;
+        }
         writeln!(out)?;
 
         let mut table = TextTable::new(&["PROGRAM", "STATE", "CGROUP"]);

@@ -1,0 +1,236 @@
+//! What packets from elsewhere get, by the tables for packets as they stand in the kernel.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_core::{
+    model::{Frontend, Protocol, Scope},
+    packets::{
+        TableMirror,
+        dump::{self, PacketFate, TableEntry},
+    },
+};
+use serde::Serialize;
+
+use crate::packets;
+
+/// What stands there; none if there are no tables of ours, or they cannot be read.
+pub(super) fn read() -> Option<TableMirror> {
+    // Who may not speak with nf_tables is told all else.
+    packets::look().ok().flatten()
+}
+
+/// What a packet from elsewhere gets at an address.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ExplainedPacket {
+    /// The entry: an address, or a node port.
+    frontend: String,
+    /// `forward`, `reject`, `drop`, `denied` (its sender is in none of the source ranges) or `damaged`.
+    verdict: &'static str,
+    /// It goes to one of these.
+    endpoints: Vec<String>,
+    /// Whether they see this node's address instead of the sender's.
+    masquerade: bool,
+    /// The senders that may; null: any.
+    source_ranges: Option<Vec<String>>,
+    /// How long a sender stays with its endpoint; 0: not at all.
+    affinity_seconds: u32,
+}
+
+impl ExplainedPacket {
+    /// None if packets to that address are nobody's.
+    pub(super) fn new(
+        table: &TableMirror,
+        to: SocketAddr,
+        protocol: u8,
+        from: Option<IpAddr>,
+    ) -> Option<Self> {
+        let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        let protocol = all.into_iter().find(|known| known.number() == protocol)?;
+        let TableEntry { frontend, everybody, strangers, source_ranges, affinity } =
+            entry(table, to, protocol)?;
+        let masquerade = strangers.is_none();
+        let is_denied = from.is_some_and(|from| {
+            source_ranges.as_ref().is_some_and(|all| !all.iter().any(|range| range.contains(from)))
+        });
+        let (verdict, endpoints) = match strangers.unwrap_or(everybody) {
+            _ if is_denied => ("denied", Vec::new()),
+            PacketFate::Forward(endpoints) => ("forward", endpoints),
+            PacketFate::Reject => ("reject", Vec::new()),
+            PacketFate::Drop => ("drop", Vec::new()),
+            PacketFate::Damaged => ("damaged", Vec::new()),
+        };
+        Some(Self {
+            frontend: frontend.to_string(),
+            verdict,
+            endpoints: endpoints.iter().map(ToString::to_string).collect(),
+            masquerade,
+            source_ranges: source_ranges.map(|all| all.iter().map(ToString::to_string).collect()),
+            affinity_seconds: affinity.map_or(0, Into::into),
+        })
+    }
+}
+
+/// What the table says of the frontend that a packet finds: by its address, or as a node port.
+fn entry(table: &TableMirror, to: SocketAddr, protocol: Protocol) -> Option<TableEntry> {
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let frontend = Frontend::new(to, protocol);
+    let node_port =
+        Frontend { addr: SocketAddr::new(any, to.port()), scope: Scope::OwnNode, ..frontend };
+    let is_node = table.nodes().contains(&to.ip());
+    let found: Vec<_> = dump::entries(table)
+        .filter(|entry| entry.frontend == frontend || (is_node && entry.frontend == node_port))
+        .collect();
+    // Its own entry goes first.
+    let is_own = |entry: &&TableEntry| entry.frontend == frontend;
+    found.iter().find(is_own).or(found.first()).cloned()
+}
+
+/// One line.
+impl fmt::Display for ExplainedPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a packet from elsewhere ")?;
+        if let (Some(ranges), "forward") = (&self.source_ranges, self.verdict) {
+            write!(f, "with a source in {} ", ranges.join(", "))?;
+        }
+        match self.verdict {
+            "forward" => {
+                write!(f, "goes to {}", self.endpoints.join(" or "))?;
+                if self.masquerade {
+                    f.write_str(", which sees this node's address")?;
+                }
+                if self.affinity_seconds > 0 {
+                    write!(f, "; a sender stays with its endpoint for {} s", self.affinity_seconds)?;
+                }
+                Ok(())
+            }
+            "reject" => f.write_str("is rejected: there are no endpoints"),
+            "drop" => f.write_str(
+                "is dropped: the traffic policy is Local, and no endpoint is on this node",
+            ),
+            "denied" => f.write_str("is dropped: its source is in none of the source ranges"),
+            _ => f.write_str(
+                "may not be served: the table is damaged, which the agent repairs within an hour, or at \
+                 its next start",
+            ),
+        }
+    }
+}
+
+/// How much stands in the tables.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PacketsFill {
+    /// Which packets are served.
+    serves: &'static str,
+    /// Addresses with protocol and port, and node ports.
+    frontends: usize,
+    /// Elements of all sets, but for the bonds of session affinity.
+    elements: usize,
+    /// Frontends that are damaged.
+    damaged: Vec<String>,
+}
+
+impl PacketsFill {
+    pub(super) fn new(table: &TableMirror) -> Self {
+        let is_damaged = |entry: &TableEntry| {
+            let fates = [Some(&entry.everybody), entry.strangers.as_ref()];
+            fates.contains(&Some(&PacketFate::Damaged))
+        };
+        let damaged = dump::entries(table).filter(is_damaged);
+        Self {
+            serves: "external",
+            frontends: table.frontends().len(),
+            elements: table.elements().count(),
+            damaged: damaged.map(|entry| entry.frontend.to_string()).collect(),
+        }
+    }
+
+    /// What is wrong, and what helps.
+    pub(super) fn problem(&self) -> Option<String> {
+        let first = self.damaged.first()?;
+        Some(format!(
+            "the tables for packets are damaged at {} frontends, {first} among them: the agent repairs \
+             that within an hour, or at its next start",
+            self.damaged.len()
+        ))
+    }
+}
+
+impl fmt::Display for PacketsFill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { serves, frontends, elements, .. } = self;
+        write!(f, "{serves} ({frontends} frontends, {elements} elements in nftables)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use lb_core::{
+        packets::{Choice, Element},
+        policy::TrafficPolicy::{Cluster, Local},
+    };
+
+    use super::*;
+
+    fn table() -> TableMirror {
+        let vip = Frontend::new("192.0.2.1:80".parse().unwrap(), Protocol::Tcp);
+        let any = "0.0.0.0:30080".parse().unwrap();
+        let port = Frontend { scope: Scope::OwnNode, ..Frontend::new(any, Protocol::Tcp) };
+        let addr = "10.0.0.1:8080".parse().unwrap();
+        let (policy, number) = (Cluster, 0);
+        let seconds = NonZeroU32::new(60).unwrap();
+        let all = [vip, port].into_iter().flat_map(|frontend| {
+            [
+                Element::Choice { policy, frontend, value: Choice::Slots(1) },
+                Element::Endpoint { policy, frontend, slot: 0, addr },
+            ]
+        });
+        let frontend = vip;
+        all.chain([
+            Element::Affinity { policy, frontend, seconds },
+            Element::Number { policy, frontend, slot: 0, number },
+            Element::Numbered { policy, frontend, number, addr },
+            Element::Restricted(vip),
+            Element::Range { frontend, range: "10.9.0.0/16".parse().unwrap() },
+            Element::Choice { policy: Local, frontend: port, value: Choice::Drop },
+            Element::Node("192.0.2.9".parse().unwrap()),
+        ])
+        .collect()
+    }
+
+    fn text(to: &str, from: Option<&str>) -> Option<String> {
+        let from = from.map(|from| from.parse().unwrap());
+        ExplainedPacket::new(&table(), to.parse().unwrap(), 6, from).map(|found| found.to_string())
+    }
+
+    #[test]
+    fn what_strangers_get() {
+        let served = "a packet from elsewhere with a source in 10.9.0.0/16 goes to 10.0.0.1:8080, which sees \
+                      this node's address; a sender stays with its endpoint for 60 s";
+        assert_eq!(text("192.0.2.1:80", None).as_deref(), Some(served));
+        assert_eq!(text("192.0.2.1:80", Some("10.9.1.1")).as_deref(), Some(served));
+        let denied = text("192.0.2.1:80", Some("10.8.1.1")).unwrap();
+        assert!(denied.contains("none of the source ranges"), "{denied}");
+        let dropped = text("192.0.2.9:30080", Some("10.8.1.1")).unwrap();
+        assert!(dropped.contains("no endpoint is on this node"), "{dropped}");
+        assert_eq!(text("192.0.2.8:30080", None), None, "no address of the node");
+        assert_eq!(text("192.0.2.1:81", None), None);
+    }
+
+    #[test]
+    fn damage_is_a_problem() {
+        let fill = PacketsFill::new(&table());
+        assert_eq!(fill.problem(), None);
+        assert_eq!(fill.to_string(), "external (2 frontends, 11 elements in nftables)");
+        let frontend = Frontend::new("192.0.2.3:80".parse().unwrap(), Protocol::Udp);
+        let stray = Element::Choice { policy: Cluster, frontend, value: Choice::Slots(2) };
+        let problem = PacketsFill::new(&table().elements().chain([stray]).collect()).problem();
+        assert!(problem.unwrap().contains("192.0.2.3:80/udp"));
+    }
+}
