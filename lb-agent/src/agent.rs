@@ -201,6 +201,9 @@ async fn serve(config: &Config) -> Result<()> {
     if config.packets == Packets::External {
         let is_liberal = config.conntrack_tcp_be_liberal && be_liberal();
         agent.serve_packets(families, config.max_affinity, is_liberal);
+        for packets::Obstacle { what, remedy } in packets::obstacles(Path::new("/proc"), families) {
+            tracing::warn!(remedy, "{what}");
+        }
     } else {
         remove_tables();
     }

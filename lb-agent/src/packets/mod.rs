@@ -7,12 +7,14 @@
 //! | `sets`, `expression`, `ruleset` | the tables: their sets, the steps of rules, and chains and rules, the same for every cluster |
 //! | `element`, `table` | elements as bytes; in and out |
 //! | `watch` | whether somebody else has changed the tables |
+//! | `obstacles` | what of the node's settings and of others' rules is in the way |
 //! | `conntrack` | what connection tracking remembers of UDP, and is to forget |
 
 mod conntrack;
 mod element;
 mod expression;
 mod nft;
+mod obstacles;
 mod read;
 mod ruleset;
 mod sets;
@@ -28,6 +30,7 @@ use lb_core::{
 
 pub use self::{
     conntrack::{ConntrackError, FlowEntry, Forgotten, flows, forget},
+    obstacles::{Obstacle, obstacles},
     watch::Watch,
 };
 use self::{

@@ -76,6 +76,36 @@ pub(super) fn rules(
     Ok(found)
 }
 
+/// The chains at the hook for what is forwarded that drop what they do not accept: the table and the name
+/// of each.
+pub(super) fn dropping_forward(
+    netlink: &mut Netlink,
+    family: Family,
+) -> Result<Vec<[String; 2]>, NftError> {
+    // NF_INET_FORWARD; NF_DROP.
+    const FORWARD: u32 = 2;
+    const DROP: u32 = 0;
+    let mut found = Vec::new();
+    let body = query(family, &Attributes::default());
+    dump(netlink, Message::GetChain, &body, |body| match body {
+        None => found.clear(),
+        Some(body) => {
+            let find = |body, wanted| {
+                let found = attributes(body).find(|(kind, _)| *kind == wanted);
+                found.map(|(_, content)| content)
+            };
+            let hook = find(body, 4).and_then(|hook| be32(find(hook, 1)?));
+            let policy = find(body, 5).and_then(be32);
+            if let (Some(FORWARD), Some(DROP), Some(table), Some(name)) =
+                (hook, policy, find(body, 1), find(body, 3))
+            {
+                found.push([table, name].map(text));
+            }
+        }
+    })?;
+    Ok(found)
+}
+
 /// The elements of a set; none if there is no such set.
 pub(super) fn elements(
     netlink: &mut Netlink,

@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
+    path::Path,
     process::Command,
 };
 
@@ -183,6 +185,36 @@ fn what_others_remove_is_noticed_and_made_whole() {
             packets::cleanup().unwrap_err().to_string().contains("owns the table"),
             is_owned()
         );
+    });
+}
+
+#[test]
+fn what_is_in_the_way_is_named() {
+    World::run(|_| {
+        let set = |value: &str| {
+            for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
+            }
+        };
+        let found = || packets::obstacles(Path::new("/proc"), BOTH);
+        set("1");
+        assert!(nft("add table ip6 filter").0);
+        assert!(nft("add chain ip6 filter FORWARD {type filter hook forward priority 0;}").0);
+        assert!(
+            nft("add chain ip6 filter INPUT {type filter hook input priority 0; policy drop;}").0
+        );
+        assert_eq!(found(), []);
+        set("0");
+        let sysctls: Vec<_> = found().into_iter().map(|found| found.remedy).collect();
+        assert!(sysctls[0].contains("net.ipv4.ip_forward=1"), "{sysctls:?}");
+        assert!(sysctls[1].contains("net.ipv6.conf.all.forwarding=1"), "{sysctls:?}");
+        set("1");
+        assert!(nft("add chain ip6 filter FORWARD {policy drop;}").0);
+        let [found] = &found()[..] else { panic!() };
+        assert!(found.what.contains("`ip6 filter FORWARD`"), "{found:?}");
+        // The remedy is one.
+        let command = found.remedy.split('`').nth(1).unwrap().strip_prefix("nft ").unwrap();
+        assert!(nft(command).0, "{command}");
     });
 }
 
