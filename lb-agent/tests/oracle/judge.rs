@@ -358,8 +358,7 @@ impl Sides<'_> {
         }
         let mut decided = self.socklb.handles(packet);
         let mut written = self.socklb.handles_by_table(packet);
-        // It has no affinity yet, and knows who reaches itself by the address alone.
-        decided.affinity = 0;
+        // It knows who reaches itself by the address alone.
         for handled in [&mut decided, &mut written] {
             let those = handled.endpoints.iter_mut();
             those.filter(|(at, _)| at.ip() == packet.source).for_each(|(_, is)| *is = true);

@@ -36,7 +36,7 @@ impl Table for Shared {
 }
 
 impl Shared {
-    /// What becomes of a packet; of affinity it says nothing yet.
+    /// What becomes of a packet.
     pub(super) fn handles(&self, packet: &Packet, sender: Sender) -> Handled {
         let table = self.0.borrow();
         let elements = table.elements();
@@ -67,7 +67,11 @@ impl Shared {
                 let is_itself =
                     |ip: IpAddr| ip == packet.source && elements.contains(&Element::Hairpin(ip));
                 let those = slots.values().map(|at| (*at, is_masqueraded || is_itself(at.ip())));
-                Handled { fate: Fate::Forwarded, endpoints: those.collect(), affinity: 0 }
+                Handled {
+                    fate: Fate::Forwarded,
+                    endpoints: those.collect(),
+                    affinity: affinity(elements, policy, frontend, &slots),
+                }
             }
         }
     }
@@ -127,4 +131,39 @@ fn endpoints(
     assert!(those.keys().copied().eq(0..count), "{frontend}: {those:?}");
     assert_eq!(Choice::of(count), Choice::Slots(slots), "{frontend}: {those:?}");
     those
+}
+
+/// How long a sender stays, by numbers that lead to the same endpoints as the slots.
+fn affinity(
+    elements: &BTreeSet<Element>,
+    policy: TrafficPolicy,
+    frontend: Frontend,
+    slots: &BTreeMap<u32, SocketAddr>,
+) -> u32 {
+    let (mut seconds, mut numbers, mut numbered) = (0, BTreeMap::new(), BTreeMap::new());
+    for element in elements {
+        match *element {
+            Element::Affinity { policy: of, frontend: at, seconds: these }
+                if of == policy && at == frontend =>
+            {
+                seconds = these.get();
+            }
+            Element::Number { policy: of, frontend: at, slot, number }
+                if of == policy && at == frontend =>
+            {
+                numbers.insert(slot, number);
+            }
+            Element::Numbered { policy: of, frontend: at, number, addr }
+                if of == policy && at == frontend =>
+            {
+                numbered.insert(number, addr);
+            }
+            _ => {}
+        }
+    }
+    let at_slots = numbers.iter().map(|(slot, number)| (*slot, numbered[number]));
+    let at_slots: BTreeMap<u32, SocketAddr> = at_slots.collect();
+    let wanted = if seconds > 0 { slots.clone() } else { BTreeMap::new() };
+    assert_eq!((at_slots, numbered.len()), (wanted, numbers.len()), "{frontend}");
+    seconds
 }
