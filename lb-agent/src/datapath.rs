@@ -31,7 +31,7 @@ use aya::{
 };
 use lb_common::abi::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, GENERATIONS, HEARD,
-    HELD, Held, MAX_BONDS, MORE_FLOWS, NAMES, PORTS, SERVICES, SOCKETS, SOURCES,
+    HELD, Held, MAX_BONDS, MORE_FLOWS, NAMES, PORTS, SERVICES, SOCKETS, SOURCE_RANGES,
 };
 use lb_core::{
     op::Op,
@@ -239,8 +239,18 @@ fn discard(dir: &Path) -> Result<()> {
 }
 
 /// The maps that are replaced together when their sizes change.
-const MAPS: [&str; 10] =
-    [SERVICES, BACKENDS, PORTS, NAMES, ADDRESSES, FILTER, SOURCES, CLIENTS, AFFINITY, COUNTERS];
+const MAPS: [&str; 10] = [
+    SERVICES,
+    BACKENDS,
+    PORTS,
+    NAMES,
+    ADDRESSES,
+    FILTER,
+    SOURCE_RANGES,
+    CLIENTS,
+    AFFINITY,
+    COUNTERS,
+];
 /// The maps of what is remembered of sockets, and of the generations that they may remember: of no size,
 /// or of one that no flag changes.
 pub const STORAGE: [&str; 7] = [SOCKETS, FORMER, FLOWS, MORE_FLOWS, HEARD, HELD, GENERATIONS];
@@ -283,7 +293,7 @@ fn load(pins: &Pins, dir: &Path, sizes: Sizes, inheritance: &mut Inheritance) ->
         (BACKENDS, sizes.backends),
         // Each frontend may have an address of its own, and source ranges are few.
         (ADDRESSES, sizes.services.saturating_add(MAX_NODE_ADDRESSES)),
-        (SOURCES, sizes.services),
+        (SOURCE_RANGES, sizes.services),
         (CLIENTS, MAX_CLIENTS),
         (AFFINITY, sizes.affinity),
     ] {

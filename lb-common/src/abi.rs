@@ -48,7 +48,7 @@ pub const ADDRESSES: &str = "addresses";
 /// for each address that clients dial of a key of [`SERVICES`].
 pub const FILTER: &str = "filter";
 /// LPM_TRIE: prefix length and [`SourceRangeKey`] to `u32`, always 1: which clients may use a service port.
-pub const SOURCES: &str = "sources";
+pub const SOURCE_RANGES: &str = "source_ranges";
 /// HASH: [`ClientKey`] to [`ClientEntry`]: from which address a socket connects that has none.
 pub const CLIENTS: &str = "clients";
 /// HASH: [`AffinityKey`] to [`Affinity`].

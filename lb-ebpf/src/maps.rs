@@ -44,8 +44,8 @@ static ADDRESSES: HashMap<Addr, AddressEntry, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "filter")]
 static FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
 
-#[btf_map(name = "sources")]
-static SOURCES: LpmTrie<SourceRangeKey, u32, 1> = LpmTrie::new();
+#[btf_map(name = "source_ranges")]
+static SOURCE_RANGES: LpmTrie<SourceRangeKey, u32, 1> = LpmTrie::new();
 
 #[btf_map(name = "clients")]
 static CLIENTS: HashMap<ClientKey, ClientEntry, 1, NO_PREALLOC> = HashMap::new();
@@ -180,7 +180,7 @@ impl ReadMaps for Maps {
 
     #[inline(always)]
     fn allows(&self, client: &SourceRangeKey) -> bool {
-        SOURCES.get(&Key::new(SourceRangeKey::BITS, *client)).is_some()
+        SOURCE_RANGES.get(&Key::new(SourceRangeKey::BITS, *client)).is_some()
     }
 
     #[inline(always)]

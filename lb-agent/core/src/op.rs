@@ -4,7 +4,7 @@
 use std::fmt;
 
 use lb_common::abi::{
-    ADDRESSES, Action, Addr, Address, Backend, NAMES, PORTS, PortOptions, SERVICES, SOURCES,
+    ADDRESSES, Action, Addr, Address, Backend, NAMES, PORTS, PortOptions, SERVICES, SOURCE_RANGES,
     Service, ServiceKey,
 };
 
@@ -87,7 +87,7 @@ impl Op {
             Self::PutPort { .. } => Some(PORTS),
             Self::WriteBlock { .. } => None,
             Self::PutService { .. } | Self::DeleteService { .. } => Some(SERVICES),
-            Self::PutSourceRange { .. } | Self::DeleteSourceRange { .. } => Some(SOURCES),
+            Self::PutSourceRange { .. } | Self::DeleteSourceRange { .. } => Some(SOURCE_RANGES),
             Self::PutAddress { .. } | Self::DeleteAddress { .. } => Some(ADDRESSES),
         }
     }

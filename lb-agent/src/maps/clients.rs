@@ -9,8 +9,8 @@ use std::{
 use aya::maps::{LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use bytemuck::must_cast;
 use lb_common::abi::{
-    AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, ClientEntry, ClientKey, SOURCES, SourceAddress,
-    SourceRangeKey,
+    AFFINITY, Affinity, AffinityKey, Bond, CLIENTS, ClientEntry, ClientKey, SOURCE_RANGES,
+    SourceAddress, SourceRangeKey,
 };
 use lb_core::{
     model::Cidr,
@@ -38,10 +38,10 @@ pub(super) struct ClientMaps {
 
 impl ClientMaps {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
-        let (data, _) = open(dir, SOURCES)?;
+        let (data, _) = open(dir, SOURCE_RANGES)?;
         let source_ranges =
             LpmTrie::try_from(Map::LpmTrie(data)).map_err(|error| OpenError::Foreign {
-                path: dir.join(SOURCES).display().to_string(),
+                path: dir.join(SOURCE_RANGES).display().to_string(),
                 what: error.to_string(),
             })?;
         Ok(Self {

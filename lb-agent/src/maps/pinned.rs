@@ -8,7 +8,7 @@ use lb_common::{
     ATTEMPTS, ReadMaps,
     abi::{
         ADDRESSES, Addr, Address, AffinityKey, BACKENDS, Backend, Bond, CLIENTS, ClientKey, FILTER,
-        GENERATIONS, NAMES, Name, PORTS, PortOptions, SCOPE_ANY, SERVICES, SOURCES, Service,
+        GENERATIONS, NAMES, Name, PORTS, PortOptions, SCOPE_ANY, SERVICES, SOURCE_RANGES, Service,
         ServiceEntry, ServiceKey, SourceAddress, SourceRangeKey, bpf_spin_lock,
     },
 };
@@ -226,11 +226,11 @@ impl Store for Pinned {
             }
             Op::PutSourceRange { id, range } => {
                 let result = self.clients.put_source_range(*id, *range);
-                result.map_err(|e| kernel("update", SOURCES, &e))
+                result.map_err(|e| kernel("update", SOURCE_RANGES, &e))
             }
             Op::DeleteSourceRange { id, range } => {
                 let result = self.clients.delete_source_range(*id, *range);
-                result.map_err(|e| kernel("delete from", SOURCES, &e))
+                result.map_err(|e| kernel("delete from", SOURCE_RANGES, &e))
             }
             Op::PutAddress { addr, known } => {
                 let result = self.addresses.put(*addr, *known);

@@ -51,7 +51,7 @@ impl Action {
 }
 
 impl Backend {
-    /// Bit of [`Backend::flags`]: [`SOURCES`](super::SOURCES) says which clients may connect.
+    /// Bit of [`Backend::flags`]: [`SOURCE_RANGES`](super::SOURCE_RANGES) says which clients may connect.
     pub const SOURCE_RANGES: u8 = 1;
     /// Bit of [`Backend::flags`]: [`PORTS`](super::PORTS) says more of the service port.
     pub const OPTIONS: u8 = 2;

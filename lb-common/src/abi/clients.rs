@@ -1,4 +1,5 @@
-//! `sources` and `clients`: which clients may use a service port, and from which address a client comes.
+//! `source_ranges` and `clients`: which clients may use a service port, and from which address a
+//! client comes.
 
 use core::mem::offset_of;
 
@@ -6,8 +7,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Addr, bpf_spin_lock, ip::mixed};
 
-/// Key of [`SOURCES`](super::SOURCES), behind the length of the prefix: all of the id, and up to 128
-/// bits of the address. 20 bytes.
+/// Key of [`SOURCE_RANGES`](super::SOURCE_RANGES), behind the length of the prefix: all of the id, and
+/// up to 128 bits of the address. 20 bytes.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
 #[repr(C)]
 pub struct SourceRangeKey {

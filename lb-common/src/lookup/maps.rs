@@ -27,7 +27,7 @@ pub trait ReadMaps {
     fn address(&self, addr: &Addr) -> Option<Address>;
     /// From where a socket of a network namespace connects, in [`CLIENTS`](crate::abi::CLIENTS).
     fn client(&self, key: &ClientKey) -> Option<SourceAddress>;
-    /// Whether a range in [`SOURCES`](crate::abi::SOURCES) has the client.
+    /// Whether a range in [`SOURCE_RANGES`](crate::abi::SOURCE_RANGES) has the client.
     fn allows(&self, client: &SourceRangeKey) -> bool;
     /// Where the client went before, in [`AFFINITY`](crate::abi::AFFINITY); [`Bond::NONE`] if nowhere.
     fn bond(&self, key: &AffinityKey) -> Bond;

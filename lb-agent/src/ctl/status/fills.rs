@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use aya::maps::{MapError, MapInfo};
-use lb_common::abi::{ADDRESSES, AFFINITY, BACKENDS, CLIENTS, HEARD, NAMES, SERVICES, SOURCES};
+use lb_common::abi::{
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, HEARD, NAMES, SERVICES, SOURCE_RANGES,
+};
 use lb_core::store::{Snapshot, max_names};
 use serde::Serialize;
 
@@ -57,7 +59,7 @@ pub(super) fn beside(
 ) -> Result<Vec<Fill>, MapError> {
     let used = [
         (ADDRESSES, snapshot.addresses.len()),
-        (SOURCES, snapshot.source_ranges.len()),
+        (SOURCE_RANGES, snapshot.source_ranges.len()),
         (CLIENTS, maps.clients()?.len()),
         (AFFINITY, maps.bonds().count()),
     ];
