@@ -17,10 +17,7 @@ use lb_common::{
     flows::{BEFORE, Few, Flows, Many},
 };
 
-use super::{
-    iterator::{Iterator, Program},
-    stored::{FUNCTION, program},
-};
+use super::stored::Stored;
 use crate::{
     maps::{Holders, Of},
     pins::{Pins, shown},
@@ -45,7 +42,7 @@ const STORED: [(&str, usize); 4] = [
 /// Counts what is stored.
 #[derive(Debug)]
 pub struct Storage {
-    iterators: Vec<Iterator>,
+    maps: [Stored; STORED.len()],
     held: Holders,
 }
 
@@ -66,14 +63,11 @@ impl Storage {
             MapData::from_pin(&path)
                 .with_context(|| format!("cannot open the pinned map {}", shown(&path).display()))
         };
-        let bytes = i32::try_from(READ)?;
-        let program = Program::load("held", FUNCTION, &program(bytes))
+        let [more_flows, flows, sockets, former] = STORED.map(|(name, _)| open(name));
+        let all = [more_flows?, flows?, sockets?, former?];
+        let maps = Stored::open(READ, all.each_ref().map(|map| map.fd().as_fd()))
             .context("cannot look through the sockets")?;
-        let iterators = STORED
-            .iter()
-            .map(|(name, _)| Ok(program.over(Some(open(name)?.fd().as_fd()))?))
-            .collect::<Result<_>>()?;
-        Ok(Self { iterators, held: Holders::open(pins.root())? })
+        Ok(Self { maps, held: Holders::open(pins.root())? })
     }
 
     /// Counts, and writes how many sockets with further flows each cgroup has. Looks at the other maps
@@ -82,10 +76,10 @@ impl Storage {
         let before = self.held.numbers(Of::MoreFlows)?;
         let mut stored = Counted::default();
         let looked_at = if all { STORED.len() } else { 1 };
-        for ((name, each), iterator) in STORED.iter().zip(&self.iterators).take(looked_at) {
+        for ((name, each), map) in STORED.iter().zip(&self.maps).take(looked_at) {
             // One that is met twice counts once.
             let mut sockets = HashSet::new();
-            iterator.read::<{ 8 + READ }>(|entry| {
+            map.read::<{ 8 + READ }>(|entry| {
                 if sockets.insert(entry.first_chunk::<8>().copied())
                     && *name == MORE_FLOWS
                     && let Some(cgroup) = entry.last_chunk()

@@ -124,7 +124,14 @@ pub(super) const fn call(helper: i32) -> Instruction {
 /// `return r0`
 pub(super) const EXIT: Instruction = op(0x95, 0, 0, 0, 0);
 
+/// `to = map`, which takes two instructions.
+pub(super) fn load_map(to: u8, map: BorrowedFd<'_>) -> [Instruction; 2] {
+    // BPF_PSEUDO_MAP_FD stands where a register would.
+    [op(0x18, to, 1, 0, map.as_raw_fd()), [0; 8]]
+}
+
 pub(super) const GET_SOCKET_COOKIE: i32 = 46;
+pub(super) const SK_STORAGE_GET: i32 = 107;
 pub(super) const SEQ_WRITE: i32 = 127;
 
 /// A program that says what is printed of each thing.

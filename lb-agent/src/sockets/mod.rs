@@ -193,7 +193,8 @@ pub struct Sight {
 /// The means to look for sockets: what the programs have stored, and where they are attached.
 #[derive(Debug)]
 pub struct Scanner {
-    stored: Stored,
+    /// Of [`SOCKETS`] and [`FORMER`].
+    stored: [Stored; 2],
     subtree: Subtree,
 }
 
@@ -201,7 +202,9 @@ impl Scanner {
     /// Of the maps of live sockets, see [`open`], and of programs that are attached to `cgroup`.
     /// `Unsupported` if the kernel has no type information (BTF). Takes some 100 ms.
     pub fn new(maps: &SocketMaps, cgroup: &Path) -> io::Result<Self> {
-        Ok(Self { stored: Stored::open(&maps.0)?, subtree: Subtree::new(cgroup) })
+        let maps = maps.0.each_ref().map(|map| map.as_fd());
+        let stored = Stored::open(size_of::<Translation>(), maps)?;
+        Ok(Self { stored, subtree: Subtree::new(cgroup) })
     }
 
     /// Looks into all network namespaces for sockets of these kinds that may have to go: those that were
@@ -257,11 +260,17 @@ impl Scanner {
         }
         let places = sockets.iter().enumerate().map(|(place, socket)| (socket.cookie, place));
         let places: HashMap<u64, usize> = places.collect();
-        self.stored.read(|cookie, translation| {
-            if let Some(place) = places.get(&cookie) {
-                sockets[*place].learn(translation);
-            }
-        })
+        // What the first map has counts before the rest.
+        for map in &self.stored {
+            map.read::<{ 8 + size_of::<Translation>() }>(|bytes| {
+                if let Some((cookie, translation)) = entry(bytes)
+                    && let Some(place) = places.get(&cookie)
+                {
+                    sockets[*place].learn(translation);
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// Whether the socket may have to go.
@@ -274,6 +283,12 @@ impl Scanner {
         }
         socket.inside
     }
+}
+
+/// A socket's cookie, and what is stored for it.
+fn entry(bytes: &[u8]) -> Option<(u64, Translation)> {
+    let (cookie, translation) = bytes.split_first_chunk()?;
+    Some((u64::from_ne_bytes(*cookie), bytemuck::try_pod_read_unaligned(translation).ok()?))
 }
 
 /// What became of sockets that had to go.
