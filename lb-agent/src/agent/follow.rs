@@ -179,9 +179,7 @@ impl Agent {
                 () = retried, if retry.is_some() => {}
                 () = self.upkeep.work(&mut self.pipeline, &admin) => continue,
                 Some(look) = self.stale_flows.looked() => {
-                    if let Some(looked) = self.stale_flows.judge(look) {
-                        stale_flows::tell(looked, &admin);
-                    }
+                    stale_flows::tell(self.stale_flows.judge(look), &admin);
                     continue;
                 }
                 seen = self.guard.seen() => {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How flows are forgotten: see [`packets::forget`].
-type Forget = fn(&ServedFlows) -> Result<Forgotten, ConntrackError>;
+type Forget = fn(&ServedFlows) -> (Forgotten, Option<ConntrackError>);
 
 /// The flows that are to be looked at, and the look.
 pub(super) struct StaleFlows {
@@ -31,7 +31,8 @@ pub(super) struct StaleFlows {
 /// What came of a look.
 pub(super) struct Look {
     flows: ServedFlows,
-    result: Result<Forgotten, ConntrackError>,
+    forgotten: Forgotten,
+    error: Option<ConntrackError>,
     began: Instant,
     ended: Instant,
 }
@@ -62,8 +63,8 @@ impl StaleFlows {
         let (forget, flows) = (self.forget, mem::take(&mut self.due));
         self.look.begin(move || {
             let began = Instant::now();
-            let result = forget(&flows);
-            Look { flows, result, began, ended: Instant::now() }
+            let (forgotten, error) = forget(&flows);
+            Look { flows, forgotten, error, began, ended: Instant::now() }
         });
     }
 
@@ -73,31 +74,22 @@ impl StaleFlows {
     }
 
     /// Takes in what came of it, and goes on with what is due since.
-    pub(super) fn judge(&mut self, look: Look) -> Option<(Forgotten, Duration)> {
-        let Look { flows, result, began, ended } = look;
-        self.pace.has_written(result.is_err(), began, ended);
-        let forgotten = match result {
-            Ok(forgotten) => {
-                if self.told.take().is_some() {
-                    tracing::info!("UDP flows to endpoints that left are ended again");
-                }
-                Some((forgotten, ended.saturating_duration_since(began)))
+    pub(super) fn judge(&mut self, look: Look) -> (Forgotten, Duration) {
+        let Look { flows, forgotten, error, began, ended } = look;
+        self.pace.has_written(error.is_some(), began, ended);
+        if let Some(error) = error {
+            let later = mem::replace(&mut self.due, flows);
+            self.due.update(later);
+            let error = error.to_string();
+            if self.told.as_ref() != Some(&error) {
+                tracing::error!("UDP flows to endpoints that left go on, trying again: {error}");
+                self.told = Some(error);
             }
-            Err(error) => {
-                let later = mem::replace(&mut self.due, flows);
-                self.due.update(later);
-                let error = error.to_string();
-                if self.told.as_ref() != Some(&error) {
-                    tracing::error!(
-                        "UDP flows to endpoints that left go on, trying again: {error}"
-                    );
-                    self.told = Some(error);
-                }
-                None
-            }
-        };
+        } else if self.told.take().is_some() {
+            tracing::info!("UDP flows to endpoints that left are ended again");
+        }
         self.begin(false, ended);
-        forgotten
+        (forgotten, ended.saturating_duration_since(began))
     }
 }
 
@@ -143,13 +135,14 @@ mod tests {
     static LOOKS: AtomicUsize = AtomicUsize::new(0);
 
     /// Fails twice; then it wants all that was said.
-    fn forget(served: &ServedFlows) -> Result<Forgotten, ConntrackError> {
+    fn forget(served: &ServedFlows) -> (Forgotten, Option<ConntrackError>) {
         if LOOKS.fetch_add(1, Ordering::Relaxed) < 2 {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL).into());
+            let error = io::Error::from_raw_os_error(libc::EINVAL);
+            return (Forgotten { ipv4: 0, ipv6: 1 }, Some(error.into()));
         }
         let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
         assert!([1, 2].iter().all(|port| served.is_over(at(*port), at(9))));
-        Ok(Forgotten { ipv4: 3, ipv6: 0 })
+        (Forgotten { ipv4: 3, ipv6: 0 }, None)
     }
 
     #[test]
@@ -161,19 +154,20 @@ mod tests {
             let judge = async |stale: &mut StaleFlows| {
                 let look = stale.looked().await.unwrap();
                 ended.set(look.ended);
-                stale.judge(look)
+                stale.judge(look).0
             };
+            // What was ended counts, whatever was not.
+            let some = Forgotten { ipv4: 0, ipv6: 1 };
             stale.begin(true, start);
             assert!(!stale.look.is_running(), "nothing is due");
             stale.take(flows(1), start);
-            assert_eq!(judge(&mut stale).await, None);
+            assert_eq!(judge(&mut stale).await, some);
             stale.begin(false, ended.get());
             assert!(!stale.look.is_running(), "not at once");
             stale.take(flows(2), ended.get());
-            assert_eq!(judge(&mut stale).await, None, "what is new does not wait");
+            assert_eq!(judge(&mut stale).await, some, "what is new does not wait");
             stale.begin(false, ended.get() + Duration::from_secs(60));
-            let (forgotten, _) = judge(&mut stale).await.unwrap();
-            assert_eq!(forgotten, Forgotten { ipv4: 3, ipv6: 0 });
+            assert_eq!(judge(&mut stale).await, Forgotten { ipv4: 3, ipv6: 0 });
             stale.begin(true, ended.get());
             assert!(!stale.look.is_running(), "nothing is left");
             let text = log.text();

@@ -70,21 +70,55 @@ pub fn flows() -> Result<Vec<FlowEntry>, ConntrackError> {
 }
 
 /// Forgets what is over of the flows in this network namespace: its next datagram begins a new one.
-/// Costs as much as there are entries of UDP. On error some may be left.
-pub fn forget(served: &ServedFlows) -> Result<Forgotten, ConntrackError> {
-    let mut netlink = Netlink::netfilter()?;
-    let mut forgotten = Forgotten::default();
-    for family in Family::ALL {
-        let is_over = |entry: &FlowEntry| served.is_over(entry.to, entry.from);
-        for entry in read(&mut netlink, family, is_over)? {
-            let count = match family {
-                Family::Ip => &mut forgotten.ipv4,
-                Family::Ip6 => &mut forgotten.ipv6,
+/// Costs as much as there are entries of UDP. What one entry or one family refuses keeps nothing else;
+/// the first error says why some may be left.
+pub fn forget(served: &ServedFlows) -> (Forgotten, Option<ConntrackError>) {
+    let mut outcome = Outcome::default();
+    let looked = Netlink::netfilter().map(|mut netlink| {
+        for family in Family::ALL {
+            let is_over = |entry: &FlowEntry| served.is_over(entry.to, entry.from);
+            match read(&mut netlink, family, is_over) {
+                Ok(over) => outcome.delete(&over, |entry| delete(&mut netlink, entry)),
+                Err(error) => outcome.fail(error),
+            }
+        }
+    });
+    if let Err(error) = looked {
+        outcome.fail(error.into());
+    }
+    (outcome.forgotten, outcome.error)
+}
+
+/// What came of forgetting so far.
+#[derive(Default)]
+struct Outcome {
+    forgotten: Forgotten,
+    /// The first one.
+    error: Option<ConntrackError>,
+}
+
+impl Outcome {
+    /// Linux before 6.1.32 refuses to delete what a flowtable has offloaded (EBUSY).
+    fn delete(
+        &mut self,
+        over: &[FlowEntry],
+        mut delete: impl FnMut(&FlowEntry) -> Result<bool, ConntrackError>,
+    ) {
+        for entry in over {
+            let count = match entry.family {
+                Family::Ip => &mut self.forgotten.ipv4,
+                Family::Ip6 => &mut self.forgotten.ipv6,
             };
-            *count += u64::from(delete(&mut netlink, &entry)?);
+            match delete(entry) {
+                Ok(was_there) => *count += u64::from(was_there),
+                Err(error) => self.fail(error),
+            }
         }
     }
-    Ok(forgotten)
+
+    fn fail(&mut self, error: ConntrackError) {
+        self.error.get_or_insert(error);
+    }
 }
 
 /// The entries of UDP that somebody asks for.
@@ -183,7 +217,7 @@ fn remedy(error: &io::Error) -> &'static str {
             ": load the module nf_conntrack_netlink, or use a kernel that has it"
         }
         Some(libc::ENOMEM) => ": give the agent's cgroup more memory",
-        Some(libc::EINTR | libc::ENOBUFS) => ": it is tried again",
+        Some(libc::EINTR | libc::ENOBUFS | libc::EBUSY) => ": it is tried again",
         _ => "",
     }
 }
@@ -235,6 +269,26 @@ mod tests {
         let tcp = entry(&tuple(a, b, 6), &tuple(b, a, 6));
         assert_eq!(FlowEntry::parse(Family::Ip, tcp.content()), None);
         assert_eq!(FlowEntry::parse(Family::Ip, &[0, 3, 9]), None);
+    }
+
+    #[test]
+    fn an_entry_that_stays_keeps_no_other() {
+        let [client, vip, pod] = ["10.9.0.1:5000", "192.0.2.1:53", "10.0.0.1:5353"];
+        let body = entry(&tuple(client, vip, 17), &tuple(pod, client, 17));
+        let one = FlowEntry::parse(Family::Ip, body.content()).unwrap();
+        let all: Vec<_> = (0..5).map(|id| FlowEntry { id, ..one.clone() }).collect();
+        let mut outcome = Outcome::default();
+        outcome.delete(&all, |entry| match entry.id {
+            1 => Err(io::Error::from_raw_os_error(libc::EBUSY).into()),
+            2 => Err(io::Error::from_raw_os_error(libc::EPERM).into()),
+            3 => Ok(false),
+            _ => Ok(true),
+        });
+        let v6 = FlowEntry { family: Family::Ip6, ..one };
+        outcome.delete(&[v6], |_| Ok(true));
+        assert_eq!(outcome.forgotten, Forgotten { ipv4: 2, ipv6: 1 });
+        let ConntrackError(first) = outcome.error.unwrap();
+        assert_eq!(first.raw_os_error(), Some(libc::EBUSY));
     }
 
     #[test]
