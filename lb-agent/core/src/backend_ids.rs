@@ -9,13 +9,29 @@
 //! The records are all that tells an agent that starts which ids are in use. What rests then is every id
 //! that was given before, by the greatest one that a record shows, in use or not.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bytemuck::Zeroable as _;
+use lb_common::abi::{Backend, Peer};
+
+/// Who has an id: an endpoint, as that of the service port with this id.
+type Endpoint = (u32, Peer);
+
+/// What is known of an id.
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    endpoint: Endpoint,
+    /// How many records have it, in blocks that are in use or retired; 0: nobody has it.
+    uses: u32,
+}
 
 /// The ids of a map of records.
 #[derive(Clone, Debug, Default)]
 pub struct BackendIds {
-    /// By id: how many blocks have it that are in use or retired. The first one is nobody's.
-    uses: Vec<u32>,
+    /// By id. The first one is nobody's.
+    owners: Vec<Owner>,
+    /// The ids that endpoints have.
+    known: HashMap<Endpoint, u32>,
     /// The ids of each block in use, in the order of its records; 0 where a record has none.
     blocks: BTreeMap<u32, Box<[u32]>>,
     retired: Vec<Box<[u32]>>,
@@ -33,13 +49,10 @@ impl BackendIds {
 
     /// Goes on where ids up to `last` were given. Those that no block has rest.
     pub fn went_up_to(&mut self, last: u32) {
-        let end = usize::try_from(last).unwrap_or(usize::MAX).saturating_add(1);
-        if end > self.uses.len() {
-            self.uses.resize(end, 0);
-        }
+        self.grow(usize::try_from(last).unwrap_or(usize::MAX));
         self.resting = (1..)
-            .zip(self.uses.iter().skip(1))
-            .filter(|(_, n)| **n == 0)
+            .zip(self.owners.iter().skip(1))
+            .filter(|(_, owner)| owner.uses == 0)
             .map(|(id, _)| id)
             .collect();
     }
@@ -49,26 +62,51 @@ impl BackendIds {
         self.blocks.get(&block).map_or(&[], |ids| ids)
     }
 
+    /// The id that an endpoint of a service port has in any block that is in use or retired.
+    pub fn id(&self, port: u32, endpoint: Peer) -> Option<u32> {
+        self.known.get(&(port, endpoint)).copied()
+    }
+
     /// Ids that nobody has, in the order in which they are to be given.
     pub fn unused(&self) -> impl Iterator<Item = u32> {
         let rested = self.resting.len().saturating_sub(Self::REST);
-        let new = u32::try_from(self.uses.len()).unwrap_or(u32::MAX).max(1);
+        let new = u32::try_from(self.owners.len()).unwrap_or(u32::MAX).max(1);
         self.resting.iter().copied().take(rested).chain(new..)
     }
 
-    /// A block was written, with these ids.
-    pub fn take(&mut self, block: u32, ids: impl Iterator<Item = u32>) {
-        let ids: Box<[u32]> = ids.collect();
-        for &id in ids.iter().filter(|id| **id != 0) {
-            let index = usize::try_from(id).unwrap_or(usize::MAX);
-            if self.uses.len() <= index {
-                self.uses.resize(index + 1, 0);
-            } else if self.uses[index] == 0 {
-                self.wake(id);
+    /// A block was written, with these records.
+    pub fn take(&mut self, block: u32, records: impl Iterator<Item = Backend>) {
+        let ids = records.map(|record| {
+            if record.backend != 0 {
+                self.hold(record.backend, (record.service, record.peer));
             }
-            self.uses[index] += 1;
-        }
+            record.backend
+        });
+        let ids = ids.collect();
         self.blocks.insert(block, ids);
+    }
+
+    fn hold(&mut self, id: u32, endpoint: Endpoint) {
+        let index = usize::try_from(id).unwrap_or(usize::MAX);
+        if !self.grow(index) && self.owners[index].uses == 0 {
+            self.wake(id);
+        }
+        let owner = &mut self.owners[index];
+        if owner.uses == 0 {
+            owner.endpoint = endpoint;
+            self.known.insert(endpoint, id);
+        }
+        owner.uses += 1;
+    }
+
+    /// Makes room for this id; false if it was there.
+    fn grow(&mut self, index: usize) -> bool {
+        let is_new = self.owners.len() <= index;
+        if is_new {
+            let nobody = Owner { endpoint: (0, Peer::zeroed()), uses: 0 };
+            self.owners.resize(index.saturating_add(1), nobody);
+        }
+        is_new
     }
 
     /// It rests no more, if it did: nearly always it is the first one.
@@ -99,10 +137,11 @@ impl BackendIds {
 
     fn release(&mut self, ids: &[u32]) {
         for &id in ids {
-            let uses = usize::try_from(id).ok().and_then(|index| self.uses.get_mut(index));
-            let Some(uses) = uses.filter(|uses| **uses > 0) else { continue };
-            *uses -= 1;
-            if *uses == 0 {
+            let owner = usize::try_from(id).ok().and_then(|index| self.owners.get_mut(index));
+            let Some(owner) = owner.filter(|owner| owner.uses > 0) else { continue };
+            owner.uses -= 1;
+            if owner.uses == 0 {
+                self.known.remove(&owner.endpoint);
                 self.resting.push_back(id);
             }
         }
@@ -111,11 +150,24 @@ impl BackendIds {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{
+        collections::BTreeSet,
+        net::{Ipv4Addr, SocketAddr},
+    };
 
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The record of an endpoint with this id; each has its own address.
+    fn record(id: u32) -> Backend {
+        let peer = SocketAddr::from((Ipv4Addr::from(id), 80));
+        Backend { backend: id, ..Backend::forward(peer.into()) }
+    }
+
+    fn take(ids: &mut BackendIds, block: u32, all: &[u32]) {
+        ids.take(block, all.iter().map(|id| record(*id)));
+    }
 
     fn given(ids: &BackendIds) -> u32 {
         ids.unused().next().unwrap()
@@ -133,7 +185,7 @@ mod tests {
             if let Some(before) = last_use.insert(id, round) {
                 assert!(round - before >= BackendIds::REST, "{id} after {}", round - before);
             }
-            ids.take(0, [id].into_iter());
+            take(&mut ids, 0, &[id]);
             ids.retire(0);
             assert_ne!(given(&ids), id, "a reader may be in the block");
             ids.reclaim();
@@ -144,7 +196,7 @@ mod tests {
     #[test]
     fn an_agent_that_starts_gives_none_that_was_given_a_moment_ago() {
         let mut ids = BackendIds::default();
-        ids.take(0, [7, 0, 3].into_iter());
+        take(&mut ids, 0, &[7, 0, 3]);
         ids.went_up_to(9);
         assert_eq!(given(&ids), 10);
         assert_eq!(ids.resting, [1, 2, 4, 5, 6, 8, 9]);
@@ -181,13 +233,19 @@ mod tests {
                         let seen: BTreeSet<u32> = blocks.values().chain(&retired).flatten().copied().collect();
                         prop_assert!(fresh.iter().all(|id| *id != 0 && !seen.contains(id)));
                         all.extend(fresh);
-                        ids.take(block, all.iter().copied());
+                        take(&mut ids, block, &all);
                         blocks.insert(block, all);
                     }
                     _ => {}
                 }
                 for (block, all) in &blocks {
                     prop_assert_eq!(ids.of(*block), &all[..]);
+                }
+                let held: BTreeSet<u32> = blocks.values().chain(&retired).flatten().copied().collect();
+                prop_assert_eq!(ids.known.len(), held.len());
+                for id in held {
+                    prop_assert_eq!(ids.id(0, record(id).peer), Some(id));
+                    prop_assert_eq!(ids.id(1, record(id).peer), None);
                 }
             }
         }

@@ -106,15 +106,15 @@ impl MapMirror {
             if self.blocks.len(*block).is_none() {
                 continue;
             }
-            let id = |record: &Backend| {
+            let known = |record: &Backend| {
                 let (id, endpoint) = (record.backend, (record.service, record.peer));
                 let is_one = record.action() == Action::Forward
                     && (1..=greatest).contains(&id)
                     && *owners.entry(id).or_insert(endpoint) == endpoint
                     && *ids.entry(endpoint).or_insert(id) == id;
-                if is_one { id } else { 0 }
+                Backend { backend: if is_one { id } else { 0 }, ..*record }
             };
-            self.backends.take(*block, records.iter().map(id));
+            self.backends.take(*block, records.iter().map(known));
         }
         self.backends.went_up_to(snapshot.last_backend.min(greatest));
     }
@@ -127,7 +127,7 @@ impl MapMirror {
                 let len = u32::try_from(records.len()).unwrap_or(u32::MAX);
                 let taken = self.blocks.take(*block, len);
                 debug_assert!(taken, "block {block} is not free");
-                self.backends.take(*block, records.iter().map(|record| record.backend));
+                self.backends.take(*block, records.iter().copied());
                 if let Some(record) = records.first() {
                     self.next_generation = record.generation.wrapping_add(1).max(1);
                 }

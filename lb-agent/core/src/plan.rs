@@ -10,9 +10,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Action, Backend, Peer, PortOptions, Service, ServiceKey};
+use lb_common::abi::{Action, Backend, PortOptions, Service, ServiceKey};
 
 use crate::{
+    backend_ids::BackendIds,
     map_mirror::MapMirror,
     model::{Cidr, Frontend, ObjectRef, PortRef},
     op::Op,
@@ -111,7 +112,7 @@ pub fn plan(
     let service = if let Some((service, _)) = found.iter().find(fits) {
         *service
     } else {
-        identify(&mut wanted, mirror, store, id);
+        identify(&mut wanted, mirror.backends(), id);
         let (write, service) = write(mirror, id, wanted, set.kept.len())?;
         ops.push(write);
         service
@@ -121,22 +122,12 @@ pub fn plan(
     Ok(ops)
 }
 
-/// Gives each endpoint its id: the one that it has in any set of the service port, or one that is nobody's.
-fn identify(records: &mut [Backend], mirror: &MapMirror, store: &impl Store, id: u32) {
-    let services = mirror.keys_of(id).filter_map(|key| mirror.service(key));
-    let blocks: BTreeMap<u32, u32> = services.map(|s| (s.block, s.records())).collect();
-    let mut known: Vec<(Peer, u32)> = Vec::new();
-    for (block, count) in blocks {
-        let there = store.records(block, count);
-        let ids = mirror.backends().of(block).iter().copied();
-        known.extend(there.iter().map(|record| record.peer).zip(ids).filter(|(_, id)| *id != 0));
-    }
-    known.sort_unstable();
-    let mut unused = mirror.backends().unused();
+/// Gives each endpoint its id: the one that it has as an endpoint of the service port, or one that is nobody's.
+fn identify(records: &mut [Backend], ids: &BackendIds, port: u32) {
+    let mut unused = ids.unused();
     for record in records.iter_mut().filter(|record| record.action() == Action::Forward) {
-        let at = known.partition_point(|(peer, _)| *peer < record.peer);
-        let same = known.get(at).filter(|(peer, _)| *peer == record.peer);
-        record.backend = same.map_or_else(|| unused.next().unwrap_or(0), |(_, id)| *id);
+        let known = ids.id(port, record.peer);
+        record.backend = known.or_else(|| unused.next()).unwrap_or(0);
     }
 }
 
@@ -277,4 +268,107 @@ fn records(set: &BackendSet) -> Vec<Backend> {
         .chain(backends.map(|addr| Backend::forward((*addr).into())))
         .map(|record| Backend { flags: source_ranges | options, ..record })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, net::SocketAddr};
+
+    use lb_common::abi::Peer;
+
+    use super::*;
+    use crate::{
+        memory::Memory,
+        model::Protocol,
+        store::{Snapshot, StoreError},
+    };
+
+    /// Maps in memory that count the records that are looked at.
+    struct Counting {
+        memory: Memory,
+        looked_at: Cell<u32>,
+    }
+
+    impl Store for Counting {
+        fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+            self.memory.apply(op)
+        }
+
+        fn reserve(&mut self, generation: u32) -> Result<(), StoreError> {
+            self.memory.reserve(generation)
+        }
+
+        fn read(&mut self) -> Result<Snapshot, StoreError> {
+            self.memory.read()
+        }
+
+        fn records(&self, block: u32, count: u32) -> Vec<Backend> {
+            self.looked_at.update(|number| number + count);
+            self.memory.records(block, count)
+        }
+
+        fn grace_period(&mut self) -> Result<(), StoreError> {
+            self.memory.grace_period()
+        }
+    }
+
+    struct World {
+        mirror: MapMirror,
+        store: Counting,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let store = Counting { memory: Memory::new(64, 64), looked_at: Cell::default() };
+            Self { mirror: MapMirror::new(64, 64), store }
+        }
+
+        fn write(&mut self, set: &BackendSet) {
+            for op in plan(&self.mirror, &self.store, set).unwrap() {
+                self.store.apply(&op).unwrap();
+                self.mirror.apply(&op);
+            }
+        }
+
+        /// The id of each endpoint of a set.
+        fn ids(&self, set: &BackendSet) -> BTreeMap<Peer, u32> {
+            let service = self.mirror.service(&ServiceKey::from(&set.frontends[0])).unwrap();
+            let records = self.store.memory.records(service.block, service.records());
+            records.iter().map(|record| (record.peer, record.backend)).collect()
+        }
+    }
+
+    /// A set of the one service port, with one frontend, and one endpoint.
+    fn set(frontend: u16, endpoint: u16) -> BackendSet {
+        let service = ObjectRef::new("default", "web");
+        let port = PortRef { service, port: "http".into(), protocol: Protocol::Tcp };
+        let dialled = SocketAddr::from(([10, 96, 0, 10], frontend));
+        let frontends = vec![Frontend::new(dialled, Protocol::Tcp)];
+        BackendSet::new(port, frontends, vec![([10, 0, 0, 1], endpoint).into()])
+    }
+
+    #[test]
+    fn endpoints_that_change_sets_keep_their_ids() {
+        let mut world = World::new();
+        let before = [set(1, 8001), set(2, 8002)];
+        for set in &before {
+            world.write(set);
+        }
+        let ids = before.map(|set| world.ids(&set));
+        let swapped = [set(1, 8002), set(2, 8001)];
+        for set in &swapped {
+            world.write(set);
+        }
+        let [first, second] = swapped.map(|set| world.ids(&set));
+        assert_eq!([second, first], ids);
+    }
+
+    #[test]
+    fn a_set_is_written_without_a_look_at_the_others() {
+        let mut world = World::new();
+        (1..=8).for_each(|n| world.write(&set(n, 8000 + n)));
+        world.store.looked_at.set(0);
+        world.write(&set(1, 9000));
+        assert_eq!(world.store.looked_at.get(), 1, "its own record");
+    }
 }
