@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    ops::Range,
     os::fd::AsFd as _,
 };
 
@@ -17,32 +18,40 @@ use lb_common::{
     flows::{BEFORE, Few, Flows, Many},
 };
 
-use super::stored::Stored;
+use super::stored::{Having, Stored};
 use crate::{
     maps::{Holders, Of},
     pins::{Pins, shown},
 };
 
-/// How much is read of a value: of [`MORE_FLOWS`] up to the cgroup that it names.
-const READ: usize = std::mem::offset_of!(Flows<0, 0, 0>, cgroup) + 8;
+/// Where the cgroup stands in a value of [`MORE_FLOWS`]. All values are longer than that.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "it is near the start"
+)]
+const CGROUP: Range<i16> = {
+    let start = std::mem::offset_of!(Flows<0, 0, 0>, cgroup) as i16;
+    start..start + 8
+};
 
 /// How much the kernel allocates for a value.
 const fn allocation(value: usize) -> usize {
     (value + BEFORE).next_power_of_two()
 }
 
-/// The maps of sockets, and how much memory an entry takes: the one that is bounded first.
-const STORED: [(&str, usize); 4] = [
-    (MORE_FLOWS, allocation(size_of::<Many>())),
-    (FLOWS, allocation(size_of::<Few>())),
-    (SOCKETS, allocation(size_of::<Translation>())),
-    (FORMER, allocation(size_of::<Translation>())),
+/// The maps of sockets, how much memory an entry takes, and who may have one: the one that is bounded first.
+const STORED: [(&str, usize, Having); 4] = [
+    (MORE_FLOWS, allocation(size_of::<Many>()), Having::Udp),
+    (FLOWS, allocation(size_of::<Few>()), Having::Udp),
+    (SOCKETS, allocation(size_of::<Translation>()), Having::Both),
+    (FORMER, allocation(size_of::<Translation>()), Having::Both),
 ];
 
 /// Counts what is stored.
 #[derive(Debug)]
 pub struct Storage {
-    maps: [Stored; STORED.len()],
+    maps: Stored<{ STORED.len() }>,
     held: Holders,
 }
 
@@ -63,10 +72,10 @@ impl Storage {
             MapData::from_pin(&path)
                 .with_context(|| format!("cannot open the pinned map {}", shown(&path).display()))
         };
-        let [more_flows, flows, sockets, former] = STORED.map(|(name, _)| open(name));
-        let all = [more_flows?, flows?, sockets?, former?];
-        let maps = Stored::open(READ, all.each_ref().map(|map| map.fd().as_fd()))
-            .context("cannot look through the sockets")?;
+        let [more_flows, flows, sockets, former] = STORED.map(|(name, ..)| open(name));
+        let maps = [more_flows?, flows?, sockets?, former?];
+        let maps = std::array::from_fn(|i| (maps[i].fd().as_fd(), STORED[i].2));
+        let maps = Stored::open(CGROUP, maps).context("cannot look through the sockets")?;
         Ok(Self { maps, held: Holders::open(pins.root())? })
     }
 
@@ -76,10 +85,11 @@ impl Storage {
         let before = self.held.numbers(Of::MoreFlows)?;
         let mut stored = Counted::default();
         let looked_at = if all { STORED.len() } else { 1 };
-        for ((name, each), map) in STORED.iter().zip(&self.maps).take(looked_at) {
+        let doors = self.maps.doors()?;
+        for (index, (name, each, _)) in STORED.iter().enumerate().take(looked_at) {
             // One that is met twice counts once.
             let mut sockets = HashSet::new();
-            map.read::<{ 8 + READ }>(|entry| {
+            self.maps.read::<{ 8 + 8 }, _>(index, &doors, |entry| {
                 if sockets.insert(entry.first_chunk::<8>().copied())
                     && *name == MORE_FLOWS
                     && let Some(cgroup) = entry.last_chunk()
@@ -102,6 +112,6 @@ mod tests {
 
     #[test]
     fn no_more_than_the_least_that_there_is_for_it() {
-        assert_eq!(STORED.map(|(_, bytes)| bytes), [8192, 512, 128, 128]);
+        assert_eq!(STORED.map(|(_, bytes, _)| bytes), [8192, 512, 128, 128]);
     }
 }

@@ -138,13 +138,31 @@ pub(super) const SEQ_WRITE: i32 = 127;
 #[derive(Debug)]
 pub(super) struct Program(OwnedFd);
 
+/// The kernel's type information, which names the iterators' functions. To read it takes some 100 ms, and
+/// as many types as the kernel has.
+#[derive(Debug)]
+pub(super) struct Types(Btf);
+
+impl Types {
+    /// `Unsupported` if the kernel has none.
+    pub(super) fn read() -> io::Result<Self> {
+        Btf::from_sys_fs().map(Self).map_err(unsupported)
+    }
+}
+
+fn unsupported(error: aya_obj::btf::BtfError) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, error)
+}
+
 impl Program {
-    /// For the iterator whose function is `target`. `Unsupported` if the kernel has none, or no type
-    /// information. Reads that, which takes some 100 ms and as many types as the kernel has.
-    pub(super) fn load(name: &str, target: &str, instructions: &[Instruction]) -> io::Result<Self> {
-        let function = Btf::from_sys_fs()
-            .and_then(|btf| btf.id_by_type_name_kind(target, BtfKind::Func))
-            .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
+    /// For the iterator whose function is `target`. `Unsupported` if the kernel has none.
+    pub(super) fn load(
+        types: &Types,
+        name: &str,
+        target: &str,
+        instructions: &[Instruction],
+    ) -> io::Result<Self> {
+        let function = types.0.id_by_type_name_kind(target, BtfKind::Func).map_err(unsupported)?;
         let license = c"Dual MIT/GPL";
         let mut attributes = Load {
             kind: BPF_PROG_TYPE_TRACING,

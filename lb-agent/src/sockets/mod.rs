@@ -74,7 +74,7 @@ pub use judge::{EndReason, Truth, judge};
 use namespaces::{Door, Namespaces, tour};
 pub use namespaces::{cookie_of_process, in_netns_of_process};
 pub use servers::without_servers;
-use stored::Stored;
+use stored::{Having, Stored};
 use subtree::Subtree;
 pub use sweeper::{News, Sweeper};
 
@@ -194,7 +194,7 @@ pub struct Sight {
 #[derive(Debug)]
 pub struct Scanner {
     /// Of [`SOCKETS`] and [`FORMER`].
-    stored: [Stored; 2],
+    stored: Stored<2>,
     subtree: Subtree,
 }
 
@@ -202,8 +202,8 @@ impl Scanner {
     /// Of the maps of live sockets, see [`open`], and of programs that are attached to `cgroup`.
     /// `Unsupported` if the kernel has no type information (BTF). Takes some 100 ms.
     pub fn new(maps: &SocketMaps, cgroup: &Path) -> io::Result<Self> {
-        let maps = maps.0.each_ref().map(|map| map.as_fd());
-        let stored = Stored::open(size_of::<Translation>(), maps)?;
+        let maps = maps.0.each_ref().map(|map| (map.as_fd(), Having::Both));
+        let stored = Stored::open(0..TRANSLATION, maps)?;
         Ok(Self { stored, subtree: Subtree::new(cgroup) })
     }
 
@@ -225,11 +225,12 @@ impl Scanner {
             }
             Ok((diag.cookie()?, found))
         });
-        let mut sockets = Vec::new();
+        let (mut sockets, mut visited) = (Vec::new(), Vec::new());
         for (door, result) in doors.iter().zip(seen) {
             match result {
                 Ok((netns, found)) => {
                     sight.namespaces += 1;
+                    visited.push(door);
                     let found = found.into_iter();
                     sockets.extend(
                         found.map(|(protocol, socket)| Found::new(netns, door, protocol, socket)),
@@ -243,7 +244,7 @@ impl Scanner {
                 }
             }
         }
-        if let Err(error) = self.translations(&mut sockets) {
+        if let Err(error) = self.translations(&visited, &mut sockets) {
             return Sight { refused: doors.len(), error: Some(error), ..sight };
         }
         self.subtree.renew();
@@ -254,15 +255,15 @@ impl Scanner {
 
     /// Adds what is stored. To be done after the sockets were seen: it is stored before a socket gets
     /// its peer.
-    fn translations(&self, sockets: &mut [Found]) -> io::Result<()> {
+    fn translations(&self, doors: &[&Door], sockets: &mut [Found]) -> io::Result<()> {
         if sockets.is_empty() {
             return Ok(());
         }
         let places = sockets.iter().enumerate().map(|(place, socket)| (socket.cookie, place));
         let places: HashMap<u64, usize> = places.collect();
         // What the first map has counts before the rest.
-        for map in &self.stored {
-            map.read::<{ 8 + size_of::<Translation>() }>(|bytes| {
+        for index in 0..2 {
+            self.stored.read::<{ 8 + size_of::<Translation>() }, _>(index, doors, |bytes| {
                 if let Some((cookie, translation)) = entry(bytes)
                     && let Some(place) = places.get(&cookie)
                 {
@@ -284,6 +285,9 @@ impl Scanner {
         socket.inside
     }
 }
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "48 bytes")]
+const TRANSLATION: i16 = size_of::<Translation>() as i16;
 
 /// A socket's cookie, and what is stored for it.
 fn entry(bytes: &[u8]) -> Option<(u64, Translation)> {

@@ -15,8 +15,8 @@ use std::{
 use super::{
     Found,
     iterator::{
-        EXIT, GET_SOCKET_COOKIE, Instruction, Iterator, Program, SEQ_WRITE, add, and, call, copy,
-        if_zero, load, load_byte, set, store,
+        EXIT, GET_SOCKET_COOKIE, Instruction, Iterator, Program, SEQ_WRITE, Types, add, and, call,
+        copy, if_zero, load, load_byte, set, store,
     },
     namespaces::{cookie, tour},
 };
@@ -95,7 +95,8 @@ impl Chosen {
     fn open() -> io::Result<Self> {
         let first = first_bit(&fs::read(TYPES)?, "sock", "sk_userlocks")
             .ok_or(io::Error::from(io::ErrorKind::Unsupported))?;
-        Ok(Self(Program::load("chosen", "bpf_iter_udp", &program(first)?)?.over(None)?))
+        let program = program(first)?;
+        Ok(Self(Program::load(&Types::read()?, "chosen", "bpf_iter_udp", &program)?.over(None)?))
     }
 
     /// The cookies of those in the network namespace of this thread.

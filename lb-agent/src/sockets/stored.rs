@@ -6,89 +6,126 @@
 //!
 //! A hardened kernel may refuse it (EPERM, seen with a hosted 6.18), since programs of this kind could
 //! write to the values. There the iterators over UDP and TCP sockets (`bpf_iter__udp`,
-//! `bpf_iter__tcp`, since 5.9) are asked in each network namespace, which takes longer, and shows
-//! nothing of namespaces that cannot be entered.
+//! `bpf_iter__tcp`, since 5.9) are asked in each network namespace. That takes longer, and shows neither
+//! sockets of namespaces that cannot be entered, nor those that have no port.
 //!
 //! These iterators count their way through lists that others change meanwhile: they may miss a socket,
 //! which the next look finds, or print one twice.
 
-use std::{io, os::fd::BorrowedFd};
+use std::{io, ops::Range, os::fd::BorrowedFd};
 
 use super::{
     iterator::{
-        EXIT, GET_SOCKET_COOKIE, Instruction, Iterator, Program, SEQ_WRITE, SK_STORAGE_GET, add,
-        call, copy, if_zero, load, load_map, set, store,
+        EXIT, GET_SOCKET_COOKIE, Instruction, Iterator, Program, SEQ_WRITE, SK_STORAGE_GET, Types,
+        add, call, copy, if_zero, load, load_map, set, store,
     },
-    namespaces::{Namespaces, tour},
+    namespaces::{Door, Namespaces, tour},
 };
 
-/// One SK_STORAGE map, to be read as a whole.
-#[derive(Debug)]
-pub(super) enum Stored {
-    /// By what the map has.
-    OfMap(Iterator),
-    /// By what sockets have, in each network namespace.
-    OfSockets([Iterator; 2]),
+/// Which sockets may have a value in a map.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Having {
+    Udp,
+    Both,
 }
 
-impl Stored {
-    /// Of these maps; the first `bytes` of each value are read. Takes as long as [`Program::load`].
-    pub(super) fn open<const N: usize>(
-        bytes: usize,
-        maps: [BorrowedFd<'_>; N],
-    ) -> io::Result<[Self; N]> {
-        let bytes = i32::try_from(bytes).map_err(io::Error::other)?;
-        let all: io::Result<Vec<_>> =
-            match Program::load("stored", "bpf_iter_bpf_sk_storage_map", &of_map(bytes)) {
-                Ok(program) => {
-                    maps.iter().map(|map| Ok(Self::OfMap(program.over(Some(*map))?))).collect()
-                }
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    maps.iter().map(|map| Self::of_sockets(bytes, *map)).collect()
-                }
-                Err(error) => Err(error),
-            };
-        // As many as there are maps.
-        all?.try_into().map_err(|_| io::ErrorKind::Other.into())
+/// SK_STORAGE maps, each to be read as a whole.
+#[derive(Debug)]
+pub(super) enum Stored<const N: usize> {
+    /// By what the maps have.
+    OfMaps([Iterator; N]),
+    /// By what sockets have, in each network namespace.
+    OfSockets([Vec<Iterator>; N]),
+}
+
+impl<const N: usize> Stored<N> {
+    /// Of these maps, to read these bytes of each value: none of a lock. Takes some 100 ms; `Unsupported`
+    /// if the kernel has no type information (BTF).
+    pub(super) fn open(bytes: Range<i16>, maps: [(BorrowedFd<'_>, Having); N]) -> io::Result<Self> {
+        let types = Types::read()?;
+        match Program::load(&types, "stored", "bpf_iter_bpf_sk_storage_map", &of_map(&bytes)) {
+            Ok(program) => each(maps, |map, _| program.over(Some(map))).map(Self::OfMaps),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let of_sockets = |map, having| {
+                    let program = of_socket(&bytes, map);
+                    let over =
+                        |function| Program::load(&types, "stored", function, &program)?.over(None);
+                    let mut all = vec![over("bpf_iter_udp")?];
+                    if matches!(having, Having::Both) {
+                        all.push(over("bpf_iter_tcp")?);
+                    }
+                    Ok(all)
+                };
+                each(maps, of_sockets).map(Self::OfSockets)
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    fn of_sockets(bytes: i32, map: BorrowedFd<'_>) -> io::Result<Self> {
-        let program = of_socket(bytes, map);
-        let over = |function| Program::load("stored", function, &program)?.over(None);
-        Ok(Self::OfSockets([over("bpf_iter_udp")?, over("bpf_iter_tcp")?]))
+    /// The network namespaces that have to be visited, to read all.
+    pub(super) fn doors(&self) -> io::Result<Vec<Door>> {
+        match self {
+            Self::OfMaps(_) => Ok(Vec::new()),
+            Self::OfSockets(_) => Ok(Namespaces::find()?.doors),
+        }
     }
 
-    /// Tells what is stored now, in pieces of `N` bytes: the cookie of the socket, and what is read of
-    /// its value.
-    pub(super) fn read<const N: usize>(&self, mut each: impl FnMut(&[u8; N])) -> io::Result<()> {
+    /// Tells what is stored now in the map with this index, in pieces of `LEN` bytes: the cookie of the
+    /// socket, and what is read of its value. Behind these doors, if they have to be visited; an error if
+    /// one of them could not be, unless its namespace has gone.
+    pub(super) fn read<const LEN: usize, D: AsRef<Door> + Sync>(
+        &self,
+        index: usize,
+        doors: &[D],
+        mut each: impl FnMut(&[u8; LEN]),
+    ) -> io::Result<()> {
         let iterators = match self {
-            Self::OfMap(iterator) => return iterator.read(each),
-            Self::OfSockets(iterators) => iterators,
+            Self::OfMaps(maps) => return maps[index].read(each),
+            Self::OfSockets(maps) => &maps[index],
         };
-        let doors = Namespaces::find()?.doors;
-        let pieces = tour(&doors, |_| {
+        let visits = tour(doors, |_| {
             let mut pieces = Vec::new();
             for iterator in iterators {
-                iterator.read::<N>(|piece| pieces.push(*piece))?;
+                iterator.read::<LEN>(|piece| pieces.push(*piece))?;
             }
             Ok(pieces)
         });
-        // Who looks for sockets has told of namespaces that cannot be entered.
-        pieces.iter().flatten().flatten().for_each(&mut each);
+        for visit in visits {
+            match visit {
+                Ok(pieces) => pieces.iter().for_each(&mut each),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 }
 
-/// Prints the start of each value of a map, behind the socket's cookie. The context has four pointers:
+/// The same for each map.
+fn each<'a, T, const N: usize>(
+    maps: [(BorrowedFd<'a>, Having); N],
+    make: impl Fn(BorrowedFd<'a>, Having) -> io::Result<T>,
+) -> io::Result<[T; N]> {
+    let all: io::Result<Vec<_>> = maps.into_iter().map(|(map, having)| make(map, having)).collect();
+    // As many as there are maps.
+    all?.try_into().map_err(|_| io::ErrorKind::Other.into())
+}
+
+/// How many bytes.
+fn len(bytes: &Range<i16>) -> i32 {
+    i32::from(bytes.end - bytes.start)
+}
+
+/// Prints these bytes of each value of a map, behind the socket's cookie. The context has four pointers:
 /// to `struct bpf_iter_meta`, which begins with one to the output; the map; the socket; the value. The
 /// last two are null at the end.
-const fn of_map(bytes: i32) -> [Instruction; 20] {
+fn of_map(bytes: &Range<i16>) -> [Instruction; 21] {
     [
         copy(6, 1),
         load(1, 6, 16),
-        if_zero(1, 15),
+        if_zero(1, 16),
         load(7, 6, 24),
-        if_zero(7, 13),
+        if_zero(7, 14),
         call(GET_SOCKET_COOKIE),
         store(10, -8, 0),
         load(8, 6, 0),
@@ -100,7 +137,8 @@ const fn of_map(bytes: i32) -> [Instruction; 20] {
         call(SEQ_WRITE),
         copy(1, 8),
         copy(2, 7),
-        set(3, bytes),
+        add(2, bytes.start.into()),
+        set(3, len(bytes)),
         call(SEQ_WRITE),
         set(0, 0),
         EXIT,
@@ -109,12 +147,12 @@ const fn of_map(bytes: i32) -> [Instruction; 20] {
 
 /// Prints the same of each socket that has a value in the map. The context has two pointers: to `struct
 /// bpf_iter_meta`, and to the socket, null at the end.
-fn of_socket(bytes: i32, map: BorrowedFd<'_>) -> [Instruction; 27] {
+fn of_socket(bytes: &Range<i16>, map: BorrowedFd<'_>) -> [Instruction; 28] {
     let [first, second] = load_map(1, map);
     [
         copy(6, 1),
         load(7, 6, 8),
-        if_zero(7, 22),
+        if_zero(7, 23),
         first,
         second,
         copy(2, 7),
@@ -122,7 +160,7 @@ fn of_socket(bytes: i32, map: BorrowedFd<'_>) -> [Instruction; 27] {
         set(3, 0),
         set(4, 0),
         call(SK_STORAGE_GET),
-        if_zero(0, 15),
+        if_zero(0, 16),
         copy(9, 0),
         copy(1, 7),
         call(GET_SOCKET_COOKIE),
@@ -136,7 +174,8 @@ fn of_socket(bytes: i32, map: BorrowedFd<'_>) -> [Instruction; 27] {
         call(SEQ_WRITE),
         copy(1, 8),
         copy(2, 9),
-        set(3, bytes),
+        add(2, bytes.start.into()),
+        set(3, len(bytes)),
         call(SEQ_WRITE),
         set(0, 0),
         EXIT,
