@@ -4,7 +4,7 @@
 //! | file | |
 //! |---|---|
 //! | `nft`, `read` | messages of a transaction, and what the kernel says of it; what stands there |
-//! | `sets`, `expression`, `ruleset` | the tables: their sets, the steps of rules, and chains and rules, the same for every cluster |
+//! | `sets`, `expression`, `ruleset` | the tables: their sets, the steps of rules, and chains and rules, which only timeouts of session affinity change |
 //! | `element`, `table` | elements as bytes; in and out |
 //! | `watch` | whether somebody else has changed the tables |
 //! | `obstacles` | what of the node's settings and of others' rules is in the way |

@@ -1,5 +1,5 @@
-//! The table, its sets, chains and rules: the same for every cluster. What differs between clusters is
-//! in the elements of the sets, see [`Set`].
+//! The table, its sets, chains and rules: the same for every cluster, but for a rule for each timeout of
+//! session affinity. What else differs between clusters is in the elements of the sets, see [`Set`].
 //!
 //! A packet's frontend is looked up as it stands in the packet, its address, protocol and port, or for a
 //! node port the last two of these. `frontends` says from how many slots to draw, a power of two, and
@@ -514,11 +514,33 @@ pub(super) fn set_up(
     }
 }
 
-/// Adds the rules for a timeout of session affinity, in seconds.
-pub(super) fn add_timeout(transaction: &mut Transaction, family: Family, seconds: u32) {
+/// Adds the rules for timeouts of session affinity, in seconds.
+pub(super) fn add_timeouts(
+    transaction: &mut Transaction,
+    family: Family,
+    timeouts: &BTreeSet<u32>,
+) {
     for kind in Kind::ALL {
-        add(transaction, family, &bonds(kind), &Rules(header(family)).follow(kind, seconds));
+        for seconds in timeouts {
+            add(transaction, family, &bonds(kind), &Rules(header(family)).follow(kind, *seconds));
+        }
     }
+}
+
+/// Leaves the rules for these timeouts of session affinity, in seconds, and none for others.
+pub(super) fn set_timeouts(
+    transaction: &mut Transaction,
+    family: Family,
+    timeouts: &BTreeSet<u32>,
+) {
+    for kind in Kind::ALL {
+        let chain = bonds(kind);
+        // All rules of the chain.
+        let body = Attributes::default().name(1, TABLE).name(2, &chain);
+        let subject = format!("rules of {} {chain}", family.name());
+        transaction.add(Message::DelRule, family, subject, &body);
+    }
+    add_timeouts(transaction, family, timeouts);
 }
 
 fn add(transaction: &mut Transaction, family: Family, chain: &str, rule: &[Expression]) {

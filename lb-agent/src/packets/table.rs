@@ -16,6 +16,12 @@ use super::{
 };
 use crate::netlink::Netlink;
 
+/// So many timeouts of session affinity keep their rules without need, until all is read.
+const SPARE: usize = 16;
+
+/// The chain and the comment of each rule of a table.
+type Rules = Vec<(String, Option<String>)>;
+
 /// The tables of the families that this kernel has. They belong to this as long as it lives, where the
 /// kernel knows owners.
 #[derive(Debug)]
@@ -24,8 +30,24 @@ pub(super) struct Tables {
     families: Vec<Family>,
     /// How many bonds of session affinity a map has room for.
     bonds: u32,
+    /// Tables that serve until the first elements of those in their place are written.
+    outdated: BTreeSet<Family>,
     /// The timeouts of session affinity that have rules, in seconds.
     timeouts: BTreeSet<u32>,
+    /// The timeouts that elements have, and how many have them.
+    used: BTreeMap<u32, usize>,
+    /// The rules that are to be there, in order, with these timeouts.
+    wanted: BTreeMap<Family, (BTreeSet<u32>, Rules)>,
+}
+
+/// What there is of a table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    Missing,
+    /// Another layout, or room for another number of bonds.
+    Outdated,
+    /// As it is to be, but for its rules, which nobody has looked at. Its flags.
+    Ours(u32),
 }
 
 /// Why the tables cannot be used.
@@ -45,83 +67,107 @@ pub enum Trouble {
 impl Tables {
     /// In the network namespace of this thread.
     pub(super) fn open(families: Vec<Family>, bonds: u32) -> io::Result<Self> {
-        let (netlink, timeouts) = (Netlink::netfilter()?, BTreeSet::new());
-        Ok(Self { netlink, families, bonds, timeouts })
+        Ok(Self {
+            netlink: Netlink::netfilter()?,
+            families,
+            bonds,
+            outdated: BTreeSet::new(),
+            timeouts: BTreeSet::new(),
+            used: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+        })
     }
 
     pub(super) const fn netlink(&mut self) -> &mut Netlink {
         &mut self.netlink
     }
 
-    /// Whether tables, chains and rules are there as they are to be.
+    /// Whether tables, chains and rules are there as they are to be. Where a table has an owner, nobody
+    /// else can have changed it.
     pub(super) fn are_whole(&mut self) -> Result<bool, Trouble> {
+        let mut all = BTreeSet::new();
         for family in self.families.clone() {
-            if !self.is_ours(family)? {
-                return Ok(false);
-            }
-            let found = read::rules(&mut self.netlink, family, TABLE)?;
-            let comments = found.iter().filter_map(|(_, comment)| comment.as_deref());
-            self.timeouts.extend(comments.filter_map(ruleset::timeout));
-            // Chain by chain: one that was made again stands behind the others. Rules for timeouts are in
-            // no order.
-            let in_order = |mut rules: Vec<(String, Option<String>)>| {
-                let timeout = |comment: &Option<String>| ruleset::timeout(comment.as_deref()?);
-                rules.sort_by_cached_key(|(chain, comment)| (chain.clone(), timeout(comment)));
-                rules
-            };
-            if in_order(found) != in_order(ruleset::wanted(family, &self.timeouts)) {
-                return Ok(false);
+            match self.state(family)? {
+                State::Ours(flags) if flags & OWNER != 0 => {}
+                State::Ours(_) => match self.rules(family)? {
+                    Some(timeouts) => _ = all.insert(timeouts),
+                    None => return Ok(false),
+                },
+                State::Missing | State::Outdated => return Ok(false),
             }
         }
-        Ok(true)
+        // Each timeout has rules in each family.
+        Ok(all.len() <= 1)
     }
 
-    /// Makes them so; elements that are there stay.
-    pub(super) fn set_up(&mut self) -> Result<(), Trouble> {
-        for family in self.families.clone() {
-            let found = read::table(&mut self.netlink, family, TABLE)?;
-            let is_other = match &found {
-                Some(table) if is_foreign(table) => {
-                    return Err(Trouble::Foreign(family.name()));
-                }
-                Some(table) => table.comment != Some(ruleset::comment(self.bonds)),
-                None => false,
-            };
-            let mut result = Ok(());
-            // A table keeps the kind of ownership that it was made with.
-            let kept = found.filter(|_| !is_other).map(|table| table.flags & OWNED);
-            let flags = kept.map_or(vec![OWNED, 0], |kept| vec![if kept == 0 { 0 } else { OWNED }]);
-            for flags in flags {
-                let mut transaction = Transaction::default();
-                if is_other {
-                    ruleset::remove(&mut transaction, family);
-                }
-                ruleset::set_up(&mut transaction, family, flags, (&self.timeouts, self.bonds));
-                result = transaction.commit(&mut self.netlink);
-                // Linux before 6.9 knows no owner that outlives itself.
-                let is_unknown = |error: &NftError| {
-                    matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL))
+    /// The timeouts of session affinity that have rules in a table; none if its rules are not as they
+    /// are to be.
+    fn rules(&mut self, family: Family) -> Result<Option<BTreeSet<u32>>, Trouble> {
+        // Chain by chain: one that was made again stands behind the others. Rules for timeouts are in
+        // no order.
+        let in_order = |mut rules: Rules| {
+            let timeout = |comment: &Option<String>| ruleset::timeout(comment.as_deref()?);
+            rules.sort_by_cached_key(|(chain, comment)| (chain.clone(), timeout(comment)));
+            rules
+        };
+        let found = in_order(read::rules(&mut self.netlink, family, TABLE)?);
+        let comments = found.iter().filter_map(|(_, comment)| comment.as_deref());
+        let timeouts: BTreeSet<u32> = comments.filter_map(ruleset::timeout).collect();
+        let (of, wanted) = self.wanted.entry(family).or_default();
+        if *of != timeouts || wanted.is_empty() {
+            *wanted = in_order(ruleset::wanted(family, &timeouts));
+            of.clone_from(&timeouts);
+        }
+        Ok((found == *wanted).then_some(timeouts))
+    }
+
+    fn state(&mut self, family: Family) -> Result<State, Trouble> {
+        Ok(match read::table(&mut self.netlink, family, TABLE)? {
+            Some(table) if is_foreign(&table) => return Err(Trouble::Foreign(family.name())),
+            Some(table) if table.comment == Some(ruleset::comment(self.bonds)) => {
+                State::Ours(table.flags)
+            }
+            Some(_) => State::Outdated,
+            None => State::Missing,
+        })
+    }
+
+    /// Makes tables as they are to be, with rules for these timeouts, and does what `more` says, all of
+    /// it at once. Elements of a table that is ours stay.
+    fn set_up(
+        &mut self,
+        tables: &[(Family, State)],
+        timeouts: &BTreeSet<u32>,
+        more: impl Fn(&mut Transaction),
+    ) -> Result<(), NftError> {
+        let attempt = |netlink: &mut Netlink, new| {
+            let mut transaction = Transaction::default();
+            for (family, state) in tables {
+                let flags = match state {
+                    // A table keeps the kind of ownership that it was made with.
+                    State::Ours(flags) if flags & OWNED == 0 => 0,
+                    State::Ours(_) => OWNED,
+                    State::Missing => new,
+                    State::Outdated => {
+                        ruleset::remove(&mut transaction, *family);
+                        new
+                    }
                 };
-                if !result.as_ref().is_err_and(is_unknown) {
-                    break;
-                }
+                ruleset::set_up(&mut transaction, *family, flags, (timeouts, self.bonds));
             }
-            result?;
-        }
-        Ok(())
-    }
-
-    /// Takes tables over whose owner has ended.
-    fn claim(&mut self) -> Result<(), Trouble> {
-        for family in self.families.clone() {
-            let found = read::table(&mut self.netlink, family, TABLE)?;
-            if found.is_some_and(|table| table.flags & OWNED == OWNED & !OWNER) {
-                let mut transaction = Transaction::default();
-                ruleset::claim(&mut transaction, family);
-                transaction.commit(&mut self.netlink)?;
+            more(&mut transaction);
+            transaction.commit(netlink)
+        };
+        match attempt(&mut self.netlink, OWNED) {
+            // Linux before 6.9 knows no owner that outlives itself.
+            Err(error)
+                if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL))
+                    && tables.iter().any(|(_, state)| !matches!(state, State::Ours(_))) =>
+            {
+                attempt(&mut self.netlink, 0)
             }
+            result => result,
         }
-        Ok(())
     }
 
     /// Removes the tables. Their names, if they were there.
@@ -159,30 +205,15 @@ impl Tables {
         }
         Ok(())
     }
+}
 
-    /// The timeouts of session affinity that have no rules.
-    fn lacking<'a>(&self, elements: impl Iterator<Item = &'a Element>) -> BTreeSet<u32> {
-        let timeouts = elements.filter_map(|element| match element {
-            Element::Affinity { seconds, .. } => Some(seconds.get()),
-            _ => None,
-        });
-        timeouts.filter(|seconds| !self.timeouts.contains(seconds)).collect()
-    }
-
-    fn add_timeouts(&self, transaction: &mut Transaction, timeouts: &BTreeSet<u32>) {
-        for (family, seconds) in
-            self.families.iter().flat_map(|of| timeouts.iter().map(move |seconds| (of, seconds)))
-        {
-            ruleset::add_timeout(transaction, *family, *seconds);
-        }
-    }
-
-    fn is_ours(&mut self, family: Family) -> Result<bool, Trouble> {
-        match read::table(&mut self.netlink, family, TABLE)? {
-            Some(table) if is_foreign(&table) => Err(Trouble::Foreign(family.name())),
-            Some(table) => Ok(table.comment == Some(ruleset::comment(self.bonds))),
-            None => Ok(false),
-        }
+/// Counts the timeouts of elements that come or go.
+fn count(used: &mut BTreeMap<u32, usize>, element: &Element, more: bool) {
+    let Element::Affinity { seconds, .. } = element else { return };
+    let count = used.entry(seconds.get()).or_default();
+    *count = if more { *count + 1 } else { count.saturating_sub(1) };
+    if *count == 0 {
+        used.remove(&seconds.get());
     }
 }
 
@@ -190,41 +221,83 @@ impl Table for Tables {
     fn write(&mut self, edits: &[Edit]) -> Result<(), TableError> {
         // Nobody sees an order in what takes effect at once; a value that changes is deleted and added.
         let mut all: BTreeMap<(bool, Family, Set), Vec<Raw>> = BTreeMap::new();
+        let mut used = self.used.clone();
         for edit in edits {
             let (family, set, raw) = encode(edit.element());
-            all.entry((matches!(edit, Edit::Add(_)), family, set)).or_default().push(raw);
+            let is_added = matches!(edit, Edit::Add(_));
+            all.entry((is_added, family, set)).or_default().push(raw);
+            count(&mut used, edit.element(), is_added);
         }
-        let added = edits.iter().filter(|edit| matches!(edit, Edit::Add(_)));
-        let timeouts = self.lacking(added.map(Edit::element));
-        let mut transaction = Transaction::default();
-        self.add_timeouts(&mut transaction, &timeouts);
-        for ((is_added, family, set), raw) in &all {
-            let message = if *is_added { Message::NewElements } else { Message::DelElements };
-            transaction.elements(message, *family, (TABLE, set.name()), raw);
-        }
-        transaction.commit(&mut self.netlink).map_err(Trouble::from)?;
-        self.timeouts.extend(timeouts);
+        let needed: BTreeSet<u32> = used.keys().copied().collect();
+        let is_anew =
+            !self.outdated.is_empty() || self.timeouts.difference(&needed).count() > SPARE;
+        let rules = if is_anew { needed } else { &self.timeouts | &needed };
+        let outdated: Vec<_> =
+            self.outdated.iter().map(|family| (*family, State::Outdated)).collect();
+        let others: Vec<_> =
+            self.families.iter().filter(|of| !self.outdated.contains(of)).copied().collect();
+        let fresh = &rules - &self.timeouts;
+        self.set_up(&outdated, &rules, |transaction| {
+            for family in &others {
+                if is_anew {
+                    ruleset::set_timeouts(transaction, *family, &rules);
+                } else {
+                    ruleset::add_timeouts(transaction, *family, &fresh);
+                }
+            }
+            for ((is_added, family, set), raw) in &all {
+                let message = if *is_added { Message::NewElements } else { Message::DelElements };
+                transaction.elements(message, *family, (TABLE, set.name()), raw);
+            }
+        })
+        .map_err(Trouble::from)?;
+        (self.used, self.timeouts) = (used, rules);
+        self.outdated.clear();
         Ok(())
     }
 
     fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError> {
-        if self.are_whole()? {
-            self.claim()?;
-        } else {
-            self.set_up()?;
-        }
-        let mut all = Vec::new();
+        let (mut all, mut outdated, mut others) = (Vec::new(), BTreeSet::new(), Vec::new());
         for family in self.families.clone() {
-            self.elements(family, &mut all)?;
+            let state = self.state(family)?;
+            match state {
+                // It serves until what is wanted is known.
+                State::Outdated => _ = outdated.insert(family),
+                State::Missing => others.push((family, state, None)),
+                State::Ours(_) => {
+                    others.push((family, state, self.rules(family)?));
+                    self.elements(family, &mut all)?;
+                }
+            }
         }
-        let timeouts = self.lacking(all.iter());
-        let mut transaction = Transaction::default();
-        self.add_timeouts(&mut transaction, &timeouts);
-        transaction.commit(&mut self.netlink).map_err(Trouble::from)?;
-        self.timeouts.extend(timeouts);
+        let mut used = BTreeMap::new();
+        for element in &all {
+            count(&mut used, element, true);
+        }
+        let timeouts = used.keys().copied().collect();
+        let is_broken = |rules: &Option<_>| rules.is_none();
+        let broken = others.iter().filter(|(.., rules)| is_broken(rules));
+        let broken: Vec<_> = broken.map(|(family, state, _)| (*family, *state)).collect();
+        self.set_up(&broken, &timeouts, |transaction| {
+            for (family, state, rules) in others.iter().filter(|(.., rules)| !is_broken(rules)) {
+                // Its owner has ended.
+                if matches!(state, State::Ours(flags) if flags & OWNED == OWNED & !OWNER) {
+                    ruleset::claim(transaction, *family);
+                }
+                if rules.as_ref() != Some(&timeouts) {
+                    ruleset::set_timeouts(transaction, *family, &timeouts);
+                }
+            }
+        })
+        .map_err(Trouble::from)?;
+        (self.outdated, self.timeouts, self.used) = (outdated, timeouts, used);
         // Nothing of it counts unless all could be read.
         all.into_iter().for_each(take);
         Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), TableError> {
+        if self.outdated.is_empty() { Ok(()) } else { self.write(&[]) }
     }
 }
 

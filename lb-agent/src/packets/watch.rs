@@ -1,6 +1,6 @@
 //! Whether somebody else has changed the tables. The kernel counts the transactions of all programs: as
-//! long as that number is the same, nobody has looked in vain; when it is another one, the tables and
-//! their rules are read, not the elements of their sets.
+//! long as that number is the same, nobody has looked in vain; when it is another one, the tables are
+//! read, and where they have no owner (before Linux 6.9) their rules, not the elements of their sets.
 
 use std::io;
 

@@ -155,6 +155,67 @@ fn a_table_of_somebody_elses_stays_and_is_named() {
 }
 
 #[test]
+fn an_outdated_table_serves_until_something_is_written() {
+    World::run(|_| {
+        let mut table = open();
+        read(&mut table);
+        write(&mut table, &samples()).unwrap();
+        drop(table);
+        let told = |words| nft("list table ip6 socklb").1.contains(words);
+        let mut table = packets::open(BOTH, BONDS + 1).unwrap();
+        for _ in 0..2 {
+            assert_eq!(read(&mut table), [].into());
+            assert!(told("4 bonds") && told("2001:db8::1"));
+        }
+        let node = [Element::Node([192, 0, 2, 9].into())].into();
+        write(&mut table, &node).unwrap();
+        assert!(told("5 bonds") && !told("2001:db8::1"));
+        assert_eq!(read(&mut table), node);
+        drop(table);
+        // Nothing is wanted.
+        let mut table = open();
+        assert_eq!(read(&mut table), [].into());
+        assert!(told("5 bonds"));
+        table.settle().unwrap();
+        assert!(told("4 bonds") && !nft("list table ip socklb").1.contains("192.0.2.9"));
+    });
+}
+
+#[test]
+fn timeouts_that_nobody_has_lose_their_rules() {
+    World::run(|_| {
+        let mut watch = Watch::open(BOTH, BONDS).unwrap();
+        let mut table = open();
+        read(&mut table);
+        let frontend = Frontend::new("192.0.2.1:80".parse().unwrap(), Protocol::Tcp);
+        let of = |seconds| Element::Affinity {
+            policy: TrafficPolicy::Cluster,
+            frontend,
+            seconds: NonZeroU32::new(seconds).unwrap(),
+        };
+        table.write(&[Edit::Add(of(1))]).unwrap();
+        let rules = |chain: &str| nft(&format!("list chain {chain}")).1.matches("update").count();
+        let mut most = 0;
+        for seconds in 2..60 {
+            table.write(&[Edit::Delete(of(seconds - 1)), Edit::Add(of(seconds))]).unwrap();
+            most = most.max(rules("ip socklb cluster-bonds"));
+            assert!(!watch.is_damaged());
+        }
+        assert!((2..20).contains(&most), "{most}");
+        read(&mut table);
+        for chain in ["ip socklb cluster-bonds", "ip6 socklb local-port-bonds"] {
+            assert_eq!(rules(chain), 1, "{chain}");
+        }
+        // Another agent finds them as they are.
+        drop(table);
+        assert_eq!(read(&mut open()), [of(59)].into());
+        assert!(!watch.is_damaged());
+        assert!(nft("flush chain ip socklb local-port-bonds").0);
+        assert!(watch.is_damaged());
+    });
+}
+
+#[test]
 fn what_others_remove_is_noticed_and_made_whole() {
     World::run(|_| {
         let mut watch = Watch::open(BOTH, BONDS).unwrap();

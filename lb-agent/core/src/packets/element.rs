@@ -151,8 +151,14 @@ pub trait Table {
     fn write(&mut self, edits: &[Edit]) -> Result<(), TableError>;
 
     /// Makes sure that there is such a table, with its rules; then `take` gets all elements that it
-    /// has, in any order.
+    /// has, in any order. One that cannot be gone on from is said to have none; it serves until the
+    /// next transaction, which replaces it.
     fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError>;
+
+    /// All that is wanted was written, if anything was: what waits to be replaced waits no longer.
+    fn settle(&mut self) -> Result<(), TableError> {
+        Ok(())
+    }
 }
 
 /// Why the table is not as it should be. Each names a remedy.

@@ -54,6 +54,8 @@ pub struct PacketEngine<T> {
     /// Those of UDP in the table, and the endpoints that serve there.
     node_ports: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     lacks_all: bool,
+    /// Whether the table was told that all is written, see [`Table::settle`].
+    is_settled: bool,
     /// Why the table could not be read last: until it is, nothing is written.
     unread: Option<String>,
 }
@@ -151,6 +153,7 @@ impl<T: Table> PacketEngine<T> {
             nodes: BTreeSet::new(),
             node_ports: BTreeMap::new(),
             lacks_all: true,
+            is_settled: false,
             unread: Some("it was not read yet".to_owned()),
         }
     }
@@ -371,6 +374,7 @@ impl<T: Table> Engine for PacketEngine<T> {
         }
         self.mirror = mirror;
         self.lacks_all = true;
+        self.is_settled = false;
         Ok(())
     }
 
@@ -418,6 +422,7 @@ impl<T: Table> Engine for PacketEngine<T> {
     fn is_dirty(&self) -> bool {
         self.unread.is_none()
             && (self.lacks_all
+                || !self.is_settled
                 || !self.pending.is_empty()
                 || !self.released.is_empty()
                 || !self.changed.is_empty()
@@ -462,6 +467,12 @@ impl<T: Table> Engine for PacketEngine<T> {
         self.pending = pending;
 
         self.write_addresses(false, &mut done, show);
+        if !self.is_settled && !self.lacks_all && done.unusable.is_none() {
+            match self.table.settle() {
+                Ok(()) => self.is_settled = true,
+                Err(error) => done.fail(None, error),
+            }
+        }
         let (mirror, shared) = (&self.mirror, &self.shared);
         self.changed.retain(|of| of.is_in(mirror) != shared.contains_key(of));
 

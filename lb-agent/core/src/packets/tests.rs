@@ -30,6 +30,8 @@ struct Faulty {
     failures: Vec<Option<TableError>>,
     /// The most that one transaction had.
     longest: usize,
+    /// How often all was said to be written.
+    settled: usize,
 }
 
 impl Table for Faulty {
@@ -43,6 +45,11 @@ impl Table for Faulty {
 
     fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError> {
         self.table.read(take)
+    }
+
+    fn settle(&mut self) -> Result<(), TableError> {
+        self.settled += 1;
+        self.failures.pop().flatten().map_or(Ok(()), Err)
     }
 }
 
@@ -602,6 +609,25 @@ fn flows_at_an_address_that_comes() {
     world.model.services.clear();
     assert_eq!(ports(&mut world, &["2001:db8::2"]).len(), 1);
     assert_eq!(ports(&mut world, &["2001:db8::3"]), [].into(), "nobody has it any more");
+}
+
+/// A table that waits to be replaced must not serve for ever what nobody wants any more.
+#[test]
+fn a_table_is_settled_when_all_is_known_also_where_nothing_is_wanted() {
+    let mut engine = PacketEngine::new(Faulty::default());
+    engine.adopt().unwrap();
+    engine.sync(&Claims::default(), &mut |_| {});
+    assert_eq!(engine.table().settled, 0, "nobody has said what is wanted");
+    engine.want(&Wanted { is_whole: true, ..Wanted::default() });
+    let failure = TableError::Refused("refused".to_owned());
+    engine.table_mut().failures.push(Some(failure));
+    assert_eq!(engine.sync(&Claims::default(), &mut |_| {}).beside, ["refused"]);
+    assert!(engine.is_dirty());
+    for _ in 0..2 {
+        assert!(engine.sync(&Claims::default(), &mut |_| {}).beside.is_empty());
+        assert!(!engine.is_dirty());
+    }
+    assert_eq!((engine.table().settled, engine.table().table.transactions), (2, 0));
 }
 
 /// The kernel holds its lock for as long as a transaction takes.
