@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     process::Command,
+    time::Duration,
 };
 
 use nix::{
@@ -26,7 +27,7 @@ use super::{
     pods::{Pods, at, client, exchange, pod4},
     raw::{dial, disconnect, udp},
     sources,
-    world::{PORT, World, backend4, backend6, soon},
+    world::{PORT, World, backend4, backend6, hears_itself_at, soon},
 };
 
 /// Two ends of a link, of which one shows what leaves by the other.
@@ -208,10 +209,11 @@ fn link_local_peers_keep_their_link() {
         let index = link();
         ip("address add fe80::9/64 dev v0 nodad");
         let on_link = |port| SocketAddrV6::new("fe80::9".parse().unwrap(), port, 0, index);
-        assert!(soon(|| UdpSocket::bind(on_link(0)).is_ok()));
+        assert!(soon(|| hears_itself_at(on_link(0).into()).is_ok()));
 
         let pods = Pods::start([1]);
         let server = UdpSocket::bind(on_link(0)).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let client = client(false);
         // Also a socket that talks to a Service too.
         assert_eq!(exchange(&client, at(V6), &pods).1, at(V6));

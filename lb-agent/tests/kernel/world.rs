@@ -9,7 +9,7 @@
 use std::{
     env, fs,
     io::{self, Write as _},
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     panic::resume_unwind,
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
@@ -179,7 +179,12 @@ pub(crate) fn network() {
 
 /// Whether a datagram to this address of this network namespace arrives.
 pub(crate) fn hears_itself(ip: IpAddr) -> io::Result<()> {
-    let socket = UdpSocket::bind((ip, 0))?;
+    hears_itself_at((ip, 0).into())
+}
+
+/// The same of an address with its link.
+pub(crate) fn hears_itself_at(addr: SocketAddr) -> io::Result<()> {
+    let socket = UdpSocket::bind(addr)?;
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
     socket.send_to(&[1], socket.local_addr()?)?;
     socket.recv(&mut [0]).map(drop)
