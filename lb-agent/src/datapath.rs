@@ -38,13 +38,16 @@ use lb_core::{
     store::{Snapshot, Store as _, max_names},
 };
 
-use self::{floor::on_this_kernel, inheritance::Inheritance};
+use self::{
+    floor::on_this_kernel,
+    inheritance::{Inheritance, copies_bonds},
+};
 pub use self::{
     trial::{Trial, trials},
     verify::{Defect, Finding},
 };
 use crate::{
-    maps::{Access, Pinned, probe, probe_beside_storage},
+    maps::{Access, Pinned, copy_bonds, probe, probe_beside_storage},
     pins::{self, HomeError, PROGRAMS, Pins, shown},
 };
 
@@ -149,17 +152,15 @@ impl Datapath {
             .chain(STORAGE.map(|name| (name, pins.storage(name))))
             .map(|(name, pin)| Ok((name, MapInfo::from_pin(pin)?.id())))
             .collect::<Result<_, MapError>>()?;
-        let Inheritance { names, bonds: late_bonds, .. } = inheritance;
+        let Inheritance { names, bonds, .. } = inheritance;
         if !adopted {
             for (id, port) in names {
                 if let Err(error) = maps.apply(&Op::PutName { id, port }) {
                     tracing::warn!(id, "a service port gets another id: {error}");
                 }
             }
-            if let Some(dir) = &late_bonds {
-                maps.take_bonds(dir)?;
-            }
         }
+        let late_bonds = bonds.filter(|theirs| copies_bonds(theirs, &dir));
         if let Some(number) = replaced {
             let old = Pinned::open(&pins.map_set(number), Access::Read)?;
             let snapshot = old.snapshot()?;
@@ -169,7 +170,7 @@ impl Datapath {
                     snapshot.max_services, snapshot.max_backends, sizes.services, sizes.backends
                 )
             })?;
-            maps.take_bonds(&pins.map_set(number))?;
+            copy_bonds(&pins.map_set(number), &dir)?;
             maps.set_clients(&old.clients()?)?;
             tracing::info!(services = sizes.services, backends = sizes.backends, "maps resized");
         }

@@ -13,7 +13,7 @@ use aya::programs::{
 
 use super::{Datapath, throw_away};
 use crate::{
-    maps::{Access, Pinned},
+    maps::copy_bonds,
     pins::{self, PROGRAMS, shown},
 };
 
@@ -60,14 +60,14 @@ impl Datapath {
             let old = self.pins.map_set(old);
             if was_staged {
                 // Of the clients that came since they were copied.
-                take_late_bonds(&old, &self.maps()).unwrap_or_else(|error| {
+                copy_bonds(&old, &self.maps()).unwrap_or_else(|error| {
                     tracing::warn!(%error, "not all clients stay with their backends");
                 });
             }
             throw_away(&self.pins, &old)?;
         }
         if let Some(theirs) = self.late_bonds.take() {
-            take_late_bonds(&theirs, &self.maps()).unwrap_or_else(|error| {
+            copy_bonds(&theirs, &self.maps()).unwrap_or_else(|error| {
                 tracing::warn!(%error, "not all clients stay with their backends");
             });
         }
@@ -175,10 +175,6 @@ impl Datapath {
     fn beside(&self, name: &str) -> PathBuf {
         self.pins.link(&format!("{name}_new"))
     }
-}
-
-fn take_late_bonds(old: &Path, in_force: &Path) -> Result<()> {
-    Ok(Pinned::open(in_force, Access::Write)?.take_bonds(old)?)
 }
 
 /// Removes a pin, if it is there.

@@ -21,7 +21,7 @@ use lb_core::{model::PortRef, store::max_names};
 
 use super::{STORAGE, Sizes};
 use crate::{
-    maps::{self, probe_clients},
+    maps::{self, OpenError, copy_bonds, probe_clients},
     pins::{Pins, shown},
 };
 
@@ -94,10 +94,28 @@ impl Inheritance {
     /// The map of this name is not one of our layout: gives it back. False if it was not theirs.
     pub(super) fn renounce(&mut self, name: &str) -> Result<bool> {
         let Some(pin) = self.shared.remove(name) else { return Ok(false) };
-        tracing::info!(map = name, "another version's has another shape: it is made anew");
+        is_made_anew(name);
         remove(&pin)?;
         Ok(true)
     }
+}
+
+/// Copies their bonds into the maps in `dir`. False, and the log says why, if that cannot be done.
+pub(super) fn copies_bonds(theirs: &Path, dir: &Path) -> bool {
+    match copy_bonds(theirs, dir) {
+        Ok(()) => return true,
+        Err(OpenError::Foreign { .. }) => is_made_anew(AFFINITY),
+        Err(error) => {
+            let error = anyhow::Error::new(error);
+            tracing::warn!("not all clients stay with their backends: {error:#}");
+        }
+    }
+    false
+}
+
+/// Says that the map of this name is not one of our layout.
+fn is_made_anew(name: &str) {
+    tracing::info!(map = name, "another version's has another shape: it is made anew");
 }
 
 /// The pins of the other layout whose programs are at work, while none of ours is.

@@ -143,20 +143,6 @@ impl ClientMaps {
         bonds(&self.affinity)
     }
 
-    /// Puts in those that are pinned in `dir`, as far as there is room.
-    pub(super) fn take_bonds(&mut self, dir: &Path) -> Result<(), OpenError> {
-        let fail =
-            |error| OpenError::Open { path: dir.join(AFFINITY).display().to_string(), error };
-        for entry in bonds(&hash(dir, AFFINITY)?.0) {
-            let (key, bond, cgroup) = entry.map_err(fail)?;
-            if let Err(error) = self.put_bond(&key, bond, cgroup) {
-                tracing::warn!(%error, "not all clients stay with their backends");
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// Puts in a bond of another map, unless there is one that is as new.
     fn put_bond(&mut self, key: &AffinityKey, bond: Bond, cgroup: u64) -> Result<(), MapError> {
         let known = self.bond(key);
@@ -171,6 +157,25 @@ impl ClientMaps {
     pub(super) fn unbind(&mut self, key: &AffinityKey) -> Result<(), MapError> {
         gone(self.affinity.remove(&must_cast(*key)))
     }
+}
+
+/// Copies where clients went, as far as there is room, from maps that are pinned in one directory, of
+/// whatever layout, to those in another one; both may be in use. What is said of a client counts if it is
+/// newer.
+pub fn copy_bonds(from: &Path, to: &Path) -> Result<(), OpenError> {
+    let theirs = hash(from, AFFINITY)?.0;
+    let mut ours = ClientMaps::open(to)?;
+    for entry in bonds(&theirs) {
+        let (key, bond, cgroup) = entry.map_err(|error| OpenError::Open {
+            path: from.join(AFFINITY).display().to_string(),
+            error,
+        })?;
+        if let Err(error) = ours.put_bond(&key, bond, cgroup) {
+            tracing::warn!(%error, "not all clients stay with their backends");
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn bonds(

@@ -16,6 +16,7 @@ mod probe;
 
 pub use self::{
     bonds::{Bonds, now},
+    clients::copy_bonds,
     counters::Counters,
     heard::Exchanges,
     held::{Holders, Of},

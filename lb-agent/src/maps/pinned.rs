@@ -174,12 +174,6 @@ impl Pinned {
     pub fn bonds(&self) -> impl Iterator<Item = Result<(AffinityKey, Bond), MapError>> {
         self.clients.bonds().map(|entry| entry.map(|(key, bond, _)| (key, bond)))
     }
-
-    /// Takes over where clients went, as far as there is room, from maps that are pinned in `dir`, of
-    /// whatever layout, and may be in use. What they say of a client counts if it is newer.
-    pub fn take_bonds(&mut self, dir: &Path) -> Result<(), OpenError> {
-        self.clients.take_bonds(dir)
-    }
 }
 
 impl Store for Pinned {

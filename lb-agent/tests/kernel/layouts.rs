@@ -215,6 +215,36 @@ fn half_of_the_links() {
     });
 }
 
+/// The map of the other layout's bonds has lost its pin, or is no such map: clients are bound anew.
+#[test]
+fn bonds_that_cannot_be_had() {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[1, 2].map(backend4));
+        sticky(world);
+        Agent::start(world).kill();
+        under_load(|load| {
+            for (instead, said) in [(None, "not all clients stay"), (Some("clients"), "made anew")]
+            {
+                let set = world.pins().maps().unwrap().unwrap();
+                let affinity = set.join("affinity");
+                fs::remove_file(&affinity).unwrap();
+                if let Some(instead) = instead {
+                    fs::hard_link(set.join(instead), affinity).unwrap();
+                }
+                let before = program_links(world);
+                becomes_another(world);
+                let agent = Agent::start(world);
+                agent.wait_for(said);
+                agent.wait_for("INFO attached");
+                passed_on(world, &before);
+                assert_eq!(bonds(), bonds());
+                a_while(load);
+                agent.kill();
+            }
+        });
+    });
+}
+
 /// Who looks at maps of another layout, and does not live to attach programs, has changed nothing.
 #[test]
 fn an_attempt_that_is_given_up() {
