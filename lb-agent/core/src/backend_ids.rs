@@ -6,10 +6,14 @@
 //! [`BackendIds::REST`] others rest behind it, so no more ids are in use or rest than there are records and
 //! that many.
 //!
-//! The records are all that tells an agent that starts which ids are in use. What rests then is every id
-//! that was given before, by the greatest one that a record shows, in use or not.
+//! The records are all that tells an agent that starts which ids were given, and so it knows no order: every
+//! id rests that nobody has, up to the greatest one that a record shows, in use or not, in the order of the
+//! numbers. Greater ones count as never given. An agent that reads its maps anew goes on from what it knew.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    mem,
+};
 
 use bytemuck::Zeroable as _;
 use lb_common::abi::{Backend, Peer};
@@ -47,14 +51,19 @@ impl BackendIds {
         records.saturating_add(u32::try_from(Self::REST).unwrap_or(u32::MAX)).saturating_add(1)
     }
 
-    /// Goes on where ids up to `last` were given. Those that no block has rest.
-    pub fn went_up_to(&mut self, last: u32) {
+    /// Goes on where these were and ids up to `last` were given. Those that no block has rest: first those
+    /// that did before, in their order.
+    pub fn go_on_from(&mut self, before: &Self, last: u32) {
         self.grow(usize::try_from(last).unwrap_or(usize::MAX));
-        self.resting = (1..)
-            .zip(self.owners.iter().skip(1))
-            .filter(|(_, owner)| owner.uses == 0)
-            .map(|(id, _)| id)
-            .collect();
+        self.grow(before.owners.len().saturating_sub(1));
+        let mut rests: Vec<bool> = self.owners.iter().map(|owner| owner.uses == 0).collect();
+        let all = (1..).take(rests.len().saturating_sub(1));
+        let in_order = before.resting.iter().copied().chain(all);
+        let rests = |id: &u32| {
+            let rests = usize::try_from(*id).ok().and_then(|index| rests.get_mut(index));
+            rests.is_some_and(mem::take)
+        };
+        self.resting = in_order.filter(rests).collect();
     }
 
     /// The ids of a block in use, in the order of its records.
@@ -130,7 +139,7 @@ impl BackendIds {
 
     /// No reader is in the retired blocks any more.
     pub fn reclaim(&mut self) {
-        for ids in std::mem::take(&mut self.retired) {
+        for ids in mem::take(&mut self.retired) {
             self.release(&ids);
         }
     }
@@ -194,15 +203,32 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_starts_gives_none_that_was_given_a_moment_ago() {
+    fn an_agent_that_starts_goes_on_behind_the_greatest_id_that_a_record_shows() {
         let mut ids = BackendIds::default();
         take(&mut ids, 0, &[7, 0, 3]);
-        ids.went_up_to(9);
+        ids.go_on_from(&BackendIds::default(), 9);
         assert_eq!(given(&ids), 10);
         assert_eq!(ids.resting, [1, 2, 4, 5, 6, 8, 9]);
         assert_eq!(ids.of(0), [7, 0, 3]);
         ids.discard(0);
         assert_eq!(ids.resting.iter().rev().take(2).collect::<Vec<_>>(), [&3, &7]);
+    }
+
+    #[test]
+    fn an_agent_that_reads_its_maps_anew_goes_on_from_what_it_knew() {
+        let mut before = BackendIds::default();
+        for (block, id) in [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)] {
+            take(&mut before, block, &[id]);
+        }
+        before.discard(2);
+        before.discard(0);
+        before.retire(1);
+        // The greatest one is nobody's any more, and no record shows it; somebody else gave one that rested.
+        let mut ids = BackendIds::default();
+        take(&mut ids, 3, &[4, 1]);
+        ids.go_on_from(&before, 4);
+        assert_eq!(given(&ids), 6);
+        assert_eq!(ids.resting, [3, 2, 5]);
     }
 
     proptest! {

@@ -58,10 +58,11 @@ impl MapMirror {
         }
     }
 
-    /// The mirror of what an agent before us left, and the ops that remove what makes no sense:
+    /// The mirror of what is in the maps, by whoever wrote it, and the ops that remove what makes no sense:
     /// frontends of no known service port, or in no block, second ids of one service port, and ids that
     /// have no place in the maps. Only damage from outside makes them, and maps that are smaller now.
-    pub fn adopt(snapshot: &Snapshot) -> (Self, Vec<Op>) {
+    /// `given` are the ids of backends that are known to be given.
+    pub fn adopt(snapshot: &Snapshot, given: &BackendIds) -> (Self, Vec<Op>) {
         let mut mirror = Self::new(snapshot.max_services, snapshot.max_backends);
         mirror.next_generation = snapshot.last_generation.wrapping_add(1).max(1);
         let mut repairs = Vec::new();
@@ -83,7 +84,7 @@ impl MapMirror {
                 repairs.push(Op::DeleteService { key });
             }
         }
-        mirror.adopt_backends(snapshot);
+        mirror.adopt_backends(snapshot, given);
         mirror.ports.clone_from(&snapshot.ports);
         mirror.source_ranges.clone_from(&snapshot.source_ranges);
         let ownerless = |(id, _): &&(u32, Cidr)| !mirror.names.contains_key(id);
@@ -99,7 +100,7 @@ impl MapMirror {
 
     /// The ids of backends, by the records in use. One that two endpoints have, or the second one of an
     /// endpoint, is none, and so the endpoint gets another one: only damage from outside makes them.
-    fn adopt_backends(&mut self, snapshot: &Snapshot) {
+    fn adopt_backends(&mut self, snapshot: &Snapshot, given: &BackendIds) {
         let greatest = BackendIds::greatest(snapshot.max_backends);
         let (mut owners, mut ids) = (HashMap::new(), HashMap::new());
         for (block, records) in &snapshot.blocks {
@@ -116,7 +117,7 @@ impl MapMirror {
             };
             self.backends.take(*block, records.iter().map(known));
         }
-        self.backends.went_up_to(snapshot.last_backend.min(greatest));
+        self.backends.go_on_from(given, snapshot.last_backend.min(greatest));
     }
 
     /// Takes in what an op did to the maps.

@@ -229,7 +229,7 @@ mod tests {
         claims::Claims,
         engine::Wanted,
         memory::Memory,
-        model::{Protocol, Service, ServicePort},
+        model::{Conditions, Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Trigger},
         policy::Served,
     };
 
@@ -394,5 +394,26 @@ mod tests {
         assert!(!pipeline.is_dirty());
         pipeline.sync();
         assert_eq!(second.0.borrow().syncs, 0);
+    }
+
+    /// Whatever the maps show of those that were given: here nothing at all.
+    #[test]
+    fn ids_of_backends_go_on_when_the_maps_are_read_anew() {
+        let (mut pipeline, _) = pipeline();
+        let conditions = Conditions { ready: true, serving: true, terminating: false };
+        let slice = Slice {
+            service: name(1),
+            ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }],
+            endpoints: vec![Endpoint::new([10, 0, 0, 1].into(), conditions)],
+            trigger: Trigger::default(),
+        };
+        pipeline.change(service(1));
+        pipeline.change(Change::Slice(name(1), Some(slice)));
+        pipeline.sync();
+        let next = |pipeline: &Pipeline<_>| pipeline.mirror().backends().unused().next();
+        assert_eq!(next(&pipeline), Some(2));
+        *pipeline.store_mut() = Memory::new(64, 64);
+        pipeline.adopt().unwrap();
+        assert_eq!(next(&pipeline), Some(2));
     }
 }

@@ -15,6 +15,7 @@ use lb_common::abi::{self, Addr, Address, LOOPBACK_NET, ServiceKey};
 
 use crate::{
     addresses::AddressPlan,
+    backend_ids::BackendIds,
     claims::Claims,
     engine::{Engine, NodeAddresses, Wanted},
     map_mirror::MapMirror,
@@ -127,7 +128,7 @@ impl<S: Store> SocketEngine<S> {
     /// An engine that goes on from what the maps say.
     pub fn new(choices: SocketSettings, store: S, snapshot: &Snapshot) -> Self {
         let SocketSettings { unknown_ports, host_netns, reserved } = choices;
-        let (mirror, repairs) = MapMirror::adopt(snapshot);
+        let (mirror, repairs) = MapMirror::adopt(snapshot, &BackendIds::default());
         let mut addresses = AddressPlan::default();
         addresses.found(mirror.addresses().keys().copied());
         addresses.reserve(reserved);
@@ -413,7 +414,7 @@ impl<S: Store> Engine for SocketEngine<S> {
 
     fn adopt(&mut self) -> Result<(), String> {
         let snapshot = self.store.read().map_err(|error| error.to_string())?;
-        (self.mirror, self.repairs) = MapMirror::adopt(&snapshot);
+        (self.mirror, self.repairs) = MapMirror::adopt(&snapshot, self.mirror.backends());
         self.addresses.found_anew(self.mirror.addresses().keys().copied());
         self.lacks_all = true;
         Ok(())
