@@ -3,8 +3,9 @@
 //! A map that keeps its name, its type and its sizes from one layout to another keeps its meaning, save
 //! those that the engine fills. So what is remembered of sockets and of clients is not copied: the map
 //! gets one more pin. Programs of both layouts then work on it, as long as both are at work, and nothing
-//! that one of them remembers is lost. Where ids of service ports are remembered, that goes only with
-//! the names of these ids, which are copied.
+//! that one of them remembers is lost. Bonds are found by the ids of service ports, so they go only with the
+//! names of these ids, which are copied. What is stored for sockets goes without: a socket is asked for by
+//! what it dialled, and by its id only where that is nobody's any more.
 //!
 //! The links pass to the programs one by one, see [`Datapath::attach`](super::Datapath::attach).
 
@@ -16,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, MapInfo};
-use lb_common::abi::{AFFINITY, CLIENTS, COUNTERS, FORMER, SOCKETS};
+use lb_common::abi::{AFFINITY, CLIENTS, COUNTERS};
 use lb_core::{model::PortRef, store::max_names};
 
 use super::{STORAGE, Sizes};
@@ -27,8 +28,6 @@ use crate::{
 
 /// The maps of a set that no engine fills.
 const OF_CLIENTS: [&str; 3] = [AFFINITY, CLIENTS, COUNTERS];
-/// The maps in which ids of service ports are remembered.
-const WITH_IDS: [&str; 3] = [SOCKETS, FORMER, AFFINITY];
 
 /// What programs of another layout leave to ours.
 #[derive(Debug, Default)]
@@ -50,23 +49,14 @@ impl Inheritance {
         let layout = shown(other.root());
         tracing::info!(from = %layout.display(), "the programs at work are another version's");
         let theirs = other.maps().context("cannot read the pins")?;
-        let names = theirs.as_deref().map(|dir| names(dir, sizes));
-        let has_ids = match names {
-            Some(Ok(names)) => {
-                this.names = names;
-                true
-            }
-            Some(Err(error)) => {
-                tracing::warn!("not all clients stay with their backends: {error:#}");
-                false
-            }
-            None => false,
-        };
-        let is_wanted = |name: &&str| has_ids || !WITH_IDS.contains(name);
-        for name in STORAGE.into_iter().filter(is_wanted) {
+        for name in STORAGE {
             this.share(name, &other.storage(name), pins.storage(name))?;
         }
         if let (Some(theirs), Some(set)) = (theirs, set) {
+            let names = names(&theirs, sizes).inspect_err(|error| {
+                tracing::warn!("no client stays with its backend: {error:#}");
+            });
+            let is_wanted = |name: &&str| names.is_ok() || *name != AFFINITY;
             let damaged = probe_clients(&theirs)?;
             for name in OF_CLIENTS.into_iter().filter(is_wanted) {
                 if let Some((_, what)) = damaged.iter().find(|(damaged, _)| *damaged == name) {
@@ -77,6 +67,7 @@ impl Inheritance {
                     this.share(name, &theirs.join(name), set.join(name))?;
                 }
             }
+            this.names = names.unwrap_or_default();
         }
         Ok(this)
     }

@@ -245,6 +245,32 @@ fn bonds_that_cannot_be_had() {
     });
 }
 
+/// Without them nobody knows whose bonds there are. What is stored for sockets goes on.
+#[test]
+fn names_that_cannot_be_had() {
+    World::run(|world| {
+        yaml::put(world, "web", "10.96.0.10", &[1, 2].map(backend4));
+        sticky(world);
+        let agent = Agent::start(world);
+        let to: SocketAddr = V4.parse().unwrap();
+        let connected = udp_socket(true);
+        dial(&connected, to).unwrap();
+        under_load(|load| {
+            agent.kill();
+            fs::remove_file(world.pins().maps().unwrap().unwrap().join("names")).unwrap();
+            let before = program_links(world);
+            becomes_another(world);
+            let agent = Agent::start(world);
+            agent.wait_for("no client stays");
+            agent.wait_for("INFO attached");
+            passed_on(world, &before);
+            assert_eq!(connected.peer_addr().unwrap(), to);
+            assert_eq!(bonds(), bonds());
+            a_while(load);
+        });
+    });
+}
+
 /// Who looks at maps of another layout, and does not live to attach programs, has changed nothing.
 #[test]
 fn an_attempt_that_is_given_up() {
