@@ -30,8 +30,8 @@ use aya::{
     programs::{CgroupSockAddr, links::FdLink},
 };
 use lb_common::abi::{
-    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, GENERATIONS, HEARD,
-    HELD, Held, MAX_BONDS, MORE_FLOWS, NAMES, PORTS, SERVICES, SOCKETS, SOURCE_RANGES,
+    ADDRESSES, AFFINITY, BACKENDS, Backend, CLIENTS, COUNTERS, FILTER, FLOWS, FORMER, GENERATIONS,
+    HEARD, HELD, Held, MAX_BONDS, MORE_FLOWS, NAMES, PORTS, SERVICES, SOCKETS, SOURCE_RANGES,
 };
 use lb_core::{
     op::Op,
@@ -362,19 +362,24 @@ fn copy(snapshot: &Snapshot, maps: &mut Pinned, sizes: Sizes) -> Result<()> {
     if needed > u64::from(sizes.backends) {
         bail!("records up to the {needed}th are in use; raise --max-backends to {needed} at least");
     }
+    // Who has a greater id gets another one. Until then its options have no place, and nobody asks for them.
+    let has_place = |id: u32| id < max_names(sizes.services);
     for (id, port) in &snapshot.names {
-        // Who has a greater one gets another one.
-        if *id < max_names(sizes.services) {
+        if has_place(*id) {
             maps.apply(&Op::PutName { id: *id, port: port.clone() })?;
         }
     }
     for (id, options) in &snapshot.ports {
-        if *id < max_names(sizes.services) {
+        if has_place(*id) {
             maps.apply(&Op::PutPort { id: *id, options: *options })?;
         }
     }
     for (block, records) in &snapshot.blocks {
-        maps.apply(&Op::WriteBlock { block: *block, records: records.clone() })?;
+        let mut records = records.clone();
+        for record in records.iter_mut().filter(|record| !has_place(record.service)) {
+            record.flags &= !Backend::OPTIONS;
+        }
+        maps.apply(&Op::WriteBlock { block: *block, records })?;
     }
     for (id, range) in &snapshot.source_ranges {
         maps.apply(&Op::PutSourceRange { id: *id, range: *range })?;

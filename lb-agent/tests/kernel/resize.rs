@@ -1,8 +1,14 @@
 //! Maps of another size: everything moves, nobody notices.
 
+use std::num::NonZeroU32;
+
+use lb_agent::datapath::{Datapath, Sizes};
+use lb_core::{model::Service, store::max_names};
+
 use super::{
     agent::{Agent, command, refuses},
-    control::pinned,
+    connect::V4,
+    control::{Control, SIZES, pinned, ready, serve, service},
     flips::udp_backend,
     restart::{a_while, content, links, under_load},
     world::{World, backend4},
@@ -41,6 +47,34 @@ fn larger_and_smaller() {
                 assert_eq!(sets, [number], "the old maps are gone");
             }
         });
+    });
+}
+
+/// Ids of service ports that the smaller maps have no place for: until they have others, they are served
+/// without what is true of them.
+#[test]
+fn ids_that_do_not_fit() {
+    World::run(|world| {
+        let mut control = Control::start(world);
+        let mut others = Vec::new();
+        for n in 1..=4 {
+            others.push(format!("other-{n}"));
+            control.put(&others[n - 1], &[&format!("10.96.1.{n}")], 80, &[backend4(1)]);
+        }
+        let affinity = NonZeroU32::new(600);
+        let sticky = Service { affinity, ..service(&["10.96.0.10"], 80) };
+        control.apply(serve("web", &sticky, vec![ready(backend4(1))]));
+        for other in others {
+            control.delete(&other);
+        }
+        drop(control);
+        let smaller = Sizes { services: 4, ..SIZES };
+        let snapshot = pinned(world);
+        assert!(snapshot.services.values().all(|s| s.id >= max_names(smaller.services)));
+        assert_eq!(snapshot.ports.len(), 2);
+        Datapath::load(&world.pins(), smaller).unwrap().0.attach(world.cgroup()).unwrap();
+        assert_eq!(pinned(world).max_services, 4);
+        assert_eq!(udp_backend(V4).unwrap().ip(), backend4(1));
     });
 }
 
