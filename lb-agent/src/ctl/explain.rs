@@ -37,10 +37,10 @@ pub(super) fn run(
     snapshot: &Snapshot,
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
-    let packet = packets::read().and_then(|table| {
+    let packet = packets::read().map(|seen| {
         let Flow { peer, protocol } = explain.destination.0;
         let from = explain.from.map(|ip| ip.to_canonical());
-        ExplainedPacket::new(&table, peer.into(), protocol, from)
+        ExplainedPacket::new(&seen?, peer.into(), protocol, from)
     });
     answer((explain, who(explain, maps)?), packet, maps::now(), maps, snapshot, out)
 }
@@ -80,7 +80,7 @@ fn no_netns(pid: u32, error: &io::Error) -> Failure {
 
 fn answer(
     (explain, who): (&Explain, Who),
-    packet: Option<ExplainedPacket>,
+    packet: Result<Option<ExplainedPacket>, String>,
     now: u64,
     maps: &impl ReadMaps,
     snapshot: &Snapshot,
@@ -89,7 +89,9 @@ fn answer(
     let flow = explain.destination.0;
     let found = look_up(maps, &flow, who, now, snapshot.max_backends);
     let explanation = Explanation::new(flow, who, now, &found, snapshot);
-    let explanation = Explanation { packet, ..explanation };
+    let packets_unread = packet.as_ref().err().cloned();
+    let packet = packet.ok().flatten();
+    let explanation = Explanation { packet, packets_unread, ..explanation };
     match explain.output {
         Some(Form::Json) => json(out, &explanation)?,
         None => explanation.write(out)?,
@@ -148,6 +150,9 @@ struct Explanation<'a> {
     /// What a packet from elsewhere gets, with `--packets`; missing if that is nobody's.
     #[serde(skip_serializing_if = "Option::is_none")]
     packet: Option<ExplainedPacket>,
+    /// Why that cannot be said; missing if it can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packets_unread: Option<String>,
 }
 
 /// Why a NodePort is not served at the address.
@@ -253,6 +258,7 @@ impl<'a> Explanation<'a> {
             }),
             bound: None,
             packet: None,
+            packets_unread: None,
         };
         match found {
             Lookup::Miss => {

@@ -14,12 +14,17 @@ use lb_core::{
 };
 use serde::Serialize;
 
-use crate::packets;
+use crate::packets::{self, Seen};
 
-/// What stands there; none if there are no tables of ours, or they cannot be read.
-pub(super) fn read() -> Option<TableMirror> {
-    // Who may not speak with nf_tables is told all else.
-    packets::look().ok().flatten()
+/// What stands there; none if there are no tables of ours. Who may not speak with nf_tables is told why,
+/// and all else.
+pub(super) fn read() -> Result<Option<Seen>, String> {
+    packets::look().map_err(|error| error.to_string())
+}
+
+/// The line for [`read`]'s error.
+pub(super) fn unread(error: &str) -> String {
+    format!("tables for packets: cannot be read: {error}")
 }
 
 /// What a packet from elsewhere gets at an address.
@@ -28,7 +33,8 @@ pub(super) fn read() -> Option<TableMirror> {
 pub(super) struct ExplainedPacket {
     /// The entry: an address, or a node port.
     frontend: String,
-    /// `forward`, `reject`, `drop`, `denied` (its sender is in none of the source ranges) or `damaged`.
+    /// `forward`, `reject`, `drop`, `denied` (its sender is in none of the source ranges), `damaged`, or
+    /// `changing`: the agent wrote while the table was read.
     verdict: &'static str,
     /// It goes to one of these.
     endpoints: Vec<String>,
@@ -43,7 +49,7 @@ pub(super) struct ExplainedPacket {
 impl ExplainedPacket {
     /// None if packets to that address are nobody's.
     pub(super) fn new(
-        table: &TableMirror,
+        Seen { table, is_steady }: &Seen,
         to: SocketAddr,
         protocol: u8,
         from: Option<IpAddr>,
@@ -61,7 +67,8 @@ impl ExplainedPacket {
             PacketFate::Forward(endpoints) => ("forward", endpoints),
             PacketFate::Reject => ("reject", Vec::new()),
             PacketFate::Drop => ("drop", Vec::new()),
-            PacketFate::Damaged => ("damaged", Vec::new()),
+            PacketFate::Damaged if *is_steady => ("damaged", Vec::new()),
+            PacketFate::Damaged => ("changing", Vec::new()),
         };
         Some(Self {
             frontend: frontend.to_string(),
@@ -112,6 +119,7 @@ impl fmt::Display for ExplainedPacket {
                 "is dropped: the traffic policy is Local, and no endpoint is on this node",
             ),
             "denied" => f.write_str("is dropped: its source is in none of the source ranges"),
+            "changing" => f.write_str("is served otherwise just now: the agent is writing, ask again"),
             _ => f.write_str(
                 "may not be served: the table is damaged, which the agent repairs within an hour, or at \
                  its next start",
@@ -135,10 +143,10 @@ pub(super) struct PacketsFill {
 }
 
 impl PacketsFill {
-    pub(super) fn new(table: &TableMirror) -> Self {
+    pub(super) fn new(Seen { table, is_steady }: &Seen) -> Self {
         let is_damaged = |entry: &TableEntry| {
             let fates = [Some(&entry.everybody), entry.strangers.as_ref()];
-            fates.contains(&Some(&PacketFate::Damaged))
+            *is_steady && fates.contains(&Some(&PacketFate::Damaged))
         };
         let damaged = dump::entries(table).filter(is_damaged);
         Self {
@@ -178,6 +186,10 @@ mod tests {
 
     use super::*;
 
+    fn seen() -> Seen {
+        Seen { table: table(), is_steady: true }
+    }
+
     fn table() -> TableMirror {
         let vip = Frontend::new("192.0.2.1:80".parse().unwrap(), Protocol::Tcp);
         let any = "0.0.0.0:30080".parse().unwrap();
@@ -206,7 +218,7 @@ mod tests {
 
     fn text(to: &str, from: Option<&str>) -> Option<String> {
         let from = from.map(|from| from.parse().unwrap());
-        ExplainedPacket::new(&table(), to.parse().unwrap(), 6, from).map(|found| found.to_string())
+        ExplainedPacket::new(&seen(), to.parse().unwrap(), 6, from).map(|found| found.to_string())
     }
 
     #[test]
@@ -225,12 +237,19 @@ mod tests {
 
     #[test]
     fn damage_is_a_problem() {
-        let fill = PacketsFill::new(&table());
+        let fill = PacketsFill::new(&seen());
         assert_eq!(fill.problem(), None);
         assert_eq!(fill.to_string(), "external (2 frontends, 11 elements in nftables)");
         let frontend = Frontend::new("192.0.2.3:80".parse().unwrap(), Protocol::Udp);
         let stray = Element::Choice { policy: Cluster, frontend, value: Choice::Slots(2) };
-        let problem = PacketsFill::new(&table().elements().chain([stray]).collect()).problem();
-        assert!(problem.unwrap().contains("192.0.2.3:80/udp"));
+        let table: TableMirror = table().elements().chain([stray]).collect();
+        let seen = |is_steady| Seen { table: table.clone(), is_steady };
+        let problem = |is_steady| PacketsFill::new(&seen(is_steady)).problem();
+        assert!(problem(true).unwrap().contains("192.0.2.3:80/udp"));
+        assert_eq!(problem(false), None, "the agent writes");
+        let verdict = |is_steady| {
+            ExplainedPacket::new(&seen(is_steady), frontend.addr, 17, None).unwrap().verdict
+        };
+        assert_eq!([true, false].map(verdict), ["damaged", "changing"]);
     }
 }

@@ -65,6 +65,9 @@ struct Status {
     cgroup: Option<ServedCgroup>,
     /// What is served of packets; null if nothing is.
     packets: Option<PacketsFill>,
+    /// Why that cannot be said; missing if it can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packets_unread: Option<String>,
     programs: Vec<ProgramStatus>,
     maps: Vec<Fill>,
     /// Programs of others at the same hooks.
@@ -124,6 +127,7 @@ pub(super) fn run(
     let counters = counts.into_iter().filter(|(_, count)| *count > 0);
     let others = others::find(&mut programs, &ids(pins, live_maps.as_deref()))
         .map_err(|error| failure::cgroup(&error))?;
+    let packets = packets::read();
     let mut found = Status {
         others,
         interrupted: pins.interrupted_links().map_err(|e| failure::kernel(&what(), &e))?,
@@ -139,7 +143,8 @@ pub(super) fn run(
         left,
         agent,
         cgroup: served::find(&programs),
-        packets: packets::read().as_ref().map(PacketsFill::new),
+        packets_unread: packets.as_ref().err().cloned(),
+        packets: packets.ok().flatten().as_ref().map(PacketsFill::new),
         programs,
         maps: all,
     };

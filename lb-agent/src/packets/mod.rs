@@ -44,15 +44,27 @@ pub fn open(families: Families, bonds: u32) -> io::Result<impl Table> {
     Tables::open(of(families), bonds)
 }
 
-/// What stands in the tables, of both families; none if there are none of ours. Writes nothing.
-pub fn look() -> Result<Option<TableMirror>, TableError> {
-    let mut found = None;
+/// What stands in the tables of both families.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Their elements.
+    pub table: TableMirror,
+    /// Whether all of it was there at one time. If not, somebody wrote while it was read, and parts may
+    /// not fit together.
+    pub is_steady: bool,
+}
+
+/// What stands in the tables; none if there are none of ours. Writes nothing.
+pub fn look() -> Result<Option<Seen>, TableError> {
     let looked = Tables::open(Family::ALL.to_vec(), 0)
         .map_err(|error| Trouble::from(NftError::from(error)))
-        .and_then(|mut tables| tables.look(&mut found));
+        .and_then(|mut tables| tables.look());
     match looked {
         Err(Trouble::Nft(error)) if error.lacks_the_means() => Ok(None),
-        looked => Ok(looked.map(|()| found.map(|all: Vec<_>| all.into_iter().collect()))?),
+        looked => {
+            let (found, is_steady) = looked?;
+            Ok(found.map(|all| Seen { table: all.into_iter().collect(), is_steady }))
+        }
     }
 }
 

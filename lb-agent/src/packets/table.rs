@@ -19,6 +19,9 @@ use crate::netlink::Netlink;
 /// So many timeouts of session affinity keep their rules without need, until all is read.
 const SPARE: usize = 16;
 
+/// How often all is read that somebody wrote to meanwhile.
+const ATTEMPTS: u32 = 3;
+
 /// The chain and the comment of each rule of a table.
 type Rules = Vec<(String, Option<String>)>;
 
@@ -186,15 +189,26 @@ impl Tables {
         Ok(removed)
     }
 
-    /// The elements of all tables of ours, if there are any. Writes nothing.
-    pub(super) fn look(&mut self, found: &mut Option<Vec<Element>>) -> Result<(), Trouble> {
-        for family in self.families.clone() {
-            let table = read::table(&mut self.netlink, family, TABLE)?;
-            if table.is_some_and(|table| !is_foreign(&table)) {
-                self.elements(family, found.get_or_insert_default())?;
+    /// The elements of all tables of ours, if there are any, and whether they were there at one time:
+    /// nobody has written since the first set was read. Writes nothing.
+    pub(super) fn look(&mut self) -> Result<(Option<Vec<Element>>, bool), Trouble> {
+        let mut attempts = ATTEMPTS;
+        loop {
+            let before = read::generation(&mut self.netlink).map_err(NftError::from)?;
+            let mut found = None;
+            for family in self.families.clone() {
+                let table = read::table(&mut self.netlink, family, TABLE)?;
+                if table.is_some_and(|table| !is_foreign(&table)) {
+                    self.elements(family, found.get_or_insert_default())?;
+                }
+            }
+            let after = read::generation(&mut self.netlink).map_err(NftError::from)?;
+            let is_steady = after == before;
+            attempts -= 1;
+            if is_steady || attempts == 0 {
+                return Ok((found, is_steady));
             }
         }
-        Ok(())
     }
 
     fn elements(&mut self, family: Family, all: &mut Vec<Element>) -> Result<(), Trouble> {

@@ -19,7 +19,8 @@ fn explain_in(memory: &Memory, words: &str) -> (Answer, String) {
     let mut out = Vec::new();
     let who = Who { netns: explain.netns.map_or(0, NonZeroU64::get), address: explain.from };
     let now = 30_000_000_000;
-    let answer = answer((&explain, who), None, now, memory, &memory.snapshot(), &mut out).unwrap();
+    let answer =
+        answer((&explain, who), Ok(None), now, memory, &memory.snapshot(), &mut out).unwrap();
     (answer, String::from_utf8(out).unwrap())
 }
 
@@ -356,7 +357,7 @@ fn a_client_stays_where_it_is_bound_for_as_long_as_that_lasts() {
         let mut out = Vec::new();
         let who = Who { netns: explain.netns.map_or(0, NonZeroU64::get), address: None };
         let (maps, now) = (Sticky(memory.clone(), bond), 100_000_000_000);
-        answer((&explain, who), None, now, &maps, &memory.snapshot(), &mut out).unwrap();
+        answer((&explain, who), Ok(None), now, &maps, &memory.snapshot(), &mut out).unwrap();
         String::from_utf8(out).unwrap()
     };
     let stays = "a client stays for 30 s with the backend it got";

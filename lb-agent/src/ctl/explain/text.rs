@@ -8,11 +8,14 @@ use super::{
     ExplainedBackend, ExplainedClient, ExplainedService, ExplainedVerdict, Explanation, NodePort,
     full_name,
 };
-use crate::ctl::table::TextTable;
+use crate::ctl::{packets, table::TextTable};
 
 impl Explanation<'_> {
     pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         self.write_connection(out)?;
+        if let Some(error) = &self.packets_unread {
+            writeln!(out, "\n{}", packets::unread(error))?;
+        }
         self.packet.iter().try_for_each(|packet| writeln!(out, "\n{packet}"))
     }
 

@@ -29,6 +29,7 @@ fn status(programs: Vec<ProgramStatus>, agent: AgentStatus) -> Status {
         agent,
         cgroup: Some(ServedCgroup { path: Some("/".into()), is_node: Some(true), id: 1 }),
         packets: None,
+        packets_unread: None,
         programs,
         maps: fills::planned(&sample::memory().snapshot()),
         others: Vec::new(),
@@ -54,6 +55,14 @@ fn running() -> AgentStatus {
         version,
         ..AgentStatus::default()
     }
+}
+
+#[test]
+fn tables_that_cannot_be_read_are_said_and_no_problem() {
+    let packets_unread = Some("nf_tables: no rights".to_owned());
+    let status = Status { packets_unread, ..status(vec![program("connect4", 1)], running()) };
+    let line = "tables for packets: cannot be read: nf_tables: no rights\n";
+    assert!(text(&status).contains(line) && status.healthy, "{}", text(&status));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use super::{Status, others::Other};
 use crate::ctl::{
     failure::Answer,
+    packets,
     table::{NONE, TextTable, or_none},
 };
 
@@ -28,8 +29,11 @@ impl Status {
         if let Some(cgroup) = &self.cgroup {
             writeln!(out, "cgroup:  {cgroup}")?;
         }
-        if let Some(packets) = &self.packets {
-            writeln!(out, "packets: {packets}")?;
+        if let Some(fill) = &self.packets {
+            writeln!(out, "packets: {fill}")?;
+        }
+        if let Some(error) = &self.packets_unread {
+            writeln!(out, "{}", packets::unread(error))?;
         }
         writeln!(out)?;
 
