@@ -186,6 +186,7 @@ mod tests {
             local: vec![],
             here: vec![],
             kept: vec![],
+            others: vec![],
             empty: set.empty,
             affinity: None,
             source_ranges: vec![],

@@ -46,8 +46,8 @@ pub struct EngineReport {
     pub failed: BTreeMap<ObjectRef, String>,
     /// What else failed.
     pub beside: Vec<String>,
-    /// The frontends of UDP that were looked at and are as they should be, each with the endpoints that
-    /// serve there: what is remembered of flows that lead from it elsewhere is to be forgotten (L2). None
+    /// The frontends of UDP that are new or went, or where others serve than before, if they are as they
+    /// should be; each with the endpoints that serve there: what is remembered of flows that lead from it elsewhere is to be forgotten (L2). None
     /// serves at a frontend that went.
     pub flows: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     /// Where those of them are that are node ports: each address of this node, with the port, at which no

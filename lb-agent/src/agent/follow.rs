@@ -215,7 +215,7 @@ impl Agent {
         if let Some(packets) = &mut self.packets {
             packets.look(now);
         }
-        self.stale_flows.begin(false, now);
+        self.stale_flows.begin(now);
         if !self.is_attached && self.takeover.is_overdue(now) {
             self.pace.hurry(now);
         }

@@ -3,6 +3,7 @@
 
 use std::{
     mem,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,10 @@ use crate::{
     packets::{self, ConntrackError, Forgotten},
 };
 
+/// After a look the next one waits for so long, or for so many times as long as it took.
+const REST: Duration = Duration::from_secs(1);
+const SHARE: u32 = 10;
+
 /// How flows are forgotten: see [`packets::forget`].
 type Forget = fn(&ServedFlows) -> (Forgotten, Option<ConntrackError>);
 
@@ -23,14 +28,19 @@ pub(super) struct StaleFlows {
     /// What nobody has looked at yet.
     due: ServedFlows,
     look: Task<Look>,
+    /// What the look that is under way looks at.
+    looking: Option<Arc<ServedFlows>>,
     pace: Pace,
+    /// No look begins before, however much changes: each reads all of connection tracking.
+    not_before: Option<Instant>,
+    /// Whether anything came since the last look began.
+    has_news: bool,
     /// What was told as wrong.
     told: Option<String>,
 }
 
 /// What came of a look.
 pub(super) struct Look {
-    flows: ServedFlows,
     forgotten: Forgotten,
     error: Option<ConntrackError>,
     began: Instant,
@@ -45,41 +55,74 @@ impl StaleFlows {
 
     fn with(forget: Forget) -> Self {
         let due = ServedFlows::default();
-        Self { forget, due, look: Task::new(), pace: Pace::new(), told: None }
+        Self {
+            forget,
+            due,
+            look: Task::new(),
+            looking: None,
+            pace: Pace::new(),
+            not_before: None,
+            has_news: false,
+            told: None,
+        }
     }
 
-    /// These are to be looked at, at once.
+    /// These are to be looked at, soon.
     pub(super) fn take(&mut self, flows: ServedFlows, now: Instant) {
-        let is_news = !flows.is_empty();
+        self.has_news |= !flows.is_empty();
         self.due.update(flows);
-        self.begin(is_news, now);
+        self.begin(now);
     }
 
     /// Looks at what is due, if it is time.
-    pub(super) fn begin(&mut self, is_news: bool, now: Instant) {
-        if self.due.is_empty() || self.look.is_running() || !self.pace.writes(is_news, now) {
+    pub(super) fn begin(&mut self, now: Instant) {
+        let is_early = self.not_before.is_some_and(|time| now < time);
+        if self.due.is_empty() || self.look.is_running() || is_early {
             return;
         }
-        let (forget, flows) = (self.forget, mem::take(&mut self.due));
+        if !self.pace.writes(self.has_news, now) {
+            return;
+        }
+        self.has_news = false;
+        let (forget, flows) = (self.forget, Arc::new(mem::take(&mut self.due)));
+        self.looking = Some(Arc::clone(&flows));
         self.look.begin(move || {
             let began = Instant::now();
             let (forgotten, error) = forget(&flows);
-            Look { flows, forgotten, error, began, ended: Instant::now() }
+            Look { forgotten, error, began, ended: Instant::now() }
         });
     }
 
-    /// What came of the look that is under way. To be dropped and called again at will.
+    /// What came of the look that is under way; none if it has died, which is told. To be dropped and
+    /// called again at will.
     pub(super) async fn looked(&mut self) -> Option<Look> {
-        self.look.result().await
+        let look = self.look.result().await;
+        if look.is_none() {
+            let now = Instant::now();
+            self.has_looked(true, now, now);
+        }
+        look
+    }
+
+    /// What has failed is due again, with what came meanwhile.
+    fn has_looked(&mut self, failed: bool, began: Instant, ended: Instant) {
+        self.pace.has_written(failed, began, ended);
+        self.not_before = Some(ended + REST.max(ended.saturating_duration_since(began) * SHARE));
+        let looked = self.looking.take().filter(|_| failed);
+        if let Some(looked) = looked {
+            let later = mem::replace(&mut self.due, Arc::unwrap_or_clone(looked));
+            self.due.update(later);
+        }
     }
 
     /// Takes in what came of it, and goes on with what is due since.
     pub(super) fn judge(&mut self, look: Look) -> (Forgotten, Duration) {
-        let Look { flows, forgotten, error, began, ended } = look;
-        self.pace.has_written(error.is_some(), began, ended);
+        let Look { forgotten, error, began, ended } = look;
+        self.has_looked(error.is_some(), began, ended);
         if let Some(error) = error {
-            let later = mem::replace(&mut self.due, flows);
-            self.due.update(later);
+            if error.lacks_the_means() {
+                self.due.keep_served();
+            }
             let error = error.to_string();
             if self.told.as_ref() != Some(&error) {
                 tracing::error!("UDP flows to endpoints that left go on, trying again: {error}");
@@ -88,7 +131,6 @@ impl StaleFlows {
         } else if self.told.take().is_some() {
             tracing::info!("UDP flows to endpoints that left are ended again");
         }
-        self.begin(false, ended);
         (forgotten, ended.saturating_duration_since(began))
     }
 }
@@ -127,8 +169,12 @@ mod tests {
     use super::{super::task::tests::logged, *};
 
     fn flows(port: u16) -> ServedFlows {
+        of_endpoints(port, [SocketAddr::from(([10, 0, 0, 1], 53))].into())
+    }
+
+    fn of_endpoints(port: u16, serving: BTreeSet<SocketAddr>) -> ServedFlows {
         let frontend = Frontend::new(SocketAddr::from(([192, 0, 2, 1], port)), Protocol::Udp);
-        let flows = [(frontend, BTreeSet::new())].into();
+        let flows = [(frontend, serving)].into();
         ServedFlows::of(&mut EngineReport { flows, ..EngineReport::default() })
     }
 
@@ -158,21 +204,58 @@ mod tests {
             };
             // What was ended counts, whatever was not.
             let some = Forgotten { ipv4: 0, ipv6: 1 };
-            stale.begin(true, start);
+            stale.begin(start);
             assert!(!stale.look.is_running(), "nothing is due");
             stale.take(flows(1), start);
             assert_eq!(judge(&mut stale).await, some);
-            stale.begin(false, ended.get());
+            stale.begin(ended.get());
             assert!(!stale.look.is_running(), "not at once");
             stale.take(flows(2), ended.get());
-            assert_eq!(judge(&mut stale).await, some, "what is new does not wait");
-            stale.begin(false, ended.get() + Duration::from_secs(60));
+            assert!(!stale.look.is_running(), "looks have a pause between them");
+            stale.begin(ended.get() + REST);
+            assert_eq!(judge(&mut stale).await, some, "what is new waits no longer");
+            stale.begin(ended.get() + Duration::from_secs(60));
             assert_eq!(judge(&mut stale).await, Forgotten { ipv4: 3, ipv6: 0 });
-            stale.begin(true, ended.get());
+            stale.begin(ended.get() + Duration::from_secs(60));
             assert!(!stale.look.is_running(), "nothing is left");
             let text = log.text();
             assert_eq!(text.matches("nf_conntrack_netlink").count(), 1, "{text}");
             assert!(text.contains("ended again"), "{text}");
+        });
+    }
+    #[test]
+    fn a_look_that_dies_loses_nothing() {
+        logged(async |log| {
+            let mut stale = StaleFlows::with(|_| panic!("a mistake"));
+            stale.take(flows(1), Instant::now());
+            assert!(stale.looked().await.is_none());
+            stale.take(flows(2), Instant::now());
+            assert!(log.text().contains("has died"));
+            let mut both = flows(1);
+            both.update(flows(2));
+            assert_eq!(stale.due, both);
+        });
+    }
+
+    #[test]
+    fn nothing_grows_where_the_kernel_cannot() {
+        logged(async |_| {
+            let mut stale = StaleFlows::with(|_| {
+                let error = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+                (Forgotten::default(), Some(error.into()))
+            });
+            let mut now = Instant::now();
+            for port in 1..5 {
+                stale.take(of_endpoints(port, BTreeSet::new()), now);
+                let look = stale.looked().await.unwrap();
+                now = look.ended + Duration::from_secs(60);
+                stale.judge(look);
+                assert!(stale.due.is_empty());
+            }
+            stale.take(flows(9), now);
+            let look = stale.looked().await.unwrap();
+            stale.judge(look);
+            assert_eq!(stale.due, flows(9));
         });
     }
 }

@@ -59,6 +59,14 @@ pub struct Forgotten {
 #[error("conntrack: {}{}", Printable(_0), remedy(_0))]
 pub struct ConntrackError(#[from] io::Error);
 
+impl ConntrackError {
+    /// Whether the kernel does not have what it takes, also the next time.
+    pub fn lacks_the_means(&self) -> bool {
+        let means = [libc::EINVAL, libc::EOPNOTSUPP, libc::EPROTONOSUPPORT];
+        self.0.raw_os_error().is_some_and(|errno| means.contains(&errno))
+    }
+}
+
 /// The entries of UDP in this network namespace, of both families.
 pub fn flows() -> Result<Vec<FlowEntry>, ConntrackError> {
     let mut netlink = Netlink::netfilter()?;

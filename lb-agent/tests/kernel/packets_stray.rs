@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     lane::{Lane, PATIENCE, client, endpoint},
-    packets::{nft, put, start, start_with, web},
+    packets::{Web, nft, put, start, start_with, web},
     world::{PORT, World, soon},
 };
 
@@ -100,6 +100,13 @@ fn those_of_endpoints_are_dropped_and_those_of_others_pass() {
         let lane = Lane::new();
         put(world, &web(&[1]));
         let agent = start(world);
+        for ipv4 in [true, false] {
+            assert_eq!(heard_first(&lane, ipv4), [OTHER; 2]);
+        }
+        // Also on its way out: it has its connections still.
+        put(world, &Web { endpoints: vec![(1, false), (2, true)], ..web(&[]) });
+        let gets_no_more = || !nft("list map ip6 socklb endpoints").contains("fd60:1::2");
+        assert!(soon(gets_no_more));
         for ipv4 in [true, false] {
             assert_eq!(heard_first(&lane, ipv4), [OTHER; 2]);
         }

@@ -51,8 +51,8 @@ pub struct PacketEngine<T> {
     is_liberal: bool,
     /// Where node ports are served.
     nodes: BTreeSet<IpAddr>,
-    /// Those of UDP in the table, and the endpoints that serve there.
-    node_ports: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
+    /// The frontends of UDP in the table, and the endpoints that serve there, as was said last.
+    serving: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     lacks_all: bool,
     /// Whether the table was told that all is written, see [`Table::settle`].
     is_settled: bool,
@@ -104,7 +104,7 @@ impl Share {
             if frontends.len() > before {
                 shared.extend(port.here.iter().map(|addr| Shared::Hairpin(addr.ip())));
                 if port.port.protocol == Protocol::Tcp && !is_liberal {
-                    let all = port.cluster.iter().chain(&port.local);
+                    let all = [&port.cluster, &port.local, &port.others].into_iter().flatten();
                     shared.extend(all.copied().map(Shared::Server));
                 }
             }
@@ -151,7 +151,7 @@ impl<T: Table> PacketEngine<T> {
             is_liberal: false,
             changed: BTreeSet::new(),
             nodes: BTreeSet::new(),
-            node_ports: BTreeMap::new(),
+            serving: BTreeMap::new(),
             lacks_all: true,
             is_settled: false,
             unread: Some("it was not read yet".to_owned()),
@@ -290,22 +290,26 @@ impl<T: Table> PacketEngine<T> {
         }
     }
 
-    /// Adds the node ports to the frontends that were looked at, if one of the node's addresses has just
-    /// `come`: what began there before is no flow of theirs.
-    fn look_at_node_ports(
+    /// Leaves of the frontends that were looked at those that are new, went, or have other endpoints that
+    /// serve. Adds the node ports if one of the node's addresses has just `come`: what began there before
+    /// is no flow of theirs.
+    fn leave_news(
         &mut self,
         come: &BTreeSet<IpAddr>,
         flows: &mut BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     ) {
-        for (frontend, serving) in flows.iter().filter(|(it, _)| it.scope == Scope::OwnNode) {
-            if self.mirror.choice(*frontend, TrafficPolicy::Cluster).is_some() {
-                self.node_ports.insert(*frontend, serving.clone());
+        flows.retain(|frontend, serving| {
+            let before = if self.mirror.choice(*frontend, TrafficPolicy::Cluster).is_some() {
+                self.serving.insert(*frontend, serving.clone())
             } else {
-                self.node_ports.remove(frontend);
-            }
-        }
+                self.serving.remove(frontend);
+                None
+            };
+            before.as_ref() != Some(serving)
+        });
         if come.iter().any(|ip| self.mirror.nodes().contains(ip)) {
-            for (frontend, serving) in &self.node_ports {
+            let node_ports = self.serving.iter().filter(|(of, _)| of.scope == Scope::OwnNode);
+            for (frontend, serving) in node_ports {
                 flows.entry(*frontend).or_insert_with(|| serving.clone());
             }
         }
@@ -385,7 +389,7 @@ impl<T: Table> Engine for PacketEngine<T> {
     fn want(&mut self, wanted: &Wanted) {
         if wanted.is_whole {
             self.pending.clear();
-            self.node_ports.clear();
+            self.serving.clear();
             self.shares.clear();
             self.shared.clear();
             // Also what the table has and nobody asks for any more.
@@ -462,7 +466,7 @@ impl<T: Table> Engine for PacketEngine<T> {
             }
         }
         flows.retain(|frontend, _| frontend.protocol == Protocol::Udp);
-        self.look_at_node_ports(&come, &mut flows);
+        self.leave_news(&come, &mut flows);
         pending.retain(|name, _| done.failed.contains_key(name));
         self.pending = pending;
 

@@ -33,6 +33,13 @@ impl ServedFlows {
         self.node_ports.extend(later.node_ports);
     }
 
+    /// Forgets the frontends where nobody serves: what is left are no more than there are Services.
+    pub fn keep_served(&mut self) {
+        self.serving.retain(|_, serving| !serving.is_empty());
+        let ports: BTreeSet<_> = self.serving.keys().map(|of| of.addr.port()).collect();
+        self.node_ports.retain(|at| ports.contains(&at.port()));
+    }
+
     /// Whether there are no frontends.
     pub fn is_empty(&self) -> bool {
         self.serving.is_empty()
@@ -105,6 +112,14 @@ mod tests {
         ] {
             assert_eq!(flows.is_over(at(to), at(from)), is_over, "{to} {from}");
         }
+    }
+
+    #[test]
+    fn where_nobody_serves_may_be_forgotten() {
+        let serving = &["10.0.0.1:53"][..];
+        let mut all = flows(&[(vip(), serving), (node_port(), &[])], &["[fd01::1]:30053"]);
+        all.keep_served();
+        assert_eq!(all, flows(&[(vip(), serving)], &[]));
     }
 
     #[test]

@@ -113,6 +113,7 @@ fn port() -> impl Strategy<Value = OutsidePort> {
                 cluster,
                 local,
                 kept: vec![],
+                others: vec![],
                 empty,
                 affinity,
                 source_ranges,
@@ -447,6 +448,7 @@ fn of_endpoints(n: u8, endpoints: Vec<SocketAddr>) -> OutsidePort {
         local: vec![],
         here: vec![],
         kept: vec![],
+        others: vec![],
         empty: Empty::Refuse,
         affinity: None,
         source_ranges: vec![],
@@ -547,6 +549,20 @@ fn a_table_that_is_full() {
     assert!(world.sync().0.failed.is_empty() && !world.engine.is_dirty());
 }
 
+/// L7: an endpoint on its way out has connections, which strays would end.
+#[test]
+fn servers_are_those_that_get_no_new_connections_too() {
+    let mut world = World::new();
+    let mut servers = |others: Vec<SocketAddr>| {
+        let port = OutsidePort { others, ..of_endpoints(2, vec![endpoint(1)]) };
+        world.model.services.insert(0, vec![port]);
+        world.sync();
+        world.engine.mirror().servers().iter().copied().collect::<Vec<_>>()
+    };
+    assert_eq!(servers(vec![endpoint(2)]), [endpoint(1), endpoint(2)]);
+    assert_eq!(servers(vec![]), [endpoint(1)]);
+}
+
 /// L2: whatever serves keeps its flows, be it chosen or not; where nothing is left, none stays.
 #[test]
 fn flows_that_may_stay() {
@@ -565,6 +581,8 @@ fn flows_that_may_stay() {
     assert_eq!(flows(vec![port(&[1, 3], &[2])]), [], "nobody looked");
     // The table does not change with what is kept.
     assert_eq!(flows(vec![port(&[1, 3], &[])]), [serving(&[1, 3])]);
+    assert_eq!(flows(vec![port(&[1], &[3])]), [], "the same serve");
+    assert_eq!(flows(vec![port(&[1, 3], &[])]), []);
     assert_eq!(flows(vec![]), [serving(&[])]);
     let tcp = of_endpoints(2, vec![endpoint(1)]);
     assert_eq!(flows(vec![tcp]), []);

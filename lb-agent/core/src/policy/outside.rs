@@ -34,6 +34,9 @@ pub struct OutsidePort {
     /// UDP only: other endpoints that serve, to which flows that are there already may stay (L2).
     /// Sorted.
     pub kept: Vec<SocketAddr>,
+    /// TCP only: the other endpoints, ready or not, which may have connections still (L7); none if packets
+    /// reach cluster IPs alone. Sorted.
+    pub others: Vec<SocketAddr>,
     /// What happens at a frontend that leads to a set without endpoints: packets are rejected with
     /// [`Empty::Refuse`], dropped with [`Empty::Unreachable`].
     pub empty: Empty,
@@ -141,6 +144,11 @@ impl OutsidePort {
             ipv4: view.is_ipv4(),
             here: here.map(|candidate| candidate.addr).filter(is_chosen).collect(),
             kept: view.kept(is_chosen),
+            others: if frontends.iter().any(|of| of.kind != FrontendKind::ClusterIp) {
+                view.others(is_chosen)
+            } else {
+                Vec::new()
+            },
             empty: view.empty(),
             affinity: view.service.affinity,
             source_ranges: if frontends.iter().any(|of| of.kind == FrontendKind::LoadBalancer) {

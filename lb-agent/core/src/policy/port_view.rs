@@ -171,4 +171,13 @@ impl<'a> PortView<'a> {
         let serving = self.endpoints.iter().filter(|candidate| candidate.serves());
         serving.map(|candidate| candidate.addr).filter(|addr| !chosen(addr)).collect()
     }
+
+    /// TCP only: the endpoints, ready or not, that get no new connections. `chosen` says which do.
+    pub(super) fn others(&self, chosen: impl Fn(&SocketAddr) -> bool) -> Vec<SocketAddr> {
+        if self.port.protocol != Protocol::Tcp {
+            return Vec::new();
+        }
+        let all = self.endpoints.iter().map(|candidate| candidate.addr);
+        all.filter(|addr| !chosen(addr)).collect()
+    }
 }
