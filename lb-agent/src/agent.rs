@@ -17,7 +17,11 @@ mod troubles;
 mod truth;
 mod upkeep;
 
-use std::{io::Write as _, path::Path};
+use std::{
+    io::Write as _,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::{Context as _, Result, bail};
 use lb_core::{
@@ -132,17 +136,29 @@ fn tell_sysctl(change: &sysctls::SysctlChange) {
     tracing::info!(path = %path.display(), before, after, "connection tracking");
 }
 
-/// Whether connection tracking is liberal now.
+/// Whether connection tracking is liberal now. What is wrong is said once.
 fn be_liberal() -> bool {
+    static TOLD: AtomicBool = AtomicBool::new(false);
     match sysctls::be_liberal(Path::new("/proc")) {
         Ok(change) => {
             change.iter().for_each(tell_sysctl);
             true
         }
         Err(error) => {
-            tracing::warn!("packets that belong to no connection are dropped: {error}");
+            if !TOLD.swap(true, Ordering::Relaxed) {
+                tracing::warn!("packets that belong to no connection are dropped: {error}");
+            }
             false
         }
+    }
+}
+
+/// What is in the way of packets, of the families of which this machine has addresses.
+fn warn_of_obstacles(families: Families) {
+    let addresses = local::addresses();
+    let families = addresses.map_or(families, |all| packets::reachable(families, &all));
+    for packets::Obstacle { what, remedy } in packets::obstacles(Path::new("/proc"), families) {
+        tracing::warn!(remedy, "{what}");
     }
 }
 
@@ -199,11 +215,9 @@ async fn serve(config: &Config) -> Result<()> {
     let pipeline = Pipeline::with_config(view(config, &node, families), maps, &snapshot);
     let mut agent = Agent::new(config.terminate_tcp, pipeline, (datapath, cgroup));
     if config.packets == Packets::External {
-        let is_liberal = config.conntrack_tcp_be_liberal && be_liberal();
-        agent.serve_packets(families, config.max_affinity, is_liberal);
-        for packets::Obstacle { what, remedy } in packets::obstacles(Path::new("/proc"), families) {
-            tracing::warn!(remedy, "{what}");
-        }
+        let make_liberal = config.conntrack_tcp_be_liberal.then_some(be_liberal as fn() -> bool);
+        agent.serve_packets(families, config.max_affinity, make_liberal);
+        warn_of_obstacles(families);
     } else {
         remove_tables();
     }

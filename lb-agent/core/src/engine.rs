@@ -53,6 +53,9 @@ pub struct EngineReport {
     /// Where those of them are that are node ports: each address of this node, with the port, at which no
     /// other frontend is.
     pub node_ports: BTreeSet<SocketAddr>,
+    /// The Services of those that were looked at whose senders stay for longer than they say: there are
+    /// too many different timeouts.
+    pub longer: BTreeSet<ObjectRef>,
 }
 
 /// One way of serving what is wanted.

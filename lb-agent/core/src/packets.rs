@@ -13,6 +13,7 @@ mod flows;
 mod memory;
 mod mirror;
 mod plan;
+mod timeouts;
 
 pub use self::{
     element::{Choice, Edit, Element, Table, TableError},

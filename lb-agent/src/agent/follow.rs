@@ -111,9 +111,14 @@ impl Agent {
     }
 
     /// Serves packets from outside, too, with so many `bonds` of session affinity to each kind of
-    /// address. `is_liberal`: nothing is dropped for belonging to no connection.
-    pub(super) fn serve_packets(&mut self, families: Families, bonds: u32, is_liberal: bool) {
-        self.packets = Some(match self.packet_engine(families, bonds, is_liberal) {
+    /// address. `make_liberal`: see [`PacketEngine::liberal`].
+    pub(super) fn serve_packets(
+        &mut self,
+        families: Families,
+        bonds: u32,
+        make_liberal: Option<fn() -> bool>,
+    ) {
+        self.packets = Some(match self.packet_engine(families, bonds, make_liberal) {
             Ok(watch) => PacketsDuty::new(watch),
             Err(error) => {
                 let remedy = "load the module nfnetlink, then restart the agent";
@@ -127,12 +132,16 @@ impl Agent {
         &mut self,
         families: Families,
         bonds: u32,
-        is_liberal: bool,
+        make_liberal: Option<fn() -> bool>,
     ) -> Result<packets::Watch> {
         let nfnetlink = || "cannot speak with nfnetlink";
         let table = packets::open(families, bonds).with_context(nfnetlink)?;
         let watch = packets::Watch::open(families, bonds).with_context(nfnetlink)?;
-        self.pipeline.add(Box::new(PacketEngine::new(table).liberal(is_liberal)));
+        let engine = PacketEngine::new(table);
+        self.pipeline.add(Box::new(match make_liberal {
+            Some(make) => engine.liberal(make),
+            None => engine,
+        }));
         Ok(watch)
     }
 

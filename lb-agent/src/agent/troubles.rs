@@ -35,6 +35,16 @@ impl Troubles {
     /// What else than the maps of the programs was not written, engine by engine.
     pub(super) fn tell_others(&mut self, others: &BTreeMap<&'static str, EngineReport>) {
         for (engine, outcome) in others {
+            if let Some(first) = outcome.longer.first() {
+                let services = outcome.longer.len();
+                let remedy = "let Services have the same timeoutSeconds";
+                tracing::warn!(
+                    engine,
+                    services,
+                    remedy,
+                    "too many different timeouts of session affinity, clients stay for longer: {first}"
+                );
+            }
             let failed =
                 outcome.failed.iter().map(|(service, error)| format!("{service}: {error}"));
             let first = failed.chain(outcome.beside.iter().cloned()).next();

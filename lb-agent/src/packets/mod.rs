@@ -30,7 +30,7 @@ use lb_core::{
 
 pub use self::{
     conntrack::{ConntrackError, FlowEntry, Forgotten, flows, forget},
-    obstacles::{Obstacle, obstacles},
+    obstacles::{Obstacle, obstacles, reachable},
     watch::Watch,
 };
 use self::{

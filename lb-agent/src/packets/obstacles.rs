@@ -1,7 +1,7 @@
 //! What keeps packets from their endpoints although the tables are as they should be: settings and
 //! rules of the node that are not ours to change.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
 
 use lb_core::model::Families;
 
@@ -10,6 +10,9 @@ use super::{
     of, read,
 };
 use crate::netlink::Netlink;
+
+/// `NFPROTO_INET`, as nft calls it: a table of both IP versions.
+const INET: (u8, &str) = (1, "inet");
 
 /// Something that is in the way, and what helps.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -26,12 +29,14 @@ pub fn obstacles(proc: &Path, families: Families) -> Vec<Obstacle> {
     let mut found: Vec<_> =
         of(families).into_iter().filter_map(|of| forwarding(proc, of)).collect();
     let dropping = Netlink::netfilter().map_err(NftError::from).and_then(|mut netlink| {
-        let families = of(families).into_iter();
-        families.map(|family| Ok((family, read::dropping_forward(&mut netlink, family)?))).collect()
+        let families = of(families).into_iter().map(|family| (family.number(), family.name()));
+        let all = families.chain([INET]);
+        all.map(|(number, name)| Ok((name, read::dropping_forward(&mut netlink, number)?)))
+            .collect()
     });
     match dropping {
         Ok(dropping) => {
-            let dropping: Vec<(Family, Vec<[String; 2]>)> = dropping;
+            let dropping: Vec<(&str, Vec<[String; 2]>)> = dropping;
             for (family, chains) in dropping {
                 found.extend(chains.iter().map(|chain| policy(family, chain)));
             }
@@ -41,31 +46,44 @@ pub fn obstacles(proc: &Path, families: Families) -> Vec<Obstacle> {
     found
 }
 
+/// Of these families those of which the machine has an address to be reached at from elsewhere.
+pub fn reachable(families: Families, addresses: &BTreeSet<IpAddr>) -> Families {
+    let is_reachable = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    let has = |ipv4| addresses.iter().any(|ip| ip.is_ipv4() == ipv4 && is_reachable(ip));
+    Families { ipv4: families.ipv4 && has(true), ipv6: families.ipv6 && has(false) }
+}
+
 /// Whether the kernel forwards packets.
 fn forwarding(proc: &Path, family: Family) -> Option<Obstacle> {
-    let name = match family {
-        Family::Ip => "net.ipv4.ip_forward",
-        Family::Ip6 => "net.ipv6.conf.all.forwarding",
+    let (name, besides) = match family {
+        Family::Ip => ("net.ipv4.ip_forward", ""),
+        Family::Ip6 => (
+            "net.ipv6.conf.all.forwarding",
+            "; where addresses or routes come by router advertisements, before that `sysctl -w \
+             net.ipv6.conf.INTERFACE.accept_ra=2`: with 1, who forwards heeds none",
+        ),
     };
     let text = fs::read_to_string(proc.join("sys").join(name.replace('.', "/"))).ok()?;
     (text.trim() == "0").then(|| Obstacle {
         what: format!(
             "{name} is 0: packets from elsewhere reach no endpoint but on this node itself"
         ),
-        remedy: format!("`sysctl -w {name}=1`, and the same in /etc/sysctl.d"),
+        remedy: format!("`sysctl -w {name}=1`, and the same in /etc/sysctl.d{besides}"),
     })
 }
 
 /// A chain that drops what it does not accept. It has a say whatever ours accept.
-fn policy(family: Family, [table, chain]: &[String; 2]) -> Obstacle {
-    let name = family.name();
+fn policy(family: &str, [table, chain]: &[String; 2]) -> Obstacle {
     Obstacle {
         what: format!(
-            "the chain `{name} {table} {chain}` drops what no rule of it accepts: packets from elsewhere \
+            "the chain `{family} {table} {chain}` drops what no rule of it accepts: packets from elsewhere \
              may not reach their endpoints"
         ),
         remedy: format!(
-            "accept there what was translated: `nft add rule {name} {table} {chain} ct status dnat \
+            "accept there what was translated: `nft add rule {family} {table} {chain} ct status dnat \
              accept`, or by its owner's own means"
         ),
     }
@@ -76,6 +94,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_family_without_an_address_is_nobodys_trouble() {
+        let both = Families { ipv4: true, ipv6: true };
+        let of = |all: &[&str]| {
+            let all = all.iter().map(|ip| ip.parse().unwrap()).collect();
+            let Families { ipv4, ipv6 } = reachable(both, &all);
+            [ipv4, ipv6]
+        };
+        assert_eq!(of(&["127.0.0.1", "10.0.0.1", "::1", "fe80::1"]), [true, false]);
+        assert_eq!(of(&["127.0.0.1", "2001:db8::1"]), [false, true]);
+        let none = Families { ipv4: false, ipv6: false };
+        assert_eq!(reachable(none, &["10.0.0.1".parse().unwrap()].into()), none);
+    }
+
+    #[test]
     fn a_kernel_that_does_not_forward() {
         let proc = tempfile::TempDir::new().unwrap();
         let path = proc.path().join("sys/net/ipv6/conf/all/forwarding");
@@ -84,6 +116,7 @@ mod tests {
         fs::write(&path, "0\n").unwrap();
         let found = forwarding(proc.path(), Family::Ip6).unwrap();
         assert!(found.remedy.contains("sysctl -w net.ipv6.conf.all.forwarding=1"));
+        assert!(found.remedy.contains("accept_ra=2"));
         fs::write(&path, "1\n").unwrap();
         assert_eq!(forwarding(proc.path(), Family::Ip6), None);
     }

@@ -76,17 +76,17 @@ pub(super) fn rules(
     Ok(found)
 }
 
-/// The chains at the hook for what is forwarded that drop what they do not accept: the table and the name
-/// of each.
+/// The chains of a family (`NFPROTO_*`) at the hook for what is forwarded that drop what they do not
+/// accept: the table and the name of each.
 pub(super) fn dropping_forward(
     netlink: &mut Netlink,
-    family: Family,
+    family: u8,
 ) -> Result<Vec<[String; 2]>, NftError> {
     // NF_INET_FORWARD; NF_DROP.
     const FORWARD: u32 = 2;
     const DROP: u32 = 0;
     let mut found = Vec::new();
-    let body = query(family, &Attributes::default());
+    let body = [family, 0, 0, 0];
     dump(netlink, Message::GetChain, &body, |body| match body {
         None => found.clear(),
         Some(body) => {

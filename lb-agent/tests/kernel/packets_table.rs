@@ -276,6 +276,16 @@ fn what_is_in_the_way_is_named() {
         // The remedy is one.
         let command = found.remedy.split('`').nth(1).unwrap().strip_prefix("nft ").unwrap();
         assert!(nft(command).0, "{command}");
+        // One chain for both.
+        assert!(nft("delete table ip6 filter").0);
+        assert!(nft("add table inet filter").0);
+        let hook = "{type filter hook forward priority 0; policy drop;}";
+        assert!(nft(&format!("add chain inet filter forward {hook}")).0);
+        let found = packets::obstacles(Path::new("/proc"), BOTH);
+        let [found] = &found[..] else { panic!("{found:?}") };
+        assert!(found.what.contains("`inet filter forward`"), "{found:?}");
+        let command = found.remedy.split('`').nth(1).unwrap().strip_prefix("nft ").unwrap();
+        assert!(nft(command).0, "{command}");
     });
 }
 

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     sync::Arc,
 };
 
@@ -14,6 +15,7 @@ use super::{
     element::{Edit, Element, Table, TableError},
     mirror::TableMirror,
     plan::{WantedFrontend, plan},
+    timeouts::Timeouts,
 };
 use crate::{
     claims::Claims,
@@ -47,8 +49,11 @@ pub struct PacketEngine<T> {
     shared: HashMap<Shared, usize>,
     /// What to look at of `shared`.
     changed: BTreeSet<Shared>,
+    timeouts: Timeouts,
     /// Whether what belongs to no connection may pass: connection tracking is liberal.
     is_liberal: bool,
+    /// Who makes it so, if it is to be.
+    make_liberal: Option<fn() -> bool>,
     /// Where node ports are served.
     nodes: BTreeSet<IpAddr>,
     /// The frontends of UDP in the table, and the endpoints that serve there, as was said last.
@@ -65,6 +70,8 @@ pub struct PacketEngine<T> {
 struct Share {
     frontends: Box<[Frontend]>,
     shared: Box<[Shared]>,
+    /// Of session affinity.
+    timeouts: Box<[NonZeroU32]>,
 }
 
 /// An element that several Services may want.
@@ -97,11 +104,12 @@ impl From<Shared> for Element {
 impl Share {
     fn of(served: &Served, is_liberal: bool) -> Self {
         let mut frontends = Vec::new();
-        let mut shared = BTreeSet::new();
+        let (mut shared, mut timeouts) = (BTreeSet::new(), BTreeSet::new());
         for port in &served.outside {
             let before = frontends.len();
             frontends.extend(wanted_frontends(port).map(|(frontend, _)| frontend));
             if frontends.len() > before {
+                timeouts.extend(port.affinity);
                 shared.extend(port.here.iter().map(|addr| Shared::Hairpin(addr.ip())));
                 if port.port.protocol == Protocol::Tcp && !is_liberal {
                     let all = [&port.cluster, &port.local, &port.others].into_iter().flatten();
@@ -109,7 +117,11 @@ impl Share {
                 }
             }
         }
-        Self { frontends: frontends.into(), shared: shared.into_iter().collect() }
+        Self {
+            frontends: frontends.into(),
+            shared: shared.into_iter().collect(),
+            timeouts: timeouts.into_iter().collect(),
+        }
     }
 }
 
@@ -149,7 +161,9 @@ impl<T: Table> PacketEngine<T> {
             released: BTreeSet::new(),
             shared: HashMap::new(),
             is_liberal: false,
+            make_liberal: None,
             changed: BTreeSet::new(),
+            timeouts: Timeouts::default(),
             nodes: BTreeSet::new(),
             serving: BTreeMap::new(),
             lacks_all: true,
@@ -158,11 +172,12 @@ impl<T: Table> PacketEngine<T> {
         }
     }
 
-    /// The same beside a connection tracking that is liberal: it takes what is out of a connection's
-    /// window for a part of the connection, so nothing is to be dropped.
+    /// The same beside a connection tracking that is to be liberal: it takes what is out of a
+    /// connection's window for a part of the connection, so nothing is to be dropped. `make` has it be
+    /// so, or returns false; it is called whenever the table was read, which loads connection tracking.
     #[must_use]
-    pub fn liberal(self, is_liberal: bool) -> Self {
-        Self { is_liberal, ..self }
+    pub fn liberal(self, make: fn() -> bool) -> Self {
+        Self { make_liberal: Some(make), ..self }
     }
 
     /// The mirror of the table.
@@ -189,6 +204,9 @@ impl<T: Table> PacketEngine<T> {
                 self.shared.remove(shared);
             }
             self.changed.insert(*shared);
+        }
+        for timeout in &share.timeouts {
+            self.timeouts.count(*timeout, more);
         }
     }
 
@@ -379,6 +397,7 @@ impl<T: Table> Engine for PacketEngine<T> {
         self.mirror = mirror;
         self.lacks_all = true;
         self.is_settled = false;
+        self.is_liberal = self.make_liberal.is_some_and(|make| make());
         Ok(())
     }
 
@@ -392,6 +411,7 @@ impl<T: Table> Engine for PacketEngine<T> {
             self.serving.clear();
             self.shares.clear();
             self.shared.clear();
+            self.timeouts = Timeouts::default();
             // Also what the table has and nobody asks for any more.
             self.released = self.mirror.frontends();
             let hairpins = self.mirror.hairpins().iter().copied().map(Shared::Hairpin);
@@ -417,6 +437,8 @@ impl<T: Table> Engine for PacketEngine<T> {
             }
             self.pending.insert(name.clone(), Arc::clone(served));
         }
+        let first = if wanted.is_whole { self.mirror.timeouts() } else { BTreeSet::new() };
+        self.timeouts.grant(first);
         if let Some(addresses) = &wanted.addresses {
             let own = addresses.of.iter().filter(|(_, node)| **node == NodeAddr::Own);
             self.nodes = own.map(|(ip, _)| *ip).collect();
@@ -451,13 +473,24 @@ impl<T: Table> Engine for PacketEngine<T> {
         let mut flows: BTreeMap<_, BTreeSet<_>> = gone.collect();
 
         let mut pending = std::mem::take(&mut self.pending);
+        let timeouts = std::mem::take(&mut self.timeouts);
         let jobs = pending.iter().flat_map(|(name, served)| {
             let frontends = served.outside.iter().flat_map(wanted_frontends);
-            let job =
-                |(frontend, wanted)| Job { owner: Some(name), frontend, wanted: Some(wanted) };
+            let timeouts = &timeouts;
+            let job = move |(frontend, wanted)| {
+                let in_force = |timeout| timeouts.in_force(timeout);
+                let wanted = WantedFrontend::with_timeout(wanted, in_force);
+                Job { owner: Some(name), frontend, wanted: Some(wanted) }
+            };
             frontends.map(job)
         });
         self.write(jobs, &mut done, show);
+        self.timeouts = timeouts;
+        let lasts_longer = |timeout: &NonZeroU32| self.timeouts.in_force(*timeout) != *timeout;
+        let longer = pending.keys().filter(|name| {
+            self.shares.get(*name).is_some_and(|of| of.timeouts.iter().any(lasts_longer))
+        });
+        let longer = longer.cloned().collect();
         for (_, served) in pending.iter().filter(|(name, _)| !done.failed.contains_key(*name)) {
             for port in &served.outside {
                 let serving = || [&port.cluster, &port.local, &port.kept].into_iter().flatten();
@@ -489,6 +522,7 @@ impl<T: Table> Engine for PacketEngine<T> {
             beside: beside.collect(),
             node_ports: self.at_nodes(flows.keys()),
             flows,
+            longer,
         }
     }
 }

@@ -132,6 +132,12 @@ impl TableMirror {
         self.entries.get(&(frontend, policy))?.affinity.as_deref()
     }
 
+    /// The timeouts of session affinity that are there.
+    pub(super) fn timeouts(&self) -> BTreeSet<NonZeroU32> {
+        let affinity = self.entries.values().filter_map(|entry| entry.affinity.as_deref());
+        affinity.filter_map(|of| of.seconds).collect()
+    }
+
     /// What packets to a frontend get by a policy.
     pub fn choice(&self, frontend: Frontend, policy: TrafficPolicy) -> Option<Choice> {
         self.entries.get(&(frontend, policy))?.choice

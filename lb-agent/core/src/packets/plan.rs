@@ -44,6 +44,11 @@ impl<'a> WantedFrontend<'a> {
         let affinity = port.affinity;
         Some(Self { cluster: port.verdict(TrafficPolicy::Cluster), local, ranges, affinity })
     }
+
+    /// The same, with the timeout of session affinity that is in force.
+    pub(super) fn with_timeout(self, in_force: impl Fn(NonZeroU32) -> NonZeroU32) -> Self {
+        Self { affinity: self.affinity.map(in_force), ..self }
+    }
 }
 
 /// The edits of one frontend, to be carried out together; none if it is as it should be. In an order

@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use proptest::{collection::vec, prelude::*, sample::subsequence};
@@ -549,6 +552,34 @@ fn a_table_that_is_full() {
     assert!(world.sync().0.failed.is_empty() && !world.engine.is_dirty());
 }
 
+/// The table has rules for each timeout.
+#[test]
+fn of_too_many_timeouts_some_last_longer_and_stay_so() {
+    let mut world = World::new();
+    let service = |of: u8, seconds: u32| {
+        let port = of_endpoints(of, vec![endpoint(1)]);
+        vec![OutsidePort { affinity: NonZeroU32::new(seconds), ..port }]
+    };
+    for of in 2..=66 {
+        world.model.services.insert(usize::from(of), service(of, 1_000 + u32::from(of)));
+    }
+    let seconds = |world: &World| -> BTreeSet<u32> {
+        let all = world.engine.mirror().timeouts().into_iter();
+        all.map(NonZeroU32::get).collect()
+    };
+    assert_eq!(world.sync().0.longer, [name(66)].into());
+    assert!(seconds(&world).contains(&2_048) && seconds(&world).len() == 65);
+    // An agent that goes on from that leaves it.
+    world.model.services.remove(&2);
+    world.sync();
+    world.model.services.insert(1, service(67, 1));
+    world.sync();
+    let before = seconds(&world);
+    world.engine.adopt().unwrap();
+    let (report, _) = world.sync();
+    assert_eq!((report.ops, seconds(&world)), (0, before));
+}
+
 /// L7: an endpoint on its way out has connections, which strays would end.
 #[test]
 fn servers_are_those_that_get_no_new_connections_too() {
@@ -561,6 +592,22 @@ fn servers_are_those_that_get_no_new_connections_too() {
     };
     assert_eq!(servers(vec![endpoint(2)]), [endpoint(1), endpoint(2)]);
     assert_eq!(servers(vec![]), [endpoint(1)]);
+}
+
+/// L7: connection tracking may not be there before the rules that ask it.
+#[test]
+fn connection_tracking_becomes_liberal_once_the_table_was_read() {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let mut world = World::new();
+    let engine = PacketEngine::new(Faulty::default());
+    world.engine = engine.liberal(|| CALLS.fetch_add(1, Ordering::Relaxed) > 0);
+    assert_eq!(CALLS.load(Ordering::Relaxed), 0);
+    for is_liberal in [false, true] {
+        world.model.services.insert(0, vec![of_endpoints(2, vec![endpoint(1)])]);
+        world.engine.adopt().unwrap();
+        world.sync();
+        assert_eq!(world.engine.mirror().servers().is_empty(), is_liberal);
+    }
 }
 
 /// L2: whatever serves keeps its flows, be it chosen or not; where nothing is left, none stays.
