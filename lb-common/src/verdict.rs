@@ -50,7 +50,8 @@ pub enum Refusal {
     /// The socket is bound to a loopback address and dials one, and the backend is at none of this node's
     /// own addresses: no packet may leave with such a source, and no hook can bind the socket anew.
     Confined,
-    /// No consistent set after [`ATTEMPTS`](crate::ATTEMPTS) readings. The caller may retry.
+    /// No consistent set after [`ATTEMPTS`](crate::ATTEMPTS) readings: the caller may retry. Or a record,
+    /// or what is said of the service port, says what this version does not know: that stays so.
     Unstable,
 }
 
@@ -141,7 +142,8 @@ impl Refusal {
                 ConnectionRefused,
                 Counter::Unstable,
                 "damaged",
-                "the records in the maps are not those of the Service, however often they are read",
+                "the records in the maps are not those of the Service, or say what these programs do \
+                 not know, however often they are read",
             ),
         }
     }

@@ -8,7 +8,7 @@ use lb_common::abi::{PORTS, PortOptions};
 
 use super::one::{OpenError, array};
 
-/// The map; each value is written at once, as the programs read it.
+/// The map; each value is one word, as the programs read it.
 pub(super) struct Ports(Array<MapData, u64>);
 
 impl fmt::Debug for Ports {

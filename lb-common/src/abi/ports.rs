@@ -3,7 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Element of [`PORTS`](super::PORTS), at the id of the service port: read only where a record has
-/// [`Backend::OPTIONS`](super::Backend::OPTIONS). 8 bytes, read and written at once.
+/// [`Backend::OPTIONS`](super::Backend::OPTIONS). 8 bytes, which the programs read as one
+/// word. So does the kernel write them, as far as is known, and promises nothing: no two of these fields may need
+/// to change together.
 ///
 /// It is changed where it stands, while sets of the service port are in use. What is said of a backend has no
 /// room here: that is for a map at [`Backend::backend`](super::Backend::backend), beside the sets.
