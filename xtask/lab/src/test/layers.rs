@@ -65,7 +65,8 @@ pub(super) const LAYERS: &[Layer] = &[
         work: Work::Root {
             target: "kernel",
             with: Some(("SOCKLB_GO_CLIENT", kube::go_client)),
-            at_once: 2,
+            // They wait half of their time, for namespaces to go and for what comes a second later.
+            at_once: 3,
         },
     },
     Layer {
