@@ -203,8 +203,8 @@ pub fn endings(
 }
 
 /// The ops that remove, after the last entry, what belonged to entries that are gone: ranges of
-/// clients, options that no record asks for, and ids. What an entry leads to that is still there, since a set in `unwritten` did not
-/// fit or another Service is to have it, stays with all that belongs to it.
+/// clients, options that no record asks for, and ids. What an entry leads to that is still there, since a
+/// set in `unwritten` did not fit or another Service is to have it, stays with all that belongs to it.
 pub fn remains(
     mirror: &MapMirror,
     store: &impl Store,
@@ -252,8 +252,8 @@ fn asks_for_options(mirror: &MapMirror, store: &impl Store, id: u32) -> bool {
     records.any(|record| record.flags & Backend::OPTIONS != 0)
 }
 
-/// The records of a set, not stamped yet, and without ids of backends: its backends, or the one that says what happens without
-/// any; then those that are kept.
+/// The records of a set, not stamped yet, and without ids of backends: its backends, or the one that says
+/// what happens without any; then those that are kept.
 fn records(set: &BackendSet) -> Vec<Backend> {
     let nobody = match set.empty {
         Empty::Refuse => Backend::refuse(),

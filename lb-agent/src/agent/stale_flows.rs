@@ -223,6 +223,7 @@ mod tests {
             assert!(text.contains("ended again"), "{text}");
         });
     }
+
     #[test]
     fn a_look_that_dies_loses_nothing() {
         logged(async |log| {

@@ -111,48 +111,23 @@ fn each<'a, T, const N: usize>(
     all?.try_into().map_err(|_| io::ErrorKind::Other.into())
 }
 
-/// How many bytes.
-fn len(bytes: &Range<i16>) -> i32 {
-    i32::from(bytes.end - bytes.start)
-}
-
 /// Prints these bytes of each value of a map, behind the socket's cookie. The context has four pointers:
 /// to `struct bpf_iter_meta`, which begins with one to the output; the map; the socket; the value. The
 /// last two are null at the end.
-fn of_map(bytes: &Range<i16>) -> [Instruction; 21] {
-    [
-        copy(6, 1),
-        load(1, 6, 16),
-        if_zero(1, 16),
-        load(7, 6, 24),
-        if_zero(7, 14),
-        call(GET_SOCKET_COOKIE),
-        store(10, -8, 0),
-        load(8, 6, 0),
-        load(8, 8, 0),
-        copy(1, 8),
-        copy(2, 10),
-        add(2, -8),
-        set(3, 8),
-        call(SEQ_WRITE),
-        copy(1, 8),
-        copy(2, 7),
-        add(2, bytes.start.into()),
-        set(3, len(bytes)),
-        call(SEQ_WRITE),
-        set(0, 0),
-        EXIT,
-    ]
+fn of_map(bytes: &Range<i16>) -> Vec<Instruction> {
+    let begin =
+        [copy(6, 1), load(1, 6, 16), if_zero(1, 2 + TO_END), load(7, 6, 24), if_zero(7, TO_END)];
+    [&begin[..], &print(7, bytes)].concat()
 }
 
 /// Prints the same of each socket that has a value in the map. The context has two pointers: to `struct
 /// bpf_iter_meta`, and to the socket, null at the end.
-fn of_socket(bytes: &Range<i16>, map: BorrowedFd<'_>) -> [Instruction; 28] {
+fn of_socket(bytes: &Range<i16>, map: BorrowedFd<'_>) -> Vec<Instruction> {
     let [first, second] = load_map(1, map);
-    [
+    let begin = [
         copy(6, 1),
         load(7, 6, 8),
-        if_zero(7, 23),
+        if_zero(7, 9 + TO_END),
         first,
         second,
         copy(2, 7),
@@ -160,9 +135,20 @@ fn of_socket(bytes: &Range<i16>, map: BorrowedFd<'_>) -> [Instruction; 28] {
         set(3, 0),
         set(4, 0),
         call(SK_STORAGE_GET),
-        if_zero(0, 16),
+        if_zero(0, 2 + TO_END),
         copy(9, 0),
         copy(1, 7),
+    ];
+    [&begin[..], &print(9, bytes)].concat()
+}
+
+/// From before what [`print`] does to its end.
+const TO_END: i16 = 14;
+
+/// Prints the cookie of the socket in the first register, and bytes of the value in register `value`; ends.
+/// The context is in the sixth.
+fn print(value: u8, bytes: &Range<i16>) -> [Instruction; 16] {
+    [
         call(GET_SOCKET_COOKIE),
         store(10, -8, 0),
         load(8, 6, 0),
@@ -173,9 +159,9 @@ fn of_socket(bytes: &Range<i16>, map: BorrowedFd<'_>) -> [Instruction; 28] {
         set(3, 8),
         call(SEQ_WRITE),
         copy(1, 8),
-        copy(2, 9),
+        copy(2, value),
         add(2, bytes.start.into()),
-        set(3, len(bytes)),
+        set(3, i32::from(bytes.end - bytes.start)),
         call(SEQ_WRITE),
         set(0, 0),
         EXIT,
