@@ -142,7 +142,7 @@ fn of_socket(bytes: &Range<i16>, map: BorrowedFd<'_>) -> Vec<Instruction> {
     [&begin[..], &print(9, bytes)].concat()
 }
 
-/// From before what [`print`] does to its end.
+/// From before what [`print()`] does to its end.
 const TO_END: i16 = 14;
 
 /// Prints the cookie of the socket in the first register, and bytes of the value in register `value`; ends.

@@ -1,6 +1,7 @@
 //! `test`: the whole suite, layer by layer. Cargo builds as the user; what needs root is only the
 //! finished test program. The last line of stdout is the sum, whatever happened before.
 
+mod busy;
 mod failures;
 mod layers;
 mod lint;
@@ -40,12 +41,19 @@ pub(crate) struct Args {
     #[arg(value_parser = PossibleValuesParser::new(LAYERS.iter().map(|layer| layer.name)))]
     #[arg(hide_possible_values = true)]
     layer: Vec<String>,
+    /// Run four busy loops and a disk load beside the tests.
+    #[arg(long)]
+    busy: bool,
     /// Arguments for the test programs: `-- a_test_name`, `-- --nocapture`.
     #[arg(last = true, value_name = "ARGS")]
     rust_test: Vec<OsString>,
 }
 
 pub(crate) fn run(args: &Args) -> ExitCode {
+    if args.busy { busy::beside(|| run_layers(args)) } else { run_layers(args) }
+}
+
+fn run_layers(args: &Args) -> ExitCode {
     let mut total = Tally::default();
     let mut suite = Suite { arguments: args.rust_test.clone(), failures: Failures::default() };
     for layer in LAYERS {
