@@ -259,9 +259,14 @@ pub(crate) fn answered(ctx: &SockAddrContext, answer: &mut Flow) -> bool {
 /// Whose a datagram may be that answers no question.
 #[inline(always)]
 fn unasked(few: *mut Few, many: Option<*mut Many>, backend: Peer, best: &mut Answered) {
-    locked!(few, |few| flows::last_used(&few.sets[0], backend, best));
+    locked!(few, |few| flows::last_used(&few.sets[0], backend, best, words::anew));
     if let Some(many) = many {
-        locked!(many, |many| flows::last_used(many.sets.as_flattened(), backend, best));
+        locked!(many, |many| flows::last_used(
+            many.sets.as_flattened(),
+            backend,
+            best,
+            words::anew
+        ));
     }
     if !best.is_known() || !best.is_disordered() {
         return;

@@ -64,3 +64,10 @@ pub(crate) unsafe fn copy<T: Copy>(to: *mut T, from: *const T) {
         word += 1;
     }
 }
+
+/// Reads a word once more: the verifier then knows nothing of it again.
+#[inline(always)]
+pub(crate) fn anew(word: &u64) -> u64 {
+    // SAFETY: a reference is valid.
+    unsafe { core::ptr::from_ref(word).read_volatile() }
+}

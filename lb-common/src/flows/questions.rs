@@ -182,16 +182,17 @@ impl<const N: usize, const SETS: usize, const ASKED: usize> Flows<N, SETS, ASKED
 const _: () = assert!(size_of::<Question>() == 12);
 
 /// Whose a datagram of `backend` may be that no question is known to wait for: that of the flow used
-/// last, if it was used later than the one that is there.
+/// last, if it was used later than the one that is there. `anew` reads a word of a flow once more: what the
+/// kernel's verifier learns of it by a comparison differs from flow to flow, and would multiply its work.
 #[inline(always)]
-pub fn last_used(flows: &[Sent], backend: Peer, best: &mut Answered) {
+pub fn last_used(flows: &[Sent], backend: Peer, best: &mut Answered, anew: impl Fn(&u64) -> u64) {
     let backend = Words::new(backend);
     let mut index = 0;
     while index < flows.len() {
         let flow = &flows[index];
         if flow.is_via(&backend) && flow.last > best.last {
             best.frontend = peer(flow.frontend, flow.frontend_port);
-            best.last = flow.last;
+            best.last = anew(&flow.last);
         }
         index += 1;
     }

@@ -74,7 +74,7 @@ impl Socket {
         self.0.answered(via(backend), now, &mut best);
         let flows = &self.0.sets[0];
         if !best.is_found() {
-            last_used(flows, backend, &mut best);
+            last_used(flows, backend, &mut best, |last| *last);
             if best.is_disordered() && has_another(flows, backend, best.frontend) {
                 return None;
             }
