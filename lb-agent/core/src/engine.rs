@@ -42,6 +42,8 @@ pub struct NodeAddresses {
 pub struct EngineReport {
     /// How many changes were carried out.
     pub ops: usize,
+    /// How many entries there are now.
+    pub entries: usize,
     /// The Services that failed, and why; they are tried again with the next sync.
     pub failed: BTreeMap<ObjectRef, String>,
     /// What else failed.

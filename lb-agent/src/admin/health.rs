@@ -44,6 +44,8 @@ pub struct Health {
     /// Whether that is because it hangs.
     source_hangs: bool,
     maps: Option<Fault>,
+    /// When the tables for packets were repaired last.
+    tables_repaired: Option<Moment>,
 }
 
 /// Something that is wrong.
@@ -103,6 +105,7 @@ impl Health {
             source: None,
             source_hangs: false,
             maps: None,
+            tables_repaired: None,
         }
     }
 
@@ -154,6 +157,11 @@ impl Health {
     /// Whether the kernel takes what is written to the maps.
     pub fn set_maps(&mut self, result: Result<(), String>, now: Moment) {
         Fault::set(&mut self.maps, result.err(), now);
+    }
+
+    /// The tables for packets were repaired.
+    pub fn set_tables_repaired(&mut self, now: Moment) {
+        self.tables_repaired = Some(now);
     }
 
     /// Why it does not, if so.
@@ -242,6 +250,7 @@ impl Health {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: reasons.is_empty(),
             reasons,
+            tables_repaired: self.tables_repaired.map(|moment| text(whole(moment.wall))),
         }
     }
 

@@ -234,6 +234,16 @@ impl Admin {
         health.set_maps(result, Moment::now());
     }
 
+    /// A sync of the tables for packets ended: see [`Metrics::nftables_synced`]. `repaired`: somebody else
+    /// had changed them, which is undone.
+    pub fn tables_synced(&self, elements: usize, failed: bool, repaired: bool) {
+        self.metrics.nftables_synced(elements, failed, &self.families);
+        if repaired {
+            self.metrics.nftables_repaired();
+            self.health.lock().set_tables_repaired(Moment::now());
+        }
+    }
+
     /// A search for sockets with backends that are gone ended.
     pub fn looked_for_stale_flows(&self, took: Duration) {
         self.metrics.looked_for_stale_flows(took, &self.families);

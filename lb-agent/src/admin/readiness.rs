@@ -42,6 +42,10 @@ pub struct Readiness {
     pub ready: bool,
     /// Each thing that is wrong.
     pub reasons: Vec<Reason>,
+    /// When the agent repaired the tables for packets last, which somebody else had changed: RFC 3339, in
+    /// UTC. An agent of another version may not say it.
+    #[serde(default)]
+    pub tables_repaired: Option<String>,
 }
 
 /// One thing that is wrong.

@@ -361,7 +361,8 @@ impl Agent {
         }
         if let (Some(packets), Some(of)) = (&mut self.packets, report.others.get_mut(PACKETS)) {
             let now = Instant::now();
-            packets.wrote(of, started, now);
+            let written = packets.wrote(of, started, now);
+            admin.tables_synced(of.entries, written.failed, written.repaired);
             self.stale_flows.take(ServedFlows::of(of), now);
         }
         // Services that failed, or damage that could not be removed.

@@ -8,11 +8,22 @@ use lb_core::engine::EngineReport;
 use super::pace::Pace;
 use crate::packets::Watch;
 
+/// What came of a sync of the tables.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct TablesWritten {
+    /// Something was not written.
+    pub(super) failed: bool,
+    /// Something was, after somebody else had changed the tables.
+    pub(super) repaired: bool,
+}
+
 /// What is to be done for packets beside the pipeline's syncs.
 pub(super) struct PacketsDuty {
     /// None: the kernel does not let us speak with it.
     watch: Option<Watch>,
     pace: Pace,
+    /// Somebody else changed the tables, and nothing was written since.
+    is_damaged: bool,
     /// Why packets are not served as they should be.
     fault: Option<String>,
 }
@@ -31,7 +42,7 @@ impl PacketsDuty {
     fn with(watch: Option<Watch>, fault: Option<String>) -> Self {
         let mut pace = Pace::new();
         pace.doubt();
-        Self { watch, pace, fault }
+        Self { watch, pace, is_damaged: false, fault }
     }
 
     /// Why packets are not served as they should be.
@@ -43,6 +54,7 @@ impl PacketsDuty {
     pub(super) fn look(&mut self, now: Instant) {
         if self.watch.as_mut().is_some_and(Watch::is_damaged) {
             tracing::warn!("somebody changed the tables for packets: repairing them");
+            self.is_damaged = true;
             self.pace.doubt();
             self.pace.hurry(now);
         }
@@ -69,13 +81,23 @@ impl PacketsDuty {
     }
 
     /// After a sync. What a single Service lacks is no fault of the agent's.
-    pub(super) fn wrote(&mut self, report: &EngineReport, began: Instant, ended: Instant) {
-        let failing = !report.failed.is_empty() || !report.beside.is_empty();
+    pub(super) fn wrote(
+        &mut self,
+        report: &EngineReport,
+        began: Instant,
+        ended: Instant,
+    ) -> TablesWritten {
+        let failed = !report.failed.is_empty() || !report.beside.is_empty();
         self.fault = report.beside.first().cloned();
-        if failing {
+        if failed {
             self.pace.doubt();
         }
-        self.pace.has_written(failing, began, ended);
+        self.pace.has_written(failed, began, ended);
+        let repaired = !failed && report.ops > 0 && std::mem::take(&mut self.is_damaged);
+        if repaired {
+            tracing::info!(ops = report.ops, "the tables for packets are repaired");
+        }
+        TablesWritten { failed, repaired }
     }
 }
 
@@ -112,6 +134,23 @@ mod tests {
         assert!(!readable(&duty, now) && duty.fault().is_some(), "nothing was written yet");
         duty.wrote(&EngineReport::default(), now, now);
         assert_eq!(duty.fault(), None);
+    }
+
+    #[test]
+    fn a_repair_is_one_when_something_was_written_and_nothing_failed() {
+        let now = Instant::now();
+        let mut duty = PacketsDuty::with(None, None);
+        let mut wrote = |duty: &mut PacketsDuty, ops, beside: &[&str]| {
+            let beside = beside.iter().copied().map(str::to_owned).collect();
+            duty.wrote(&EngineReport { ops, beside, ..EngineReport::default() }, now, now).repaired
+        };
+        assert!(!wrote(&mut duty, 1, &[]), "nobody has changed anything");
+        duty.is_damaged = true;
+        assert!(!wrote(&mut duty, 1, &["no memory"]));
+        assert!(wrote(&mut duty, 1, &[]));
+        assert!(!wrote(&mut duty, 1, &[]), "it is told once");
+        duty.is_damaged = true;
+        assert!(!wrote(&mut duty, 0, &[]), "they were as they should be");
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl PacketsFill {
         Self {
             serves: "external",
             frontends: table.frontends().len(),
-            elements: table.elements().count(),
+            elements: table.len(),
             damaged: damaged.map(|entry| entry.frontend.to_string()).collect(),
         }
     }

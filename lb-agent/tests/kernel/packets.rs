@@ -393,8 +393,11 @@ fn what_is_there_is_taken_over_and_what_was_removed_comes_back() {
         let (now, before) = (nft("-a list ruleset"), before.replace("# progname lb-agent", ""));
         assert_eq!(now.replace("# progname lb-agent", ""), before);
         // Without an owner, before Linux 6.9, that takes all away, until the agent notices.
+        let status = || lbctl::ask(world, "status").1;
+        assert!(!status().contains(", repaired "), "{}", status());
         nft("flush ruleset");
         becomes(&lane, |answer| matches!(answer, Answer::From { .. }));
+        assert!(soon(|| status().contains(", repaired 2")), "{}", status());
         drop(agent);
         nft("delete table ip socklb");
         let agent = start(world);

@@ -457,7 +457,8 @@ impl<T: Table> Engine for PacketEngine<T> {
 
     fn sync(&mut self, _: &Claims, show: &mut dyn FnMut(&dyn Display)) -> EngineReport {
         if let Some(error) = &self.unread {
-            return EngineReport { beside: vec![error.clone()], ..EngineReport::default() };
+            let (entries, beside) = (self.mirror.len(), vec![error.clone()]);
+            return EngineReport { entries, beside, ..EngineReport::default() };
         }
         let mut done = Written::default();
         let come: BTreeSet<IpAddr> = self.nodes.difference(self.mirror.nodes()).copied().collect();
@@ -518,6 +519,7 @@ impl<T: Table> Engine for PacketEngine<T> {
         let beside = unusable.into_iter().chain(done.beside).map(|error| error.to_string());
         EngineReport {
             ops: done.ops,
+            entries: self.mirror.len(),
             failed: failed.collect(),
             beside: beside.collect(),
             node_ports: self.at_nodes(flows.keys()),

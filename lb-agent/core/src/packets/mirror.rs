@@ -24,6 +24,8 @@ pub struct TableMirror {
     hairpins: BTreeSet<IpAddr>,
     nodes: BTreeSet<IpAddr>,
     servers: BTreeSet<SocketAddr>,
+    /// How many elements all that is.
+    len: usize,
 }
 
 /// What a frontend leads to by one policy.
@@ -47,6 +49,14 @@ pub(super) struct AffinityMirror {
 }
 
 impl Entry {
+    /// How many elements it is.
+    fn len(&self) -> usize {
+        let affinity = self.affinity.as_deref().map_or(0, |of| {
+            usize::from(of.seconds.is_some()) + of.numbers.len() + of.numbered.len()
+        });
+        usize::from(self.choice.is_some()) + self.endpoints.iter().flatten().count() + affinity
+    }
+
     fn set(&mut self, slot: u32, addr: Option<SocketAddr>) {
         let slot = usize::try_from(slot).unwrap_or(usize::MAX);
         if slot >= self.endpoints.len() {
@@ -93,19 +103,23 @@ impl TableMirror {
                     set(&mut of.numbered, number, is_there.then_some(addr));
                 });
             }
-            Element::Restricted(frontend) => put(&mut self.restricted, frontend, is_there),
-            Element::Range { frontend, range } => {
-                put(&mut self.ranges, (frontend, range), is_there);
+            Element::Restricted(frontend) => {
+                put(&mut self.restricted, frontend, is_there, &mut self.len);
             }
-            Element::Hairpin(ip) => put(&mut self.hairpins, ip, is_there),
-            Element::Node(ip) => put(&mut self.nodes, ip, is_there),
-            Element::Server(addr) => put(&mut self.servers, addr, is_there),
+            Element::Range { frontend, range } => {
+                put(&mut self.ranges, (frontend, range), is_there, &mut self.len);
+            }
+            Element::Hairpin(ip) => put(&mut self.hairpins, ip, is_there, &mut self.len),
+            Element::Node(ip) => put(&mut self.nodes, ip, is_there, &mut self.len),
+            Element::Server(addr) => put(&mut self.servers, addr, is_there, &mut self.len),
         }
     }
 
     fn change(&mut self, key: (Frontend, TrafficPolicy), how: impl FnOnce(&mut Entry)) {
         let entry = self.entries.entry(key).or_default();
+        self.len -= entry.len();
         how(entry);
+        self.len += entry.len();
         if *entry == Entry::default() {
             self.entries.remove(&key);
         }
@@ -188,6 +202,16 @@ impl TableMirror {
         entries.chain(self.restricted.iter().copied()).chain(ranges).collect()
     }
 
+    /// How many elements there are.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing at all.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// All elements.
     pub fn elements(&self) -> impl Iterator<Item = Element> {
         let entries = self.entries.iter().flat_map(|(&(frontend, policy), entry)| {
@@ -238,12 +262,14 @@ impl FromIterator<Element> for TableMirror {
     }
 }
 
-fn put<T: Ord>(set: &mut BTreeSet<T>, item: T, is_there: bool) {
+fn put<T: Ord>(set: &mut BTreeSet<T>, item: T, is_there: bool, len: &mut usize) {
+    *len -= set.len();
     if is_there {
         set.insert(item);
     } else {
         set.remove(&item);
     }
+    *len += set.len();
 }
 
 fn set<V>(map: &mut BTreeMap<u32, V>, key: u32, value: Option<V>) {

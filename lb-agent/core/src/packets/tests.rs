@@ -359,6 +359,7 @@ impl World {
         assert_eq!((outcome.failed, outcome.beside), (BTreeMap::new(), vec![]));
         let found = self.engine.table().table.elements();
         self.model.check(found);
+        assert_eq!(outcome.entries, found.len());
         let after = found.iter().copied().collect::<TableMirror>();
         assert_eq!(*self.engine.mirror(), after, "the mirror");
         assert_eq!(outcome.ops, fewest(&before, &after), "{shown:#?}");

@@ -22,6 +22,7 @@ pub(super) struct KubeProxy {
     pub(super) services_pending: IntGauge,
     pub(super) services_total: IntCounter,
     pub(super) no_local: IntGaugeVec,
+    pub(super) nftables_failures: IntCounterVec,
     pub(super) healthz: IntCounterVec,
     pub(super) livez: IntCounterVec,
     pub(super) reconcile: HistogramVec,
@@ -82,6 +83,11 @@ impl KubeProxy {
                 "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
                 "[ALPHA] Number of services with a Local traffic policy and no endpoints",
                 &["traffic_policy", "ip_family"],
+            )?,
+            nftables_failures: make.counters(
+                "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
+                "[ALPHA] Cumulative proxy nftables sync failures",
+                FAMILY,
             )?,
             healthz: make.counters(
                 "kubeproxy_proxy_healthz_total",

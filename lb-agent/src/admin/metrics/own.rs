@@ -12,6 +12,8 @@ pub(super) struct Own {
     pub(super) map_capacity: IntGaugeVec,
     pub(super) map_full: IntCounterVec,
     pub(super) socket_storage: IntGaugeVec,
+    pub(super) nftables_elements: IntGauge,
+    pub(super) nftables_repairs: IntCounter,
     pub(super) datapath_healthy: IntGauge,
     pub(super) processes_outside: IntGauge,
     pub(super) datapath_events: IntCounterVec,
@@ -40,6 +42,14 @@ impl Own {
                 "socklb_socket_storage_bytes",
                 "Kernel memory of what is remembered of live sockets; it counts as the agent's",
                 &["map"],
+            )?,
+            nftables_elements: make.gauge(
+                "socklb_nftables_elements",
+                "Elements of the tables for packets, but for the bonds of session affinity",
+            )?,
+            nftables_repairs: make.counter(
+                "socklb_nftables_repairs_total",
+                "Repairs of the tables for packets, which somebody else had changed",
             )?,
             datapath_healthy: make.gauge(
                 "socklb_datapath_healthy",

@@ -45,6 +45,9 @@ pub(super) struct AgentStatus {
     pub(super) ready: Option<bool>,
     /// Why it is not ready.
     pub(super) reasons: Vec<Reason>,
+    /// When it repaired the tables for packets last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tables_repaired: Option<String>,
     #[serde(skip)]
     pub(super) silence: Option<Silence>,
 }
@@ -155,9 +158,13 @@ pub(super) fn find(pins: &Pins) -> io::Result<AgentStatus> {
     let Some(holder) = pins.holder()? else { return Ok(AgentStatus::default()) };
     let agent = AgentStatus { running: true, pid: holder.pid, ..AgentStatus::default() };
     Ok(match ask(pins, holder.pid) {
-        Ok(Readiness { version, ready, reasons }) => {
-            AgentStatus { version: Some(version), ready: Some(ready), reasons, ..agent }
-        }
+        Ok(Readiness { version, ready, reasons, tables_repaired }) => AgentStatus {
+            version: Some(version),
+            ready: Some(ready),
+            reasons,
+            tables_repaired,
+            ..agent
+        },
         Err(silence) => AgentStatus { silence: Some(silence), ..agent },
     })
 }

@@ -76,6 +76,7 @@ healthy
 agent:   running (pid 42), ready
 pins:    /bpf/socklb/v1 (layout 5, maps-1)
 cgroup:  / (the node's root: all its sockets)
+packets: off (no table of socklb in nftables)
 
 PROGRAM    STATE      CGROUP
 connect4   attached   /sys/fs/cgroup

@@ -30,7 +30,13 @@ impl Status {
             writeln!(out, "cgroup:  {cgroup}")?;
         }
         if let Some(fill) = &self.packets {
-            writeln!(out, "packets: {fill}")?;
+            write!(out, "packets: {fill}")?;
+            if let Some(when) = &self.agent.tables_repaired {
+                write!(out, ", repaired {when}")?;
+            }
+            writeln!(out)?;
+        } else if self.packets_unread.is_none() {
+            writeln!(out, "packets: off (no table of socklb in nftables)")?;
         }
         if let Some(error) = &self.packets_unread {
             writeln!(out, "{}", packets::unread(error))?;
