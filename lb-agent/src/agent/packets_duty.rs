@@ -140,7 +140,7 @@ mod tests {
     fn a_repair_is_one_when_something_was_written_and_nothing_failed() {
         let now = Instant::now();
         let mut duty = PacketsDuty::with(None, None);
-        let mut wrote = |duty: &mut PacketsDuty, ops, beside: &[&str]| {
+        let wrote = |duty: &mut PacketsDuty, ops, beside: &[&str]| {
             let beside = beside.iter().copied().map(str::to_owned).collect();
             duty.wrote(&EngineReport { ops, beside, ..EngineReport::default() }, now, now).repaired
         };

@@ -28,16 +28,18 @@ use super::{
 };
 use crate::{
     maps::{self, Pinned},
+    pins::Pins,
     sockets,
 };
 
 pub(super) fn run(
     explain: &Explain,
+    pins: &Pins,
     maps: &Pinned,
     snapshot: &Snapshot,
     out: &mut dyn Write,
 ) -> Result<Answer, Failure> {
-    let packet = packets::read().map(|seen| {
+    let packet = packets::read(pins).map(|seen| {
         let Flow { peer, protocol } = explain.destination.0;
         let from = explain.from.map(|ip| ip.to_canonical());
         ExplainedPacket::new(&seen?, peer.into(), protocol, from)

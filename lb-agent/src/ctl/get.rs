@@ -92,7 +92,7 @@ pub(super) fn run(
         What::Services => {
             let mut chosen = entries.clone();
             chosen.retain(|entry| get.is_wanted(|target| target.is_frontend(entry)));
-            services(get, &chosen, out)?;
+            services(get, &chosen, others, out)?;
             chosen.is_empty()
         }
         What::Backends => {
@@ -131,7 +131,12 @@ fn is_known(get: &Get, entries: &[Entry<'_>], target: &Target) -> bool {
     })
 }
 
-fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result<()> {
+fn services(
+    get: &Get,
+    entries: &[Entry<'_>],
+    others: &Others,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     match get.output {
         Some(ListForm::Json) => return json(out, &dump::services(entries)),
         Some(ListForm::Name) => {
@@ -153,6 +158,7 @@ fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result
             "SOURCE-RANGES",
             "ADDRESSES",
             "KEPT",
+            "PACKETS",
         ]);
     }
     let mut table = TextTable::new(&titles);
@@ -172,8 +178,9 @@ fn services(get: &Get, entries: &[Entry<'_>], out: &mut dyn Write) -> io::Result
             };
             let source_ranges = item.source_ranges.unwrap_or_default().join(",");
             row.extend([id, block, generation].map(|number| number.to_string()));
+            let packets = others.packets.cell(entry.key);
             row.extend(
-                [affinity, source_ranges, backends.join(","), item.kept.join(",")]
+                [affinity, source_ranges, backends.join(","), item.kept.join(","), packets]
                     .map(|text| or_none(&text)),
             );
         }
@@ -300,9 +307,9 @@ kube-system   kube-dns   dns      10.96.0.2:53/udp     0
         assert_eq!(
             out,
             "\
-NAMESPACE     NAME       PORT   FRONTEND            BACKENDS   ID   BLOCK   GENERATION   AFFINITY   SOURCE-RANGES   ADDRESSES                      KEPT
-default       web        http   10.96.0.10:80/tcp   2          0    2       102          <none>     <none>          10.0.0.9:8080,10.0.0.10:8080   <none>
-kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109          <none>     <none>          <none>                         <none>
+NAMESPACE     NAME       PORT   FRONTEND            BACKENDS   ID   BLOCK   GENERATION   AFFINITY   SOURCE-RANGES   ADDRESSES                      KEPT     PACKETS
+default       web        http   10.96.0.10:80/tcp   2          0    2       102          <none>     <none>          10.0.0.9:8080,10.0.0.10:8080   <none>   <none>
+kube-system   kube-dns   dns    10.96.0.2:53/udp    0          3    9       109          <none>     <none>          <none>                         <none>   <none>
 "
         );
         let (_, out, _) = get("backends db -o wide --no-headers");
@@ -337,7 +344,7 @@ shop        cart   <none>   192.0.2.9:30080/tcp          1
         assert_eq!(
             rich("services game --no-headers -o wide"),
             "default   game   <none>   10.96.0.20:53/udp   1   4   0   100   30s   <none>   \
-             10.0.0.1:53   10.0.0.2:53,10.0.0.3:53\n"
+             10.0.0.1:53   10.0.0.2:53,10.0.0.3:53   <none>\n"
         );
         assert_eq!(
             rich("backends game 10.0.0.2"),

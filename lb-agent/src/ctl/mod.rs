@@ -32,7 +32,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Answ
     match &cli.command {
         Command::Get(get) => {
             let (maps, snapshot) = open::maps(&pins)?;
-            let others = get::Others::read(get.what, &maps, &pins)?;
+            let others = get::Others::read(get, &maps, &pins)?;
             get::run(get, &snapshot, &others, out, notes)
         }
         Command::Explain(explain) => {
@@ -40,7 +40,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Answ
             if !status::is_attached(&pins)? {
                 writeln!(notes, "note: nothing is translated now, see `lbctl status`")?;
             }
-            explain::run(explain, &maps, &snapshot, out)
+            explain::run(explain, &pins, &maps, &snapshot, out)
         }
         Command::Status(status) => status::run(*status, &pins, open::maps(&pins), out),
     }

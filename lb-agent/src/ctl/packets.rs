@@ -1,10 +1,12 @@
 //! What packets from elsewhere get, by the tables for packets as they stand in the kernel.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
 };
 
+use lb_common::abi::ServiceKey;
 use lb_core::{
     model::{Frontend, Protocol, Scope},
     packets::{
@@ -14,12 +16,21 @@ use lb_core::{
 };
 use serde::Serialize;
 
-use crate::packets::{self, Seen};
+use crate::{
+    packets::{self, Seen},
+    pins::Pins,
+    sockets,
+};
 
-/// What stands there; none if there are no tables of ours. Who may not speak with nf_tables is told why,
-/// and all else.
-pub(super) fn read() -> Result<Option<Seen>, String> {
-    packets::look().map_err(|error| error.to_string())
+/// What stands there, in the network namespace of the agent if one runs; none if there are no tables of
+/// ours. Who may not speak with nf_tables is told why, and all else.
+pub(super) fn read(pins: &Pins) -> Result<Option<Seen>, String> {
+    let look = || packets::look().map_err(|error| error.to_string());
+    let holder = pins.holder().map_err(|error| error.to_string())?;
+    let Some(pid) = holder.and_then(|holder| holder.pid) else { return look() };
+    sockets::in_netns_of_process(pid, look).unwrap_or_else(|error| {
+        Err(format!("the network namespace of the agent (pid {pid}) cannot be entered: {error}"))
+    })
 }
 
 /// The line for [`read`]'s error.
@@ -128,6 +139,44 @@ impl fmt::Display for ExplainedPacket {
     }
 }
 
+/// What packets from elsewhere get at the frontends: the column of `lbctl get services -o wide`.
+#[derive(Debug, Default)]
+pub(super) struct PacketCells {
+    cells: BTreeMap<Frontend, String>,
+    /// The tables cannot be read; `lbctl status` says why.
+    is_unread: bool,
+}
+
+impl PacketCells {
+    pub(super) fn read(pins: &Pins) -> Self {
+        match read(pins) {
+            Ok(seen) => seen.as_ref().map(Self::new).unwrap_or_default(),
+            Err(_) => Self { is_unread: true, ..Self::default() },
+        }
+    }
+
+    pub(super) fn new(Seen { table, is_steady }: &Seen) -> Self {
+        let cell = |entry: TableEntry| match entry.strangers.unwrap_or(entry.everybody) {
+            PacketFate::Forward(endpoints) => endpoints.len().to_string(),
+            PacketFate::Reject => "0".to_owned(),
+            PacketFate::Drop => "<drop>".to_owned(),
+            PacketFate::Damaged if *is_steady => "<damaged>".to_owned(),
+            PacketFate::Damaged => "<changing>".to_owned(),
+        };
+        let cells = dump::entries(table).map(|entry| (entry.frontend, cell(entry)));
+        Self { cells: cells.collect(), is_unread: false }
+    }
+
+    /// How many endpoints they may go to, or what becomes of them; nothing if they are nobody's.
+    pub(super) fn cell(&self, key: &ServiceKey) -> String {
+        if self.is_unread {
+            return "<unknown>".to_owned();
+        }
+        let frontend = Frontend::from_key(key);
+        frontend.and_then(|frontend| self.cells.get(&frontend)).cloned().unwrap_or_default()
+    }
+}
+
 /// How much stands in the tables.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -233,6 +282,22 @@ mod tests {
         assert!(dropped.contains("no endpoint is on this node"), "{dropped}");
         assert_eq!(text("192.0.2.8:30080", None), None, "no address of the node");
         assert_eq!(text("192.0.2.1:81", None), None);
+    }
+
+    #[test]
+    fn a_cell_for_each_frontend() {
+        let port = Frontend {
+            scope: Scope::OwnNode,
+            ..Frontend::new("0.0.0.0:30080".parse().unwrap(), Protocol::Tcp)
+        };
+        let own = |addr: &str| Frontend::new(addr.parse().unwrap(), Protocol::Tcp);
+        let cells = PacketCells::new(&seen());
+        let cell = |frontend: Frontend| cells.cell(&ServiceKey::from(&frontend));
+        assert_eq!(cell(own("192.0.2.1:80")), "1");
+        assert_eq!(cell(port), "<drop>");
+        assert_eq!(cell(own("10.96.0.10:80")), "");
+        let unread = PacketCells { is_unread: true, ..PacketCells::default() };
+        assert_eq!(unread.cell(&ServiceKey::from(&port)), "<unknown>");
     }
 
     #[test]

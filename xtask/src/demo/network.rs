@@ -1,6 +1,6 @@
-//! The network: a namespace for the node with a bridge, one for each pod with a veth to it. Pods
-//! reach each other and the node, and nothing else: no route leads out, and no end of any of these
-//! links is in the machine's own namespace.
+//! The network: a namespace for the node with a bridge, one for each pod with a veth to it, and one for
+//! a neighbour of the node. Pods reach each other and the node, and nothing else: no route leads out, and
+//! no end of any of these links is in the machine's own namespace.
 
 use std::{
     fmt::Write as _,
@@ -17,6 +17,12 @@ use super::place::{HOME, home};
 
 /// The namespace of the node itself.
 pub(super) const NODE: &str = "node";
+/// The namespace of the neighbour.
+const NEIGHBOUR: &str = "neighbour";
+/// The node's address there.
+pub(super) const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The neighbour's.
+pub(super) const NEIGHBOUR_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 244, 7, 1);
 
 /// Something with an address of its own.
@@ -59,6 +65,7 @@ pub(super) fn make(pods: &[Pod], cgroup: &Path) -> Result<()> {
     for Pod { name, address } in pods {
         ip(name, &format!("link set lo up\nlink set eth0 up\naddr add {address}/24 dev eth0\n"))?;
     }
+    neighbour()?;
     let procs = cgroup.join("cgroup.procs");
     let script = format!(
         "# sh {HOME}/in POD COMMAND...: runs a command on the node, in the network of a pod\n\
@@ -67,6 +74,38 @@ pub(super) fn make(pods: &[Pod], cgroup: &Path) -> Result<()> {
         procs.display()
     );
     fs::write(home("in"), script).context("cannot write the script")
+}
+
+/// Makes the neighbour, and lets the node forward its packets to pods.
+fn neighbour() -> Result<()> {
+    namespace(NEIGHBOUR)?;
+    let peer = path(NEIGHBOUR);
+    ip(
+        NODE,
+        &format!(
+            "link add {NEIGHBOUR} type veth peer name eth0 netns {}\nlink set {NEIGHBOUR} up\n\
+             addr add {NODE_ADDRESS}/24 dev {NEIGHBOUR}\n",
+            peer.display()
+        ),
+    )?;
+    ip(NEIGHBOUR, &format!("link set lo up\nlink set eth0 up\naddr add {NEIGHBOUR_ADDRESS}/24 dev eth0\n"))?;
+    let mut forward = enter(NODE);
+    answer(forward.args(["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])).map(drop)
+}
+
+/// A command that runs in the network of the neighbour, and not in the cgroup of the node: for the node
+/// its connections are packets.
+pub(super) fn outside(program: &Path) -> Command {
+    let mut command = enter(NEIGHBOUR);
+    command.arg(program);
+    command
+}
+
+/// A command in a namespace, still without its program.
+fn enter(name: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", path(name).display()));
+    command
 }
 
 /// A command that runs in the network of a pod and in the cgroup of the node. Not by `ip netns`: it
@@ -92,7 +131,5 @@ fn namespace(name: &str) -> Result<()> {
 
 /// Runs lines of `ip` in a namespace.
 fn ip(name: &str, lines: &str) -> Result<()> {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", path(name).display())).args(["ip", "-batch", "-"]);
-    feed(&mut command, lines).with_context(|| format!("ip does not do this:\n{lines}"))
+    feed(enter(name).args(["ip", "-batch", "-"]), lines).with_context(|| format!("ip does not do this:\n{lines}"))
 }

@@ -20,9 +20,9 @@ use tools::{
 use super::{
     client::Outcome,
     myself,
-    network::{self, NODE, Pod},
+    network::{self, NODE, NODE_ADDRESS, Pod},
     place::{Cgroups, home, make_home},
-    services::{self, NODE_NAME, SERVICE, TARGET_PORT},
+    services::{self, NODE_NAME, NODE_PORT, SERVICE, TARGET_PORT},
     spread::Spread,
 };
 
@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// With so many requests for each backend, one that is never chosen is not chosen by rule: among
 /// five backends that would be bad luck of 1 in 10^47.
 pub(super) const REQUESTS: usize = 100;
+
+/// Where the node's neighbour asks for the Service.
+pub(super) const AT_NODE: SocketAddrV4 = SocketAddrV4::new(NODE_ADDRESS, NODE_PORT);
 
 pub(super) struct Node {
     program: PathBuf,
@@ -75,6 +78,7 @@ impl Node {
         let source = format!("dir:{}", services::directory().display());
         agent.arg("--source").arg(source).arg("--bpffs").arg(home("bpf"));
         agent.arg("--cgroup").arg(&self.cgroup).args(["--node-name", NODE_NAME]);
+        agent.args(["--packets", "external"]);
         // The demo is the same whatever the caller has in store for other agents.
         for (name, _) in env::vars_os() {
             if name.to_string_lossy().starts_with("SOCKLB_") {
@@ -93,6 +97,12 @@ impl Node {
         agent.kill()?;
         agent.wait()?;
         Ok(agent.id())
+    }
+
+    /// Requests to the Service at the node's address, from its neighbour: as [`Self::spread_over`].
+    pub(super) fn spread_from_outside_over(&mut self, count: u8) -> Result<Spread> {
+        let pods = Pod::backends(count);
+        self.settle(AT_NODE, REQUESTS * pods.len(), |spread| spread.is_over(&pods))
     }
 
     /// Requests to the Service: each of the first `count` backends answers, and nobody else. From
@@ -146,7 +156,11 @@ impl Node {
     }
 
     fn request(&mut self, to: SocketAddrV4, requests: usize) -> Result<Spread> {
-        let mut client = network::inside(&Pod::client().name, &self.program);
+        let mut client = if to == AT_NODE {
+            network::outside(&self.program)
+        } else {
+            network::inside(&Pod::client().name, &self.program)
+        };
         client.args(["demo", "client", &to.to_string(), "--requests", &requests.to_string()]);
         let output = client.output().context("cannot start the client")?;
         if !output.status.success() {

@@ -3,7 +3,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -15,10 +15,10 @@ use tools::{
 };
 
 use super::{
-    network::Pod,
-    node::{self, Node, REQUESTS},
+    network::{self, NEIGHBOUR_ADDRESS, NODE_ADDRESS, Pod},
+    node::{self, AT_NODE, Node, REQUESTS},
     place::{self, HOME, home},
-    services::{self, SERVICE, TARGET_PORT},
+    services::{self, NODE_PORT, SERVICE, TARGET_PORT},
     spread::Spread,
 };
 
@@ -72,6 +72,7 @@ fn acts(args: &Args) -> Result<Node> {
     no_backend(&mut node)?;
     agent_killed(&mut node)?;
     agent_back(&mut node)?;
+    from_outside(&mut node)?;
     Ok(node)
 }
 
@@ -159,6 +160,23 @@ fn agent_back(node: &mut Node) -> Result<()> {
     lbctl(node, "status", 0, &["connect4"])
 }
 
+fn from_outside(node: &mut Node) -> Result<()> {
+    say!("\n7. A client that is not on the node");
+    paragraph(&[
+        &format!("The Service has a node port, {NODE_PORT}, and the node an address outside,"),
+        &format!("{NODE_ADDRESS}. A neighbour ({NEIGHBOUR_ADDRESS}) asks for the Service there:"),
+    ]);
+    let spread = node.spread_from_outside_over(5)?;
+    telling::requests(spread.total(), "the neighbour", AT_NODE, &spread);
+    paragraph(&[
+        "Its connections begin where no program of socklb sees them. They arrive as packets,",
+        "which nftables rules send to a backend: the agent keeps them, since it was started",
+        "with --packets external. They are as many with one Service as with ten thousand.",
+    ]);
+    let words = format!("explain {AT_NODE} --from {NEIGHBOUR_ADDRESS}");
+    lbctl(node, &words, 0, &["a packet from elsewhere goes to", "10.244.7.15"])
+}
+
 /// Changes the file, and says so.
 fn edit(count: u8) -> Result<()> {
     let pods = Pod::backends(count);
@@ -187,7 +205,7 @@ fn lbctl(node: &Node, words: &str, code: i32, mentions: &[&str]) -> Result<()> {
 }
 
 fn show_spread(spread: &Spread) {
-    telling::requests(spread.total(), SERVICE.ip(), spread);
+    telling::requests(spread.total(), "the client", SERVICE.ip(), spread);
 }
 
 /// The agent may have said why.
@@ -206,6 +224,8 @@ fn show_ways(node: &Node) {
     say!("\nIt goes on running. To play with it:\n");
     say!("   # ten requests, as the client");
     say!("   {sudo}sh {HOME}/in client curl -s 'http://{}/?[1-10]'", SERVICE.ip());
+    say!("   # and as the node's neighbour");
+    say!("   {sudo}{}", show(network::outside(Path::new("curl")).arg(format!("http://{AT_NODE}/"))));
     say!("   # take an endpoint away, or edit the file in any way");
     say!("   {sudo}sed -i /web-2/d {}", endpoints.display());
     say!("   # what the agent says, and what is in the maps");

@@ -13,6 +13,8 @@ use super::{network::Pod, place::home};
 
 /// The Service's address and port.
 pub(super) const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 10), 80);
+/// Its port at each address of the node.
+pub(super) const NODE_PORT: u16 = 30080;
 /// Where the backends listen.
 pub(super) const TARGET_PORT: u16 = 8080;
 /// Of the endpoints' node, and of the agent.
@@ -36,11 +38,12 @@ pub(super) fn make() -> Result<()> {
 kind: Service
 metadata: {{name: web, namespace: default}}
 spec:
+  type: NodePort
   clusterIP: {address}
   clusterIPs: [{address}]
   ipFamilies: [IPv4]
   ports:
-  - {{name: http, protocol: TCP, port: {port}, targetPort: {TARGET_PORT}}}
+  - {{name: http, protocol: TCP, port: {port}, targetPort: {TARGET_PORT}, nodePort: {NODE_PORT}}}
 "
     );
     fs::write(directory().join("service.yaml"), service).context("cannot write the Service")

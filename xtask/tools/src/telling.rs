@@ -12,9 +12,9 @@ pub fn paragraph(lines: &[&str]) {
 }
 
 /// Who answered how often.
-pub fn requests(total: usize, to: impl fmt::Display, spread: &impl fmt::Display) {
+pub fn requests(total: usize, from: &str, to: impl fmt::Display, spread: &impl fmt::Display) {
     let requests = if total == 1 { "request" } else { "requests" };
-    say!("\n   {total} {requests} from the client to http://{to}/:\n");
+    say!("\n   {total} {requests} from {from} to http://{to}/:\n");
     say!("{}", spread.to_string().trim_end());
 }
 

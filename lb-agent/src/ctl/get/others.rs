@@ -22,6 +22,7 @@ use crate::{
         cli::{Get, ListForm, What},
         failure::{self, Answer, Failure},
         json,
+        packets::PacketCells,
         table::{TextTable, or_none},
         target::{Target, TargetAddress},
     },
@@ -35,21 +36,26 @@ pub(in crate::ctl) struct Others {
     bonds: Vec<(AffinityKey, Bond)>,
     clients: BTreeMap<ClientKey, SourceAddress>,
     counters: Vec<(Counter, u64)>,
+    /// For `services -o wide`.
+    pub(super) packets: PacketCells,
     /// Nanoseconds of the clock of the bonds.
     now: u64,
 }
 
 impl Others {
-    pub(in crate::ctl) fn read(what: What, maps: &Pinned, pins: &Pins) -> Result<Self, Failure> {
+    pub(in crate::ctl) fn read(get: &Get, maps: &Pinned, pins: &Pins) -> Result<Self, Failure> {
         let mut others = Self { now: maps::now(), ..Self::default() };
         let fail = |error| failure::unreadable(pins, &error);
-        match what {
+        match get.what {
             What::Affinity => {
                 others.clients = maps.clients().map_err(fail)?;
                 others.bonds = maps.bonds().collect::<Result<_, _>>().map_err(fail)?;
             }
             What::Clients => others.clients = maps.clients().map_err(fail)?,
             What::Counters => others.counters = counters(pins)?,
+            What::Services if get.output == Some(ListForm::Wide) => {
+                others.packets = PacketCells::read(pins);
+            }
             What::Services | What::Backends | What::Addresses => {}
         }
         Ok(others)
@@ -352,6 +358,7 @@ pub(super) fn sample() -> Others {
         clients: [(client, general), (one, addr("10.2.0.2:0"))].into(),
         counters: vec![(Counter::Refused, 3), (Counter::Denied, 0)],
         now: 95_000_000_000,
+        packets: PacketCells::default(),
     }
 }
 

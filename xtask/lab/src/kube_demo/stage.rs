@@ -182,7 +182,7 @@ pub(super) fn frontend(address: &str) -> String {
 }
 
 pub(super) fn show_spread(spread: &Spread) {
-    telling::requests(spread.total(), "web", spread);
+    telling::requests(spread.total(), "the client", "web", spread);
 }
 
 #[cfg(test)]
