@@ -171,7 +171,7 @@ fn from_outside(node: &mut Node) -> Result<()> {
     paragraph(&[
         "Its connections begin where no program of socklb sees them. They arrive as packets,",
         "which nftables rules send to a backend: the agent keeps them, since it was started",
-        "with --packets external. They are as many with one Service as with ten thousand.",
+        "with --packets external. Ten thousand Services need no more rules than one.",
     ]);
     let words = format!("explain {AT_NODE} --from {NEIGHBOUR_ADDRESS}");
     lbctl(node, &words, 0, &["a packet from elsewhere goes to", "10.244.7.15"])
