@@ -161,8 +161,21 @@ impl Netlink {
         // A refusal carries what was refused, which may fill a message of its own.
         self.buffer.resize(2 * PART, 0);
         let mut refused = Ok(());
+        let mut flags = MsgFlags::empty();
         loop {
-            for (sequence, body) in self.receive()? {
+            let said = match self.receive(flags) {
+                // The kernel goes on after a refusal and refuses more than there is room for; the first
+                // ones are there. Of what was lost, nothing comes.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    flags = MsgFlags::MSG_DONTWAIT;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !flags.is_empty() => {
+                    return refused.and(Err(io::Error::from(Errno::ENOBUFS).into()));
+                }
+                said => said?,
+            };
+            for (sequence, body) in said {
                 let Err(error) = result(&body) else {
                     if sequence == acknowledged {
                         return refused;
@@ -182,9 +195,9 @@ impl Netlink {
     }
 
     /// The errors and acknowledgements in the next part.
-    fn receive(&mut self) -> io::Result<Vec<(u32, Vec<u8>)>> {
+    fn receive(&mut self, flags: MsgFlags) -> io::Result<Vec<(u32, Vec<u8>)>> {
         let len = loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC | flags) {
                 Err(Errno::EINTR) => {}
                 len => break len?,
             }

@@ -13,7 +13,7 @@
 use std::{
     io::{
         self,
-        ErrorKind::{ConnectionRefused, PermissionDenied, TimedOut, WouldBlock},
+        ErrorKind::{ConnectionRefused, HostUnreachable, PermissionDenied, TimedOut, WouldBlock},
         Read as _, Write as _,
     },
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -94,6 +94,8 @@ pub(crate) enum Answer {
     },
     Refused,
     Silence,
+    /// EHOSTUNREACH: packets to an address that nobody serves went to and fro until they were too old.
+    Astray,
     /// EPERM: what became of the datagram that the node itself sent.
     Forbidden,
 }
@@ -110,7 +112,7 @@ impl Answer {
 /// All of them.
 pub(crate) struct Lane {
     pub(crate) client: Place,
-    _router: Place,
+    router: Place,
     pub(crate) pods: [Place; 2],
     pub(crate) elsewhere: Place,
 }
@@ -186,7 +188,7 @@ impl Lane {
         via("50:2");
         up("pod1", "60:1", 1);
         up("pod2", "60:2", 1);
-        let lane = Self { client, _router: router, pods: [one, two], elsewhere };
+        let lane = Self { client, router, pods: [one, two], elsewhere };
         for (n, place) in [(1, &lane.pods[0]), (2, &lane.pods[1]), (3, &lane.elsewhere)] {
             let name = format!("endpoint-{n}");
             for ipv4 in [true, false] {
@@ -216,6 +218,12 @@ impl Lane {
             assert!(self.client.run(move || soon(|| hears_itself(client).is_ok())), "{client}");
         }
         all
+    }
+
+    /// Makes 10.80.0.0/15 the client's, all of it.
+    pub(crate) fn crowd(&self) {
+        self.client.ip("route add local 10.80.0.0/15 dev lo");
+        self.router.ip("route add 10.80.0.0/15 via 10.50.1.2");
     }
 
     /// What the client gets from one of its addresses.
@@ -315,6 +323,7 @@ fn said(speech: Speech, to: SocketAddr, text: io::Result<String>) -> Answer {
             Answer::From { name: name.to_owned(), seen: seen.parse().unwrap() }
         }
         Err(error) if error.kind() == ConnectionRefused => Answer::Refused,
+        Err(error) if error.kind() == HostUnreachable => Answer::Astray,
         Err(error) if error.kind() == PermissionDenied => Answer::Forbidden,
         Err(error) if matches!(error.kind(), TimedOut | WouldBlock) => Answer::Silence,
         Err(error) => panic!("{speech:?} {to}: {error}"),

@@ -1,14 +1,14 @@
 //! Session affinity of strangers (H): a client is a source address, and has a bond for each frontend.
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     thread,
     time::Duration,
 };
 
 use super::{
-    lane::{Lane, Speech},
+    lane::{Lane, PATIENCE, Speech, ask_from},
     packets::{Web, cells, nft, put, start, start_with, vip, web},
     world::{World, soon},
 };
@@ -97,6 +97,36 @@ fn ports_have_bonds_of_their_own_and_bonds_end() {
         let names: BTreeSet<_> =
             (0..50).map(|_| lane.ask(Speech::Tcp, vip(true)).name().to_owned()).collect();
         assert_eq!(names.len(), 3);
+    });
+}
+
+/// By UDP: a closed TCP connection would leave something to wait for.
+#[test]
+fn each_of_many_clients_stays() {
+    const COUNT: usize = 70_000;
+    World::run(|world| {
+        let lane = Lane::new();
+        lane.crowd();
+        put(world, &sticky(10_800, &[1, 2, 3]));
+        let _agent = start(world);
+        let round = || {
+            lane.client.run(|| {
+                let first = u32::from(Ipv4Addr::new(10, 80, 0, 1));
+                let clients = (first..).take(COUNT).map(|ip| Ipv4Addr::from(ip).into());
+                let ask = |from| ask_from(from, Speech::Udp, vip(true), PATIENCE).name().to_owned();
+                clients.map(ask).collect::<Vec<_>>()
+            })
+        };
+        let before = round();
+        let mut shares: BTreeMap<&str, usize> = BTreeMap::new();
+        for name in &before {
+            *shares.entry(name).or_default() += 1;
+        }
+        // 5 % off are nine standard deviations.
+        let fair = COUNT / 3;
+        assert!(shares.values().all(|share| share.abs_diff(fair) < fair / 20), "{shares:?}");
+        let moved = round().iter().zip(&before).filter(|(now, before)| now != before).count();
+        assert_eq!(moved, 0);
     });
 }
 

@@ -140,6 +140,27 @@ fn a_refused_transaction_changes_nothing_and_names_the_set() {
     });
 }
 
+/// All of its tables, chains and rules are refused: more than there is room for in the socket.
+#[test]
+fn of_very_many_refusals_the_first_is_told() {
+    World::run(|_| {
+        let mut owner = open();
+        read(&mut owner);
+        write(&mut owner, &samples()).unwrap();
+        if !is_owned() {
+            return;
+        }
+        let mut other = packets::open(BOTH, 2 * BONDS).unwrap();
+        read(&mut other);
+        // What was said of the one before is not taken for an answer to the next.
+        for _ in 0..2 {
+            let refused = write(&mut other, &samples()).unwrap_err().to_string();
+            assert!(refused.contains("Operation not permitted"), "{refused}");
+        }
+        assert_eq!(read(&mut owner), samples());
+    });
+}
+
 #[test]
 fn a_table_of_somebody_elses_stays_and_is_named() {
     World::run(|_| {
@@ -290,6 +311,6 @@ fn what_is_in_the_way_is_named() {
 }
 
 /// Whether this kernel knows tables that outlive their owner.
-fn is_owned() -> bool {
+pub(crate) fn is_owned() -> bool {
     nft("list table ip socklb").1.contains("flags owner")
 }
