@@ -60,6 +60,7 @@ mod kernel {
     mod packets;
     mod packets_affinity;
     mod packets_flows;
+    mod packets_refused;
     mod packets_stray;
     mod packets_table;
     mod peername;
@@ -70,6 +71,7 @@ mod kernel {
     mod renamed;
     mod resize;
     mod restart;
+    mod said;
     mod seen;
     mod shared_ports;
     mod source_addresses;

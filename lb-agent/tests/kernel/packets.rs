@@ -6,6 +6,7 @@ use std::{
     fmt::Write as _,
     fs,
     net::{IpAddr, SocketAddr},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -121,10 +122,17 @@ pub(crate) fn start(world: &World) -> Agent {
 
 /// The same with more flags.
 pub(crate) fn start_with(world: &World, more: &[&str]) -> Agent {
+    let agent = Agent::spawn(command(world, more));
+    agent.wait_for_start("in sync");
+    agent
+}
+
+/// Its command.
+pub(crate) fn command(world: &World, more: &[&str]) -> Command {
     let cgroup = world.cgroup().join("nobody");
     fs::create_dir_all(&cgroup).unwrap();
     let cgroup = format!("--cgroup={}", cgroup.display());
-    Agent::start_with(world, &[&SIZES[..], &[&cgroup, "--packets=external"], more].concat())
+    agent::command(world, &[&SIZES[..], &[&cgroup, "--packets=external"], more].concat())
 }
 
 /// Every family, protocol and kind of address.
@@ -401,7 +409,9 @@ fn what_is_there_is_taken_over_and_what_was_removed_comes_back() {
         assert!(!status().contains(", repaired "), "{}", status());
         nft("flush ruleset");
         becomes(&lane, |answer| matches!(answer, Answer::From { .. }));
-        assert!(soon(|| status().contains(", repaired 2")), "{}", status());
+        if !packets_table::is_owned() {
+            assert!(soon(|| status().contains(", repaired 2")), "{}", status());
+        }
         drop(agent);
         nft("delete table ip socklb");
         let agent = start(world);
