@@ -35,11 +35,26 @@ pub(crate) struct Agent(Child);
 impl Agent {
     /// Starts `program`, any lb-agent that has these flags.
     pub(crate) fn start(program: &Path, files: &Path, bpffs: &Path, cgroup: &Path) -> Result<Self> {
+        Self::start_with(program, files, bpffs, cgroup, &[])
+    }
+
+    /// The same with more flags.
+    pub(crate) fn start_with(
+        program: &Path,
+        files: &Path,
+        bpffs: &Path,
+        cgroup: &Path,
+        more: &[&str],
+    ) -> Result<Self> {
         let mut source = OsString::from("dir:");
         source.push(files);
         let mut agent = Command::new(program);
         agent.arg("--source").arg(source).arg("--bpffs").arg(bpffs).arg("--cgroup").arg(cgroup);
-        agent.args(["--node-name", "bench"]).args(["--log", "warn"]).stdin(Stdio::null());
+        agent
+            .args(["--node-name", "bench"])
+            .args(["--log", "warn"])
+            .args(more)
+            .stdin(Stdio::null());
         let agent = agent.spawn();
         Ok(Self(agent.with_context(|| format!("cannot start {}", program.display()))?))
     }

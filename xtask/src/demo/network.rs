@@ -88,7 +88,10 @@ fn neighbour() -> Result<()> {
             peer.display()
         ),
     )?;
-    ip(NEIGHBOUR, &format!("link set lo up\nlink set eth0 up\naddr add {NEIGHBOUR_ADDRESS}/24 dev eth0\n"))?;
+    ip(
+        NEIGHBOUR,
+        &format!("link set lo up\nlink set eth0 up\naddr add {NEIGHBOUR_ADDRESS}/24 dev eth0\n"),
+    )?;
     let mut forward = enter(NODE);
     answer(forward.args(["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])).map(drop)
 }
@@ -131,5 +134,6 @@ fn namespace(name: &str) -> Result<()> {
 
 /// Runs lines of `ip` in a namespace.
 fn ip(name: &str, lines: &str) -> Result<()> {
-    feed(enter(name).args(["ip", "-batch", "-"]), lines).with_context(|| format!("ip does not do this:\n{lines}"))
+    feed(enter(name).args(["ip", "-batch", "-"]), lines)
+        .with_context(|| format!("ip does not do this:\n{lines}"))
 }

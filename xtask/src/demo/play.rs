@@ -225,7 +225,10 @@ fn show_ways(node: &Node) {
     say!("   # ten requests, as the client");
     say!("   {sudo}sh {HOME}/in client curl -s 'http://{}/?[1-10]'", SERVICE.ip());
     say!("   # and as the node's neighbour");
-    say!("   {sudo}{}", show(network::outside(Path::new("curl")).arg(format!("http://{AT_NODE}/"))));
+    say!(
+        "   {sudo}{}",
+        show(network::outside(Path::new("curl")).arg(format!("http://{AT_NODE}/")))
+    );
     say!("   # take an endpoint away, or edit the file in any way");
     say!("   {sudo}sed -i /web-2/d {}", endpoints.display());
     say!("   # what the agent says, and what is in the maps");
