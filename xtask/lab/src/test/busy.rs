@@ -13,11 +13,12 @@ use anyhow::{Context as _, Result, anyhow};
 use tools::{cargo::workspace, turn::Turn};
 
 /// In a session of its own, as what somebody else does on the machine: four busy loops, and a file of
-/// 64 MB that is written and waited for over and over. All of it ends with this program.
-const LOAD: &str = r"
-for _ in 1 2 3 4; do setpriv --pdeathsig KILL sh -c 'while :; do :; done' & done
-while dd if=/dev/zero of=$0 bs=1M count=64 conv=fsync 2>/dev/null; do :; done
-";
+/// 64 MB that is written and waited for over and over. The shell ends with this program, and the loops with
+/// the shell, which they ask for at each turn.
+const LOAD: &str = r#"
+for _ in 1 2 3 4; do while kill -0 $$; do :; done 2>/dev/null & done
+while dd if=/dev/zero of="$0" bs=1M count=64 conv=fsync 2>/dev/null; do :; done
+"#;
 /// How often it is seen to.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -86,7 +87,23 @@ fn start(file: &Path) -> Result<Child> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// How many processes of a session are there, by /proc.
+    fn processes(session: &str) -> usize {
+        let stats = fs::read_dir("/proc").unwrap().flatten();
+        let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+        // Behind the name, which may hold anything: state, parent, group, session.
+        let is_of = |stat: &String| {
+            let of = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(3));
+            of == Some(session)
+        };
+        stats.filter(is_of).count()
+    }
 
     #[test]
     fn the_load_ends_with_the_tests_however_they_end() {
@@ -98,25 +115,19 @@ mod tests {
     fn nothing_of_the_load_is_left() {
         let file = std::env::temp_dir().join(format!("socklb-busy-{}", std::process::id()));
         let mut load = start(&file).unwrap();
-        let loops = || {
-            let of = load.id().to_string();
-            let found = Command::new("ps").args(["-o", "pid=", "--ppid", &of]).output().unwrap();
-            String::from_utf8(found.stdout).unwrap().split_whitespace().map(str::to_owned).collect()
-        };
-        let mut all: Vec<String> = loops();
-        while all.len() < 5 {
+        let (session, begun) = (load.id().to_string(), Instant::now());
+        // The shell and its loops, at the least.
+        while processes(&session) < 5 && begun.elapsed() < PATIENCE {
             thread::sleep(PAUSE);
-            all = loops();
         }
+        let count = processes(&session);
         load.kill().unwrap();
         load.wait().unwrap();
-        let lives = |pid: &String| {
-            let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            state.contains("(sh)") && !state.contains(") Z ")
-        };
-        while all.iter().any(lives) {
+        while processes(&session) > 0 && begun.elapsed() < PATIENCE {
             thread::sleep(PAUSE);
         }
+        let left = processes(&session);
         fs::remove_file(&file).unwrap();
+        assert!(count >= 5 && left == 0, "{count} processes, {left} of them left");
     }
 }
