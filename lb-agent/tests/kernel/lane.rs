@@ -13,12 +13,18 @@
 use std::{
     io::{
         self,
-        ErrorKind::{ConnectionRefused, HostUnreachable, PermissionDenied, TimedOut, WouldBlock},
+        ErrorKind::{
+            AddrInUse, ConnectionRefused, HostUnreachable, PermissionDenied, TimedOut, WouldBlock,
+        },
         Read as _, Write as _,
     },
+    iter,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
-    sync::mpsc::{Sender, channel},
+    sync::{
+        atomic::{AtomicU16, Ordering},
+        mpsc::{Sender, channel},
+    },
     thread,
     time::Duration,
 };
@@ -274,8 +280,14 @@ fn dial(from: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<TcpStrea
     Ok(socket.into())
 }
 
+/// From a port that was not used for long: the node remembers for whom a port was, and its next datagram
+/// would belong to the flow of the one before.
 fn connected(from: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((from, 0))?;
+    static USED: AtomicU16 = AtomicU16::new(0);
+    let port = || 10_000 + USED.fetch_add(1, Ordering::Relaxed) % 20_000;
+    let socket = iter::repeat_with(|| UdpSocket::bind((from, port())))
+        .find(|bound| bound.as_ref().err().is_none_or(|error| error.kind() != AddrInUse))
+        .expect("it is endless")?;
     socket.set_read_timeout(Some(patience))?;
     socket.connect(to)?;
     Ok(socket)
