@@ -78,8 +78,8 @@ pub struct Config {
     /// Most clients of Services with session affinity: each pod counts once for each port of each such
     /// Service it uses. The processes of one cgroup may have a sixteenth of it, and 1,024 in any case. A
     /// client without room is served, but not always by the same backend. With --packets, as many source
-    /// addresses again for each kind of address (cluster-wide or Local, node port or not) and IP version:
-    /// these are shared by all Services, and who can forge source addresses can fill them.
+    /// addresses again for each IP version: these are shared by all Services, and who can forge source
+    /// addresses can fill them.
     #[arg(long, env = "SOCKLB_MAX_AFFINITY", default_value_t = 262_144, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_affinity: u32,

@@ -12,12 +12,13 @@ mod engine;
 mod flows;
 mod memory;
 mod mirror;
+mod numbers;
 mod plan;
 mod timeouts;
 
 pub use self::{
-    element::{Choice, Edit, Element, Table, TableError},
-    engine::{PACKETS, PacketEngine},
+    element::{Choice, Edit, Element, Group, Table, TableError},
+    engine::{PacketEngine, engine_name},
     flows::ServedFlows,
     memory::MemoryTable,
     mirror::TableMirror,

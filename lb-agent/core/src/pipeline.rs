@@ -143,11 +143,10 @@ impl<S: Store> Pipeline<S> {
         self.sockets.adopt()
     }
 
-    /// Has the other engines do the same. Returns who could not read what is there, and why: that one
-    /// is to try again, later.
-    pub fn adopt_others(&mut self) -> BTreeMap<&'static str, String> {
-        let others = self.others.iter_mut().map(|engine| (engine.name(), engine.adopt()));
-        others.filter_map(|(name, adopted)| Some((name, adopted.err()?))).collect()
+    /// Has another engine do the same, by its name. On error it is to try again, later.
+    pub fn adopt_other(&mut self, name: &str) -> Result<(), String> {
+        let mut engines = self.others.iter_mut();
+        engines.find(|engine| engine.name() == name).map_or(Ok(()), |engine| engine.adopt())
     }
 
     /// Whether a sync would write to the maps.
@@ -341,7 +340,7 @@ mod tests {
             assert!(pipeline.is_dirty());
             assert_eq!(pipeline.sync().sockets.ops, 0);
         }
-        assert_eq!(pipeline.adopt_others(), [("second", "cannot be read".to_owned())].into());
+        assert_eq!(pipeline.adopt_other("second"), Err("cannot be read".to_owned()));
         assert!(pipeline.sync().sockets.failed.is_empty() && pipeline.is_synced());
 
         second.0.borrow_mut().broken = false;
@@ -362,7 +361,7 @@ mod tests {
 
         // Somebody else wrote.
         second.0.borrow_mut().written.clear();
-        assert!(pipeline.adopt_others().is_empty());
+        assert_eq!(pipeline.adopt_other("second"), Ok(()));
         let report = pipeline.sync();
         assert_eq!(second.0.borrow().written.len(), 1);
         assert!(!pipeline.is_dirty());

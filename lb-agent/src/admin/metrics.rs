@@ -151,19 +151,17 @@ impl Metrics {
         self.proxy.no_local.with_label_values(&[traffic.name(), family.name()]).set(whole(ports));
     }
 
-    /// A sync of the tables for packets, which are of all families at once, ended with so many
-    /// elements there; `failed`: something was not written.
-    pub fn nftables_synced(&self, elements: usize, failed: bool, families: &[Family]) {
-        self.own.nftables_elements.set(whole(elements));
-        for family in families {
-            let failures = self.proxy.nftables_failures.with_label_values(&[family.name()]);
-            failures.inc_by(failed.into());
-        }
+    /// A sync of a family's table for packets ended with so many elements there; `failed`: something was
+    /// not written.
+    pub fn nftables_synced(&self, family: Family, elements: usize, failed: bool) {
+        self.own.nftables_elements.with_label_values(&[family.name()]).set(whole(elements));
+        let failures = self.proxy.nftables_failures.with_label_values(&[family.name()]);
+        failures.inc_by(failed.into());
     }
 
-    /// The tables for packets say again what they are to say, after somebody else had changed them.
-    pub fn nftables_repaired(&self) {
-        self.own.nftables_repairs.inc();
+    /// A family's table for packets says again what it is to say, after somebody else had changed it.
+    pub fn nftables_repaired(&self, family: Family) {
+        self.own.nftables_repairs.with_label_values(&[family.name()]).inc();
     }
 
     /// A probe got its answer.

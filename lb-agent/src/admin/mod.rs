@@ -234,12 +234,12 @@ impl Admin {
         health.set_maps(result, Moment::now());
     }
 
-    /// A sync of the tables for packets ended: see [`Metrics::nftables_synced`]. `repaired`: somebody else
-    /// had changed them, which is undone.
-    pub fn tables_synced(&self, elements: usize, failed: bool, repaired: bool) {
-        self.metrics.nftables_synced(elements, failed, &self.families);
+    /// A sync of a family's table for packets ended: see [`Metrics::nftables_synced`]. `repaired`: somebody
+    /// else had changed it, which is undone.
+    pub fn table_synced(&self, family: Family, elements: usize, failed: bool, repaired: bool) {
+        self.metrics.nftables_synced(family, elements, failed);
         if repaired {
-            self.metrics.nftables_repaired();
+            self.metrics.nftables_repaired(family);
             self.health.lock().set_tables_repaired(Moment::now());
         }
     }

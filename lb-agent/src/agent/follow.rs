@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result};
 use lb_core::{
     model::{Change, Families},
-    packets::{PACKETS, PacketEngine, ServedFlows},
+    packets::{PacketEngine, ServedFlows, engine_name},
     pipeline::{Pipeline, SyncReport},
     plan::PlanError,
     policy::NoLocal,
@@ -62,8 +62,8 @@ pub struct Agent {
     /// Since when only the Nodes are missing.
     waiting_for_nodes: Option<Instant>,
     takeover: Takeover,
-    /// If packets from outside are to be served.
-    packets: Option<PacketsDuty>,
+    /// Of each family, if packets from outside are to be served.
+    packets: Vec<PacketsDuty>,
     stale_flows: StaleFlows,
     /// When something was written last.
     changed: Instant,
@@ -102,7 +102,7 @@ impl Agent {
             refusals: Refusals::default(),
             waiting_for_nodes: None,
             takeover,
-            packets: None,
+            packets: Vec::new(),
             stale_flows: StaleFlows::new(),
             changed: Instant::now(),
             compared: Instant::now(),
@@ -110,34 +110,39 @@ impl Agent {
         }
     }
 
-    /// Serves packets from outside, too, with so many `bonds` of session affinity to each kind of
-    /// address. `make_liberal`: see [`PacketEngine::liberal`].
+    /// Serves packets from outside, too, with so many `bonds` of session affinity in each family.
+    /// `make_liberal`: see [`PacketEngine::liberal`].
     pub(super) fn serve_packets(
         &mut self,
         families: Families,
         bonds: u32,
         make_liberal: Option<fn() -> bool>,
     ) {
-        self.packets = Some(match self.packet_engine(families, bonds, make_liberal) {
-            Ok(watch) => PacketsDuty::new(watch),
-            Err(error) => {
-                let remedy = "load the module nfnetlink, then restart the agent";
-                tracing::error!(remedy, "packets are not served, sockets are: {error:#}");
-                PacketsDuty::impossible(format!("{error:#}: {remedy}"))
-            }
-        });
+        let all = [(true, families.ipv4), (false, families.ipv6)];
+        for (ipv4, _) in all.into_iter().filter(|(_, is_served)| *is_served) {
+            let duty = match self.packet_engine(ipv4, bonds, make_liberal) {
+                Ok(watch) => PacketsDuty::new(ipv4, watch),
+                Err(error) => {
+                    let engine = engine_name(ipv4);
+                    let remedy = "load the module nfnetlink, then restart the agent";
+                    tracing::error!(remedy, "{engine} are not served, sockets are: {error:#}");
+                    PacketsDuty::impossible(ipv4, format!("{error:#}: {remedy}"))
+                }
+            };
+            self.packets.push(duty);
+        }
     }
 
     fn packet_engine(
         &mut self,
-        families: Families,
+        ipv4: bool,
         bonds: u32,
         make_liberal: Option<fn() -> bool>,
     ) -> Result<packets::Watch> {
         let nfnetlink = || "cannot speak with nfnetlink";
-        let table = packets::open(families, bonds).with_context(nfnetlink)?;
-        let watch = packets::Watch::open(families, bonds).with_context(nfnetlink)?;
-        let engine = PacketEngine::new(table);
+        let table = packets::open(ipv4, bonds).with_context(nfnetlink)?;
+        let watch = packets::Watch::open(ipv4, bonds).with_context(nfnetlink)?;
+        let engine = PacketEngine::new(table, ipv4);
         self.pipeline.add(Box::new(match make_liberal {
             Some(make) => engine.liberal(make),
             None => engine,
@@ -217,11 +222,9 @@ impl Agent {
         self.troubles.tell_lasting(now);
         if self.compared.elapsed() > COMPARE {
             self.pace.doubt();
-            if let Some(packets) = &mut self.packets {
-                packets.doubt();
-            }
+            self.packets.iter_mut().for_each(PacketsDuty::doubt);
         }
-        if let Some(packets) = &mut self.packets {
+        for packets in &mut self.packets {
             packets.look(now);
         }
         self.stale_flows.begin(now);
@@ -251,8 +254,8 @@ impl Agent {
         if self.pace.reads(now) {
             self.read_maps(admin);
         }
-        if self.packets.as_ref().is_some_and(|packets| packets.reads(now)) {
-            self.read_tables(admin);
+        if self.packets.iter().any(|packets| packets.reads(now)) {
+            self.read_tables(now, admin);
         }
         if self.pipeline.is_dirty() && self.pace.writes(news, now) {
             admin.queued();
@@ -304,23 +307,25 @@ impl Agent {
         admin.maps_written(self.verdict());
     }
 
-    /// Goes on from what the tables for packets really say.
-    fn read_tables(&mut self, admin: &Admin) {
-        let Some(packets) = &mut self.packets else { return };
-        let began = Instant::now();
-        let unread = self.pipeline.adopt_others().remove(PACKETS);
-        if let Some(error) = &unread {
-            self.troubles.tell_unread(PACKETS, error);
+    /// Goes on from what the tables for packets really say that are to be read now.
+    fn read_tables(&mut self, now: Instant, admin: &Admin) {
+        for packets in self.packets.iter_mut().filter(|packets| packets.reads(now)) {
+            let began = Instant::now();
+            let unread = self.pipeline.adopt_other(packets.engine()).err();
+            if let Some(error) = &unread {
+                self.troubles.tell_unread(packets.engine(), error);
+            }
+            packets.has_read(unread, began, Instant::now());
         }
-        packets.has_read(unread, began, Instant::now());
         admin.maps_written(self.verdict());
     }
 
     /// What is not in force of what the agent knows.
     fn verdict(&self) -> Result<(), String> {
         self.refusals.verdict()?;
-        let fault = self.packets.as_ref().and_then(PacketsDuty::fault);
-        fault.map_or(Ok(()), |fault| Err(format!("packets from outside are not served: {fault}")))
+        let faults = self.packets.iter().filter_map(PacketsDuty::fault);
+        let faults: Vec<String> = faults.collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
     }
 
     /// Writes what has changed. True if something is to be tried again.
@@ -359,10 +364,12 @@ impl Agent {
         if report.sockets.addresses.is_some() || report.sockets.failed.values().any(refused) {
             self.pace.doubt();
         }
-        if let (Some(packets), Some(of)) = (&mut self.packets, report.others.get_mut(PACKETS)) {
+        for packets in &mut self.packets {
+            let Some(of) = report.others.get_mut(packets.engine()) else { continue };
             let now = Instant::now();
             let written = packets.wrote(of, started, now);
-            admin.tables_synced(of.entries, written.failed, written.repaired);
+            let family = if packets.is_ipv4() { Family::V4 } else { Family::V6 };
+            admin.table_synced(family, of.entries, written.failed, written.repaired);
             self.stale_flows.take(ServedFlows::of(of), now);
         }
         // Services that failed, or damage that could not be removed.

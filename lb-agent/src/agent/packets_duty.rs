@@ -1,76 +1,88 @@
-//! When the tables for packets are read, and what is wrong with them. They have a pace of their own: what
-//! fails there puts nothing off for sockets.
+//! When the table for packets of a family is read, and what is wrong with it. It has a pace of its own:
+//! what fails there puts nothing off for sockets, nor for the other family.
 
 use std::time::Instant;
 
-use lb_core::engine::EngineReport;
+use lb_core::{engine::EngineReport, packets::engine_name};
 
 use super::pace::Pace;
 use crate::packets::Watch;
 
-/// What came of a sync of the tables.
+/// What came of a sync of a table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct TablesWritten {
+pub(super) struct TableWritten {
     /// Something was not written.
     pub(super) failed: bool,
-    /// Something was, after somebody else had changed the tables.
+    /// Something was, after somebody else had changed the table.
     pub(super) repaired: bool,
 }
 
 /// What is to be done for packets beside the pipeline's syncs.
 pub(super) struct PacketsDuty {
+    ipv4: bool,
     /// None: the kernel does not let us speak with it.
     watch: Option<Watch>,
     pace: Pace,
-    /// Somebody else changed the tables, and nothing was written since.
+    /// Somebody else changed the table, and nothing was written since.
     is_damaged: bool,
     /// Why packets are not served as they should be.
     fault: Option<String>,
 }
 
 impl PacketsDuty {
-    /// Tables that were not read yet.
-    pub(super) fn new(watch: Watch) -> Self {
-        Self::with(Some(watch), None)
+    /// A table that was not read yet.
+    pub(super) fn new(ipv4: bool, watch: Watch) -> Self {
+        Self::with(ipv4, Some(watch), None)
     }
 
-    /// There will be no tables, for this reason.
-    pub(super) fn impossible(fault: String) -> Self {
-        Self::with(None, Some(fault))
+    /// There will be no table, for this reason.
+    pub(super) fn impossible(ipv4: bool, fault: String) -> Self {
+        Self::with(ipv4, None, Some(fault))
     }
 
-    fn with(watch: Option<Watch>, fault: Option<String>) -> Self {
+    fn with(ipv4: bool, watch: Option<Watch>, fault: Option<String>) -> Self {
         let mut pace = Pace::new();
         pace.doubt();
-        Self { watch, pace, is_damaged: false, fault }
+        Self { ipv4, watch, pace, is_damaged: false, fault }
+    }
+
+    pub(super) const fn is_ipv4(&self) -> bool {
+        self.ipv4
+    }
+
+    /// The engine's name.
+    pub(super) const fn engine(&self) -> &'static str {
+        engine_name(self.ipv4)
     }
 
     /// Why packets are not served as they should be.
-    pub(super) fn fault(&self) -> Option<&str> {
-        self.fault.as_deref()
+    pub(super) fn fault(&self) -> Option<String> {
+        let fault = self.fault.as_ref()?;
+        Some(format!("{} from outside are not served: {fault}", self.engine()))
     }
 
-    /// Looks whether somebody changed the tables.
+    /// Looks whether somebody changed the table.
     pub(super) fn look(&mut self, now: Instant) {
         if self.watch.as_mut().is_some_and(Watch::is_damaged) {
-            tracing::warn!("somebody changed the tables for packets: repairing them");
+            let engine = self.engine();
+            tracing::warn!(engine, "somebody changed the table in nftables: repairing it");
             self.is_damaged = true;
             self.pace.doubt();
             self.pace.hurry(now);
         }
     }
 
-    /// The tables may say something else than what is believed of them.
+    /// The table may say something else than what is believed of it.
     pub(super) const fn doubt(&mut self) {
         self.pace.doubt();
     }
 
-    /// Whether the tables are to be read.
+    /// Whether the table is to be read.
     pub(super) fn reads(&self, now: Instant) -> bool {
         self.watch.is_some() && self.pace.reads(now)
     }
 
-    /// They were, or why not.
+    /// It was, or why not.
     pub(super) fn has_read(&mut self, unread: Option<String>, began: Instant, ended: Instant) {
         if unread.is_some() {
             self.pace.has_written(true, began, ended);
@@ -86,7 +98,7 @@ impl PacketsDuty {
         report: &EngineReport,
         began: Instant,
         ended: Instant,
-    ) -> TablesWritten {
+    ) -> TableWritten {
         let failed = !report.failed.is_empty() || !report.beside.is_empty();
         self.fault = report.beside.first().cloned();
         if failed {
@@ -95,9 +107,13 @@ impl PacketsDuty {
         self.pace.has_written(failed, began, ended);
         let repaired = !failed && report.ops > 0 && std::mem::take(&mut self.is_damaged);
         if repaired {
-            tracing::info!(ops = report.ops, "the tables for packets are repaired");
+            tracing::info!(
+                engine = self.engine(),
+                ops = report.ops,
+                "the table in nftables is repaired"
+            );
         }
-        TablesWritten { failed, repaired }
+        TableWritten { failed, repaired }
     }
 }
 
@@ -107,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// A duty whose tables can be read, without a kernel.
+    /// A duty whose table can be read, without a kernel.
     fn readable(duty: &PacketsDuty, now: Instant) -> bool {
         duty.pace.reads(now)
     }
@@ -115,10 +131,14 @@ mod tests {
     #[test]
     fn what_fails_is_read_again_with_pauses_that_grow_and_is_a_fault_until_it_works() {
         let start = Instant::now();
-        let mut duty = PacketsDuty::with(None, None);
+        let mut duty = PacketsDuty::with(true, None, None);
         assert!(readable(&duty, start) && !duty.reads(start), "there is nothing to read");
         duty.has_read(Some("no memory".to_owned()), start, start);
-        assert_eq!(duty.fault(), Some("no memory"));
+        assert!(
+            duty.fault()
+                .unwrap()
+                .ends_with("packets of IPv4 from outside are not served: no memory")
+        );
         let mut now = start;
         let mut pauses = Vec::new();
         for _ in 0..3 {
@@ -139,7 +159,7 @@ mod tests {
     #[test]
     fn a_repair_is_one_when_something_was_written_and_nothing_failed() {
         let now = Instant::now();
-        let mut duty = PacketsDuty::with(None, None);
+        let mut duty = PacketsDuty::with(true, None, None);
         let wrote = |duty: &mut PacketsDuty, ops, beside: &[&str]| {
             let beside = beside.iter().copied().map(str::to_owned).collect();
             duty.wrote(&EngineReport { ops, beside, ..EngineReport::default() }, now, now).repaired
@@ -156,7 +176,7 @@ mod tests {
     #[test]
     fn a_service_that_fails_is_no_fault_but_has_the_tables_read_again() {
         let now = Instant::now();
-        let mut duty = PacketsDuty::with(None, None);
+        let mut duty = PacketsDuty::with(true, None, None);
         duty.has_read(None, now, now);
         let web = lb_core::model::ObjectRef::new("default", "web");
         let failed = [(web, "a set is full".to_owned())].into();

@@ -229,7 +229,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use lb_core::{
-        packets::{Choice, Element},
+        packets::{Choice, Element, Group},
         policy::TrafficPolicy::{Cluster, Local},
     };
 
@@ -244,25 +244,28 @@ mod tests {
         let any = "0.0.0.0:30080".parse().unwrap();
         let port = Frontend { scope: Scope::OwnNode, ..Frontend::new(any, Protocol::Tcp) };
         let addr = "10.0.0.1:8080".parse().unwrap();
-        let (policy, number) = (Cluster, 0);
-        let seconds = NonZeroU32::new(60).unwrap();
-        let all = [vip, port].into_iter().flat_map(|frontend| {
+        let group = |port, policy| Group::of(true, port, policy);
+        let [own, of_port, drop] = [group(7, Cluster), group(8, Cluster), group(8, Local)];
+        let lead = |policy, frontend, group| Element::Frontend { policy, frontend, group };
+        let serving = [own, of_port].into_iter().flat_map(|group| {
             [
-                Element::Choice { policy, frontend, value: Choice::Slots(1) },
-                Element::Endpoint { policy, frontend, slot: 0, addr },
+                Element::Choice { group, value: Choice::Slots(1) },
+                Element::Endpoint { group, slot: 0, addr },
             ]
         });
-        let frontend = vip;
-        all.chain([
-            Element::Affinity { policy, frontend, seconds },
-            Element::Number { policy, frontend, slot: 0, number },
-            Element::Numbered { policy, frontend, number, addr },
+        let beside = [
+            lead(Cluster, vip, own),
+            lead(Cluster, port, of_port),
+            lead(Local, port, drop),
+            Element::Choice { group: drop, value: Choice::Drop },
+            Element::Affinity { group: own, seconds: NonZeroU32::new(60).unwrap() },
+            Element::Number { group: own, slot: 0, number: 3 },
+            Element::Numbered { group: own, number: 3, addr },
             Element::Restricted(vip),
-            Element::Range { frontend, range: "10.9.0.0/16".parse().unwrap() },
-            Element::Choice { policy: Local, frontend: port, value: Choice::Drop },
+            Element::Range { frontend: vip, range: "10.9.0.0/16".parse().unwrap() },
             Element::Node("192.0.2.9".parse().unwrap()),
-        ])
-        .collect()
+        ];
+        serving.chain(beside).collect()
     }
 
     fn text(to: &str, from: Option<&str>) -> Option<String> {
@@ -304,9 +307,10 @@ mod tests {
     fn damage_is_a_problem() {
         let fill = PacketsFill::new(&seen());
         assert_eq!(fill.problem(), None);
-        assert_eq!(fill.to_string(), "external (2 frontends, 11 elements in nftables)");
+        assert_eq!(fill.to_string(), "external (2 frontends, 14 elements in nftables)");
         let frontend = Frontend::new("192.0.2.3:80".parse().unwrap(), Protocol::Udp);
-        let stray = Element::Choice { policy: Cluster, frontend, value: Choice::Slots(2) };
+        let group = Group::of(true, 9, Cluster);
+        let stray = Element::Frontend { policy: Cluster, frontend, group };
         let table: TableMirror = table().elements().chain([stray]).collect();
         let seen = |is_steady| Seen { table: table.clone(), is_steady };
         let problem = |is_steady| PacketsFill::new(&seen(is_steady)).problem();

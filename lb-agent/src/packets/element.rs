@@ -7,7 +7,7 @@ use std::{
 
 use lb_core::{
     model::{Cidr, Frontend, Protocol, Scope},
-    packets::{Choice, Element},
+    packets::{Choice, Element, Group},
     policy::TrafficPolicy,
 };
 
@@ -27,59 +27,61 @@ const fn kind(policy: TrafficPolicy, scope: Scope) -> Kind {
 }
 
 /// The set that an element is in, and its bytes there.
-pub(super) fn encode(element: &Element) -> (Family, Set, Raw) {
+pub(super) fn encode(element: &Element) -> (Set, Raw) {
     let plain = |key: Vec<u8>| Raw { key, end: None, value: None };
-    let family = |ip: IpAddr| Family::of(ip.is_ipv4());
     match element {
-        Element::Node(ip) => (family(*ip), Set::Nodes, plain(octets(*ip))),
-        Element::Hairpin(ip) => (family(*ip), Set::Hairpin, plain(octets(*ip).repeat(2))),
+        Element::Node(ip) => (Set::Nodes, plain(octets(*ip))),
+        Element::Hairpin(ip) => (Set::Hairpin, plain(octets(*ip).repeat(2))),
         Element::Server(addr) => {
             let frontend = Frontend::new(*addr, Protocol::Tcp);
-            (family(addr.ip()), Set::Servers, plain(key(&frontend)))
+            (Set::Servers, plain(key(&frontend)))
         }
-        Element::Restricted(frontend) => {
-            (family(frontend.addr.ip()), Set::Restricted, plain(key(frontend)))
-        }
+        Element::Restricted(frontend) => (Set::Restricted, plain(key(frontend))),
         Element::Range { frontend, range } => {
             let [first, last] = bounds(*range);
             let with = |ip| [key(frontend), octets(ip)].concat();
             let raw = Raw { key: with(first), end: Some(with(last)), value: None };
-            (family(range.addr), Set::Ranges, raw)
+            (Set::Ranges, raw)
         }
-        Element::Choice { policy, frontend, value } => {
+        Element::Frontend { policy, frontend, group } => {
+            let value = Some(number(group.number));
+            let set = Set::Frontends(kind(*policy, frontend.scope));
+            (set, Raw { value, ..plain(key(frontend)) })
+        }
+        Element::Choice { group, value } => {
             let slots = match value {
                 Choice::Slots(slots) => (*slots).min(MAX_SLOTS),
                 Choice::Reject => REJECT,
                 Choice::Drop => DROP,
             };
-            let value = Some(slots.to_ne_bytes().to_vec());
-            let set = Set::Frontends(kind(*policy, frontend.scope));
-            (family(frontend.addr.ip()), set, Raw { value, ..plain(key(frontend)) })
+            let value = Some(number(slots));
+            (Set::Choices, Raw { value, ..plain(number(group.number)) })
         }
-        Element::Endpoint { policy, frontend, slot, addr } => {
-            let key = [key(frontend), slot.to_ne_bytes().to_vec()].concat();
+        Element::Endpoint { group, slot, addr } => {
             let value = Some([octets(addr.ip()), port(addr.port())].concat());
-            let set = Set::Endpoints(kind(*policy, frontend.scope));
-            (family(addr.ip()), set, Raw { value, ..plain(key) })
+            (Set::Endpoints, Raw { value, ..plain(pair(group.number, *slot)) })
         }
-        Element::Affinity { policy, frontend, seconds } => {
-            let value = Some(seconds.get().to_ne_bytes().to_vec());
-            let set = Set::Affinity(kind(*policy, frontend.scope));
-            (family(frontend.addr.ip()), set, Raw { value, ..plain(key(frontend)) })
+        Element::Affinity { group, seconds } => {
+            let value = Some(number(seconds.get()));
+            (Set::Affinity, Raw { value, ..plain(number(group.number)) })
         }
-        Element::Number { policy, frontend, slot, number } => {
-            let key = [key(frontend), slot.to_ne_bytes().to_vec()].concat();
-            let value = Some(number.to_ne_bytes().to_vec());
-            let set = Set::Numbers(kind(*policy, frontend.scope));
-            (family(frontend.addr.ip()), set, Raw { value, ..plain(key) })
+        Element::Number { group, slot, number: value } => {
+            let value = Some(number(*value));
+            (Set::Numbers, Raw { value, ..plain(pair(group.number, *slot)) })
         }
-        Element::Numbered { policy, frontend, number, addr } => {
-            let key = [key(frontend), number.to_ne_bytes().to_vec()].concat();
+        Element::Numbered { group, number, addr } => {
             let value = Some([octets(addr.ip()), port(addr.port())].concat());
-            let set = Set::Numbered(kind(*policy, frontend.scope));
-            (family(addr.ip()), set, Raw { value, ..plain(key) })
+            (Set::Numbered, Raw { value, ..plain(pair(group.number, *number)) })
         }
     }
+}
+
+fn number(number: u32) -> Vec<u8> {
+    number.to_ne_bytes().to_vec()
+}
+
+fn pair(first: u32, second: u32) -> Vec<u8> {
+    [first, second].map(u32::to_ne_bytes).concat()
 }
 
 /// What an element of a set means, if anything.
@@ -105,34 +107,35 @@ pub(super) fn decode(family: Family, set: Set, raw: &Raw) -> Option<Element> {
         }
         Set::Frontends(kind) => {
             let (policy, frontend) = key.of(kind)?;
+            Element::Frontend { policy, frontend, group: value.group()? }
+        }
+        Set::Choices => {
+            let group = key.group()?;
             let value = match value.number()? {
                 REJECT => Choice::Reject,
                 DROP => Choice::Drop,
                 slots => Choice::Slots(slots),
             };
-            Element::Choice { policy, frontend, value }
+            Element::Choice { group, value }
         }
-        Set::Endpoints(kind) => {
-            let (policy, frontend) = key.of(kind)?;
-            let slot = key.number()?;
-            Element::Endpoint { policy, frontend, slot, addr: value.addr()? }
+        Set::Endpoints => {
+            let (group, slot) = (key.group()?, key.number()?);
+            Element::Endpoint { group, slot, addr: value.addr()? }
         }
-        Set::Affinity(kind) => {
-            let (policy, frontend) = key.of(kind)?;
+        Set::Affinity => {
             let seconds = NonZeroU32::new(value.number()?)?;
-            Element::Affinity { policy, frontend, seconds }
+            Element::Affinity { group: key.group()?, seconds }
         }
-        Set::Numbers(kind) => {
-            let (policy, frontend) = key.of(kind)?;
-            Element::Number { policy, frontend, slot: key.number()?, number: value.number()? }
+        Set::Numbers => {
+            let (group, slot) = (key.group()?, key.number()?);
+            Element::Number { group, slot, number: value.number()? }
         }
-        Set::Numbered(kind) => {
-            let (policy, frontend) = key.of(kind)?;
-            let number = key.number()?;
-            Element::Numbered { policy, frontend, number, addr: value.addr()? }
+        Set::Numbered => {
+            let (group, number) = (key.group()?, key.number()?);
+            Element::Numbered { group, number, addr: value.addr()? }
         }
         // What the rules have written is theirs.
-        Set::Bonds(_) => return None,
+        Set::Bonds => return None,
     };
     (key.rest.is_empty() && value.rest.is_empty()).then_some(element)
 }
@@ -212,6 +215,10 @@ impl Reader<'_> {
         self.take().map(u32::from_ne_bytes)
     }
 
+    fn group(&mut self) -> Option<Group> {
+        Some(Group { ipv4: self.family == Family::Ip, number: self.number()? })
+    }
+
     fn addr(&mut self) -> Option<SocketAddr> {
         Some(SocketAddr::new(self.ip()?, self.port()?))
     }
@@ -276,18 +283,21 @@ mod tests {
             ];
             for (policy, frontend) in [(Cluster, vip), (Local, vip), (Cluster, port), (Local, port)]
             {
-                for value in [Choice::Slots(4), Choice::Reject, Choice::Drop] {
-                    all.push(Element::Choice { policy, frontend, value });
-                }
-                let (slot, number) = (9999, 1 << 17);
-                all.push(Element::Endpoint { policy, frontend, slot, addr: pod });
-                all.push(Element::Number { policy, frontend, slot, number });
-                all.push(Element::Numbered { policy, frontend, number, addr: pod });
-                let seconds = NonZeroU32::new(10_800).unwrap();
-                all.push(Element::Affinity { policy, frontend, seconds });
+                let group = Group { ipv4: addr.is_ipv4(), number: u32::MAX };
+                all.push(Element::Frontend { policy, frontend, group });
             }
+            let group = Group { ipv4: addr.is_ipv4(), number: 1 << 17 };
+            for value in [Choice::Slots(4), Choice::Reject, Choice::Drop] {
+                all.push(Element::Choice { group, value });
+            }
+            let (slot, number) = (9999, 1 << 18);
+            all.push(Element::Endpoint { group, slot, addr: pod });
+            all.push(Element::Number { group, slot, number });
+            all.push(Element::Numbered { group, number, addr: pod });
+            all.push(Element::Affinity { group, seconds: NonZeroU32::new(10_800).unwrap() });
             for element in all {
-                let (family, set, raw) = encode(&element);
+                let family = Family::of(element.is_ipv4());
+                let (set, raw) = encode(&element);
                 assert_eq!(decode(family, set, &raw), Some(element));
             }
         }

@@ -35,13 +35,12 @@ pub use self::{
 };
 use self::{
     nft::{Family, NftError},
-    table::{Tables, Trouble},
+    table::{KernelTable, Trouble},
 };
 
-/// The tables of this network namespace, of the families that the kernel has. Each of their maps has
-/// room for so many `bonds` of session affinity.
-pub fn open(families: Families, bonds: u32) -> io::Result<impl Table> {
-    Tables::open(of(families), bonds)
+/// The table of a family in this network namespace, with room for so many `bonds` of session affinity.
+pub fn open(ipv4: bool, bonds: u32) -> io::Result<impl Table> {
+    KernelTable::open(Family::of(ipv4), bonds)
 }
 
 /// What stands in the tables of both families.
@@ -56,27 +55,42 @@ pub struct Seen {
 
 /// What stands in the tables; none if there are none of ours. Writes nothing.
 pub fn look() -> Result<Option<Seen>, TableError> {
-    let looked = Tables::open(Family::ALL.to_vec(), 0)
-        .map_err(|error| Trouble::from(NftError::from(error)))
-        .and_then(|mut tables| tables.look());
-    match looked {
-        Err(Trouble::Nft(error)) if error.lacks_the_means() => Ok(None),
-        looked => {
-            let (found, is_steady) = looked?;
-            Ok(found.map(|all| Seen { table: all.into_iter().collect(), is_steady }))
+    let (mut all, mut is_steady) = (None, true);
+    for_each_table(|table| {
+        let (found, was_steady) = table.look()?;
+        is_steady &= was_steady;
+        if let Some(found) = found {
+            all.get_or_insert_with(Vec::new).extend(found);
         }
-    }
+        Ok(())
+    })?;
+    Ok(all.map(|all| Seen { table: all.into_iter().collect(), is_steady }))
 }
 
 /// Removes the tables, whoever left them; returns what was removed. A kernel without nf_tables has none.
 pub fn cleanup() -> Result<Vec<String>, TableError> {
-    let removed = Tables::open(Family::ALL.to_vec(), 0)
-        .map_err(|error| Trouble::from(NftError::from(error)))
-        .and_then(|mut tables| tables.remove());
-    match removed {
-        Err(Trouble::Nft(error)) if error.lacks_the_means() => Ok(Vec::new()),
-        removed => Ok(removed?),
+    let mut removed = Vec::new();
+    for_each_table(|table| {
+        removed.extend(table.remove()?);
+        Ok(())
+    })?;
+    Ok(removed)
+}
+
+/// Does something with the table of each family that this kernel may have.
+fn for_each_table(
+    mut each: impl FnMut(&mut KernelTable) -> Result<(), Trouble>,
+) -> Result<(), TableError> {
+    for family in Family::ALL {
+        let done = KernelTable::open(family, 0)
+            .map_err(|error| Trouble::from(NftError::from(error)))
+            .and_then(|mut table| each(&mut table));
+        match done {
+            Err(Trouble::Nft(error)) if error.lacks_the_means() => {}
+            done => done?,
+        }
     }
+    Ok(())
 }
 
 fn of(families: Families) -> Vec<Family> {

@@ -2,16 +2,18 @@
 //! session affinity. What else differs between clusters is in the elements of the sets, see [`Set`].
 //!
 //! A packet's frontend is looked up as it stands in the packet, its address, protocol and port, or for a
-//! node port the last two of these. `frontends` says from how many slots to draw, a power of two, and
-//! `endpoints` has the endpoint in each slot; a slot without one is drawn again. So an endpoint is one
-//! element of each of its frontends, and neither chains nor verdicts grow with Services. No key holds
-//! what another map said: `nft list ruleset` aborts on such a rule (nftables 1.0.6 to 1.1).
+//! node port the last two of these. `frontends` leads to a group, which all frontends of a port of a
+//! Service share: `choices` says from how many slots to draw, a power of two, and `endpoints` has the
+//! endpoint in each slot; a slot without one is drawn again. So an endpoint is one element, and neither
+//! chains nor verdicts grow with Services.
 //!
-//! Where senders stay with their endpoint (H), a bond leads from a frontend and a sender to a number, and
-//! `numbered` from there to the endpoint: a number without one is a bond to an endpoint that left, and is
-//! removed by the sender's next packet. The number of the slot that was drawn is in `numbers`. What a
-//! map has said becomes a key by way of the packet's mark, within one rule: nft can list that. How long
-//! a bond lasts is written in a rule, so each timeout that is in use has one.
+//! Where senders stay with their endpoint (H), a bond leads from a port of a Service and a sender to a
+//! number, and `numbered` from there to the endpoint: a number without one is a bond to an endpoint that
+//! left, and is removed by the sender's next packet. The number of the slot that was drawn is in
+//! `numbers`. How long a bond lasts is written in a rule, so each timeout that is in use has one.
+//!
+//! No key holds what another map said: `nft list ruleset` aborts on such a rule (nftables 1.0.6 to 1.1).
+//! What a map has said becomes a key by way of the packet's mark, within one rule: nft can list that.
 //!
 //! Hooks and verdicts are those of kube-proxy's nftables mode.
 
@@ -39,9 +41,19 @@ const DRAWS: usize = 6;
 const RECORDS: usize = 3;
 /// For how many seconds a bond is recorded, before it is followed the first time.
 const FIRST: u32 = 60;
-/// The registers that no key reaches: a value, and what the packet's mark was.
+/// The registers that no key reaches: what a map has said, a value to be recorded, and what the packet's
+/// mark was.
+const FOUND: Register = 13;
 const VALUE: Register = 14;
 const MARKED: Register = 15;
+/// The group of the packet's frontend, and what is behind it in a key.
+const GROUP: Register = 0;
+const SECOND: Register = 1;
+/// The port of the packet's frontend, and the sender behind it: the key of a bond.
+const PORT: Register = 2;
+const SENDER: Register = 3;
+/// The bit in which the groups of a port differ.
+const POLICY: u32 = 1;
 
 /// `slots` of a frontend at which packets are rejected: there are no endpoints anywhere (F1).
 pub(super) const REJECT: u32 = 0;
@@ -53,10 +65,10 @@ pub(super) const OWNER: u32 = 2;
 /// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`: and it stays when its owner ends. Linux 6.9.
 pub(super) const OWNED: u32 = OWNER | 4;
 
-/// What the table says of itself: whose it is, which layout, and how many bonds its maps hold each.
+/// What the table says of itself: whose it is, which layout, and how many bonds it holds.
 /// Another layout or number is another text, and another table.
 pub(super) fn comment(bonds: u32) -> String {
-    format!("{OURS}, layout 4, {bonds} bonds; an agent repairs it")
+    format!("{OURS}, layout 5, {bonds} bonds; an agent repairs it")
 }
 
 /// Where a base chain hangs: type, hook, priority.
@@ -178,11 +190,27 @@ impl Rules {
         rule
     }
 
-    fn slots(&self, kind: Kind, operator: Operator, with: u32) -> Vec<Expression> {
+    /// Goes on if the packet is for a frontend, whose group is then where keys begin.
+    fn group(&self, kind: Kind) -> Vec<Expression> {
         let (mut rule, _) = self.key(kind);
-        rule.push(find(Set::Frontends(kind), 0));
-        rule.push(Expression::Compare { on: 0, operator, with });
+        rule.push(find(Set::Frontends(kind), GROUP, FOUND));
+        rule.extend(through_mark(FOUND, GROUP));
         rule
+    }
+
+    fn slots(&self, kind: Kind, operator: Operator, with: u32) -> Vec<Expression> {
+        let mut rule = self.group(kind);
+        rule.push(find(Set::Choices, GROUP, FOUND));
+        rule.push(Expression::Compare { on: FOUND, operator, with });
+        rule
+    }
+
+    /// To the endpoint that a map has for the first two registers.
+    fn translate(&self, set: Set) -> [Expression; 2] {
+        [
+            find(set, GROUP, GROUP),
+            Expression::DestinationNat { address: GROUP, port: self.0.registers },
+        ]
     }
 
     /// Draws one of the slots until there is an endpoint, and sends the packet there.
@@ -190,10 +218,9 @@ impl Rules {
         let half = (slots / 2 + 1).min(slots);
         let draws = [slots].repeat(DRAWS).into_iter().chain([half]);
         let rules = draws.map(|modulus| {
-            let (mut rule, index) = self.key(kind);
-            rule.push(Expression::Random { to: index, modulus });
-            rule.push(find(Set::Endpoints(kind), 0));
-            rule.push(Expression::DestinationNat { address: 0, port: self.0.registers });
+            let mut rule = self.group(kind);
+            rule.push(Expression::Random { to: SECOND, modulus });
+            rule.extend(self.translate(Set::Endpoints));
             rule
         });
         let rules = if slots <= 2 { rules.take(2).collect() } else { rules.collect() };
@@ -210,8 +237,8 @@ impl Rules {
     /// Where senders stay, a packet is sent to the endpoint of its sender's bond. If it has none and
     /// there is no room for one, the packet goes on as if senders did not stay.
     fn to_stay(&self, kind: Kind) -> Vec<Expression> {
-        let (mut rule, _) = self.key(kind);
-        rule.push(find(Set::Affinity(kind), 0));
+        let mut rule = self.group(kind);
+        rule.push(find(Set::Affinity, GROUP, FOUND));
         rule.push(jump(stay(kind)));
         rule
     }
@@ -228,42 +255,46 @@ impl Rules {
         Chain { name: stay(kind), hook: None, rules }
     }
 
-    /// The number that the bond of the packet's sender leads to, into the register after the key.
-    fn bond(&self, kind: Kind) -> (Vec<Expression>, Register) {
-        let (mut rule, next) = self.key(kind);
-        rule.push(self.sender(next));
-        rule.push(find(Set::Bonds(kind), next));
-        (rule, next)
+    /// Makes the key of the sender's bond, which all frontends of a port share (H1): after
+    /// [`Self::group`].
+    fn bond_key(&self) -> Vec<Expression> {
+        let mut rule = through_mark(FOUND, PORT).to_vec();
+        rule.push(Expression::Bits { on: PORT, mask: !POLICY, xor: 0 });
+        rule.push(self.sender(SENDER));
+        rule
     }
 
     /// Follows a bond with this timeout, which begins anew (H2).
     fn follow(&self, kind: Kind, seconds: u32) -> Vec<Expression> {
-        let (mut rule, next) = self.key(kind);
-        rule.push(find(Set::Affinity(kind), 0));
-        rule.push(Expression::Compare { on: 0, operator: Operator::Equal, with: seconds });
-        rule.extend(self.bond(kind).0);
-        rule.extend(through_mark(next, VALUE));
-        rule.push(self.sender(next));
+        let mut rule = self.group(kind);
+        rule.extend(self.bond_key());
+        rule.push(find(Set::Affinity, GROUP, FOUND));
+        rule.push(Expression::Compare { on: FOUND, operator: Operator::Equal, with: seconds });
+        rule.push(find(Set::Bonds, PORT, FOUND));
+        rule.extend(through_mark(FOUND, VALUE));
         let how = Recording::Update { seconds };
-        rule.push(Expression::Record { how, set: Set::Bonds(kind), key: 0, value: VALUE });
-        rule.extend(through_mark(VALUE, next));
-        rule.push(find(Set::Numbered(kind), 0));
-        rule.push(Expression::DestinationNat { address: 0, port: self.0.registers });
+        rule.push(Expression::Record { how, set: Set::Bonds, key: PORT, value: VALUE });
+        rule.extend(through_mark(VALUE, SECOND));
+        rule.extend(self.translate(Set::Numbered));
         rule
     }
 
     /// Removes the bond of the packet's sender if its endpoint has left (H3).
     fn forget(&self, kind: Kind) -> Chain {
-        let (mut leads, next) = self.bond(kind);
-        leads.extend(through_mark(next, next));
-        leads.push(find(Set::Numbered(kind), 0));
+        let to_bond = || {
+            let mut rule = self.group(kind);
+            rule.extend(self.bond_key());
+            rule.push(find(Set::Bonds, PORT, FOUND));
+            rule
+        };
+        let mut leads = to_bond();
+        leads.extend(through_mark(FOUND, SECOND));
+        leads.push(find(Set::Numbered, GROUP, GROUP));
         leads.push(Expression::Verdict(Verdict::Return));
-        let (mut dangles, next) = self.key(kind);
-        dangles.push(self.sender(next));
-        dangles.push(find(Set::Bonds(kind), VALUE));
+        let mut dangles = to_bond();
         dangles.push(Expression::Mark { to: VALUE });
         let how = Recording::Delete;
-        dangles.push(Expression::Record { how, set: Set::Bonds(kind), key: 0, value: VALUE });
+        dangles.push(Expression::Record { how, set: Set::Bonds, key: PORT, value: VALUE });
         Chain { name: forget(kind), hook: None, rules: vec![leads, dangles] }
     }
 
@@ -273,13 +304,13 @@ impl Rules {
         let half = (slots / 2 + 1).min(slots);
         let draws = [slots].repeat(RECORDS).into_iter().chain([half]);
         let rules = draws.map(|modulus| {
-            let (mut rule, next) = self.key(kind);
-            rule.push(Expression::Random { to: next, modulus });
-            rule.push(find(Set::Numbers(kind), VALUE));
-            rule.extend(through_mark(VALUE, VALUE));
-            rule.push(self.sender(next));
+            let mut rule = self.group(kind);
+            rule.extend(self.bond_key());
+            rule.push(Expression::Random { to: SECOND, modulus });
+            rule.push(find(Set::Numbers, GROUP, FOUND));
+            rule.extend(through_mark(FOUND, VALUE));
             let how = Recording::Add { seconds: FIRST };
-            rule.push(Expression::Record { how, set: Set::Bonds(kind), key: 0, value: VALUE });
+            rule.push(Expression::Record { how, set: Set::Bonds, key: PORT, value: VALUE });
             rule.push(Expression::Verdict(Verdict::Return));
             rule
         });
@@ -416,10 +447,9 @@ const fn jump(chain: String) -> Expression {
     Expression::Verdict(Verdict::Jump(chain))
 }
 
-/// Looks up what the registers from the first one on hold. What is found is no key: see
-/// [`through_mark`].
-const fn find(set: Set, to: Register) -> Expression {
-    Expression::Lookup { set, key: 0, to: Some(to), inverted: false }
+/// Looks up what the registers from `key` on hold. What is found is no key: see [`through_mark`].
+const fn find(set: Set, key: Register, to: Register) -> Expression {
+    Expression::Lookup { set, key, to: Some(to), inverted: false }
 }
 
 /// Makes what a map has said a part of a key, by way of the packet's mark, which is as before at the

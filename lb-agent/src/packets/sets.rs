@@ -47,59 +47,49 @@ pub(super) enum Set {
     Ranges,
     /// Frontends that have ranges: address, protocol, port.
     Restricted,
-    /// Frontend, slot → address, port.
-    Endpoints(Kind),
-    /// Frontend, slot → number, where senders stay with their endpoint.
-    Numbers(Kind),
-    /// Frontend, number → address, port.
-    Numbered(Kind),
-    /// Frontend → seconds.
-    Affinity(Kind),
-    /// Frontend, sender → number: which endpoint a sender stays with. The rules write it.
-    Bonds(Kind),
-    /// Frontend → slots.
+    /// Frontend → group.
     Frontends(Kind),
+    /// Group → slots.
+    Choices,
+    /// Group, slot → address, port.
+    Endpoints,
+    /// Group → seconds, where senders stay with their endpoint.
+    Affinity,
+    /// Group, slot → number, where senders stay.
+    Numbers,
+    /// Group, number → address, port.
+    Numbered,
+    /// The first group of a port, sender → number: which endpoint a sender stays with. The rules write it.
+    Bonds,
 }
 
 impl Set {
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let of_kind = |of: fn(Kind) -> Self| Kind::ALL.into_iter().map(of);
         [Self::Nodes, Self::Hairpin, Self::Servers, Self::Ranges, Self::Restricted]
             .into_iter()
-            .chain(of_kind(Self::Endpoints))
-            .chain(of_kind(Self::Numbers))
-            .chain(of_kind(Self::Numbered))
-            .chain(of_kind(Self::Affinity))
-            .chain(of_kind(Self::Bonds))
-            .chain(of_kind(Self::Frontends))
+            .chain(Kind::ALL.into_iter().map(Self::Frontends))
+            .chain([Self::Choices, Self::Endpoints, Self::Affinity])
+            .chain([Self::Numbers, Self::Numbered, Self::Bonds])
     }
 
     pub(super) const fn name(self) -> &'static str {
-        // In the order of the kinds.
-        let (kind, names) = match self {
-            Self::Nodes => return "nodes",
-            Self::Hairpin => return "hairpin",
-            Self::Servers => return "servers",
-            Self::Ranges => return "ranges",
-            Self::Restricted => return "restricted",
-            Self::Endpoints(kind) => {
-                (kind, ["endpoints", "local-endpoints", "port-endpoints", "local-port-endpoints"])
-            }
-            Self::Numbers(kind) => {
-                (kind, ["numbers", "local-numbers", "port-numbers", "local-port-numbers"])
-            }
-            Self::Numbered(kind) => {
-                (kind, ["numbered", "local-numbered", "port-numbered", "local-port-numbered"])
-            }
-            Self::Affinity(kind) => {
-                (kind, ["affinity", "local-affinity", "port-affinity", "local-port-affinity"])
-            }
-            Self::Bonds(kind) => (kind, ["bonds", "local-bonds", "port-bonds", "local-port-bonds"]),
-            Self::Frontends(kind) => {
-                (kind, ["frontends", "local-frontends", "ports", "local-ports"])
-            }
-        };
-        names[kind as usize]
+        match self {
+            Self::Nodes => "nodes",
+            Self::Hairpin => "hairpin",
+            Self::Servers => "servers",
+            Self::Ranges => "ranges",
+            Self::Restricted => "restricted",
+            Self::Frontends(Kind::Cluster) => "frontends",
+            Self::Frontends(Kind::Local) => "local-frontends",
+            Self::Frontends(Kind::ClusterPort) => "ports",
+            Self::Frontends(Kind::LocalPort) => "local-ports",
+            Self::Choices => "choices",
+            Self::Endpoints => "endpoints",
+            Self::Affinity => "affinity",
+            Self::Numbers => "numbers",
+            Self::Numbered => "numbered",
+            Self::Bonds => "bonds",
+        }
     }
 
     pub(super) fn key(self) -> Vec<Field> {
@@ -107,25 +97,23 @@ impl Set {
         let frontend = |kind: Kind| {
             if kind.is_port() { vec![Protocol, Port] } else { vec![Address, Protocol, Port] }
         };
-        let with = |kind, field| [frontend(kind), vec![field]].concat();
         match self {
             Self::Nodes => vec![Address],
             Self::Hairpin => vec![Address, Address],
-            Self::Ranges => with(Kind::Cluster, Address),
+            Self::Ranges => [frontend(Kind::Cluster), vec![Address]].concat(),
             Self::Restricted | Self::Servers => frontend(Kind::Cluster),
-            Self::Frontends(kind) | Self::Affinity(kind) => frontend(kind),
-            Self::Endpoints(kind) | Self::Numbers(kind) | Self::Numbered(kind) => {
-                with(kind, Number)
-            }
-            Self::Bonds(kind) => with(kind, Address),
+            Self::Frontends(kind) => frontend(kind),
+            Self::Choices | Self::Affinity => vec![Number],
+            Self::Endpoints | Self::Numbers | Self::Numbered => vec![Number, Number],
+            Self::Bonds => vec![Number, Address],
         }
     }
 
     pub(super) const fn value(self) -> &'static [Field] {
         match self {
             Self::Nodes | Self::Hairpin | Self::Servers | Self::Ranges | Self::Restricted => &[],
-            Self::Endpoints(_) | Self::Numbered(_) => &[Field::Address, Field::Port],
-            Self::Frontends(_) | Self::Numbers(_) | Self::Affinity(_) | Self::Bonds(_) => {
+            Self::Endpoints | Self::Numbered => &[Field::Address, Field::Port],
+            Self::Frontends(_) | Self::Choices | Self::Affinity | Self::Numbers | Self::Bonds => {
                 &[Field::Number]
             }
         }
@@ -137,7 +125,7 @@ impl Set {
 
     /// Whether the rules write it, and nobody else.
     pub(super) const fn is_dynamic(self) -> bool {
-        matches!(self, Self::Bonds(_))
+        matches!(self, Self::Bonds)
     }
 }
 
@@ -199,10 +187,14 @@ impl Set {
         if map != 0 {
             body = body.number(6, value).number(7, value_len);
         }
-        if matches!(self.value(), [Field::Number]) {
-            // Whoever lists it is told in which order the bytes of a value are: `struct nft_set_udata`,
-            // NFTNL_UDATA_SET_DATABYTEORDER, the processor's.
-            body = body.bytes(13, &[&[1, 4], &1u32.to_ne_bytes()[..]].concat());
+        // Whoever lists it is told in which order the bytes of a number are: `struct nft_set_udata`,
+        // NFTNL_UDATA_SET_KEYBYTEORDER and DATABYTEORDER, the processor's.
+        let order = |of: u8| [&[of, 4], &1u32.to_ne_bytes()[..]].concat();
+        let key_order = matches!(self.key()[..], [Field::Number]).then(|| order(0));
+        let value_order = matches!(self.value(), [Field::Number]).then(|| order(1));
+        let orders: Vec<u8> = key_order.into_iter().chain(value_order).flatten().collect();
+        if !orders.is_empty() {
+            body = body.bytes(13, &orders);
         }
         if self.is_interval() {
             let key = self.key();

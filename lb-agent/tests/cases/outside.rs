@@ -16,14 +16,14 @@ use super::case::Case;
 pub(crate) struct Outside {
     decider: Decider,
     served: BTreeMap<ObjectRef, Arc<Served>>,
-    engine: PacketEngine<MemoryTable>,
+    engines: [PacketEngine<MemoryTable>; 2],
 }
 
 impl Outside {
     pub(crate) fn new(case: &Case) -> Self {
-        let mut engine = PacketEngine::new(MemoryTable::default());
-        engine.adopt().unwrap();
-        Self { decider: Decider::new(case.settings()), served: BTreeMap::new(), engine }
+        let mut engines = [true, false].map(|ipv4| PacketEngine::new(MemoryTable::default(), ipv4));
+        engines.iter_mut().for_each(|engine| engine.adopt().unwrap());
+        Self { decider: Decider::new(case.settings()), served: BTreeMap::new(), engines }
     }
 
     pub(crate) fn change(&mut self, change: Change) {
@@ -36,21 +36,26 @@ impl Outside {
     /// Returns the number of edits.
     fn sync(&mut self) -> usize {
         let mut wanted = self.decider.decide().wanted;
-        if self.engine.lacks_all() {
+        if self.engines[0].lacks_all() {
             wanted = self.decider.whole(&wanted);
         }
-        self.engine.want(&wanted);
+        let mut ops = 0;
+        for engine in &mut self.engines {
+            engine.want(&wanted);
+            let outcome = engine.sync(self.decider.claims(), &mut |_| {});
+            assert!(outcome.failed.is_empty() && outcome.beside.is_empty(), "{outcome:?}");
+            ops += outcome.ops;
+        }
         self.served.extend(wanted.services);
-        let outcome = self.engine.sync(self.decider.claims(), &mut |_| {});
-        assert!(outcome.failed.is_empty() && outcome.beside.is_empty(), "{outcome:?}");
-        outcome.ops
+        ops
     }
 
-    /// What the table says, which an agent that goes on from it leaves as it is.
+    /// What the tables say, which an agent that goes on from them leaves as they are.
     pub(crate) fn table(&mut self) -> String {
-        self.engine.adopt().unwrap();
+        self.engines.iter_mut().for_each(|engine| engine.adopt().unwrap());
         assert_eq!(self.sync(), 0, "an agent that adopts");
-        packets::dump::text(self.engine.mirror())
+        let both = self.engines.iter().flat_map(|engine| engine.mirror().elements());
+        packets::dump::text(&both.collect())
     }
 
     pub(crate) fn text(&self) -> String {

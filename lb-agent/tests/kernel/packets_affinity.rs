@@ -1,4 +1,5 @@
-//! Session affinity of strangers (H): a client is a source address, and has a bond for each frontend.
+//! Session affinity of strangers (H): a client is a source address, and has a bond for each port of a
+//! Service, whichever of its frontends it asks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,12 +41,16 @@ fn a_client_stays_until_its_endpoint_leaves() {
             }
             before.push(name);
         }
+        // One bond for all frontends of a port (H1).
+        let mut by_port: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for ((_, speech, to), name) in cells().into_iter().zip(&before) {
+            by_port.entry((speech == Speech::Tcp, to.is_ipv4())).or_default().insert(name);
+        }
+        assert!(by_port.values().all(|names| names.len() == 1), "{by_port:?}");
         // As long as its Service says, although it was recorded for less.
         for family in ["ip", "ip6"] {
-            for map in ["bonds", "port-bonds"] {
-                let text = nft(&format!("list map {family} socklb {map}"));
-                assert!(text.contains("expires 2h59m"), "{text}");
-            }
+            let text = nft(&format!("list map {family} socklb bonds"));
+            assert!(text.contains("expires 2h59m"), "{text}");
         }
         // Other tools can read the rules.
         assert!(nft("list ruleset").contains("update @bonds"));
@@ -85,7 +90,7 @@ fn ports_have_bonds_of_their_own_and_bonds_end() {
         }
         // With a timeout that nobody had before. It counts from the next connection on.
         put(world, &sticky(1, &[1, 2, 3]));
-        assert!(soon(|| nft("list map ip6 socklb affinity").contains("0x00000001")));
+        assert!(soon(|| nft("list map ip6 socklb affinity").contains(": 0x00000001")));
         for (ipv4, clients) in &clients {
             let before = all(&lane, clients, Speech::Udp, vip(*ipv4));
             thread::sleep(Duration::from_millis(1_500));
@@ -93,7 +98,7 @@ fn ports_have_bonds_of_their_own_and_bonds_end() {
         }
         // And without affinity.
         put(world, &web(&[1, 2, 3]));
-        assert!(soon(|| !nft("list map ip6 socklb affinity").contains("0x00000001")));
+        assert!(soon(|| !nft("list map ip6 socklb affinity").contains(": 0x00000001")));
         let names: BTreeSet<_> =
             (0..50).map(|_| lane.ask(Speech::Tcp, vip(true)).name().to_owned()).collect();
         assert_eq!(names.len(), 3);

@@ -83,7 +83,7 @@ fn without_netfilter_sockets_are_served() {
         let agent = spawn(world, Calls::NetfilterSockets);
         let _kernel = Kernel::saying(&agent, Calls::NetfilterSockets, libc::EPROTONOSUPPORT);
         agent.wait_for_start("in sync");
-        agent.wait_for("packets are not served, sockets are: cannot speak with nfnetlink");
+        agent.wait_for("packets of IPv4 are not served, sockets are: cannot speak with nfnetlink");
         agent.wait_for("load the module nfnetlink, then restart the agent");
         assert!(
             soon(|| readyz().starts_with("503") && readyz().contains("nfnetlink")),

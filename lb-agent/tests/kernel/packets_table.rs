@@ -12,7 +12,7 @@ use std::{
 use lb_agent::packets::{self, Watch};
 use lb_core::{
     model::{Cidr, Families, Frontend, Protocol, Scope},
-    packets::{Choice, Edit, Element, Table, TableError},
+    packets::{Choice, Edit, Element, Group, Table, TableError},
     policy::TrafficPolicy,
 };
 
@@ -21,8 +21,50 @@ use super::world::{World, soon};
 const BONDS: u32 = 4;
 const BOTH: Families = Families { ipv4: true, ipv6: true };
 
-fn open() -> impl Table {
-    packets::open(BOTH, BONDS).unwrap()
+/// The tables of both families.
+struct Both<T>([T; 2]);
+
+fn open() -> Both<impl Table> {
+    open_with(BONDS)
+}
+
+fn open_with(bonds: u32) -> Both<impl Table> {
+    Both([true, false].map(|ipv4| packets::open(ipv4, bonds).unwrap()))
+}
+
+impl<T: Table> Table for Both<T> {
+    fn write(&mut self, edits: &[Edit]) -> Result<(), TableError> {
+        for (table, ipv4) in self.0.iter_mut().zip([true, false]) {
+            let edits = edits.iter().filter(|edit| edit.element().is_ipv4() == ipv4);
+            let edits: Vec<_> = edits.copied().collect();
+            if !edits.is_empty() {
+                table.write(&edits)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError> {
+        self.0.iter_mut().try_for_each(|table| table.read(take))
+    }
+
+    fn settle(&mut self) -> Result<(), TableError> {
+        self.0.iter_mut().try_for_each(Table::settle)
+    }
+}
+
+/// Looks at both.
+struct Watches([Watch; 2]);
+
+impl Watches {
+    fn open() -> Self {
+        Self([true, false].map(|ipv4| Watch::open(ipv4, BONDS).unwrap()))
+    }
+
+    fn is_damaged(&mut self) -> bool {
+        let [of_ipv4, of_ipv6] = self.0.each_mut().map(Watch::is_damaged);
+        of_ipv4 || of_ipv6
+    }
 }
 
 fn read(table: &mut impl Table) -> BTreeSet<Element> {
@@ -50,16 +92,17 @@ fn samples() -> BTreeSet<Element> {
             Element::Range { frontend: web, range: range.parse().unwrap() },
             Element::Range { frontend: web, range: Cidr::host(vip.ip()) },
         ]);
-        for frontend in [web, Frontend { addr, protocol, scope }] {
+        for (port, frontend) in (7..).zip([web, Frontend { addr, protocol, scope }]) {
             for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
-                all.insert(Element::Choice { policy, frontend, value: Choice::Slots(2) });
-                let endpoint = |slot| Element::Endpoint { policy, frontend, slot, addr: pod };
-                all.extend((0..2).map(endpoint));
-                let (number, addr) = (7, pod);
-                all.insert(Element::Number { policy, frontend, slot: 1, number });
-                all.insert(Element::Numbered { policy, frontend, number, addr });
+                let group = Group::of(vip.is_ipv4(), port, policy);
+                all.insert(Element::Frontend { policy, frontend, group });
+                all.insert(Element::Choice { group, value: Choice::Slots(2) });
+                all.extend((0..2).map(|slot| Element::Endpoint { group, slot, addr: pod }));
+                let number = 7;
+                all.insert(Element::Number { group, slot: 1, number });
+                all.insert(Element::Numbered { group, number, addr: pod });
                 let seconds = NonZeroU32::new(60 + u32::from(vip.is_ipv4())).unwrap();
-                all.insert(Element::Affinity { policy, frontend, seconds });
+                all.insert(Element::Affinity { group, seconds });
             }
         }
     }
@@ -92,8 +135,10 @@ fn what_is_written_is_read_and_other_tools_can_read_it() {
             "table ip6 socklb",
             "comment \"made by socklb",
             "192.0.2.1 . tcp . 80 . 10.0.0.0/8",
-            "sctp . 30080 . 0x00000001 : 10.0.0.1 . 8080",
-            "sctp . 30080 . 0x00000001 : 0x00000007",
+            "sctp . 30080 : 0x00000010",
+            "0x00000010 : 0x00000002",
+            "0x00000010 . 0x00000001 : 10.0.0.1 . 8080",
+            "0x00000010 . 0x00000001 : 0x00000007",
             "map @endpoints",
             "masquerade fully-random",
         ] {
@@ -150,7 +195,7 @@ fn of_very_many_refusals_the_first_is_told() {
         if !is_owned() {
             return;
         }
-        let mut other = packets::open(BOTH, 2 * BONDS).unwrap();
+        let mut other = open_with(2 * BONDS);
         read(&mut other);
         // What was said of the one before is not taken for an answer to the next.
         for _ in 0..2 {
@@ -183,55 +228,52 @@ fn an_outdated_table_serves_until_something_is_written() {
         write(&mut table, &samples()).unwrap();
         drop(table);
         let told = |words| nft("list table ip6 socklb").1.contains(words);
-        let mut table = packets::open(BOTH, BONDS + 1).unwrap();
+        let mut table = open_with(BONDS + 1);
         for _ in 0..2 {
             assert_eq!(read(&mut table), [].into());
             assert!(told("4 bonds") && told("2001:db8::1"));
         }
-        let node = [Element::Node([192, 0, 2, 9].into())].into();
+        let node = [Element::Node("2001:db8::9".parse().unwrap())].into();
         write(&mut table, &node).unwrap();
         assert!(told("5 bonds") && !told("2001:db8::1"));
+        assert!(nft("list table ip socklb").1.contains("4 bonds"), "the other family waits");
         assert_eq!(read(&mut table), node);
         drop(table);
         // Nothing is wanted.
         let mut table = open();
-        assert_eq!(read(&mut table), [].into());
+        assert!(read(&mut table).iter().all(Element::is_ipv4));
         assert!(told("5 bonds"));
         table.settle().unwrap();
-        assert!(told("4 bonds") && !nft("list table ip socklb").1.contains("192.0.2.9"));
+        assert!(told("4 bonds") && !told("2001:db8::9"));
     });
 }
 
 #[test]
 fn timeouts_that_nobody_has_lose_their_rules() {
     World::run(|_| {
-        let mut watch = Watch::open(BOTH, BONDS).unwrap();
+        let mut watch = Watches::open();
         let mut table = open();
         read(&mut table);
-        let frontend = Frontend::new("192.0.2.1:80".parse().unwrap(), Protocol::Tcp);
-        let of = |seconds| Element::Affinity {
-            policy: TrafficPolicy::Cluster,
-            frontend,
-            seconds: NonZeroU32::new(seconds).unwrap(),
-        };
+        let group = Group::of(false, 1, TrafficPolicy::Cluster);
+        let seconds = |seconds| NonZeroU32::new(seconds).unwrap();
+        let of = |timeout| Element::Affinity { group, seconds: seconds(timeout) };
         table.write(&[Edit::Add(of(1))]).unwrap();
         let rules = |chain: &str| nft(&format!("list chain {chain}")).1.matches("update").count();
         let mut most = 0;
         for seconds in 2..60 {
             table.write(&[Edit::Delete(of(seconds - 1)), Edit::Add(of(seconds))]).unwrap();
-            most = most.max(rules("ip socklb cluster-bonds"));
+            most = most.max(rules("ip6 socklb cluster-bonds"));
             assert!(!watch.is_damaged());
         }
         assert!((2..20).contains(&most), "{most}");
         read(&mut table);
-        for chain in ["ip socklb cluster-bonds", "ip6 socklb local-port-bonds"] {
-            assert_eq!(rules(chain), 1, "{chain}");
-        }
+        assert_eq!(rules("ip6 socklb local-port-bonds"), 1);
+        assert_eq!(rules("ip socklb local-port-bonds"), 0);
         // Another agent finds them as they are.
         drop(table);
         assert_eq!(read(&mut open()), [of(59)].into());
         assert!(!watch.is_damaged());
-        assert!(nft("flush chain ip socklb local-port-bonds").0);
+        assert!(nft("flush chain ip6 socklb local-port-bonds").0);
         assert!(watch.is_damaged());
     });
 }
@@ -239,7 +281,7 @@ fn timeouts_that_nobody_has_lose_their_rules() {
 #[test]
 fn what_others_remove_is_noticed_and_made_whole() {
     World::run(|_| {
-        let mut watch = Watch::open(BOTH, BONDS).unwrap();
+        let mut watch = Watches::open();
         assert!(!watch.is_damaged(), "there was nothing");
         let mut table = open();
         read(&mut table);

@@ -23,7 +23,7 @@ use lb_core::{
     engine::Engine as _,
     memory::Memory,
     model::{Change, Families, NodePortAddresses, Protocol, Settings},
-    packets::{PACKETS, PacketEngine, ServedFlows},
+    packets::{PacketEngine, ServedFlows, engine_name},
     pipeline::{NodeConfig, Pipeline},
     policy::{HealthCheck, NoLocal, PerFamily},
     socket_engine::{SocketSettings, UnknownPorts},
@@ -49,7 +49,7 @@ pub(crate) struct Socklb {
     pipeline: Pipeline<Memory>,
     /// What its engines for packets are told.
     outside: Outside,
-    /// What one of them has written.
+    /// What those of both families have written.
     table: Shared,
     /// What it said last of flows.
     flows: ServedFlows,
@@ -131,7 +131,12 @@ impl Socklb {
             }
         }
         let mut report = self.pipeline.sync();
-        self.flows = ServedFlows::of(report.others.get_mut(PACKETS).expect("the engine"));
+        self.flows = ServedFlows::default();
+        for ipv4 in [true, false] {
+            let report =
+                report.others.get_mut(engine_name(ipv4)).expect("an engine of each family");
+            self.flows.update(ServedFlows::of(report));
+        }
         assert!(
             report.sockets.failed.is_empty() && report.sockets.addresses.is_none(),
             "there is room: {report:?}"
@@ -392,9 +397,11 @@ fn pipeline(
     };
     let mut pipeline = Pipeline::with_config(view, maps, snapshot);
     pipeline.add(Box::new(outside.clone()));
-    let mut packets = PacketEngine::new(table.clone());
-    packets.adopt().expect("memory");
-    pipeline.add(Box::new(packets));
+    for ipv4 in [true, false] {
+        let mut packets = PacketEngine::new(table.clone(), ipv4);
+        packets.adopt().expect("memory");
+        pipeline.add(Box::new(packets));
+    }
     pipeline.change(local_addresses(config));
     pipeline
 }

@@ -12,7 +12,7 @@ use std::{
 
 use lb_core::{
     model::{Frontend, Protocol, Scope},
-    packets::{Choice, Edit, Element, MemoryTable, Table, TableError},
+    packets::{Choice, Edit, Element, Group, MemoryTable, Table, TableError},
     policy::{Sender, TrafficPolicy},
 };
 
@@ -48,7 +48,7 @@ impl Shared {
         if elements.contains(&Element::Restricted(frontend)) && !elements.iter().any(admits) {
             return Fate::Denied.into();
         }
-        let has_local = choice(elements, TrafficPolicy::Local, frontend).is_some();
+        let has_local = group(elements, TrafficPolicy::Local, frontend).is_some();
         let policy = if sender == Sender::Stranger && has_local {
             TrafficPolicy::Local
         } else {
@@ -58,19 +58,20 @@ impl Shared {
             Sender::Pod | Sender::Stranger => !has_local,
             Sender::Node => true,
         };
-        match choice(elements, policy, frontend) {
+        let group = group(elements, policy, frontend).expect("both lead somewhere");
+        match choice(elements, group) {
             None => Handled::default(),
             Some(Choice::Reject) => Fate::Refused.into(),
             Some(Choice::Drop) => Fate::Unreachable.into(),
             Some(Choice::Slots(slots)) => {
-                let slots = endpoints(elements, policy, frontend, slots);
+                let slots = endpoints(elements, group, slots);
                 let is_itself =
                     |ip: IpAddr| ip == packet.source && elements.contains(&Element::Hairpin(ip));
                 let those = slots.values().map(|at| (*at, is_masqueraded || is_itself(at.ip())));
                 Handled {
                     fate: Fate::Forwarded,
                     endpoints: those.collect(),
-                    affinity: affinity(elements, policy, frontend, &slots),
+                    affinity: affinity(elements, group, &slots),
                 }
             }
         }
@@ -85,7 +86,7 @@ fn frontend(elements: &BTreeSet<Element>, packet: &Packet) -> Option<Frontend> {
         _ => Protocol::Sctp,
     };
     let is_there =
-        |frontend: &Frontend| choice(elements, TrafficPolicy::Cluster, *frontend).is_some();
+        |frontend: &Frontend| group(elements, TrafficPolicy::Cluster, *frontend).is_some();
     let at = Frontend::new(packet.to, protocol);
     let any = if packet.to.is_ipv4() {
         IpAddr::from(Ipv4Addr::UNSPECIFIED)
@@ -100,62 +101,47 @@ fn frontend(elements: &BTreeSet<Element>, packet: &Packet) -> Option<Frontend> {
     Some(at).filter(is_there).or_else(|| Some(node_port).filter(|it| is_node && is_there(it)))
 }
 
-fn choice(
-    elements: &BTreeSet<Element>,
-    policy: TrafficPolicy,
-    frontend: Frontend,
-) -> Option<Choice> {
+fn group(elements: &BTreeSet<Element>, policy: TrafficPolicy, frontend: Frontend) -> Option<Group> {
     elements.iter().find_map(|element| match element {
-        Element::Choice { policy: of, frontend: at, value } => {
-            (*of == policy && *at == frontend).then_some(*value)
+        Element::Frontend { policy: of, frontend: at, group } => {
+            (*of == policy && *at == frontend).then_some(*group)
         }
         _ => None,
     })
 }
 
+fn choice(elements: &BTreeSet<Element>, group: Group) -> Option<Choice> {
+    elements.iter().find_map(|element| match element {
+        Element::Choice { group: of, value } => (*of == group).then_some(*value),
+        _ => None,
+    })
+}
+
 /// Those in the slots, which are dense and of the least power of two that has room for them.
-fn endpoints(
-    elements: &BTreeSet<Element>,
-    policy: TrafficPolicy,
-    frontend: Frontend,
-    slots: u32,
-) -> BTreeMap<u32, SocketAddr> {
+fn endpoints(elements: &BTreeSet<Element>, group: Group, slots: u32) -> BTreeMap<u32, SocketAddr> {
     let those = elements.iter().filter_map(|element| match element {
-        Element::Endpoint { policy: of, frontend: at, slot, addr } => {
-            (*of == policy && *at == frontend).then_some((*slot, *addr))
-        }
+        Element::Endpoint { group: of, slot, addr } => (*of == group).then_some((*slot, *addr)),
         _ => None,
     });
     let those: BTreeMap<u32, SocketAddr> = those.collect();
     let count = u32::try_from(those.len()).expect("few");
-    assert!(those.keys().copied().eq(0..count), "{frontend}: {those:?}");
-    assert_eq!(Choice::of(count), Choice::Slots(slots), "{frontend}: {those:?}");
+    assert!(those.keys().copied().eq(0..count), "{group}: {those:?}");
+    assert_eq!(Choice::of(count), Choice::Slots(slots), "{group}: {those:?}");
     those
 }
 
 /// How long a sender stays, by numbers that lead to the same endpoints as the slots.
-fn affinity(
-    elements: &BTreeSet<Element>,
-    policy: TrafficPolicy,
-    frontend: Frontend,
-    slots: &BTreeMap<u32, SocketAddr>,
-) -> u32 {
+fn affinity(elements: &BTreeSet<Element>, group: Group, slots: &BTreeMap<u32, SocketAddr>) -> u32 {
     let (mut seconds, mut numbers, mut numbered) = (0, BTreeMap::new(), BTreeMap::new());
     for element in elements {
         match *element {
-            Element::Affinity { policy: of, frontend: at, seconds: these }
-                if of == policy && at == frontend =>
-            {
+            Element::Affinity { group: of, seconds: these } if of == group => {
                 seconds = these.get();
             }
-            Element::Number { policy: of, frontend: at, slot, number }
-                if of == policy && at == frontend =>
-            {
+            Element::Number { group: of, slot, number } if of == group => {
                 numbers.insert(slot, number);
             }
-            Element::Numbered { policy: of, frontend: at, number, addr }
-                if of == policy && at == frontend =>
-            {
+            Element::Numbered { group: of, number, addr } if of == group => {
                 numbered.insert(number, addr);
             }
             _ => {}
@@ -164,6 +150,6 @@ fn affinity(
     let at_slots = numbers.iter().map(|(slot, number)| (*slot, numbered[number]));
     let at_slots: BTreeMap<u32, SocketAddr> = at_slots.collect();
     let wanted = if seconds > 0 { slots.clone() } else { BTreeMap::new() };
-    assert_eq!((at_slots, numbered.len()), (wanted, numbers.len()), "{frontend}");
+    assert_eq!((at_slots, numbered.len()), (wanted, numbers.len()), "{group}");
     seconds
 }

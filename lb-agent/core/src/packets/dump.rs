@@ -6,7 +6,10 @@ use std::{
     num::NonZeroU32,
 };
 
-use super::{element::Choice, mirror::TableMirror};
+use super::{
+    element::{Choice, Group},
+    mirror::TableMirror,
+};
 use crate::{
     model::{Cidr, Frontend},
     policy::{PacketVerdict, TrafficPolicy},
@@ -42,17 +45,17 @@ pub enum PacketFate {
 
 impl PacketFate {
     fn of(mirror: &TableMirror, frontend: Frontend, policy: TrafficPolicy) -> Option<Self> {
-        let slots = mirror.endpoints(frontend, policy);
+        let group = mirror.group(frontend, policy)?;
+        let slots = mirror.endpoints(group);
         let number = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let endpoints: Option<Vec<SocketAddr>> = slots.collect();
-        Some(match (mirror.choice(frontend, policy), endpoints) {
-            (None, Some(none)) if none.is_empty() => return None,
+        Some(match (mirror.choice(group), endpoints) {
             (Some(Choice::Reject), Some(none)) if none.is_empty() => Self::Reject,
             (Some(Choice::Drop), Some(none)) if none.is_empty() => Self::Drop,
             (Some(choice @ Choice::Slots(_)), Some(mut endpoints))
                 if number > 0
                     && choice == Choice::of(number)
-                    && is_affinity_whole(mirror, (frontend, policy), &endpoints) =>
+                    && is_affinity_whole(mirror, group, &endpoints) =>
             {
                 endpoints.sort_unstable();
                 Self::Forward(endpoints)
@@ -74,12 +77,8 @@ impl PacketFate {
 
 /// Whether there is no affinity, or each slot leads to its endpoint by a number, and no other number is
 /// there.
-fn is_affinity_whole(
-    mirror: &TableMirror,
-    (frontend, policy): (Frontend, TrafficPolicy),
-    endpoints: &[SocketAddr],
-) -> bool {
-    mirror.affinity(frontend, policy).is_none_or(|affinity| {
+fn is_affinity_whole(mirror: &TableMirror, group: Group, endpoints: &[SocketAddr]) -> bool {
+    mirror.affinity(group).is_none_or(|affinity| {
         let by_slot = affinity.numbers.values().map(|number| affinity.numbered.get(number));
         affinity.seconds.is_some()
             && affinity.numbers.keys().copied().eq((0..).take(endpoints.len()))
@@ -98,7 +97,7 @@ pub fn entries(mirror: &TableMirror) -> impl Iterator<Item = TableEntry> {
         source_ranges: mirror.is_restricted(frontend).then(|| mirror.ranges(frontend).collect()),
         affinity: [TrafficPolicy::Cluster, TrafficPolicy::Local]
             .into_iter()
-            .find_map(|policy| mirror.affinity(frontend, policy)?.seconds),
+            .find_map(|policy| mirror.affinity(mirror.group(frontend, policy)?)?.seconds),
     })
 }
 

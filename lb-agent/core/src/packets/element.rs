@@ -11,55 +11,86 @@ use crate::{
     policy::TrafficPolicy,
 };
 
-/// One element of a set or a map in the table. Its key is all that stands before the `value`, `addr`,
-/// `seconds` or the last `number`; elements without these are keys without a value.
+/// The endpoints of a port of a Service by one traffic policy, as the table knows them: all frontends
+/// of the port lead to the same ones.
+///
+/// The two groups of a port differ in the lowest bit alone, which is 1 for
+/// [`TrafficPolicy::Local`]: their senders stay with the same endpoint (H1).
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Group {
+    /// Its family. Each has groups of its own.
+    pub ipv4: bool,
+    /// Its number.
+    pub number: u32,
+}
+
+impl Group {
+    /// A group of the port with this number.
+    pub const fn of(ipv4: bool, port: u32, policy: TrafficPolicy) -> Self {
+        let low = match policy {
+            TrafficPolicy::Cluster => 0,
+            TrafficPolicy::Local => 1,
+        };
+        Self { ipv4, number: port << 1 | low }
+    }
+
+    /// The number of its port.
+    pub const fn port(self) -> u32 {
+        self.number >> 1
+    }
+}
+
+/// One element of a set or a map in the table. Its key is all that stands before the last `group`, the
+/// `value`, `addr`, `seconds` or the last `number`; elements without these are keys without a value.
 ///
 /// A [`Frontend`] with the scope [`Any`](crate::model::Scope::Any) is looked up by address, protocol
 /// and port; one with [`OwnNode`](crate::model::Scope::OwnNode), a node port, by protocol and port of
 /// its family, at the addresses that are [`Element::Node`]. Of the two, the former goes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Element {
-    /// What a packet to the frontend gets.
+    /// The group that a frontend leads to.
     ///
-    /// With [`TrafficPolicy::Cluster`] it is what everybody gets, unless there is one with
-    /// [`TrafficPolicy::Local`] too: then it is what senders of this node get, and the other one is
-    /// what strangers get (E3). Who gets the former is masqueraded, save pods of this node where there
-    /// are both; who gets the latter is not, save at a cluster IP (E').
-    Choice {
+    /// With [`TrafficPolicy::Cluster`] it is everybody's, unless there is one with
+    /// [`TrafficPolicy::Local`] too: then it is for senders of this node, and the other one is for
+    /// strangers (E3). Who follows the former is masqueraded, save pods of this node where there
+    /// are both; who follows the latter is not, save at a cluster IP (E').
+    Frontend {
         /// For whom.
         policy: TrafficPolicy,
         /// The frontend.
         frontend: Frontend,
+        /// The group.
+        group: Group,
+    },
+    /// What a packet to a frontend of the group gets.
+    Choice {
+        /// The group.
+        group: Group,
         /// What they get.
         value: Choice,
     },
     /// An endpoint to choose. Slots are dense: with `n` endpoints, those of 0 to `n` - 1.
     Endpoint {
-        /// For whom, as [`Element::Choice`].
-        policy: TrafficPolicy,
-        /// The frontend.
-        frontend: Frontend,
+        /// The group.
+        group: Group,
         /// The number that is drawn.
         slot: u32,
         /// The endpoint.
         addr: SocketAddr,
     },
     /// Senders stay with their endpoint for so long after their last new connection (H2). A bond leads
-    /// to a number: its endpoint has it as long as it serves, whatever its slot is.
+    /// to a number: its endpoint has it as long as it serves, whatever its slot is, in both groups of
+    /// the port.
     Affinity {
-        /// For whom, as [`Element::Choice`].
-        policy: TrafficPolicy,
-        /// The frontend.
-        frontend: Frontend,
+        /// The group.
+        group: Group,
         /// How long.
         seconds: NonZeroU32,
     },
     /// The number of the endpoint in a slot, where senders stay.
     Number {
-        /// For whom, as [`Element::Choice`].
-        policy: TrafficPolicy,
-        /// The frontend.
-        frontend: Frontend,
+        /// The group.
+        group: Group,
         /// The slot.
         slot: u32,
         /// The number.
@@ -67,10 +98,8 @@ pub enum Element {
     },
     /// The endpoint of a number, where senders stay.
     Numbered {
-        /// For whom, as [`Element::Choice`].
-        policy: TrafficPolicy,
-        /// The frontend.
-        frontend: Frontend,
+        /// The group.
+        group: Group,
         /// The number.
         number: u32,
         /// The endpoint.
@@ -94,6 +123,23 @@ pub enum Element {
     /// tracking knows, is dropped. Nobody would put it back into the Service's words, and who gets it
     /// would end the connection (kubernetes#74839).
     Server(SocketAddr),
+}
+
+impl Element {
+    /// Whether it is of IPv4.
+    pub const fn is_ipv4(&self) -> bool {
+        match self {
+            Self::Frontend { group, .. }
+            | Self::Choice { group, .. }
+            | Self::Endpoint { group, .. }
+            | Self::Affinity { group, .. }
+            | Self::Number { group, .. }
+            | Self::Numbered { group, .. } => group.ipv4,
+            Self::Restricted(frontend) | Self::Range { frontend, .. } => frontend.addr.is_ipv4(),
+            Self::Hairpin(ip) | Self::Node(ip) => ip.is_ipv4(),
+            Self::Server(addr) => addr.is_ipv4(),
+        }
+    }
 }
 
 /// What a packet to a frontend gets.
@@ -189,23 +235,25 @@ impl fmt::Display for Choice {
     }
 }
 
+/// The number, behind the family's.
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}:{}", if self.ipv4 { 4 } else { 6 }, self.number)
+    }
+}
+
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Choice { policy, frontend, value } => {
-                write!(f, "choice {} {frontend} {value}", whom(*policy))
+            Self::Frontend { policy, frontend, group } => {
+                write!(f, "frontend {} {frontend} {group}", whom(*policy))
             }
-            Self::Endpoint { policy, frontend, slot, addr } => {
-                write!(f, "endpoint {} {frontend} {slot} {addr}", whom(*policy))
-            }
-            Self::Affinity { policy, frontend, seconds } => {
-                write!(f, "affinity {} {frontend} {seconds}", whom(*policy))
-            }
-            Self::Number { policy, frontend, slot, number } => {
-                write!(f, "number {} {frontend} {slot} {number}", whom(*policy))
-            }
-            Self::Numbered { policy, frontend, number, addr } => {
-                write!(f, "numbered {} {frontend} {number} {addr}", whom(*policy))
+            Self::Choice { group, value } => write!(f, "choice {group} {value}"),
+            Self::Endpoint { group, slot, addr } => write!(f, "endpoint {group} {slot} {addr}"),
+            Self::Affinity { group, seconds } => write!(f, "affinity {group} {seconds}"),
+            Self::Number { group, slot, number } => write!(f, "number {group} {slot} {number}"),
+            Self::Numbered { group, number, addr } => {
+                write!(f, "numbered {group} {number} {addr}")
             }
             Self::Restricted(frontend) => write!(f, "restricted {frontend}"),
             Self::Range { frontend, range } => write!(f, "range {frontend} {range}"),

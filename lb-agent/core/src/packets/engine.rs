@@ -1,7 +1,8 @@
-//! The engine: what is wanted → edits → a [`Table`], frontend by frontend, in bounded transactions.
+//! The engine of one family: what is wanted → edits → a [`Table`], port by port of Services, in bounded
+//! transactions.
 //!
-//! A frontend is never split: each transaction leaves every frontend as it was or as it is to be. What
-//! fails stays wanted and is tried again; what worked stays.
+//! A port is never split: each transaction leaves every one as it was or as it is to be. What fails stays
+//! wanted and is tried again; what worked stays.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,31 +13,35 @@ use std::{
 };
 
 use super::{
-    element::{Edit, Element, Table, TableError},
+    element::{Edit, Element, Group, Table, TableError},
     mirror::TableMirror,
-    plan::{WantedFrontend, plan},
+    numbers::PortNumbers,
+    plan::{WantedPort, packet_frontends, plan, release_frontend, release_group},
     timeouts::Timeouts,
 };
 use crate::{
     claims::Claims,
     engine::{Engine, EngineReport, Wanted},
-    model::{Frontend, NodeAddr, ObjectRef, Protocol, Scope},
+    model::{Frontend, NodeAddr, ObjectRef, PortRef, Protocol, Scope},
     policy::{OutsidePort, Served, TrafficPolicy},
 };
 
-/// What the engine is called.
-pub const PACKETS: &str = "packets";
+/// What the engine of a family is called.
+pub const fn engine_name(ipv4: bool) -> &'static str {
+    if ipv4 { "packets of IPv4" } else { "packets of IPv6" }
+}
 
 /// Beyond so many edits another transaction begins: the kernel holds its lock for the length of one.
 const EDITS: usize = 4096;
 
-/// After so many frontends that were refused one by one, nothing more is tried: each refusal costs the
+/// After so many jobs that were refused one by one, nothing more is tried: each refusal costs the
 /// kernel a grace period.
 const REFUSED: usize = 64;
 
 /// The mirror of the table, and the table.
 #[derive(Debug)]
 pub struct PacketEngine<T> {
+    ipv4: bool,
     table: T,
     mirror: TableMirror,
     /// What was wanted last.
@@ -45,6 +50,9 @@ pub struct PacketEngine<T> {
     pending: BTreeMap<ObjectRef, Arc<Served>>,
     /// Frontends that nobody wants any more.
     released: BTreeSet<Frontend>,
+    /// Groups that no port has any more.
+    abandoned: BTreeSet<Group>,
+    numbers: PortNumbers,
     /// How many Services want the element.
     shared: HashMap<Shared, usize>,
     /// What to look at of `shared`.
@@ -68,6 +76,7 @@ pub struct PacketEngine<T> {
 /// What a Service has of the table.
 #[derive(Debug, Default)]
 struct Share {
+    ports: Box<[PortRef]>,
     frontends: Box<[Frontend]>,
     shared: Box<[Shared]>,
     /// Of session affinity.
@@ -102,22 +111,21 @@ impl From<Shared> for Element {
 }
 
 impl Share {
-    fn of(served: &Served, is_liberal: bool) -> Self {
-        let mut frontends = Vec::new();
+    fn of(served: &Served, ipv4: bool, is_liberal: bool) -> Self {
+        let (mut ports, mut frontends) = (Vec::new(), Vec::new());
         let (mut shared, mut timeouts) = (BTreeSet::new(), BTreeSet::new());
-        for port in &served.outside {
-            let before = frontends.len();
-            frontends.extend(wanted_frontends(port).map(|(frontend, _)| frontend));
-            if frontends.len() > before {
-                timeouts.extend(port.affinity);
-                shared.extend(port.here.iter().map(|addr| Shared::Hairpin(addr.ip())));
-                if port.port.protocol == Protocol::Tcp && !is_liberal {
-                    let all = [&port.cluster, &port.local, &port.others].into_iter().flatten();
-                    shared.extend(all.copied().map(Shared::Server));
-                }
+        for port in packet_ports(served, ipv4) {
+            ports.push(port.port.clone());
+            frontends.extend(packet_frontends(port).map(|of| of.frontend));
+            timeouts.extend(port.affinity);
+            shared.extend(port.here.iter().map(|addr| Shared::Hairpin(addr.ip())));
+            if port.port.protocol == Protocol::Tcp && !is_liberal {
+                let all = [&port.cluster, &port.local, &port.others].into_iter().flatten();
+                shared.extend(all.copied().map(Shared::Server));
             }
         }
         Self {
+            ports: ports.into(),
             frontends: frontends.into(),
             shared: shared.into_iter().collect(),
             timeouts: timeouts.into_iter().collect(),
@@ -125,9 +133,10 @@ impl Share {
     }
 }
 
-/// The frontends of a port that packets are to find, and what they are to find there.
-fn wanted_frontends(port: &OutsidePort) -> impl Iterator<Item = (Frontend, WantedFrontend<'_>)> {
-    port.frontends.iter().filter_map(|of| Some((of.frontend, WantedFrontend::of(port, of)?)))
+/// The ports of a family that packets find at some frontend.
+fn packet_ports(served: &Served, ipv4: bool) -> impl Iterator<Item = &OutsidePort> {
+    let all = served.outside.iter().filter(move |port| port.ipv4 == ipv4);
+    all.filter(|port| packet_frontends(port).next().is_some())
 }
 
 /// What came of a part of a sync.
@@ -136,29 +145,47 @@ struct Written {
     ops: usize,
     failed: BTreeMap<ObjectRef, TableError>,
     beside: Vec<TableError>,
-    /// How many frontends were refused, each in a transaction of its own.
+    /// How many jobs were refused, each in a transaction of its own.
     refused: usize,
     /// Why nothing more was tried.
     unusable: Option<TableError>,
 }
 
-/// A frontend to be written.
+/// What is to be written together.
 struct Job<'a> {
-    /// The Service that wants it; none: nobody.
+    /// The Service that wants it; none: nobody wants it any more.
     owner: Option<&'a ObjectRef>,
-    frontend: Frontend,
-    wanted: Option<WantedFrontend<'a>>,
+    what: What<'a>,
+}
+
+enum What<'a> {
+    Port(WantedPort<'a>),
+    Frontend(Frontend),
+    Group(Group),
+}
+
+impl Job<'_> {
+    fn plan(&self, mirror: &TableMirror) -> Vec<Edit> {
+        match &self.what {
+            What::Port(wanted) => plan(mirror, wanted),
+            What::Frontend(frontend) => release_frontend(mirror, *frontend),
+            What::Group(group) => release_group(mirror, *group),
+        }
+    }
 }
 
 impl<T: Table> PacketEngine<T> {
-    /// An engine that has not looked at the table yet: [`Engine::adopt`] does.
-    pub fn new(table: T) -> Self {
+    /// The engine of a family, which has not looked at the table yet: [`Engine::adopt`] does.
+    pub fn new(table: T, ipv4: bool) -> Self {
         Self {
+            ipv4,
             table,
             mirror: TableMirror::default(),
             shares: BTreeMap::new(),
             pending: BTreeMap::new(),
             released: BTreeSet::new(),
+            abandoned: BTreeSet::new(),
+            numbers: PortNumbers::new(ipv4),
             shared: HashMap::new(),
             is_liberal: false,
             make_liberal: None,
@@ -220,7 +247,7 @@ impl<T: Table> PacketEngine<T> {
     ) -> Vec<Job<'a>> {
         let (mut batch, mut edits, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for job in jobs {
-            let mut planned = plan(&self.mirror, job.frontend, job.wanted);
+            let mut planned = job.plan(&self.mirror);
             if planned.is_empty() {
                 continue;
             }
@@ -247,7 +274,7 @@ impl<T: Table> PacketEngine<T> {
             Ok(()) => {}
             Err(TableError::Refused(_)) if batch.len() > 1 => {
                 for job in batch {
-                    let edits = plan(&self.mirror, job.frontend, job.wanted);
+                    let edits = job.plan(&self.mirror);
                     if let Err(error) = self.transact(&edits, done, show) {
                         done.refuse(&error);
                         done.fail(job.owner, error);
@@ -294,6 +321,23 @@ impl<T: Table> PacketEngine<T> {
         written
     }
 
+    /// Removes the groups that no port has any more, and to which no frontend leads, but for those that
+    /// were `tried` before. Adds those.
+    fn release_groups(
+        &mut self,
+        tried: &mut BTreeSet<Group>,
+        done: &mut Written,
+        show: &mut dyn FnMut(&dyn Display),
+    ) {
+        let mirror = &self.mirror;
+        let free = self.abandoned.iter().filter(|of| !mirror.is_led_to(**of));
+        let free: Vec<_> = free.copied().filter(|of| tried.insert(*of)).collect();
+        let job = |of: &Group| Job { owner: None, what: What::Group(*of) };
+        self.write(free.iter().map(job), done, show);
+        let mirror = &self.mirror;
+        self.abandoned.retain(|of| mirror.is_led_to(*of) || !release_group(mirror, *of).is_empty());
+    }
+
     /// Writes the addresses that are to be there (`more`), or are to be there no more.
     fn write_addresses(
         &mut self,
@@ -317,7 +361,7 @@ impl<T: Table> PacketEngine<T> {
         flows: &mut BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     ) {
         flows.retain(|frontend, serving| {
-            let before = if self.mirror.choice(*frontend, TrafficPolicy::Cluster).is_some() {
+            let before = if self.mirror.group(*frontend, TrafficPolicy::Cluster).is_some() {
                 self.serving.insert(*frontend, serving.clone())
             } else {
                 self.serving.remove(frontend);
@@ -341,7 +385,7 @@ impl<T: Table> PacketEngine<T> {
             let Frontend { addr, protocol, .. } = *frontend;
             let own = self.nodes.iter().filter(move |ip| ip.is_ipv4() == addr.is_ipv4());
             let all = own.map(move |ip| Frontend::new((*ip, addr.port()).into(), protocol));
-            all.filter(|at| self.mirror.choice(*at, TrafficPolicy::Cluster).is_none())
+            all.filter(|at| self.mirror.group(*at, TrafficPolicy::Cluster).is_none())
         };
         node_ports.flat_map(at).map(|frontend| frontend.addr).collect()
     }
@@ -384,12 +428,16 @@ impl<T: Table> Engine for PacketEngine<T> {
     type Report = EngineReport;
 
     fn name(&self) -> &'static str {
-        PACKETS
+        engine_name(self.ipv4)
     }
 
     fn adopt(&mut self) -> Result<(), String> {
         let mut mirror = TableMirror::default();
-        let read = self.table.read(&mut |element| mirror.apply(&Edit::Add(element)));
+        let read = self.table.read(&mut |element| {
+            if element.is_ipv4() == self.ipv4 {
+                mirror.apply(&Edit::Add(element));
+            }
+        });
         self.unread = read.err().map(|error| error.to_string());
         if let Some(error) = &self.unread {
             return Err(error.clone());
@@ -414,20 +462,32 @@ impl<T: Table> Engine for PacketEngine<T> {
             self.timeouts = Timeouts::default();
             // Also what the table has and nobody asks for any more.
             self.released = self.mirror.frontends();
+            self.abandoned = self.mirror.groups().collect();
+            let ports = wanted.services.values();
+            let ports = ports.flat_map(|served| packet_ports(served, self.ipv4));
+            self.numbers.adopt(&self.mirror, ports);
             let hairpins = self.mirror.hairpins().iter().copied().map(Shared::Hairpin);
             let servers = self.mirror.servers().iter().copied().map(Shared::Server);
             self.changed = hairpins.chain(servers).collect();
             self.lacks_all = false;
         }
+        let mut gone = BTreeSet::new();
         for name in wanted.services.keys() {
             if let Some(share) = self.shares.remove(name) {
                 self.count(&share, false);
                 self.released.extend(share.frontends);
+                gone.extend(share.ports);
             }
         }
         for (name, served) in &wanted.services {
-            let share = Share::of(served, self.is_liberal);
+            let share = Share::of(served, self.ipv4, self.is_liberal);
             self.count(&share, true);
+            for port in &share.ports {
+                gone.remove(port);
+                for group in self.numbers.take(port, &self.mirror) {
+                    self.abandoned.remove(&group);
+                }
+            }
             // Whoever had it before: a frontend that changes hands is written once.
             for frontend in &share.frontends {
                 self.released.remove(frontend);
@@ -437,11 +497,12 @@ impl<T: Table> Engine for PacketEngine<T> {
             }
             self.pending.insert(name.clone(), Arc::clone(served));
         }
+        self.abandoned.extend(gone.iter().flat_map(|port| self.numbers.give_back(port)));
         let first = if wanted.is_whole { self.mirror.timeouts() } else { BTreeSet::new() };
         self.timeouts.grant(first);
         if let Some(addresses) = &wanted.addresses {
             let own = addresses.of.iter().filter(|(_, node)| **node == NodeAddr::Own);
-            self.nodes = own.map(|(ip, _)| *ip).collect();
+            self.nodes = own.map(|(ip, _)| *ip).filter(|ip| ip.is_ipv4() == self.ipv4).collect();
         }
     }
 
@@ -451,6 +512,7 @@ impl<T: Table> Engine for PacketEngine<T> {
                 || !self.is_settled
                 || !self.pending.is_empty()
                 || !self.released.is_empty()
+                || !self.abandoned.is_empty()
                 || !self.changed.is_empty()
                 || self.nodes != *self.mirror.nodes())
     }
@@ -466,37 +528,42 @@ impl<T: Table> Engine for PacketEngine<T> {
 
         // First what gives room.
         let released = std::mem::take(&mut self.released);
-        let job = |frontend: &Frontend| Job { owner: None, frontend: *frontend, wanted: None };
-        let failed = self.write(released.iter().map(job), &mut done, show);
-        self.released = failed.into_iter().map(|job| job.frontend).collect();
+        let job = |of: &Frontend| Job { owner: None, what: What::Frontend(*of) };
+        self.write(released.iter().map(job), &mut done, show);
+        let is_there = |of: &&Frontend| !release_frontend(&self.mirror, **of).is_empty();
+        self.released = released.iter().filter(is_there).copied().collect();
+        let mut tried = BTreeSet::new();
+        self.release_groups(&mut tried, &mut done, show);
         let gone = released.into_iter().filter(|frontend| !self.released.contains(frontend));
         let gone = gone.map(|frontend| (frontend, BTreeSet::new()));
         let mut flows: BTreeMap<_, BTreeSet<_>> = gone.collect();
 
         let mut pending = std::mem::take(&mut self.pending);
         let timeouts = std::mem::take(&mut self.timeouts);
+        let numbers = std::mem::take(&mut self.numbers);
         let jobs = pending.iter().flat_map(|(name, served)| {
-            let frontends = served.outside.iter().flat_map(wanted_frontends);
-            let timeouts = &timeouts;
-            let job = move |(frontend, wanted)| {
-                let in_force = |timeout| timeouts.in_force(timeout);
-                let wanted = WantedFrontend::with_timeout(wanted, in_force);
-                Job { owner: Some(name), frontend, wanted: Some(wanted) }
-            };
-            frontends.map(job)
+            let (timeouts, numbers) = (&timeouts, &numbers);
+            packet_ports(served, self.ipv4).filter_map(move |port| {
+                let number = numbers.get(&port.port)?;
+                let affinity = port.affinity.map(|timeout| timeouts.in_force(timeout));
+                let what = What::Port(WantedPort { port, number, affinity });
+                Some(Job { owner: Some(name), what })
+            })
         });
-        self.write(jobs, &mut done, show);
-        self.timeouts = timeouts;
+        let jobs: Vec<_> = jobs.collect();
+        self.write(jobs.into_iter(), &mut done, show);
+        (self.timeouts, self.numbers) = (timeouts, numbers);
+        self.release_groups(&mut tried, &mut done, show);
         let lasts_longer = |timeout: &NonZeroU32| self.timeouts.in_force(*timeout) != *timeout;
         let longer = pending.keys().filter(|name| {
             self.shares.get(*name).is_some_and(|of| of.timeouts.iter().any(lasts_longer))
         });
         let longer = longer.cloned().collect();
         for (_, served) in pending.iter().filter(|(name, _)| !done.failed.contains_key(*name)) {
-            for port in &served.outside {
+            for port in packet_ports(served, self.ipv4) {
                 let serving = || [&port.cluster, &port.local, &port.kept].into_iter().flatten();
                 let serving = || serving().copied().collect();
-                flows.extend(wanted_frontends(port).map(|(frontend, _)| (frontend, serving())));
+                flows.extend(packet_frontends(port).map(|of| (of.frontend, serving())));
             }
         }
         flows.retain(|frontend, _| frontend.protocol == Protocol::Udp);

@@ -6,7 +6,7 @@ use std::{
     num::NonZeroU32,
 };
 
-use super::element::{Choice, Edit, Element, Table, TableError};
+use super::element::{Choice, Edit, Element, Group, Table, TableError};
 
 /// A table in memory.
 #[derive(Clone, Debug, Default)]
@@ -27,13 +27,16 @@ impl MemoryTable {
     /// Whether the edit could be carried out.
     fn edit(&mut self, edit: &Edit) -> bool {
         match edit {
-            Edit::Add(element) => {
-                let first = key(*element);
-                let next = self.elements.range(first..).next();
-                next.is_none_or(|next| key(*next) != first) && self.elements.insert(*element)
-            }
+            Edit::Add(element) => Self::put(&mut self.elements, *element),
             Edit::Delete(element) => self.elements.remove(element),
         }
+    }
+
+    /// Adds an element if there is none with its key.
+    pub fn put(elements: &mut BTreeSet<Element>, element: Element) -> bool {
+        let first = key(element);
+        let next = elements.range(first..).next();
+        next.is_none_or(|next| key(*next) != first) && elements.insert(element)
     }
 
     /// What stands in it, to be tampered with.
@@ -45,21 +48,18 @@ impl MemoryTable {
 /// The first element that would have the same key.
 fn key(element: Element) -> Element {
     match element {
-        Element::Choice { policy, frontend, .. } => {
-            Element::Choice { policy, frontend, value: Choice::Slots(0) }
+        Element::Frontend { policy, frontend, group } => {
+            Element::Frontend { policy, frontend, group: Group { number: 0, ..group } }
         }
-        Element::Endpoint { policy, frontend, slot, addr } => {
-            Element::Endpoint { policy, frontend, slot, addr: first(addr) }
+        Element::Choice { group, .. } => Element::Choice { group, value: Choice::Slots(0) },
+        Element::Endpoint { group, slot, addr } => {
+            Element::Endpoint { group, slot, addr: first(addr) }
         }
-        Element::Numbered { policy, frontend, number, addr } => {
-            Element::Numbered { policy, frontend, number, addr: first(addr) }
+        Element::Numbered { group, number, addr } => {
+            Element::Numbered { group, number, addr: first(addr) }
         }
-        Element::Number { policy, frontend, slot, .. } => {
-            Element::Number { policy, frontend, slot, number: 0 }
-        }
-        Element::Affinity { policy, frontend, .. } => {
-            Element::Affinity { policy, frontend, seconds: NonZeroU32::MIN }
-        }
+        Element::Number { group, slot, .. } => Element::Number { group, slot, number: 0 },
+        Element::Affinity { group, .. } => Element::Affinity { group, seconds: NonZeroU32::MIN },
         element => element,
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::abi::Peer;
 
-use super::element::{Choice, Edit, Element};
+use super::element::{Choice, Edit, Element, Group};
 use crate::{
     model::{Cidr, Frontend},
     policy::TrafficPolicy,
@@ -18,7 +18,8 @@ use crate::{
 /// The mirror of the table.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TableMirror {
-    entries: BTreeMap<(Frontend, TrafficPolicy), Entry>,
+    frontends: BTreeMap<(Frontend, TrafficPolicy), Group>,
+    groups: BTreeMap<Group, GroupEntry>,
     restricted: BTreeSet<Frontend>,
     ranges: BTreeSet<(Frontend, Cidr)>,
     hairpins: BTreeSet<IpAddr>,
@@ -28,9 +29,11 @@ pub struct TableMirror {
     len: usize,
 }
 
-/// What a frontend leads to by one policy.
+/// What stands there of a group.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-struct Entry {
+struct GroupEntry {
+    /// How many frontends lead to it.
+    frontends: u32,
     choice: Option<Choice>,
     /// By slot; the last one is not empty. Small, for there are very many.
     endpoints: Vec<Option<Peer>>,
@@ -48,8 +51,8 @@ pub(super) struct AffinityMirror {
     pub(super) numbered: BTreeMap<u32, SocketAddr>,
 }
 
-impl Entry {
-    /// How many elements it is.
+impl GroupEntry {
+    /// How many elements it is, without the frontends.
     fn len(&self) -> usize {
         let affinity = self.affinity.as_deref().map_or(0, |of| {
             usize::from(of.seconds.is_some()) + of.numbers.len() + of.numbered.len()
@@ -81,25 +84,26 @@ impl TableMirror {
             Edit::Delete(element) => (element, false),
         };
         match *element {
-            Element::Choice { policy, frontend, value } => {
-                self.change((frontend, policy), |entry| entry.choice = is_there.then_some(value));
+            Element::Frontend { policy, frontend, group } => {
+                self.lead((frontend, policy), group, is_there);
             }
-            Element::Endpoint { policy, frontend, slot, addr } if slot < SLOTS => {
-                self.change((frontend, policy), |entry| entry.set(slot, is_there.then_some(addr)));
+            Element::Choice { group, value } => {
+                self.change(group, |entry| entry.choice = is_there.then_some(value));
+            }
+            Element::Endpoint { group, slot, addr } if slot < SLOTS => {
+                self.change(group, |entry| entry.set(slot, is_there.then_some(addr)));
             }
             Element::Endpoint { .. } => {}
-            Element::Affinity { policy, frontend, seconds } => {
-                self.change_affinity((frontend, policy), |of| {
-                    of.seconds = is_there.then_some(seconds);
-                });
+            Element::Affinity { group, seconds } => {
+                self.change_affinity(group, |of| of.seconds = is_there.then_some(seconds));
             }
-            Element::Number { policy, frontend, slot, number } => {
-                self.change_affinity((frontend, policy), |of| {
+            Element::Number { group, slot, number } => {
+                self.change_affinity(group, |of| {
                     set(&mut of.numbers, slot, is_there.then_some(number));
                 });
             }
-            Element::Numbered { policy, frontend, number, addr } => {
-                self.change_affinity((frontend, policy), |of| {
+            Element::Numbered { group, number, addr } => {
+                self.change_affinity(group, |of| {
                     set(&mut of.numbered, number, is_there.then_some(addr));
                 });
             }
@@ -115,56 +119,77 @@ impl TableMirror {
         }
     }
 
-    fn change(&mut self, key: (Frontend, TrafficPolicy), how: impl FnOnce(&mut Entry)) {
-        let entry = self.entries.entry(key).or_default();
+    fn change(&mut self, group: Group, how: impl FnOnce(&mut GroupEntry)) {
+        let entry = self.groups.entry(group).or_default();
         self.len -= entry.len();
         how(entry);
         self.len += entry.len();
-        if *entry == Entry::default() {
-            self.entries.remove(&key);
+        if *entry == GroupEntry::default() {
+            self.groups.remove(&group);
         }
     }
 
-    fn change_affinity(
-        &mut self,
-        key: (Frontend, TrafficPolicy),
-        how: impl FnOnce(&mut AffinityMirror),
-    ) {
-        self.change(key, |entry| {
+    fn change_affinity(&mut self, group: Group, how: impl FnOnce(&mut AffinityMirror)) {
+        self.change(group, |entry| {
             let mut affinity = entry.affinity.take().unwrap_or_default();
             how(&mut affinity);
             entry.affinity = Some(affinity).filter(|of| **of != AffinityMirror::default());
         });
     }
 
+    /// A frontend leads to this group, or to none any more.
+    fn lead(&mut self, key: (Frontend, TrafficPolicy), group: Group, is_there: bool) {
+        let before =
+            if is_there { self.frontends.insert(key, group) } else { self.frontends.remove(&key) };
+        if let Some(before) = before {
+            self.len -= 1;
+            self.change(before, |entry| entry.frontends -= 1);
+        }
+        if is_there {
+            self.len += 1;
+            self.change(group, |entry| entry.frontends += 1);
+        }
+    }
+
+    /// The group that a frontend leads to by a policy.
+    pub fn group(&self, frontend: Frontend, policy: TrafficPolicy) -> Option<Group> {
+        self.frontends.get(&(frontend, policy)).copied()
+    }
+
+    /// Whether a frontend leads to a group.
+    pub(super) fn is_led_to(&self, group: Group) -> bool {
+        self.groups.get(&group).is_some_and(|entry| entry.frontends > 0)
+    }
+
+    /// All groups of which anything is there, or to which a frontend leads.
+    pub(super) fn groups(&self) -> impl Iterator<Item = Group> {
+        self.groups.keys().copied()
+    }
+
+    /// Whether anything of a group is there, or a frontend leads to it.
+    pub(super) fn has(&self, group: Group) -> bool {
+        self.groups.contains_key(&group)
+    }
+
     /// What stands there of session affinity.
-    pub(super) fn affinity(
-        &self,
-        frontend: Frontend,
-        policy: TrafficPolicy,
-    ) -> Option<&AffinityMirror> {
-        self.entries.get(&(frontend, policy))?.affinity.as_deref()
+    pub(super) fn affinity(&self, group: Group) -> Option<&AffinityMirror> {
+        self.groups.get(&group)?.affinity.as_deref()
     }
 
     /// The timeouts of session affinity that are there.
     pub(super) fn timeouts(&self) -> BTreeSet<NonZeroU32> {
-        let affinity = self.entries.values().filter_map(|entry| entry.affinity.as_deref());
+        let affinity = self.groups.values().filter_map(|entry| entry.affinity.as_deref());
         affinity.filter_map(|of| of.seconds).collect()
     }
 
-    /// What packets to a frontend get by a policy.
-    pub fn choice(&self, frontend: Frontend, policy: TrafficPolicy) -> Option<Choice> {
-        self.entries.get(&(frontend, policy))?.choice
+    /// What packets to the frontends of a group get.
+    pub fn choice(&self, group: Group) -> Option<Choice> {
+        self.groups.get(&group)?.choice
     }
 
-    /// The endpoints of a frontend by their slots; an empty slot is damage.
-    pub fn endpoints(
-        &self,
-        frontend: Frontend,
-        policy: TrafficPolicy,
-    ) -> impl ExactSizeIterator<Item = Option<SocketAddr>> {
-        let entry = self.entries.get(&(frontend, policy));
-        let all = entry.map_or(&[][..], |entry| &entry.endpoints);
+    /// The endpoints of a group by their slots; an empty slot is damage.
+    pub fn endpoints(&self, group: Group) -> impl ExactSizeIterator<Item = Option<SocketAddr>> {
+        let all = self.groups.get(&group).map_or(&[][..], |entry| &entry.endpoints);
         all.iter().map(|peer| peer.map(SocketAddr::from))
     }
 
@@ -197,7 +222,7 @@ impl TableMirror {
 
     /// All frontends of which anything is there, be it damaged.
     pub fn frontends(&self) -> BTreeSet<Frontend> {
-        let entries = self.entries.keys().map(|(frontend, _)| *frontend);
+        let entries = self.frontends.keys().map(|(frontend, _)| *frontend);
         let ranges = self.ranges.iter().map(|(frontend, _)| *frontend);
         entries.chain(self.restricted.iter().copied()).chain(ranges).collect()
     }
@@ -214,14 +239,20 @@ impl TableMirror {
 
     /// All elements.
     pub fn elements(&self) -> impl Iterator<Item = Element> {
-        let entries = self.entries.iter().flat_map(|(&(frontend, policy), entry)| {
-            let choice = entry.choice.map(|value| Element::Choice { policy, frontend, value });
+        let frontends = self.frontends.iter();
+        let frontends = frontends.map(|(&(frontend, policy), &group)| Element::Frontend {
+            policy,
+            frontend,
+            group,
+        });
+        let groups = self.groups.iter().flat_map(|(&group, entry)| {
+            let choice = entry.choice.map(|value| Element::Choice { group, value });
             let endpoints = (0..).zip(&entry.endpoints).filter_map(move |(slot, peer)| {
                 let addr = SocketAddr::from((*peer)?);
-                Some(Element::Endpoint { policy, frontend, slot, addr })
+                Some(Element::Endpoint { group, slot, addr })
             });
             let affinity = entry.affinity.as_deref().into_iter();
-            let affinity = affinity.flat_map(move |of| of.elements(frontend, policy));
+            let affinity = affinity.flat_map(move |of| of.elements(group));
             choice.into_iter().chain(endpoints).chain(affinity)
         });
         let restricted = self.restricted.iter().copied().map(Element::Restricted);
@@ -230,26 +261,19 @@ impl TableMirror {
         let hairpins = self.hairpins.iter().copied().map(Element::Hairpin);
         let nodes = self.nodes.iter().copied().map(Element::Node);
         let servers = self.servers.iter().copied().map(Element::Server);
-        entries.chain(restricted).chain(ranges).chain(hairpins).chain(nodes).chain(servers)
+        let of_frontends = frontends.chain(groups).chain(restricted).chain(ranges);
+        of_frontends.chain(hairpins).chain(nodes).chain(servers)
     }
 }
 
 impl AffinityMirror {
-    pub(super) fn elements(
-        &self,
-        frontend: Frontend,
-        policy: TrafficPolicy,
-    ) -> impl Iterator<Item = Element> {
-        let seconds = self.seconds.map(|seconds| Element::Affinity { policy, frontend, seconds });
+    pub(super) fn elements(&self, group: Group) -> impl Iterator<Item = Element> {
+        let seconds = self.seconds.map(|seconds| Element::Affinity { group, seconds });
         let numbers = self.numbers.iter();
-        let numbers =
-            numbers.map(move |(&slot, &number)| Element::Number { policy, frontend, slot, number });
-        let numbered = self.numbered.iter().map(move |(&number, &addr)| Element::Numbered {
-            policy,
-            frontend,
-            number,
-            addr,
-        });
+        let numbers = numbers.map(move |(&slot, &number)| Element::Number { group, slot, number });
+        let numbered = self.numbered.iter();
+        let numbered =
+            numbered.map(move |(&number, &addr)| Element::Numbered { group, number, addr });
         seconds.into_iter().chain(numbers).chain(numbered)
     }
 }

@@ -1,5 +1,5 @@
-//! From what is wanted of a frontend to the edits that make the table say so. As few as can be: an
-//! endpoint keeps its slot as long as it serves and the slot is one.
+//! From what is wanted of a port of a Service to the edits that make the table say so. As few as can be:
+//! an endpoint keeps its slot as long as it serves and the slot is one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    element::{Choice, Edit, Element},
+    element::{Choice, Edit, Element, Group},
     mirror::{AffinityMirror, TableMirror},
 };
 use crate::{
@@ -16,136 +16,210 @@ use crate::{
     policy::{FrontendKind, OutsideFrontend, OutsidePort, PacketVerdict, TrafficPolicy},
 };
 
-/// What is wanted of a frontend.
+/// What is wanted of a port of a Service.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct WantedFrontend<'a> {
-    /// What everybody gets, or senders of this node, where strangers get something else.
-    cluster: PacketVerdict<'a>,
-    /// What strangers get, where that is something else by policy.
-    local: Option<PacketVerdict<'a>>,
-    /// The senders that may; empty: all.
-    ranges: &'a [Cidr],
+pub(super) struct WantedPort<'a> {
+    /// The port. Packets find it at least at one frontend.
+    pub(super) port: &'a OutsidePort,
+    /// The number of its groups.
+    pub(super) number: u32,
     /// How long senders stay with their endpoint, in seconds.
-    affinity: Option<NonZeroU32>,
+    pub(super) affinity: Option<NonZeroU32>,
 }
 
-impl<'a> WantedFrontend<'a> {
-    /// Nothing for a frontend that is not for packets.
-    pub(super) fn of(port: &'a OutsidePort, frontend: &OutsideFrontend) -> Option<Self> {
-        let ranges = match frontend.kind {
-            FrontendKind::ClusterIp => return None,
-            FrontendKind::LoadBalancer => &port.source_ranges[..],
-            FrontendKind::ExternalIp | FrontendKind::NodePort => &[],
-        };
-        let local = match frontend.policy {
-            TrafficPolicy::Cluster => None,
-            TrafficPolicy::Local => Some(port.verdict(TrafficPolicy::Local)),
-        };
-        let affinity = port.affinity;
-        Some(Self { cluster: port.verdict(TrafficPolicy::Cluster), local, ranges, affinity })
-    }
-
-    /// The same, with the timeout of session affinity that is in force.
-    pub(super) fn with_timeout(self, in_force: impl Fn(NonZeroU32) -> NonZeroU32) -> Self {
-        Self { affinity: self.affinity.map(in_force), ..self }
-    }
+/// The frontends of a port that packets are to find.
+pub(super) fn packet_frontends(port: &OutsidePort) -> impl Iterator<Item = &OutsideFrontend> {
+    port.frontends.iter().filter(|of| of.kind != FrontendKind::ClusterIp)
 }
 
-/// The edits of one frontend, to be carried out together; none if it is as it should be. In an order
-/// in which, as far as one can, what is looked up first comes last: endpoints before who leads to them,
+/// The edits of a port, to be carried out together; none if it is as it should be. In an order in
+/// which, as far as one can, what is looked up first comes last: endpoints before who leads to them,
 /// ranges before who asks for them.
-pub(super) fn plan(
+pub(super) fn plan(mirror: &TableMirror, wanted: &WantedPort<'_>) -> Vec<Edit> {
+    let WantedPort { port, number, affinity } = *wanted;
+    let group = |policy| Group::of(port.ipv4, number, policy);
+    let is_local = packet_frontends(port).any(|of| of.policy == TrafficPolicy::Local);
+    let (mut edits, mut freed) = (Vec::new(), Vec::new());
+    for of in packet_frontends(port) {
+        plan_ranges(mirror, of.frontend, ranges(port, of), &mut edits, &mut freed);
+    }
+    let verdicts = [
+        (group(TrafficPolicy::Cluster), Some(port.verdict(TrafficPolicy::Cluster))),
+        (group(TrafficPolicy::Local), is_local.then(|| port.verdict(TrafficPolicy::Local))),
+    ];
+    let numbers = affinity.map_or_else(BTreeMap::new, |_| numbers(mirror, &verdicts));
+    for (group, verdict) in verdicts {
+        let affinity = affinity.map(|seconds| (seconds, &numbers));
+        plan_group(mirror, group, verdict, affinity, &mut edits, &mut freed);
+    }
+    for of in packet_frontends(port) {
+        let to_local = of.policy == TrafficPolicy::Local;
+        let leads = [(TrafficPolicy::Cluster, true), (TrafficPolicy::Local, to_local)];
+        for (policy, is_wanted) in leads {
+            lead(mirror, (of.frontend, policy), is_wanted.then(|| group(policy)), &mut edits);
+        }
+    }
+    edits.append(&mut freed);
+    edits
+}
+
+/// The edits that leave nothing of a frontend that nobody wants any more.
+pub(super) fn release_frontend(mirror: &TableMirror, frontend: Frontend) -> Vec<Edit> {
+    let (mut edits, mut freed) = (Vec::new(), Vec::new());
+    for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+        lead(mirror, (frontend, policy), None, &mut edits);
+    }
+    plan_ranges(mirror, frontend, &[], &mut edits, &mut freed);
+    edits.append(&mut freed);
+    edits
+}
+
+/// The edits that leave nothing of a group to which no frontend leads.
+pub(super) fn release_group(mirror: &TableMirror, group: Group) -> Vec<Edit> {
+    let (mut edits, mut freed) = (Vec::new(), Vec::new());
+    plan_group(mirror, group, None, None, &mut edits, &mut freed);
+    edits.append(&mut freed);
+    edits
+}
+
+/// The senders that may; empty: all.
+fn ranges<'a>(port: &'a OutsidePort, of: &OutsideFrontend) -> &'a [Cidr] {
+    match of.kind {
+        FrontendKind::LoadBalancer => &port.source_ranges,
+        FrontendKind::ClusterIp | FrontendKind::ExternalIp | FrontendKind::NodePort => &[],
+    }
+}
+
+/// `freed`: what comes last.
+fn plan_ranges(
     mirror: &TableMirror,
     frontend: Frontend,
-    wanted: Option<WantedFrontend<'_>>,
-) -> Vec<Edit> {
-    let mut edits = Vec::new();
-    let (cluster, local, ranges) =
-        wanted.map_or((None, None, &[][..]), |of| (Some(of.cluster), of.local, of.ranges));
+    wanted: &[Cidr],
+    edits: &mut Vec<Edit>,
+    freed: &mut Vec<Edit>,
+) {
     let there: Vec<Cidr> = mirror.ranges(frontend).collect();
     let range = |range: &Cidr| Element::Range { frontend, range: *range };
     // Both are sorted.
     let lacks = |ranges: &[Cidr], range: &Cidr| ranges.binary_search(range).is_err();
-    let superfluous = there.iter().filter(|of| lacks(ranges, of)).map(range).map(Edit::Delete);
-    let missing = ranges.iter().filter(|of| lacks(&there, of)).map(range).map(Edit::Add);
+    let superfluous = there.iter().filter(|of| lacks(wanted, of)).map(range).map(Edit::Delete);
+    let missing = wanted.iter().filter(|of| lacks(&there, of)).map(range).map(Edit::Add);
     let is_restricted = mirror.is_restricted(frontend);
-    if !ranges.is_empty() {
+    if wanted.is_empty() {
+        freed.extend(is_restricted.then_some(Edit::Delete(Element::Restricted(frontend))));
+        freed.extend(superfluous);
+    } else {
         // No two that overlap are ever there at once.
-        edits.extend(superfluous.clone());
+        edits.extend(superfluous);
         edits.extend(missing);
         edits.extend((!is_restricted).then_some(Edit::Add(Element::Restricted(frontend))));
     }
-    let mut freed = Vec::new();
-    for (policy, answer) in [(TrafficPolicy::Cluster, cluster), (TrafficPolicy::Local, local)] {
-        let endpoints =
-            if let Some(PacketVerdict::Forward(endpoints)) = answer { endpoints } else { &[] };
-        let value = answer.map(|answer| match answer {
-            PacketVerdict::Forward(all) => Choice::of(u32::try_from(all.len()).unwrap_or(u32::MAX)),
-            PacketVerdict::Reject => Choice::Reject,
-            PacketVerdict::Drop => Choice::Drop,
-        });
-        let there: Vec<_> = mirror.endpoints(frontend, policy).collect();
-        let endpoint =
-            |slot: u32, addr: SocketAddr| Element::Endpoint { policy, frontend, slot, addr };
-        let slots = slots(&there, endpoints);
-        for (slot, addr) in (0..).zip(&slots) {
-            let before = there.get(usize::try_from(slot).unwrap_or(usize::MAX)).copied().flatten();
-            if before != Some(*addr) {
-                edits.extend(before.map(|before| Edit::Delete(endpoint(slot, before))));
-                edits.push(Edit::Add(endpoint(slot, *addr)));
-            }
-        }
-        let rest = (0..).zip(&there).skip(slots.len());
-        freed.extend(rest.filter_map(|(slot, addr)| Some(Edit::Delete(endpoint(slot, (*addr)?)))));
-        let seconds = wanted.and_then(|of| of.affinity);
-        edits.extend(plan_affinity(mirror, (frontend, policy), seconds, &slots));
-        let choice = |value| Element::Choice { policy, frontend, value };
-        let before = mirror.choice(frontend, policy);
-        if before != value {
-            edits.extend(before.map(choice).map(Edit::Delete));
-            edits.extend(value.map(choice).map(Edit::Add));
-        }
-    }
-    edits.append(&mut freed);
-    if ranges.is_empty() {
-        edits.extend(is_restricted.then_some(Edit::Delete(Element::Restricted(frontend))));
-        edits.extend(superfluous);
-    }
-    edits
 }
 
-/// The edits that make senders stay with the endpoints in these slots. An endpoint keeps its number as
-/// long as it serves; a new one gets the lowest that is free.
-fn plan_affinity(
+/// `affinity`: the timeout in seconds, and the number of each endpoint. `freed`: what comes last.
+fn plan_group(
+    mirror: &TableMirror,
+    group: Group,
+    verdict: Option<PacketVerdict<'_>>,
+    affinity: Option<(NonZeroU32, &BTreeMap<SocketAddr, u32>)>,
+    edits: &mut Vec<Edit>,
+    freed: &mut Vec<Edit>,
+) {
+    let endpoints =
+        if let Some(PacketVerdict::Forward(endpoints)) = verdict { endpoints } else { &[] };
+    let value = verdict.map(|verdict| match verdict {
+        PacketVerdict::Forward(all) => Choice::of(u32::try_from(all.len()).unwrap_or(u32::MAX)),
+        PacketVerdict::Reject => Choice::Reject,
+        PacketVerdict::Drop => Choice::Drop,
+    });
+    let there: Vec<_> = mirror.endpoints(group).collect();
+    let endpoint = |slot: u32, addr: SocketAddr| Element::Endpoint { group, slot, addr };
+    let slots = slots(&there, endpoints);
+    for (slot, addr) in (0..).zip(&slots) {
+        let before = there.get(usize::try_from(slot).unwrap_or(usize::MAX)).copied().flatten();
+        if before != Some(*addr) {
+            edits.extend(before.map(|before| Edit::Delete(endpoint(slot, before))));
+            edits.push(Edit::Add(endpoint(slot, *addr)));
+        }
+    }
+    let rest = (0..).zip(&there).skip(slots.len());
+    freed.extend(rest.filter_map(|(slot, addr)| Some(Edit::Delete(endpoint(slot, (*addr)?)))));
+    plan_affinity(mirror, group, affinity, &slots, edits);
+    let choice = |value| Element::Choice { group, value };
+    let before = mirror.choice(group);
+    if before != value {
+        edits.extend(before.map(choice).map(Edit::Delete));
+        edits.extend(value.map(choice).map(Edit::Add));
+    }
+}
+
+/// The edit that has a frontend lead to a group, or to none.
+fn lead(
     mirror: &TableMirror,
     (frontend, policy): (Frontend, TrafficPolicy),
-    seconds: Option<NonZeroU32>,
+    wanted: Option<Group>,
+    edits: &mut Vec<Edit>,
+) {
+    let element = |group| Element::Frontend { policy, frontend, group };
+    let before = mirror.group(frontend, policy);
+    if before != wanted {
+        edits.extend(before.map(element).map(Edit::Delete));
+        edits.extend(wanted.map(element).map(Edit::Add));
+    }
+}
+
+/// The numbers of the endpoints of a port, the same in both of its groups. An endpoint keeps its number
+/// as long as it serves; a new one gets the lowest that is free.
+fn numbers(
+    mirror: &TableMirror,
+    verdicts: &[(Group, Option<PacketVerdict<'_>>)],
+) -> BTreeMap<SocketAddr, u32> {
+    let forward = verdicts.iter().filter_map(|(_, verdict)| match verdict {
+        Some(PacketVerdict::Forward(endpoints)) => Some(*endpoints),
+        _ => None,
+    });
+    let mut rest: BTreeSet<SocketAddr> = forward.flatten().copied().collect();
+    let mut taken = BTreeSet::new();
+    let mut all = BTreeMap::new();
+    let there = verdicts.iter().filter_map(|(group, _)| mirror.affinity(*group));
+    for (number, addr) in there.flat_map(|of| &of.numbered) {
+        if rest.contains(addr) && taken.insert(*number) {
+            rest.remove(addr);
+            all.insert(*addr, *number);
+        }
+    }
+    let free = (0..).filter(|number| !taken.contains(number));
+    all.extend(rest.into_iter().zip(free));
+    all
+}
+
+/// The edits that make senders stay with the endpoints in these slots.
+fn plan_affinity(
+    mirror: &TableMirror,
+    group: Group,
+    affinity: Option<(NonZeroU32, &BTreeMap<SocketAddr, u32>)>,
     slots: &[SocketAddr],
-) -> Vec<Edit> {
-    let nothing = AffinityMirror::default();
-    let there = mirror.affinity(frontend, policy).unwrap_or(&nothing);
-    let wanted = match seconds.filter(|_| !slots.is_empty()) {
+    edits: &mut Vec<Edit>,
+) {
+    let wanted = match affinity.filter(|_| !slots.is_empty()) {
         None => AffinityMirror::default(),
-        seconds => {
-            let mut rest: BTreeSet<SocketAddr> = slots.iter().copied().collect();
-            let numbered = there.numbered.iter();
-            let kept: BTreeMap<u32, SocketAddr> = numbered
-                .filter(|(_, addr)| rest.remove(addr))
-                .map(|(number, addr)| (*number, *addr))
-                .collect();
-            let free = (0..).filter(|number| !kept.contains_key(number));
-            let numbered: BTreeMap<_, _> = free.zip(rest).chain(kept.clone()).collect();
-            let numbers: BTreeMap<_, _> =
-                numbered.iter().map(|(number, addr)| (addr, number)).collect();
-            let numbers =
-                (0..).zip(slots).filter_map(|(slot, addr)| Some((slot, **numbers.get(addr)?)));
-            AffinityMirror { seconds, numbers: numbers.collect(), numbered }
+        Some((seconds, all)) => {
+            let number = |addr| all.get(addr).copied();
+            let numbers = (0..).zip(slots).filter_map(|(slot, addr)| Some((slot, number(addr)?)));
+            let numbered = slots.iter().filter_map(|addr| Some((number(addr)?, *addr)));
+            AffinityMirror {
+                seconds: Some(seconds),
+                numbers: numbers.collect(),
+                numbered: numbered.collect(),
+            }
         }
     };
-    let all = |of: &AffinityMirror| of.elements(frontend, policy).collect::<BTreeSet<_>>();
+    let nothing = AffinityMirror::default();
+    let there = mirror.affinity(group).unwrap_or(&nothing);
+    let all = |of: &AffinityMirror| of.elements(group).collect::<BTreeSet<_>>();
     let (there, wanted) = (all(there), all(&wanted));
-    let gone = there.difference(&wanted).copied().map(Edit::Delete);
-    gone.chain(wanted.difference(&there).copied().map(Edit::Add)).collect()
+    edits.extend(there.difference(&wanted).copied().map(Edit::Delete));
+    edits.extend(wanted.difference(&there).copied().map(Edit::Add));
 }
 
 /// Which endpoint is to be in which slot. Who is in one of them stays; the others fill the rest.

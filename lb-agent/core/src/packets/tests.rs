@@ -13,7 +13,7 @@ use std::{
 use proptest::{collection::vec, prelude::*, sample::subsequence};
 
 use super::{
-    Choice, Edit, Element, MemoryTable, PacketEngine, Table, TableError, TableMirror, dump,
+    Choice, Edit, Element, Group, MemoryTable, PacketEngine, Table, TableError, TableMirror, dump,
 };
 use crate::{
     claims::Claims,
@@ -68,7 +68,7 @@ fn frontend(n: u8) -> Frontend {
         },
         1 => Frontend {
             scope: Scope::OwnNode,
-            ..Frontend::new("[::]:30080".parse().unwrap(), Protocol::Udp)
+            ..Frontend::new("0.0.0.0:30080".parse().unwrap(), Protocol::Udp)
         },
         n => Frontend::new(SocketAddr::from(([203, 0, 113, n], 80)), Protocol::Tcp),
     }
@@ -167,8 +167,13 @@ impl Model {
     fn awarded(&self) -> BTreeMap<usize, Vec<OutsidePort>> {
         let mut taken = BTreeSet::new();
         let mut services = self.services.clone();
-        for ports in services.values_mut() {
-            for port in ports.iter_mut() {
+        for (of, ports) in &mut services {
+            for (n, port) in ports.iter_mut().enumerate() {
+                port.port = PortRef {
+                    service: name(*of),
+                    port: format!("p{n}").into(),
+                    ..port.port.clone()
+                };
                 port.frontends.retain(|of| taken.insert(of.frontend));
             }
             ports.retain(|port| !port.frontends.is_empty());
@@ -194,111 +199,105 @@ impl Model {
         }
     }
 
-    /// What the table must say, but for the slots.
+    /// What the table must say, but for the numbers of groups and the slots.
     fn check(&self, elements: &BTreeSet<Element>) {
-        let mut wanted = BTreeSet::new();
-        let mut slots: BTreeMap<(Frontend, TrafficPolicy), BTreeSet<u32>> = BTreeMap::new();
-        let mut sticky = BTreeSet::new();
+        let mirror: TableMirror = elements.iter().copied().collect();
+        let (mut wanted, mut beside) = (BTreeMap::new(), BTreeSet::new());
+        let mut ports = BTreeSet::new();
         for port in self.awarded().into_values().flatten() {
             let is_served = |of: &&OutsideFrontend| of.kind != FrontendKind::ClusterIp;
-            let mut is_any = false;
+            let mut numbers = BTreeSet::new();
             for of in port.frontends.iter().filter(is_served) {
-                is_any = true;
                 let frontend = of.frontend;
                 let senders =
                     [Sender::Node, Sender::Stranger].map(|sender| of.route(sender).policy);
                 for policy in senders {
                     let all = port.endpoints(policy);
-                    let number = u32::try_from(all.len()).unwrap();
-                    let value = match (number, port.empty) {
+                    let value = match (all.len(), port.empty) {
                         (0, Empty::Refuse) => Choice::Reject,
                         (0, Empty::Unreachable) => Choice::Drop,
                         (n, _) => {
+                            let n = u32::try_from(n).unwrap();
                             Choice::Slots([1, 2, 4, 8, 16].into_iter().find(|s| *s >= n).unwrap())
                         }
                     };
-                    wanted.insert(Element::Choice { policy, frontend, value });
-                    for addr in all {
-                        // Without its slot.
-                        wanted.insert(Element::Endpoint { policy, frontend, slot: 0, addr: *addr });
-                    }
-                    slots.insert((frontend, policy), (0..number).collect());
-                    if let Some(seconds) = port.affinity.filter(|_| number > 0) {
-                        wanted.insert(Element::Affinity { policy, frontend, seconds });
-                        sticky.insert((frontend, policy));
-                    }
+                    let affinity = port.affinity.filter(|_| !all.is_empty());
+                    wanted.insert((frontend, policy), (value, all.to_vec(), affinity));
+                    let group = mirror.group(frontend, policy).unwrap();
+                    numbers.insert(group.port());
+                    assert_eq!(group, Group::of(true, group.port(), policy));
                 }
                 if of.kind == FrontendKind::LoadBalancer && !port.source_ranges.is_empty() {
-                    wanted.insert(Element::Restricted(frontend));
-                    wanted.extend(
+                    beside.insert(Element::Restricted(frontend));
+                    beside.extend(
                         port.source_ranges.iter().map(|r| Element::Range { frontend, range: *r }),
                     );
                 }
             }
-            if is_any {
-                wanted.extend(port.here.iter().map(|addr| Element::Hairpin(addr.ip())));
-                wanted.extend(
-                    [&port.cluster, &port.local]
-                        .into_iter()
-                        .flatten()
-                        .copied()
-                        .map(Element::Server),
-                );
+            if let Some(number) = numbers.pop_first() {
+                assert!(numbers.is_empty() && ports.insert(number), "a number for each port");
+                beside.extend(port.here.iter().map(|addr| Element::Hairpin(addr.ip())));
+                let all = [&port.cluster, &port.local].into_iter().flatten();
+                beside.extend(all.copied().map(Element::Server));
             }
         }
-        wanted.extend(self.nodes.iter().copied().map(Element::Node));
-        let mut found = BTreeSet::new();
-        let mut dense: BTreeMap<(Frontend, TrafficPolicy), BTreeSet<u32>> =
-            slots.keys().map(|key| (*key, BTreeSet::new())).collect();
-        let mut by_slot = BTreeMap::new();
-        let (mut numbers, mut numbered) = (BTreeMap::new(), BTreeMap::new());
-        for element in elements {
-            match *element {
-                Element::Endpoint { policy, frontend, slot, addr } => {
-                    assert!(
-                        found.insert(Element::Endpoint { policy, frontend, slot: 0, addr }),
-                        "twice"
-                    );
-                    dense.entry((frontend, policy)).or_default().insert(slot);
-                    by_slot.insert((frontend, policy, slot), addr);
-                }
-                Element::Number { policy, frontend, slot, number } => {
-                    numbers.insert((frontend, policy, slot), number);
-                }
-                Element::Numbered { policy, frontend, number, addr } => {
-                    numbered.insert((frontend, policy, number), addr);
-                }
-                element => {
-                    found.insert(element);
-                }
+        let nodes = self.nodes.iter().filter(|ip| ip.is_ipv4());
+        beside.extend(nodes.copied().map(Element::Node));
+        let found = elements.iter().filter_map(|element| match *element {
+            Element::Frontend { policy, frontend, group } => {
+                let endpoints = mirror.endpoints(group).map(|at| at.expect("slots are dense"));
+                let mut endpoints: Vec<_> = endpoints.collect();
+                check_affinity(&mirror, group, &endpoints);
+                endpoints.sort();
+                let affinity = mirror.affinity(group).and_then(|of| of.seconds);
+                let choice = mirror.choice(group).unwrap();
+                Some(((frontend, policy), (choice, endpoints, affinity)))
             }
-        }
-        assert_eq!(found, wanted);
-        assert_eq!(dense, slots, "slots are dense");
-        // Where senders stay, each slot leads to its endpoint by a number of its own.
-        by_slot.retain(|(frontend, policy, _), _| sticky.contains(&(*frontend, *policy)));
-        assert_eq!(numbered.len(), numbers.len());
-        let by_number = numbers.iter().map(|(&(frontend, policy, slot), &number)| {
-            ((frontend, policy, slot), numbered[&(frontend, policy, number)])
+            _ => None,
         });
-        assert_eq!(by_number.collect::<BTreeMap<_, _>>(), by_slot);
+        assert_eq!(found.collect::<BTreeMap<_, _>>(), wanted);
+        assert!(mirror.groups().all(|group| mirror.is_led_to(group)), "{elements:?}");
+        let is_beside = |element: &&Element| {
+            matches!(
+                element,
+                Element::Restricted(_)
+                    | Element::Range { .. }
+                    | Element::Hairpin(_)
+                    | Element::Server(_)
+                    | Element::Node(_)
+            )
+        };
+        assert_eq!(elements.iter().filter(is_beside).copied().collect::<BTreeSet<_>>(), beside);
     }
 }
 
-/// The fewest edits from what a frontend has by a policy to these endpoints, by another way than the
-/// planner's: who is in a slot that remains, and stays, need not be touched; all else must.
+/// Where senders stay, each slot leads to its endpoint by a number, which is the same in both groups.
+fn check_affinity(mirror: &TableMirror, group: Group, endpoints: &[SocketAddr]) {
+    let Some(affinity) = mirror.affinity(group) else { return };
+    let by_number: Vec<_> =
+        affinity.numbers.values().map(|number| affinity.numbered[number]).collect();
+    assert_eq!(by_number, endpoints);
+    assert_eq!(affinity.numbered.len(), endpoints.len());
+    let sibling = mirror.affinity(Group { number: group.number ^ 1, ..group });
+    for (number, addr) in sibling.iter().flat_map(|of| &of.numbered) {
+        let here = affinity.numbered.get(number);
+        assert!(here.is_none_or(|here| here == addr), "{group} {number}");
+        assert!(here.is_some() || !endpoints.contains(addr), "{group} {addr}");
+    }
+}
+
+/// The fewest edits from what the table has to this, by another way than the planner's: who is in a slot
+/// that remains, and stays, need not be touched; all else must.
 fn fewest(before: &TableMirror, after: &TableMirror) -> usize {
     let of = |mirror: &TableMirror| -> BTreeSet<Element> { mirror.elements().collect() };
     let (before, after) = (of(before), of(after));
     let kept = |element: &&Element| match **element {
-        Element::Endpoint { policy, frontend, slot, addr } => {
+        Element::Endpoint { group, slot, addr } => {
             let remains = after.iter().any(|e| {
-                matches!(e, Element::Endpoint { policy: p, frontend: f, slot: s, .. }
-                    if (*p, *f, *s) == (policy, frontend, slot))
+                matches!(e, Element::Endpoint { group: g, slot: s, .. } if (*g, *s) == (group, slot))
             });
             let stays = after.iter().any(|e| {
-                matches!(e, Element::Endpoint { policy: p, frontend: f, addr: a, .. }
-                    if (*p, *f, *a) == (policy, frontend, addr))
+                matches!(e, Element::Endpoint { group: g, addr: a, .. } if (*g, *a) == (group, addr))
             });
             remains && stays
         }
@@ -306,9 +305,7 @@ fn fewest(before: &TableMirror, after: &TableMirror) -> usize {
     };
     // Somebody may have put an endpoint into two slots: one of them is to be touched.
     let without_slot = |element: &Element| match *element {
-        Element::Endpoint { policy, frontend, addr, .. } => {
-            Element::Endpoint { policy, frontend, slot: 0, addr }
-        }
+        Element::Endpoint { group, addr, .. } => Element::Endpoint { group, slot: 0, addr },
         element => element,
     };
     let kept = before.iter().filter(kept).map(without_slot).collect::<BTreeSet<_>>().len();
@@ -324,7 +321,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut engine = PacketEngine::new(Faulty::default());
+        let mut engine = PacketEngine::new(Faulty::default(), true);
         engine.adopt().unwrap();
         Self { engine, model: Model::default(), told: BTreeMap::new() }
     }
@@ -400,27 +397,26 @@ proptest! {
                         some.map(|element| elements.remove(&element));
                     }
                     for (of, slot, addr) in added {
-                        let (frontend, addr) = (frontend(of), endpoint(addr));
-                        let policy = TrafficPolicy::Cluster;
-                        let numbered = Element::Numbered { policy, frontend, number: slot, addr };
-                        if elements.iter().all(|e| !matches!(e,
-                            Element::Numbered { policy: p, frontend: f, number, .. }
-                                if (*p, *f, *number) == (policy, frontend, slot)))
-                        {
-                            elements.insert(numbered);
-                        }
-                        let is_taken = elements.iter().any(|e| matches!(e,
-                            Element::Endpoint { policy: p, frontend: f, slot: s, .. }
-                                if (*p, *f, *s) == (policy, frontend, slot)));
-                        if !is_taken {
-                            elements.insert(Element::Endpoint { policy, frontend, slot, addr });
+                        let group = Group { ipv4: true, number: of.into() };
+                        let stray = [
+                            Element::Endpoint { group, slot, addr: endpoint(addr) },
+                            Element::Numbered { group, number: slot, addr: endpoint(addr) },
+                            Element::Frontend {
+                                policy: TrafficPolicy::Cluster,
+                                frontend: frontend(of),
+                                group: Group { number: slot, ..group },
+                            },
+                        ];
+                        for element in stray {
+                            // If nothing is there by that key.
+                            let _ = MemoryTable::put(elements, element);
                         }
                     }
                     world.engine.adopt().unwrap();
                 }
                 Step::Restart => {
                     let table = std::mem::take(world.engine.table_mut());
-                    world.engine = PacketEngine::new(table);
+                    world.engine = PacketEngine::new(table, true);
                     world.engine.adopt().unwrap();
                 }
             }
@@ -428,7 +424,7 @@ proptest! {
         world.settle();
         // Nothing is written by an agent that finds all as it should be.
         let table = std::mem::take(world.engine.table_mut());
-        world.engine = PacketEngine::new(table);
+        world.engine = PacketEngine::new(table, true);
         world.engine.adopt().unwrap();
         prop_assert_eq!(world.sync().0.ops, 0);
         // And nothing is left of what nobody wants.
@@ -469,31 +465,28 @@ fn one_endpoint_is_few_edits() {
         assert_eq!(outcome.ops, shown.len());
         shown
     };
-    let at = "203.0.113.2:80/tcp";
-    assert_eq!(ops(&[1, 2, 3]).len(), 7);
-    let added = [
-        "add server 10.0.0.4:8080".to_owned(),
-        format!("add endpoint cluster {at} 3 10.0.0.4:8080"),
-    ];
+    assert_eq!(ops(&[1, 2, 3]).len(), 8);
+    let added =
+        ["add server 10.0.0.4:8080".to_owned(), "add endpoint v4:0 3 10.0.0.4:8080".to_owned()];
     assert_eq!(ops(&[1, 2, 3, 4]), added);
     let replaced = [
         "add server 10.0.0.5:8080".to_owned(),
-        format!("delete endpoint cluster {at} 1 10.0.0.2:8080"),
-        format!("add endpoint cluster {at} 1 10.0.0.5:8080"),
+        "delete endpoint v4:0 1 10.0.0.2:8080".to_owned(),
+        "add endpoint v4:0 1 10.0.0.5:8080".to_owned(),
         "delete server 10.0.0.2:8080".to_owned(),
     ];
     assert_eq!(ops(&[1, 3, 4, 5]), replaced);
     let moved = [
-        format!("delete endpoint cluster {at} 0 10.0.0.1:8080"),
-        format!("add endpoint cluster {at} 0 10.0.0.4:8080"),
-        format!("delete endpoint cluster {at} 3 10.0.0.4:8080"),
+        "delete endpoint v4:0 0 10.0.0.1:8080".to_owned(),
+        "add endpoint v4:0 0 10.0.0.4:8080".to_owned(),
+        "delete endpoint v4:0 3 10.0.0.4:8080".to_owned(),
         "delete server 10.0.0.1:8080".to_owned(),
     ];
     assert_eq!(ops(&[3, 4, 5]), moved);
     let last = [
-        format!("add choice cluster {at} slots 2"),
-        format!("delete choice cluster {at} slots 4"),
-        format!("delete endpoint cluster {at} 2 10.0.0.3:8080"),
+        "add choice v4:0 slots 2".to_owned(),
+        "delete choice v4:0 slots 4".to_owned(),
+        "delete endpoint v4:0 2 10.0.0.3:8080".to_owned(),
         "delete server 10.0.0.3:8080".to_owned(),
     ];
     let mut found = ops(&[4, 5]);
@@ -530,11 +523,48 @@ fn an_endpoint_keeps_its_number_and_a_new_one_takes_a_free_one() {
     assert!(!shown.contains("affinity"), "{shown}");
 }
 
+/// A table in which both write, as no kernel has one, shows what an engine lets alone.
+#[test]
+fn the_other_family_is_another_engines() {
+    let mut world = World::new();
+    world.model.services.insert(0, vec![of_endpoints(2, vec![endpoint(1)])]);
+    world.model.nodes = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into();
+    world.settle();
+    let of_ipv4 = world.engine.table().table.elements().clone();
+    let table = std::mem::take(world.engine.table_mut());
+    let mut other = PacketEngine::new(table, false);
+    assert_ne!(other.name(), world.engine.name());
+    other.adopt().unwrap();
+    let awarded = world.model.awarded();
+    other.want(&world.model.wanted(&awarded, true));
+    let report = other.sync(&Claims::default(), &mut |_| {});
+    assert_eq!((report.ops, report.entries), (1, 1), "its node");
+    let both = other.table().table.elements();
+    assert!(both.is_superset(&of_ipv4) && both.len() == of_ipv4.len() + 1);
+}
+
+/// There may be bonds to it.
+#[test]
+fn a_number_that_was_given_back_is_not_given_again_soon() {
+    let mut world = World::new();
+    let mut number = |of: usize| {
+        world.model.services = (0..SERVICES).map(|of| (of, vec![])).collect();
+        world.model.services.insert(of, vec![of_endpoints(2, vec![endpoint(1)])]);
+        world.settle();
+        let elements = world.engine.table().table.elements();
+        elements.iter().find_map(|element| match element {
+            Element::Choice { group, .. } => Some(group.port()),
+            _ => None,
+        })
+    };
+    assert_eq!([0, 1, 0, 0].map(&mut number), [0, 1, 2, 2].map(Some));
+}
+
 /// What does not fit stays as it was, is named, and keeps nobody else out.
 #[test]
 fn a_table_that_is_full() {
     let mut world = World::new();
-    world.engine.table_mut().table.limit = 17;
+    world.engine.table_mut().table.limit = 19;
     let all = |range: std::ops::RangeInclusive<u8>| range.map(endpoint).collect::<Vec<_>>();
     world.model.services.insert(0, vec![of_endpoints(2, all(1..=2))]);
     world.model.services.insert(1, vec![of_endpoints(3, all(1..=9))]);
@@ -549,7 +579,7 @@ fn a_table_that_is_full() {
     assert!(world.engine.is_dirty());
     // Somebody gives room.
     world.model.services.insert(0, vec![]);
-    world.engine.table_mut().table.limit = 23;
+    world.engine.table_mut().table.limit = 25;
     assert!(world.sync().0.failed.is_empty() && !world.engine.is_dirty());
 }
 
@@ -600,7 +630,7 @@ fn servers_are_those_that_get_no_new_connections_too() {
 fn connection_tracking_becomes_liberal_once_the_table_was_read() {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     let mut world = World::new();
-    let engine = PacketEngine::new(Faulty::default());
+    let engine = PacketEngine::new(Faulty::default(), true);
     world.engine = engine.liberal(|| CALLS.fetch_add(1, Ordering::Relaxed) > 0);
     assert_eq!(CALLS.load(Ordering::Relaxed), 0);
     for is_liberal in [false, true] {
@@ -641,17 +671,17 @@ fn flows_that_may_stay() {
 fn flows_at_node_ports_have_the_nodes_addresses() {
     let mut world = World::new();
     world.model.nodes =
-        ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|ip| ip.parse().unwrap()).into();
+        ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into();
     world.tell();
     let all = |all: [&str; 1]| all.map(|text| text.parse().unwrap()).into();
     let mut external = of_endpoints(2, vec![endpoint(1)]);
-    let at = "[2001:db8::2]:30080".parse().unwrap();
+    let at = "192.0.2.2:30080".parse().unwrap();
     external.frontends[0].frontend = Frontend::new(at, Protocol::Udp);
     world.model.services.insert(1, vec![external]);
     world.sync();
     world.model.services.insert(0, vec![of_endpoints(1, vec![endpoint(1)])]);
     let report = world.sync().0;
-    assert_eq!(report.node_ports, all(["[2001:db8::1]:30080"]));
+    assert_eq!(report.node_ports, all(["192.0.2.1:30080"]));
     assert_eq!(report.flows.len(), 1);
 }
 
@@ -668,19 +698,19 @@ fn flows_at_an_address_that_comes() {
     let node_port = service.frontends[0].frontend;
     world.model.services.insert(0, vec![service]);
     let serving: BTreeMap<_, BTreeSet<_>> = [(node_port, [endpoint(1)].into())].into();
-    assert_eq!(ports(&mut world, &["2001:db8::1"]), serving);
-    assert_eq!(ports(&mut world, &["2001:db8::1"]), [].into(), "nothing new");
-    assert_eq!(ports(&mut world, &["2001:db8::1", "2001:db8::2"]), serving);
-    assert_eq!(ports(&mut world, &["2001:db8::2"]), [].into(), "one has left");
+    assert_eq!(ports(&mut world, &["192.0.2.1"]), serving);
+    assert_eq!(ports(&mut world, &["192.0.2.1"]), [].into(), "nothing new");
+    assert_eq!(ports(&mut world, &["192.0.2.1", "192.0.2.2"]), serving);
+    assert_eq!(ports(&mut world, &["192.0.2.2"]), [].into(), "one has left");
     world.model.services.clear();
-    assert_eq!(ports(&mut world, &["2001:db8::2"]).len(), 1);
-    assert_eq!(ports(&mut world, &["2001:db8::3"]), [].into(), "nobody has it any more");
+    assert_eq!(ports(&mut world, &["192.0.2.2"]).len(), 1);
+    assert_eq!(ports(&mut world, &["192.0.2.3"]), [].into(), "nobody has it any more");
 }
 
 /// A table that waits to be replaced must not serve for ever what nobody wants any more.
 #[test]
 fn a_table_is_settled_when_all_is_known_also_where_nothing_is_wanted() {
-    let mut engine = PacketEngine::new(Faulty::default());
+    let mut engine = PacketEngine::new(Faulty::default(), true);
     engine.adopt().unwrap();
     engine.sync(&Claims::default(), &mut |_| {});
     assert_eq!(engine.table().settled, 0, "nobody has said what is wanted");
@@ -704,13 +734,14 @@ fn many_services_are_written_in_bounded_transactions() {
         let [a, b] = of.to_be_bytes();
         let mut port = of_endpoints(2, (1..=10).map(endpoint).collect());
         port.frontends[0].frontend.addr.set_ip([203, 1, a, b].into());
-        (ObjectRef::new("default", format!("s{of}")), port)
+        port.port.service = name(of.into());
+        (name(of.into()), port)
     };
     let served = |port| Arc::new(Served { outside: vec![port], ..Served::default() });
     let services = (0..2000).map(service).map(|(name, port)| (name, served(port))).collect();
     world.engine.want(&Wanted { services, is_whole: true, addresses: None });
     let outcome = world.engine.sync(&Claims::default(), &mut |_| {});
-    assert_eq!((outcome.ops, outcome.failed.len()), (22_010, 0));
+    assert_eq!((outcome.ops, outcome.failed.len()), (24_010, 0));
     let Faulty { longest, table, .. } = world.engine.table();
     assert!(*longest <= 4096 && table.transactions == 7, "{longest} {}", table.transactions);
 }

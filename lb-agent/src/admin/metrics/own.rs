@@ -12,8 +12,8 @@ pub(super) struct Own {
     pub(super) map_capacity: IntGaugeVec,
     pub(super) map_full: IntCounterVec,
     pub(super) socket_storage: IntGaugeVec,
-    pub(super) nftables_elements: IntGauge,
-    pub(super) nftables_repairs: IntCounter,
+    pub(super) nftables_elements: IntGaugeVec,
+    pub(super) nftables_repairs: IntCounterVec,
     pub(super) datapath_healthy: IntGauge,
     pub(super) processes_outside: IntGauge,
     pub(super) datapath_events: IntCounterVec,
@@ -43,13 +43,15 @@ impl Own {
                 "Kernel memory of what is remembered of live sockets; it counts as the agent's",
                 &["map"],
             )?,
-            nftables_elements: make.gauge(
+            nftables_elements: make.gauges(
                 "socklb_nftables_elements",
-                "Elements of the tables for packets, but for the bonds of session affinity",
+                "Elements of the table for packets, but for the bonds of session affinity",
+                &["ip_family"],
             )?,
-            nftables_repairs: make.counter(
+            nftables_repairs: make.counters(
                 "socklb_nftables_repairs_total",
-                "Repairs of the tables for packets, which somebody else had changed",
+                "Repairs of the table for packets, which somebody else had changed",
+                &["ip_family"],
             )?,
             datapath_healthy: make.gauge(
                 "socklb_datapath_healthy",

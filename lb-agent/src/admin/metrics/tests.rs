@@ -17,7 +17,7 @@ fn metrics() -> Metrics {
     metrics.no_local(Traffic::Internal, Family::V4, 1);
     metrics.looked_for_stale_flows(MS, &[Family::V4]);
     metrics.stale_flows(Family::V4, 1);
-    metrics.nftables_synced(7, true, v4);
+    metrics.nftables_synced(Family::V4, 7, true);
     metrics.probe_answered(Probe::Healthz, 200);
     metrics.probe_answered(Probe::Healthz, 503);
     metrics.probe_answered(Probe::Livez, 200);
@@ -60,8 +60,8 @@ fn values() {
     metrics.map_use(Map::Backends, 0, 262_144);
     metrics.map_full(Map::Backends);
     metrics.socket_storage("more_flows", 8192);
-    metrics.nftables_synced(9, false, &[Family::V4, Family::V6]);
-    metrics.nftables_repaired();
+    metrics.nftables_synced(Family::V6, 9, false);
+    metrics.nftables_repaired(Family::V6);
     metrics.datapath(true);
     let text = metrics.text().unwrap();
     for line in [
@@ -80,8 +80,9 @@ fn values() {
         "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 1",
         "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 1",
         "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} 0",
-        "socklb_nftables_elements 9",
-        "socklb_nftables_repairs_total 1",
+        "socklb_nftables_elements{ip_family=\"IPv4\"} 7",
+        "socklb_nftables_elements{ip_family=\"IPv6\"} 9",
+        "socklb_nftables_repairs_total{ip_family=\"IPv6\"} 1",
         "socklb_sync_failures_total 1",
         "socklb_sockets_destroyed_total{reason=\"stale\"} 7",
         "socklb_map_entries{map=\"services\"} 10",
