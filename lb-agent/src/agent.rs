@@ -86,15 +86,15 @@ fn ended(end: Result<Result<()>, JoinError>) -> Result<()> {
     bail!("the source ended")
 }
 
-/// How this node looks at the cluster.
-fn view(config: &Config, node: &str, families: Families) -> NodeConfig {
+/// How this node looks at the cluster. `outside`: packets from outside are served.
+fn view(config: &Config, node: &str, families: Families, outside: bool) -> NodeConfig {
     let host_netns = sockets::own_netns().unwrap_or_else(|error| {
         if config.localhost_nodeports {
             tracing::warn!(%error, "no NodePorts at loopback addresses: this namespace has no cookie");
         }
         0
     });
-    let settings = config.settings(node, families);
+    let settings = config.settings(node, families, outside);
     let reserved = canary::SENTINELS.to_vec();
     NodeConfig {
         settings,
@@ -113,13 +113,42 @@ fn families() -> Families {
     families
 }
 
-/// Two proxies on one node do not hurt each other, but only one of them does anything.
-fn warn_of_kube_proxy() {
-    if let Some(active) = kube_proxy::active() {
-        let remedy = "stop it on this node, then run `lb-agent --cleanup-kube-proxy` once; or try single \
-                      Services beside it with --service-proxy-name";
-        tracing::warn!(remedy, "{active}: sockets are served by socklb, all else by its rules");
+/// Whether packets from outside are served: where they may be kube-proxy's, only if somebody says so.
+async fn serves_packets(config: &Config) -> Result<bool> {
+    let is_ours = match (config.packets, &config.service_proxy_name) {
+        // There is another proxy, which has all other Services.
+        (packets, Some(_)) => return Ok(packets == Packets::External),
+        (Packets::Auto, None) => None,
+        (packets, None) => Some(packets == Packets::External),
+    };
+    // It may run tools that wait for locks.
+    let look = tokio::task::spawn_blocking(move || {
+        let active = kube_proxy::active();
+        if let Some(active) = &active {
+            warn_of_kube_proxy(active, is_ours);
+        }
+        active.is_none()
+    });
+    match is_ours {
+        Some(is_ours) => Ok(is_ours),
+        None => look.await.context("the search for kube-proxy failed"),
     }
+}
+
+/// Two proxies on one node do not hurt each other, but only one of them does anything. `is_ours`: whether
+/// packets from outside are ours; none: they are not because of it.
+fn warn_of_kube_proxy(active: &kube_proxy::Active, is_ours: Option<bool>) {
+    let again = if is_ours.is_none() { ", then start this agent again" } else { "" };
+    let remedy = format!(
+        "stop it on this node, then run `lb-agent --cleanup-kube-proxy` once{again}; or try single Services \
+         beside it with --service-proxy-name"
+    );
+    let all_else = match is_ours {
+        Some(true) => "and packets from outside by who sees them first",
+        Some(false) => "all else by its rules",
+        None => "all else by its rules, packets from outside too",
+    };
+    tracing::warn!(remedy, "{active}: sockets are served by socklb, {all_else}");
 }
 
 /// The settings that a node loses with kube-proxy (L5).
@@ -201,10 +230,7 @@ async fn serve(config: &Config) -> Result<()> {
     );
     cgroup.tell();
 
-    if config.service_proxy_name.is_none() {
-        // It may run tools that wait for locks.
-        tokio::task::spawn_blocking(warn_of_kube_proxy);
-    }
+    let serves_packets = serves_packets(config).await?;
     if config.conntrack_sysctls && host::is_in_host_network() {
         conntrack();
     }
@@ -212,9 +238,10 @@ async fn serve(config: &Config) -> Result<()> {
     let in_force = datapath.others_at_work() || !snapshot.services.is_empty();
     let mut stop = Stop::listen()?;
     let families = families();
-    let pipeline = Pipeline::with_config(view(config, &node, families), maps, &snapshot);
+    let pipeline =
+        Pipeline::with_config(view(config, &node, families, serves_packets), maps, &snapshot);
     let mut agent = Agent::new(config.terminate_tcp, pipeline, (datapath, cgroup));
-    if config.packets == Packets::External {
+    if serves_packets {
         let make_liberal = config.conntrack_tcp_be_liberal.then_some(be_liberal as fn() -> bool);
         agent.serve_packets(families, config.max_affinity, make_liberal);
         warn_of_obstacles(families);

@@ -93,8 +93,10 @@ pub struct Config {
     #[arg(long, env = "SOCKLB_TERMINATE_TCP", default_value = "never", value_name = "WHICH")]
     pub terminate_tcp: TerminateTcp,
     /// Serve packets that come from outside of the node to NodePorts, load-balancer and external
-    /// addresses, with nftables: `off` (another proxy must) or `external`.
-    #[arg(long, env = "SOCKLB_PACKETS", default_value = "off", value_name = "WHICH")]
+    /// addresses, with nftables: `external`, or `off` (another proxy must). `auto` is `external`, but `off`
+    /// with --service-proxy-name, and as long as a kube-proxy runs on the node or has left rules: the agent
+    /// looks when it starts.
+    #[arg(long, env = "SOCKLB_PACKETS", default_value = "auto", value_name = "WHICH")]
     pub packets: Packets,
     /// Where `/healthz`, `/readyz` and `/livez` are served; empty: nowhere.
     #[arg(long, env = "SOCKLB_HEALTHZ_BIND_ADDRESS", default_value = "0.0.0.0:10256",
@@ -166,6 +168,8 @@ impl FromStr for Source {
 /// Which packets are served.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Packets {
+    /// Those of `External`, unless they may be another proxy's.
+    Auto,
     /// None: sockets only.
     Off,
     /// Those to addresses that are known outside of the cluster.
@@ -202,15 +206,15 @@ fn label_value(text: &str) -> Result<String, String> {
 }
 
 impl Config {
-    /// What the flags and the machine say of this node.
-    pub fn settings(&self, node_name: &str, families: Families) -> Settings {
+    /// What the flags and the machine say of this node. `outside`: packets from outside are served.
+    pub fn settings(&self, node_name: &str, families: Families, outside: bool) -> Settings {
         Settings {
             node_name: node_name.into(),
             external_ips: self.external_ips,
             nodeport_addresses: self.nodeport_addresses.clone(),
             localhost_nodeports: self.localhost_nodeports,
             families,
-            outside: self.packets == Packets::External,
+            outside,
             started: std::time::SystemTime::now(),
         }
     }
@@ -242,7 +246,7 @@ mod tests {
     fn what_is_served() {
         let settings = |args: &[&str]| {
             let config = Config::try_parse_from([&["lb-agent"], args].concat())?;
-            Ok::<_, clap::Error>(config.settings("a", Families::default()))
+            Ok::<_, clap::Error>(config.settings("a", Families::default(), false))
         };
         let given = settings(&[]).unwrap();
         let ours = Settings {

@@ -26,7 +26,8 @@ pub(super) async fn run(config: &Config) -> Result<()> {
     // The maps would be resized.
     snapshot.max_services = config.max_services;
     snapshot.max_backends = config.max_backends;
-    let view = view(config, &host::node_name(config)?, families());
+    // Tables for packets are not shown.
+    let view = view(config, &host::node_name(config)?, families(), false);
     let mut pipeline = Pipeline::with_config(view, Memory::from(&snapshot), &snapshot);
     let Feed { task: mut source, mut changes, trouble, .. } =
         source::follow(config, !snapshot.services.is_empty(), true).await?;

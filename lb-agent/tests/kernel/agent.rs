@@ -26,19 +26,28 @@ use super::{
 /// As small as in `control::SIZES`.
 pub(crate) const SIZES: [&str; 2] = ["--max-services=64", "--max-backends=256"];
 
-/// `lb-agent` on the world's bpffs, cgroup and directory of objects.
+/// `lb-agent` on the world's bpffs, cgroup and directory of objects; it serves sockets only, unless it is
+/// told otherwise.
 pub(crate) fn command(world: &World, more: &[&str]) -> Command {
-    command_of(Path::new(env!("CARGO_BIN_EXE_lb-agent")), world, more)
+    let mut command = command_of(Path::new(env!("CARGO_BIN_EXE_lb-agent")), world, more);
+    if !is_given(more, "--packets") {
+        command.arg("--packets=off");
+    }
+    command
 }
 
-/// The same of another `lb-agent`.
+fn is_given(arguments: &[&str], flag: &str) -> bool {
+    arguments.iter().any(|argument| argument.starts_with(flag))
+}
+
+/// The same of another `lb-agent`, which serves what it serves.
 pub(crate) fn command_of(program: &Path, world: &World, more: &[&str]) -> Command {
     let mut source = std::ffi::OsString::from("dir:");
     source.push(yaml::objects(world));
     let mut command = Command::new(program);
     command.arg("--source").arg(source).arg("--bpffs").arg(world.bpffs());
     command.args(["--node-name=test", "--log=info"]);
-    if !more.iter().any(|argument| argument.starts_with("--cgroup")) {
+    if !is_given(more, "--cgroup") {
         command.arg("--cgroup").arg(world.cgroup());
     }
     command.args(more);

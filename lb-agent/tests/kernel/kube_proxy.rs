@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    agent::{command, output},
+    agent::{Agent, SIZES, command, output},
     world::{World, soon},
 };
 
@@ -159,6 +159,35 @@ fn what_is_left_of_each_mode_is_noticed() {
         assert_eq!(active(), Some(wanted));
         child.kill().unwrap();
         child.wait().unwrap();
+    });
+}
+
+/// Two would translate the same packets.
+#[test]
+fn packets_from_outside_are_served_unless_they_may_be_another_proxys() {
+    World::run(|world| {
+        let start = |more: &[&str]| Agent::start_with(world, &[&SIZES[..], more].concat());
+        let are_served = || tool("nft", &["list", "tables"], "").contains("table ip6 socklb");
+        drop(start(&["--packets=auto"]));
+        assert!(are_served());
+        drop(start(&["--packets=auto", "--service-proxy-name=mine"]));
+        assert!(!are_served(), "what was there is gone");
+        tool("nft", &["add", "table", "ip6", "kube-proxy"], "");
+        let agent = start(&["--packets=auto"]);
+        agent.wait_for("all else by its rules, packets from outside too");
+        agent.wait_for("then start this agent again");
+        assert!(!are_served());
+        drop(agent);
+        // Whoever says so.
+        let agent = start(&["--packets=external"]);
+        agent.wait_for("packets from outside by who sees them first");
+        assert!(are_served());
+        drop(agent);
+        drop(start(&["--packets=off"]));
+        assert!(!are_served());
+        let more = ["--packets=external", "--service-proxy-name=mine"];
+        drop(start(&more));
+        assert!(are_served());
     });
 }
 
