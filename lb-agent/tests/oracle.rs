@@ -1,7 +1,8 @@
 //! socklb and kube-proxy's own code on the same random clusters: they agree, or they differ by a
 //! rule that says why ([`oracle::deviations`]).
 //!
-//! `cargo xtask oracle` builds the other side and runs this. It needs no root.
+//! `cargo xtask oracle` builds the other side and runs this. What is read from the kernel's own tables needs
+//! root.
 
 mod oracle {
     pub(crate) mod case;
@@ -39,6 +40,7 @@ use std::{
     time::Instant,
 };
 
+use nix::sched::{CloneFlags, unshare};
 use oracle::{
     case::Case,
     coverage::{self, Coverage},
@@ -50,6 +52,7 @@ use oracle::{
     mutations::Mutation,
     outcome::Fate,
     program::{PROGRAM, Program},
+    table::use_the_kernel,
 };
 use proptest::{
     strategy::{Strategy as _, ValueTree as _},
@@ -57,6 +60,8 @@ use proptest::{
 };
 
 const CASES: u32 = 3_000;
+/// One of so many of them with the tables of the kernel, which take their time.
+const IN_KERNEL: u32 = 30;
 /// The test suite has the same cases every time: it fails for what was changed, and for nothing else.
 /// `cargo xtask oracle` takes others with each run.
 const SEED: u64 = 41;
@@ -202,6 +207,28 @@ fn work(cases: u32, seed: u64, covers: bool) -> Result<(Seen, Coverage), (String
         }
         Err(TestError::Fail(reason, case)) => Err((reason.to_string(), case.yaml())),
         Err(TestError::Abort(reason)) => Err((reason.to_string(), String::new())),
+    }
+}
+
+/// The same of what the kernel says that stands in its tables, instead of what was to stand there.
+#[test]
+fn what_stands_in_the_kernel_goes_where_kube_proxy_s_rules_let_it_go() {
+    require_program();
+    if !nix::unistd::geteuid().is_root() {
+        let skips = env::var_os("SOCKLB_SKIP_ROOT").is_some_and(|value| value == "1");
+        assert!(skips, "tables of the kernel need root (SOCKLB_SKIP_ROOT=1 leaves them out)");
+        return;
+    }
+    let cases = number("SOCKLB_ORACLE_CASES").map_or(CASES, |cases| cases.try_into().expect("u32"));
+    let seed = number("SOCKLB_ORACLE_SEED").unwrap_or(SEED);
+    let ends = in_parallel(move |i| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        use_the_kernel();
+        work(cases / IN_KERNEL / WORKERS, seed.wrapping_add(u64::from(i) << 32), false)
+    });
+    for end in ends {
+        let (tally, _) = end.unwrap_or_else(|(difference, case)| panic!("{difference}\n{case}"));
+        assert!(cases < CASES || tally.outside[&Fate::Forwarded] > 30, "hardly any packet");
     }
 }
 

@@ -398,8 +398,8 @@ fn pipeline(
     let mut pipeline = Pipeline::with_config(view, maps, snapshot);
     pipeline.add(Box::new(outside.clone()));
     for ipv4 in [true, false] {
-        let mut packets = PacketEngine::new(table.clone(), ipv4);
-        packets.adopt().expect("memory");
+        let mut packets = PacketEngine::new(table.family(ipv4), ipv4);
+        packets.adopt().expect("it can be read");
         pipeline.add(Box::new(packets));
     }
     pipeline.change(local_addresses(config));

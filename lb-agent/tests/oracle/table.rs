@@ -1,15 +1,17 @@
 //! What the elements of the table for packets say, looked up as its rules are to look it up.
 //!
 //! It stands beside [`Served::outside`](lb_core::policy::Served): what is planned, written and swept in
-//! the course of a history is to say the same as what was decided last.
+//! the course of a history is to say the same as what was decided last. The table is one in memory, or the
+//! kernel's own, of which the elements are read back.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
 };
 
+use lb_agent::packets;
 use lb_core::{
     model::{Frontend, Protocol, Scope},
     packets::{Choice, Edit, Element, Group, MemoryTable, Table, TableError},
@@ -21,25 +23,92 @@ use super::{
     outside::Handled,
 };
 
-/// A table in memory that outlives its engine, as one in the kernel does.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Shared(Rc<RefCell<MemoryTable>>);
+thread_local! {
+    static IN_KERNEL: Cell<bool> = const { Cell::new(false) };
+}
 
-impl Table for Shared {
+/// From now on the tables of this thread are the kernel's, in the thread's network namespace.
+pub(crate) fn use_the_kernel() {
+    IN_KERNEL.set(true);
+}
+
+/// The tables of both families, which outlive their engines.
+#[derive(Clone)]
+pub(super) struct Shared(Rc<RefCell<Tables>>);
+
+enum Tables {
+    Memory(MemoryTable),
+    Kernel {
+        /// Of IPv4, and of IPv6.
+        tables: [Box<dyn Table>; 2],
+        /// What was read from them after the last write.
+        read: Option<BTreeSet<Element>>,
+    },
+}
+
+/// A family's.
+pub(super) struct FamilyTable {
+    all: Shared,
+    ipv4: bool,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let tables = if IN_KERNEL.get() {
+            packets::cleanup().expect("the tables of the case before go");
+            let open = |ipv4| -> Box<dyn Table> {
+                Box::new(packets::open(ipv4, 1024).expect("nf_tables"))
+            };
+            Tables::Kernel { tables: [true, false].map(open), read: None }
+        } else {
+            Tables::Memory(MemoryTable::default())
+        };
+        Self(Rc::new(RefCell::new(tables)))
+    }
+}
+
+impl Tables {
+    fn of(&mut self, ipv4: bool) -> &mut dyn Table {
+        match self {
+            Self::Memory(table) => table,
+            Self::Kernel { tables, .. } => &mut *tables[usize::from(!ipv4)],
+        }
+    }
+}
+
+impl Table for FamilyTable {
     fn write(&mut self, edits: &[Edit]) -> Result<(), TableError> {
-        self.0.borrow_mut().write(edits)
+        let mut all = self.all.0.borrow_mut();
+        if let Tables::Kernel { read, .. } = &mut *all {
+            *read = None;
+        }
+        all.of(self.ipv4).write(edits)
     }
 
     fn read(&mut self, take: &mut dyn FnMut(Element)) -> Result<(), TableError> {
-        self.0.borrow_mut().read(take)
+        self.all.0.borrow_mut().of(self.ipv4).read(take)
+    }
+
+    fn settle(&mut self) -> Result<(), TableError> {
+        self.all.0.borrow_mut().of(self.ipv4).settle()
     }
 }
 
 impl Shared {
+    pub(super) fn family(&self, ipv4: bool) -> FamilyTable {
+        FamilyTable { all: self.clone(), ipv4 }
+    }
+
     /// What becomes of a packet.
     pub(super) fn handles(&self, packet: &Packet, sender: Sender) -> Handled {
-        let table = self.0.borrow();
-        let elements = table.elements();
+        let mut tables = self.0.borrow_mut();
+        let elements = match &mut *tables {
+            Tables::Memory(table) => table.elements(),
+            Tables::Kernel { read, .. } => read.get_or_insert_with(|| {
+                let seen = packets::look().expect("nf_tables").expect("there are tables");
+                seen.table.elements().collect()
+            }),
+        };
         let Some(frontend) = frontend(elements, packet) else { return Handled::default() };
         let admits = |element: &Element| {
             matches!(element, Element::Range { frontend: of, range }
