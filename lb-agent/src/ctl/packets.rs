@@ -60,7 +60,7 @@ pub(super) struct ExplainedPacket {
 impl ExplainedPacket {
     /// None if packets to that address are nobody's.
     pub(super) fn new(
-        Seen { table, is_steady }: &Seen,
+        Seen { table, is_steady, .. }: &Seen,
         to: SocketAddr,
         protocol: u8,
         from: Option<IpAddr>,
@@ -155,7 +155,7 @@ impl PacketCells {
         }
     }
 
-    pub(super) fn new(Seen { table, is_steady }: &Seen) -> Self {
+    pub(super) fn new(Seen { table, is_steady, .. }: &Seen) -> Self {
         let cell = |entry: TableEntry| match entry.strangers.unwrap_or(entry.everybody) {
             PacketFate::Forward(endpoints) => endpoints.len().to_string(),
             PacketFate::Reject => "0".to_owned(),
@@ -187,12 +187,14 @@ pub(super) struct PacketsFill {
     frontends: usize,
     /// Elements of all sets, but for the bonds of session affinity.
     elements: usize,
+    /// Bonds of session affinity.
+    bonds: usize,
     /// Frontends that are damaged.
     damaged: Vec<String>,
 }
 
 impl PacketsFill {
-    pub(super) fn new(Seen { table, is_steady }: &Seen) -> Self {
+    pub(super) fn new(Seen { table, bonds, is_steady }: &Seen) -> Self {
         let is_damaged = |entry: &TableEntry| {
             let fates = [Some(&entry.everybody), entry.strangers.as_ref()];
             *is_steady && fates.contains(&Some(&PacketFate::Damaged))
@@ -202,6 +204,7 @@ impl PacketsFill {
             serves: "external",
             frontends: table.frontends().len(),
             elements: table.len(),
+            bonds: *bonds,
             damaged: damaged.map(|entry| entry.frontend.to_string()).collect(),
         }
     }
@@ -219,8 +222,12 @@ impl PacketsFill {
 
 impl fmt::Display for PacketsFill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { serves, frontends, elements, .. } = self;
-        write!(f, "{serves} ({frontends} frontends, {elements} elements in nftables)")
+        let Self { serves, frontends, elements, bonds, .. } = self;
+        write!(
+            f,
+            "{serves} (in nftables: {frontends} frontends, {elements} elements, {bonds} bonds of session \
+             affinity)"
+        )
     }
 }
 
@@ -236,7 +243,7 @@ mod tests {
     use super::*;
 
     fn seen() -> Seen {
-        Seen { table: table(), is_steady: true }
+        Seen { table: table(), bonds: 3, is_steady: true }
     }
 
     fn table() -> TableMirror {
@@ -307,12 +314,13 @@ mod tests {
     fn damage_is_a_problem() {
         let fill = PacketsFill::new(&seen());
         assert_eq!(fill.problem(), None);
-        assert_eq!(fill.to_string(), "external (2 frontends, 14 elements in nftables)");
+        let shown = "external (in nftables: 2 frontends, 14 elements, 3 bonds of session affinity)";
+        assert_eq!(fill.to_string(), shown);
         let frontend = Frontend::new("192.0.2.3:80".parse().unwrap(), Protocol::Udp);
         let group = Group::of(true, 9, Cluster);
         let stray = Element::Frontend { policy: Cluster, frontend, group };
         let table: TableMirror = table().elements().chain([stray]).collect();
-        let seen = |is_steady| Seen { table: table.clone(), is_steady };
+        let seen = |is_steady| Seen { table: table.clone(), bonds: 0, is_steady };
         let problem = |is_steady| PacketsFill::new(&seen(is_steady)).problem();
         assert!(problem(true).unwrap().contains("192.0.2.3:80/udp"));
         assert_eq!(problem(false), None, "the agent writes");

@@ -25,7 +25,7 @@ use std::io;
 
 use lb_core::{
     model::Families,
-    packets::{Table, TableError, TableMirror},
+    packets::{Edit, Table, TableError, TableMirror},
 };
 
 pub use self::{
@@ -35,7 +35,7 @@ pub use self::{
 };
 use self::{
     nft::{Family, NftError},
-    table::{KernelTable, Trouble},
+    table::{Found, KernelTable, Trouble},
 };
 
 /// The table of a family in this network namespace, with room for so many `bonds` of session affinity.
@@ -48,23 +48,32 @@ pub fn open(ipv4: bool, bonds: u32) -> io::Result<impl Table> {
 pub struct Seen {
     /// Their elements.
     pub table: TableMirror,
+    /// How many bonds of session affinity they hold.
+    pub bonds: usize,
     /// Whether all of it was there at one time. If not, somebody wrote while it was read, and parts may
     /// not fit together.
     pub is_steady: bool,
 }
 
+impl Default for Seen {
+    fn default() -> Self {
+        Self { table: TableMirror::default(), bonds: 0, is_steady: true }
+    }
+}
+
 /// What stands in the tables; none if there are none of ours. Writes nothing.
 pub fn look() -> Result<Option<Seen>, TableError> {
-    let (mut all, mut is_steady) = (None, true);
+    let mut seen: Option<Seen> = None;
     for_each_table(|table| {
-        let (found, was_steady) = table.look()?;
-        is_steady &= was_steady;
-        if let Some(found) = found {
-            all.get_or_insert_with(Vec::new).extend(found);
+        if let Some(Found { elements, bonds, is_steady }) = table.look()? {
+            let both = seen.get_or_insert_with(Seen::default);
+            elements.into_iter().for_each(|element| both.table.apply(&Edit::Add(element)));
+            both.bonds += bonds;
+            both.is_steady &= is_steady;
         }
         Ok(())
     })?;
-    Ok(all.map(|all| Seen { table: all.into_iter().collect(), is_steady }))
+    Ok(seen)
 }
 
 /// Removes the tables, whoever left them; returns what was removed. A kernel without nf_tables has none.

@@ -52,6 +52,15 @@ enum State {
     Ours(u32),
 }
 
+/// What stands in a table.
+pub(super) struct Found {
+    pub(super) elements: Vec<Element>,
+    /// How many bonds of session affinity there are, those included that are over and not removed yet.
+    pub(super) bonds: usize,
+    /// Whether all of it was there at one time: nobody has written since the first set was read.
+    pub(super) is_steady: bool,
+}
+
 /// Why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
@@ -176,20 +185,24 @@ impl KernelTable {
         Ok(Some(format!("table {} {TABLE}", self.family.name())))
     }
 
-    /// The elements of the table, if it is there and ours, and whether they were there at one time:
-    /// nobody has written since the first set was read. Writes nothing.
-    pub(super) fn look(&mut self) -> Result<(Option<Vec<Element>>, bool), Trouble> {
+    /// What stands in the table, if it is there and ours. Writes nothing.
+    pub(super) fn look(&mut self) -> Result<Option<Found>, Trouble> {
         let mut attempts = ATTEMPTS;
         loop {
             let before = read::generation(&mut self.netlink).map_err(NftError::from)?;
             let table = read::table(&mut self.netlink, self.family, TABLE)?;
-            let is_ours = table.is_some_and(|table| !is_foreign(&table));
-            let found = if is_ours { Some(self.elements()?) } else { None };
+            if table.is_none_or(|table| is_foreign(&table)) {
+                return Ok(None);
+            }
+            let elements = self.elements()?;
+            let bonds = (TABLE, Set::Bonds.name());
+            let bonds = read::elements(&mut self.netlink, self.family, bonds)?;
             let after = read::generation(&mut self.netlink).map_err(NftError::from)?;
             let is_steady = after == before;
             attempts -= 1;
             if is_steady || attempts == 0 {
-                return Ok((found, is_steady));
+                let bonds = bonds.map_or(0, |all| all.len());
+                return Ok(Some(Found { elements, bonds, is_steady }));
             }
         }
     }

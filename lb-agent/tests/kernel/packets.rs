@@ -312,7 +312,7 @@ fn lbctl_says_what_strangers_get() {
             assert!(said.contains("is in none of the source ranges"), "{said}");
         }
         let (_, status, _) = lbctl::ask(world, "status");
-        assert!(status.contains("packets: external (8 frontends"), "{status}");
+        assert!(status.contains("packets: external (in nftables: 8 frontends"), "{status}");
         // Under Local, one endpoint is here; all of them are the node's own sockets'.
         let (_, rows, _) = lbctl::ask(world, "get services -o wide");
         let row = rows.lines().find(|row| row.contains(&format!("{}/tcp", vip(true)))).unwrap();
