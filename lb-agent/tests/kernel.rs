@@ -59,10 +59,13 @@ mod kernel {
     mod node_ports_loopback;
     mod packets;
     mod packets_affinity;
+    mod packets_established;
     mod packets_flows;
     mod packets_refused;
+    mod packets_sizes;
     mod packets_stray;
     mod packets_table;
+    mod packets_two_nodes;
     mod peername;
     mod policies;
     mod programs;

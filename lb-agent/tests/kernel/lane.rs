@@ -19,7 +19,7 @@ use std::{
         Read as _, Write as _,
     },
     iter,
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
     sync::{
         atomic::{AtomicU16, Ordering},
@@ -41,6 +41,9 @@ use super::world::{PORT, hears_itself, soon};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// So long an answer is waited for that must not come.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
+
+/// What is asked.
+const WHO: &[u8] = b"who?";
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -73,7 +76,7 @@ impl Place {
         told.recv().expect("what is done there panicked")
     }
 
-    fn ip(&self, words: &str) {
+    pub(crate) fn ip(&self, words: &str) {
         let words = words.to_owned();
         self.run(move || ip(&words));
     }
@@ -118,7 +121,7 @@ impl Answer {
 /// All of them.
 pub(crate) struct Lane {
     pub(crate) client: Place,
-    router: Place,
+    pub(crate) router: Place,
     pub(crate) pods: [Place; 2],
     pub(crate) elsewhere: Place,
 }
@@ -237,10 +240,28 @@ impl Lane {
         self.client.run(move || ask_from(from, speech, to, PATIENCE))
     }
 
+    /// The same from an address and a port.
+    pub(crate) fn ask_by(&self, from: SocketAddr, speech: Speech, to: SocketAddr) -> Answer {
+        self.client.run(move || ask_by(from, speech, to, PATIENCE))
+    }
+
+    /// A connection of the client's that stays.
+    pub(crate) fn hold(&self, to: SocketAddr) -> Held {
+        let stream = self.client.run(move || dial(any(to), to, PATIENCE).unwrap());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let held = Held(stream);
+        assert!(held.is_alive(), "{to}");
+        held
+    }
+
     /// A socket of the client's.
     pub(crate) fn asker(&self, to: SocketAddr) -> Asker {
-        let socket = self.client.run(move || connected(any(to), to, PATIENCE).unwrap());
-        Asker { socket, to }
+        Asker { socket: self.connected(to), to }
+    }
+
+    /// The same, to be used at will.
+    pub(crate) fn connected(&self, to: SocketAddr) -> UdpSocket {
+        self.client.run(move || connected(any(to), to, PATIENCE).unwrap())
     }
 
     /// What the client gets at each of these addresses, asked at once; what is silent until then is
@@ -268,25 +289,57 @@ impl Asker {
     }
 }
 
-/// The unspecified address of the family.
-fn any(of: SocketAddr) -> IpAddr {
-    if of.is_ipv4() { [0; 4].into() } else { [0; 16].into() }
+/// A TCP connection that stays.
+pub(crate) struct Held(pub(crate) TcpStream);
+
+impl Held {
+    /// Whether what is said there comes back.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.echoes(b"still there?")
+    }
+
+    /// The same of many bytes.
+    pub(crate) fn echoes(&self, bytes: &[u8]) -> bool {
+        let mut echo = vec![0; bytes.len()];
+        let heard = thread::scope(|scope| {
+            scope.spawn(|| (&self.0).write_all(bytes));
+            let heard = (&self.0).read_exact(&mut echo);
+            if heard.is_err() {
+                // Who writes waits no longer.
+                let _ = self.0.shutdown(Shutdown::Both);
+            }
+            heard
+        });
+        heard.is_ok() && echo == bytes
+    }
 }
 
-fn dial(from: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+/// Any port of the unspecified address of the family.
+fn any(of: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = if of.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    (ip, 0).into()
+}
+
+fn dial(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.set_reuse_address(from.port() != 0)?;
+    socket.bind(&from.into())?;
     socket.connect_timeout(&to.into(), patience)?;
     Ok(socket.into())
 }
 
-/// From a port that was not used for long: the node remembers for whom a port was, and its next datagram
-/// would belong to the flow of the one before.
-fn connected(from: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
+/// From a port that was not used for long, unless it is given: the node remembers for whom a port was, and
+/// its next datagram would belong to the flow of the one before.
+fn connected(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
     static USED: AtomicU16 = AtomicU16::new(0);
-    let port = || 10_000 + USED.fetch_add(1, Ordering::Relaxed) % 20_000;
-    let socket = iter::repeat_with(|| UdpSocket::bind((from, port())))
-        .find(|bound| bound.as_ref().err().is_none_or(|error| error.kind() != AddrInUse))
+    let fresh = || 10_000 + USED.fetch_add(1, Ordering::Relaxed) % 20_000;
+    let port = || if from.port() == 0 { fresh() } else { from.port() };
+    let is_free = |bound: &io::Result<_>| {
+        let is_taken = bound.as_ref().err().is_some_and(|error| error.kind() == AddrInUse);
+        !is_taken || from.port() != 0
+    };
+    let socket = iter::repeat_with(|| UdpSocket::bind((from.ip(), port())))
+        .find(is_free)
         .expect("it is endless")?;
     socket.set_read_timeout(Some(patience))?;
     socket.connect(to)?;
@@ -294,7 +347,7 @@ fn connected(from: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<Udp
 }
 
 fn exchange(socket: &UdpSocket) -> io::Result<String> {
-    socket.send(b"who?")?;
+    socket.send(WHO)?;
     let mut bytes = [0; 256];
     let len = socket.recv(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
@@ -302,7 +355,7 @@ fn exchange(socket: &UdpSocket) -> io::Result<String> {
 
 /// Asks once. What is silent until then is taken for silent.
 pub(crate) fn ask(speech: Speech, to: SocketAddr, patience: Duration) -> Answer {
-    ask_from(any(to), speech, to, patience)
+    ask_by(any(to), speech, to, patience)
 }
 
 /// What is got at each of these addresses, asked at once.
@@ -316,9 +369,19 @@ pub(crate) fn ask_all(all: &[(Speech, SocketAddr)], patience: Duration) -> Vec<A
 
 /// The same from one of this place's addresses.
 pub(crate) fn ask_from(from: IpAddr, speech: Speech, to: SocketAddr, patience: Duration) -> Answer {
+    ask_by((from, 0).into(), speech, to, patience)
+}
+
+pub(crate) fn ask_by(
+    from: SocketAddr,
+    speech: Speech,
+    to: SocketAddr,
+    patience: Duration,
+) -> Answer {
     let text = match speech {
         Speech::Tcp => dial(from, to, patience).and_then(|mut stream| {
             stream.set_read_timeout(Some(patience))?;
+            stream.write_all(WHO)?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             Ok(text)
@@ -342,29 +405,47 @@ fn said(speech: Speech, to: SocketAddr, text: io::Result<String>) -> Answer {
     }
 }
 
-/// Says its name, and whom it sees, to all who ask; as long as the process lives.
-fn serve(name: &str, addr: SocketAddr) {
+/// Says its name, and whom it sees, to all who ask, and says again whatever else it hears; as long as the
+/// process lives.
+pub(crate) fn serve(name: &str, addr: SocketAddr) {
     // An IPv6 address is there at once, its route a moment later.
     assert!(soon(|| hears_itself(addr.ip()).is_ok()), "{addr} does not work");
     let listener = TcpListener::bind(addr).unwrap();
     let socket = UdpSocket::bind(addr).unwrap();
     let (tcp, udp) = (name.to_owned(), name.to_owned());
     thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
+        for stream in listener.incoming().map_while(Result::ok) {
             let Ok(seen) = stream.peer_addr() else { continue };
-            let _ = write!(stream, "{tcp} {}", seen.ip());
+            let answer = format!("{tcp} {}", seen.ip());
+            thread::spawn(move || converse(stream, answer.as_bytes()));
         }
     });
     thread::spawn(move || {
-        let mut bytes = [0; 256];
-        while let Ok((_, seen)) = socket.recv_from(&mut bytes) {
-            let _ = socket.send_to(format!("{udp} {}", seen.ip()).as_bytes(), seen);
+        let mut bytes = [0; 65_536];
+        while let Ok((len, seen)) = socket.recv_from(&mut bytes) {
+            let _ = match &bytes[..len] {
+                WHO => socket.send_to(format!("{udp} {}", seen.ip()).as_bytes(), seen),
+                other => socket.send_to(other, seen),
+            };
         }
     });
 }
 
+fn converse(mut stream: TcpStream, answer: &[u8]) {
+    let mut bytes = [0; 65_536];
+    while let Ok(len @ 1..) = stream.read(&mut bytes) {
+        if bytes[..len] == *WHO {
+            let _ = stream.write_all(answer);
+            return;
+        }
+        if stream.write_all(&bytes[..len]).is_err() {
+            return;
+        }
+    }
+}
+
 /// Forwards packets, and answers all that it rejects: who asks often would wait for an ICMP error.
-fn forward() {
+pub(crate) fn forward() {
     for (name, value) in [
         ("ipv4/ip_forward", "1"),
         ("ipv6/conf/all/forwarding", "1"),
@@ -375,7 +456,8 @@ fn forward() {
     }
 }
 
-fn ip(words: &str) {
+/// Where the thread is.
+pub(crate) fn ip(words: &str) {
     let status = Command::new("ip").args(words.split_whitespace()).status().expect("iproute2");
     assert!(status.success(), "ip {words}");
 }

@@ -28,6 +28,10 @@ const NODE_PORT: u16 = 30080;
 /// A Service at a load balancer's address, with a node port, in both families.
 #[derive(Clone)]
 pub(crate) struct Web {
+    /// Tells it from others: its addresses and its port of nodes go with it.
+    pub(crate) number: u8,
+    /// Whether it has external addresses as well.
+    pub(crate) external: bool,
     pub(crate) local: bool,
     pub(crate) ranges: Vec<String>,
     /// Number, and whether it is ready, or ends and still serves; pods 1 and 2 are here, 3 is elsewhere.
@@ -38,12 +42,37 @@ pub(crate) struct Web {
 
 pub(crate) fn web(endpoints: &[u8]) -> Web {
     let endpoints = endpoints.iter().map(|n| (*n, true)).collect();
-    Web { local: false, ranges: Vec::new(), endpoints, affinity: None }
+    Web { number: 0, external: false, local: false, ranges: Vec::new(), endpoints, affinity: None }
+}
+
+impl Web {
+    /// At its load balancer's address.
+    pub(crate) fn vip(&self, ipv4: bool) -> SocketAddr {
+        (routed(ipv4, 80 + self.number), 80).into()
+    }
+
+    /// At its external address.
+    pub(crate) fn external(&self, ipv4: bool) -> SocketAddr {
+        (routed(ipv4, 160 + self.number), 80).into()
+    }
+
+    pub(crate) fn node_port(&self) -> u16 {
+        NODE_PORT + u16::from(self.number)
+    }
+
+    /// At the node's port.
+    pub(crate) fn at_node(&self, ipv4: bool) -> SocketAddr {
+        (node(ipv4), self.node_port()).into()
+    }
+}
+
+/// One of the addresses that the router sends to the node.
+pub(crate) fn routed(ipv4: bool, n: u8) -> IpAddr {
+    if ipv4 { [192, 0, 2, n].into() } else { [0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()].into() }
 }
 
 pub(crate) fn vip(ipv4: bool) -> SocketAddr {
-    let ip: IpAddr = if ipv4 { [192, 0, 2, 80].into() } else { "2001:db8::80".parse().unwrap() };
-    (ip, 80).into()
+    web(&[]).vip(ipv4)
 }
 
 pub(crate) fn node_port(ipv4: bool) -> SocketAddr {
@@ -52,6 +81,26 @@ pub(crate) fn node_port(ipv4: bool) -> SocketAddr {
 
 /// Writes it as the only object; the file appears whole.
 pub(crate) fn put(world: &World, web: &Web) {
+    put_all(world, &text(web));
+}
+
+/// Writes these as the only objects.
+pub(crate) fn put_all(world: &World, text: &str) {
+    let fresh = world.dir().join("fresh");
+    fs::write(&fresh, text).unwrap();
+    fs::rename(fresh, yaml::objects(world).join("web.yaml")).unwrap();
+}
+
+/// Its objects.
+pub(crate) fn text(web: &Web) -> String {
+    let number = web.number;
+    let name = if number == 0 { "web".to_owned() } else { format!("web-{number}") };
+    let ip = 10 + number;
+    let external = if web.external {
+        format!("  externalIPs: [{}, '{}']\n", web.external(true).ip(), web.external(false).ip())
+    } else {
+        String::new()
+    };
     let policy = if web.local { "Local" } else { "Cluster" };
     let affinity = web.affinity.map_or_else(String::new, |seconds| {
         format!(
@@ -62,23 +111,24 @@ pub(crate) fn put(world: &World, web: &Web) {
     let mut text = format!(
         "apiVersion: v1
 kind: Service
-metadata: {{name: web, namespace: default}}
+metadata: {{name: {name}, namespace: default}}
 spec:
   type: LoadBalancer
-  clusterIP: 10.96.0.10
-  clusterIPs: [10.96.0.10, 'fd96::10']
+  clusterIP: 10.96.0.{ip}
+  clusterIPs: [10.96.0.{ip}, 'fd96::{ip}']
   ipFamilies: [IPv4, IPv6]
   externalTrafficPolicy: {policy}
   loadBalancerSourceRanges: [{}]
-{affinity}  ports:
-  - {{name: tcp, protocol: TCP, port: 80, nodePort: {NODE_PORT}}}
-  - {{name: udp, protocol: UDP, port: 80, nodePort: {NODE_PORT}}}
+{affinity}{external}  ports:
+  - {{name: tcp, protocol: TCP, port: 80, nodePort: {port}}}
+  - {{name: udp, protocol: UDP, port: 80, nodePort: {port}}}
 status:
   loadBalancer: {{ingress: [{{ip: {}}}, {{ip: '{}'}}]}}
 ",
         web.ranges.join(", "),
-        vip(true).ip(),
-        vip(false).ip(),
+        web.vip(true).ip(),
+        web.vip(false).ip(),
+        port = web.node_port(),
     );
     for (family, ipv4) in [("IPv4", true), ("IPv6", false)] {
         let mut endpoints = String::new();
@@ -100,7 +150,7 @@ status:
             "---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {{name: web-{ipv4}, namespace: default, labels: {{kubernetes.io/service-name: web}}}}
+metadata: {{name: {name}-{ipv4}, namespace: default, labels: {{kubernetes.io/service-name: {name}}}}}
 addressType: {family}
 ports:
 - {{name: tcp, protocol: TCP, port: 8080}}
@@ -110,9 +160,7 @@ endpoints:{endpoints}
         )
         .unwrap();
     }
-    let fresh = world.dir().join("fresh");
-    fs::write(&fresh, text).unwrap();
-    fs::rename(fresh, yaml::objects(world).join("web.yaml")).unwrap();
+    text
 }
 
 /// An agent whose programs see no socket of the test: its cgroup is empty.
