@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Barrier,
     thread,
     time::Duration,
 };
@@ -154,6 +155,33 @@ fn whoever_finds_no_room_is_served_all_the_same() {
             let rest: BTreeSet<_> =
                 (0..30).map(|_| all(&lane, &clients[13..], Speech::Tcp, vip(ipv4))).collect();
             assert!(rest.len() > 1);
+        }
+    });
+}
+
+/// Drawn by each for itself, they would go to different endpoints.
+#[test]
+fn first_packets_at_once_go_to_one_endpoint() {
+    const AT_ONCE: usize = 8;
+    World::run(|world| {
+        let lane = Lane::new();
+        put(world, &sticky(10_800, &[1, 2, 3]));
+        let _agent = start(world);
+        for (ipv4, to) in [true, false].map(|ipv4| (ipv4, vip(ipv4))) {
+            for from in lane.clients(ipv4, 60) {
+                let names = lane.client.run(move || {
+                    let start = Barrier::new(AT_ONCE);
+                    thread::scope(|scope| {
+                        let ask = || {
+                            start.wait();
+                            ask_from(from, Speech::Udp, to, PATIENCE).name().to_owned()
+                        };
+                        let asked: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(ask)).collect();
+                        asked.into_iter().map(|name| name.join().unwrap()).collect::<BTreeSet<_>>()
+                    })
+                });
+                assert_eq!(names.len(), 1, "{from}: {names:?}");
+            }
         }
     });
 }
