@@ -58,7 +58,9 @@ mod kernel {
     mod node_ports_elsewhere;
     mod node_ports_loopback;
     mod packets;
+    mod packets_addresses;
     mod packets_affinity;
+    mod packets_bad;
     mod packets_established;
     mod packets_flows;
     mod packets_refused;

@@ -177,10 +177,15 @@ pub(crate) fn start_with(world: &World, more: &[&str]) -> Agent {
 
 /// Its command.
 pub(crate) fn command(world: &World, more: &[&str]) -> Command {
+    command_of_size(world, &SIZES, more)
+}
+
+/// The same of one that has room for more.
+pub(crate) fn command_of_size(world: &World, sizes: &[&str], more: &[&str]) -> Command {
     let cgroup = world.cgroup().join("nobody");
     fs::create_dir_all(&cgroup).unwrap();
     let cgroup = format!("--cgroup={}", cgroup.display());
-    agent::command(world, &[&SIZES[..], &[&cgroup, "--packets=external"], more].concat())
+    agent::command(world, &[sizes, &[&cgroup, "--packets=external"], more].concat())
 }
 
 /// Every family, protocol and kind of address.

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Barrier,
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
 };
@@ -162,26 +162,33 @@ fn whoever_finds_no_room_is_served_all_the_same() {
 /// Drawn by each for itself, they would go to different endpoints.
 #[test]
 fn first_packets_at_once_go_to_one_endpoint() {
-    const AT_ONCE: usize = 8;
+    const CLIENTS: u32 = 2000;
     World::run(|world| {
         let lane = Lane::new();
+        lane.crowd();
         put(world, &sticky(10_800, &[1, 2, 3]));
         let _agent = start(world);
-        for (ipv4, to) in [true, false].map(|ipv4| (ipv4, vip(ipv4))) {
-            for from in lane.clients(ipv4, 60) {
-                let names = lane.client.run(move || {
-                    let start = Barrier::new(AT_ONCE);
-                    thread::scope(|scope| {
-                        let ask = || {
-                            start.wait();
-                            ask_from(from, Speech::Udp, to, PATIENCE).name().to_owned()
-                        };
-                        let asked: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(ask)).collect();
-                        asked.into_iter().map(|name| name.join().unwrap()).collect::<BTreeSet<_>>()
-                    })
+        let [one, other] = lane.client.run(|| {
+            // Both are at the same client at the same time.
+            let turn = AtomicU32::new(0);
+            let ask = |turn: &AtomicU32| {
+                let first = u32::from(Ipv4Addr::new(10, 80, 0, 1));
+                let clients = (0..CLIENTS).map(|n| {
+                    let from = Ipv4Addr::from(first + n).into();
+                    turn.fetch_add(1, Ordering::SeqCst);
+                    while turn.load(Ordering::SeqCst) < 2 * (n + 1) {
+                        thread::yield_now();
+                    }
+                    ask_from(from, Speech::Udp, vip(true), PATIENCE).name().to_owned()
                 });
-                assert_eq!(names.len(), 1, "{from}: {names:?}");
-            }
-        }
+                clients.collect::<Vec<_>>()
+            };
+            thread::scope(|scope| {
+                let asked = [(); 2].map(|()| scope.spawn(|| ask(&turn)));
+                asked.map(|names| names.join().unwrap())
+            })
+        });
+        let differ = one.iter().zip(&other).filter(|(one, other)| one != other).count();
+        assert_eq!(differ, 0);
     });
 }
