@@ -256,7 +256,7 @@ impl Lane {
 
     /// A socket of the client's.
     pub(crate) fn asker(&self, to: SocketAddr) -> Asker {
-        Asker { socket: self.connected(to), to }
+        self.client.run(move || Asker::new(any(to), to))
     }
 
     /// The same, to be used at will.
@@ -280,8 +280,23 @@ pub(crate) struct Asker {
 }
 
 impl Asker {
+    /// One of this place's.
+    pub(crate) fn new(from: SocketAddr, to: SocketAddr) -> Self {
+        Self { socket: connected(from, to, PATIENCE).unwrap(), to }
+    }
+
     pub(crate) fn ask(&self) -> Answer {
         said(Speech::Udp, self.to, exchange(&self.socket))
+    }
+
+    /// Asks, and does not wait.
+    pub(crate) fn send(&self) {
+        self.socket.send(WHO).unwrap();
+    }
+
+    /// What the answer to that is.
+    pub(crate) fn hear(&self) -> Answer {
+        said(Speech::Udp, self.to, hear(&self.socket))
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -348,6 +363,10 @@ fn connected(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result
 
 fn exchange(socket: &UdpSocket) -> io::Result<String> {
     socket.send(WHO)?;
+    hear(socket)
+}
+
+fn hear(socket: &UdpSocket) -> io::Result<String> {
     let mut bytes = [0; 256];
     let len = socket.recv(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
@@ -421,7 +440,7 @@ pub(crate) fn serve(name: &str, addr: SocketAddr) {
         }
     });
     thread::spawn(move || {
-        let mut bytes = [0; 65_536];
+        let mut bytes = vec![0; 65_536];
         while let Ok((len, seen)) = socket.recv_from(&mut bytes) {
             let _ = match &bytes[..len] {
                 WHO => socket.send_to(format!("{udp} {}", seen.ip()).as_bytes(), seen),
@@ -432,7 +451,7 @@ pub(crate) fn serve(name: &str, addr: SocketAddr) {
 }
 
 fn converse(mut stream: TcpStream, answer: &[u8]) {
-    let mut bytes = [0; 65_536];
+    let mut bytes = [0; 8192];
     while let Ok(len @ 1..) = stream.read(&mut bytes) {
         if bytes[..len] == *WHO {
             let _ = stream.write_all(answer);

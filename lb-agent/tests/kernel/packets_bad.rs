@@ -54,7 +54,8 @@ fn very_many() -> impl Iterator<Item = String> {
 fn thousand() -> String {
     let own = endpoint(1, true);
     let all = (0..999u16).map(|n| Ipv4Addr::from(0x0a46_0000 + u32::from(n)).into());
-    all.chain(iter::once(own)).map(|ip: IpAddr| format!("\n- {{addresses: [{ip}]}}")).collect()
+    let all = all.chain(iter::once(own)).map(|ip: IpAddr| format!("\n- {{addresses: [{ip}]}}"));
+    all.collect::<Vec<_>>().concat()
 }
 
 /// All objects; those with ranges admit the client, or mostly not.

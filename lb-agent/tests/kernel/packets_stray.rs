@@ -64,6 +64,7 @@ impl Raw {
 }
 
 /// What a segment says of its connection.
+#[derive(Clone, Copy)]
 struct Says {
     sequence: u32,
     acknowledged: u32,
@@ -210,7 +211,7 @@ fn connections_of_others_may_take_another_way_back() {
             }
             for server in servers {
                 let held = lane.hold(server);
-                assert!(held.echoes(&[7; 100_000]), "{server}, {from}");
+                assert!(held.echoes(&vec![7; 100_000]), "{server}, {from}");
                 assert!(held.is_alive(), "{server}, {from}");
             }
             for rule in rules {
