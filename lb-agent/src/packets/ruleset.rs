@@ -244,14 +244,17 @@ impl Rules {
     }
 
     fn stay(&self, kind: Kind, sizes: impl Iterator<Item = u32>) -> Chain {
-        let to_bond = || vec![jump(bonds(kind))];
+        let follow = || vec![jump(bonds(kind))];
         let record = |slots| {
             let mut rule = self.slots(kind, Operator::Equal, slots);
             rule.push(jump(record(kind, slots)));
             rule
         };
-        let before = [to_bond(), vec![jump(forget(kind))]].into_iter();
-        let rules = before.chain(sizes.map(record)).chain([to_bond()]).collect();
+        // Who has none must not remove the one that another packet of the sender records just now.
+        let mut has_bond = self.to_bond(kind);
+        has_bond.push(jump(forget(kind)));
+        let before = [follow(), has_bond].into_iter();
+        let rules = before.chain(sizes.map(record)).chain([follow()]).collect();
         Chain { name: stay(kind), hook: None, rules }
     }
 
@@ -279,19 +282,22 @@ impl Rules {
         rule
     }
 
-    /// Removes the bond of the packet's sender if its endpoint has left (H3).
+    /// Goes on if the packet's sender has a bond.
+    fn to_bond(&self, kind: Kind) -> Vec<Expression> {
+        let mut rule = self.group(kind);
+        rule.extend(self.bond_key());
+        rule.push(find(Set::Bonds, PORT, FOUND));
+        rule
+    }
+
+    /// Removes the bond of the packet's sender if its endpoint has left (H3). Of two packets that come at
+    /// once then, the second may remove what the first has recorded: no step compares and removes.
     fn forget(&self, kind: Kind) -> Chain {
-        let to_bond = || {
-            let mut rule = self.group(kind);
-            rule.extend(self.bond_key());
-            rule.push(find(Set::Bonds, PORT, FOUND));
-            rule
-        };
-        let mut leads = to_bond();
+        let mut leads = self.to_bond(kind);
         leads.extend(through_mark(FOUND, SECOND));
         leads.push(find(Set::Numbered, GROUP, GROUP));
         leads.push(Expression::Verdict(Verdict::Return));
-        let mut dangles = to_bond();
+        let mut dangles = self.to_bond(kind);
         dangles.push(Expression::Mark { to: VALUE });
         let how = Recording::Delete;
         dangles.push(Expression::Record { how, set: Set::Bonds, key: PORT, value: VALUE });
