@@ -67,7 +67,9 @@ pub fn look() -> Result<Option<Seen>, TableError> {
     for_each_table(|table| {
         if let Some(Found { elements, bonds, is_steady }) = table.look()? {
             let both = seen.get_or_insert_with(Seen::default);
-            elements.into_iter().for_each(|element| both.table.apply(&Edit::Add(element)));
+            for element in elements {
+                both.table.apply(&Edit::Add(element));
+            }
             both.bonds += bonds;
             both.is_steady &= is_steady;
         }

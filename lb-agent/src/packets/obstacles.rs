@@ -28,6 +28,7 @@ pub struct Obstacle {
 pub fn obstacles(proc: &Path, families: Families) -> Vec<Obstacle> {
     let mut found: Vec<_> =
         of(families).into_iter().filter_map(|of| forwarding(proc, of)).collect();
+    found.extend(full_conntrack(proc));
     let dropping = Netlink::netfilter().map_err(NftError::from).and_then(|mut netlink| {
         let families = of(families).into_iter().map(|family| (family.number(), family.name()));
         let all = families.chain([INET]);
@@ -75,6 +76,26 @@ fn forwarding(proc: &Path, family: Family) -> Option<Obstacle> {
     })
 }
 
+/// Whether connection tracking has hardly any room left: what finds none is dropped.
+fn full_conntrack(proc: &Path) -> Option<Obstacle> {
+    let number = |name: &str| -> Option<u64> {
+        let path = proc.join("sys/net/netfilter").join(name);
+        fs::read_to_string(path).ok()?.trim().parse().ok()
+    };
+    let (count, max) = (number("nf_conntrack_count")?, number("nf_conntrack_max")?);
+    // 0: no limit.
+    (max > 0 && count >= max / 10 * 9).then(|| Obstacle {
+        what: format!(
+            "connection tracking has {count} entries and room for {max}: connections that find no room are \
+             dropped, those from elsewhere among them"
+        ),
+        remedy: format!(
+            "`sysctl -w net.netfilter.nf_conntrack_max={}`, and the same in /etc/sysctl.d",
+            max.saturating_mul(2)
+        ),
+    })
+}
+
 /// A chain that drops what it does not accept. It has a say whatever ours accept.
 fn policy(family: &str, [table, chain]: &[String; 2]) -> Obstacle {
     Obstacle {
@@ -105,6 +126,22 @@ mod tests {
         assert_eq!(of(&["127.0.0.1", "2001:db8::1"]), [false, true]);
         let none = Families { ipv4: false, ipv6: false };
         assert_eq!(reachable(none, &["10.0.0.1".parse().unwrap()].into()), none);
+    }
+
+    #[test]
+    fn connection_tracking_without_room() {
+        let proc = tempfile::TempDir::new().unwrap();
+        let dir = proc.path().join("sys/net/netfilter");
+        assert_eq!(full_conntrack(proc.path()), None, "that cannot be known");
+        fs::create_dir_all(&dir).unwrap();
+        let found = |count: &str, max: &str| {
+            fs::write(dir.join("nf_conntrack_count"), count).unwrap();
+            fs::write(dir.join("nf_conntrack_max"), max).unwrap();
+            full_conntrack(proc.path()).map(|found| found.remedy)
+        };
+        assert_eq!(found("899\n", "1000\n"), None);
+        assert!(found("900\n", "1000\n").unwrap().contains("nf_conntrack_max=2000"));
+        assert_eq!(found("900\n", "0\n"), None, "no limit");
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub(crate) struct Outside {
 impl Outside {
     pub(crate) fn new(case: &Case) -> Self {
         let mut engines = [true, false].map(|ipv4| PacketEngine::new(MemoryTable::default(), ipv4));
-        engines.iter_mut().for_each(|engine| engine.adopt().unwrap());
+        for engine in &mut engines {
+            engine.adopt().unwrap();
+        }
         Self { decider: Decider::new(case.settings()), served: BTreeMap::new(), engines }
     }
 
@@ -52,7 +54,9 @@ impl Outside {
 
     /// What the tables say, which an agent that goes on from them leaves as they are.
     pub(crate) fn table(&mut self) -> String {
-        self.engines.iter_mut().for_each(|engine| engine.adopt().unwrap());
+        for engine in &mut self.engines {
+            engine.adopt().unwrap();
+        }
         assert_eq!(self.sync(), 0, "an agent that adopts");
         let both = self.engines.iter().flat_map(|engine| engine.mirror().elements());
         packets::dump::text(&both.collect())

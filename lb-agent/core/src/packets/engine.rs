@@ -41,7 +41,6 @@ const REFUSED: usize = 64;
 /// The mirror of the table, and the table.
 #[derive(Debug)]
 pub struct PacketEngine<T> {
-    ipv4: bool,
     table: T,
     mirror: TableMirror,
     /// What was wanted last.
@@ -178,7 +177,6 @@ impl<T: Table> PacketEngine<T> {
     /// The engine of a family, which has not looked at the table yet: [`Engine::adopt`] does.
     pub fn new(table: T, ipv4: bool) -> Self {
         Self {
-            ipv4,
             table,
             mirror: TableMirror::default(),
             shares: BTreeMap::new(),
@@ -205,6 +203,11 @@ impl<T: Table> PacketEngine<T> {
     #[must_use]
     pub fn liberal(self, make: fn() -> bool) -> Self {
         Self { make_liberal: Some(make), ..self }
+    }
+
+    /// Whether its family is IPv4.
+    const fn ipv4(&self) -> bool {
+        self.numbers.ipv4()
     }
 
     /// The mirror of the table.
@@ -428,13 +431,14 @@ impl<T: Table> Engine for PacketEngine<T> {
     type Report = EngineReport;
 
     fn name(&self) -> &'static str {
-        engine_name(self.ipv4)
+        engine_name(self.ipv4())
     }
 
     fn adopt(&mut self) -> Result<(), String> {
         let mut mirror = TableMirror::default();
+        let ipv4 = self.ipv4();
         let read = self.table.read(&mut |element| {
-            if element.is_ipv4() == self.ipv4 {
+            if element.is_ipv4() == ipv4 {
                 mirror.apply(&Edit::Add(element));
             }
         });
@@ -463,8 +467,8 @@ impl<T: Table> Engine for PacketEngine<T> {
             // Also what the table has and nobody asks for any more.
             self.released = self.mirror.frontends();
             self.abandoned = self.mirror.groups().collect();
-            let ports = wanted.services.values();
-            let ports = ports.flat_map(|served| packet_ports(served, self.ipv4));
+            let (ports, ipv4) = (wanted.services.values(), self.ipv4());
+            let ports = ports.flat_map(|served| packet_ports(served, ipv4));
             self.numbers.adopt(&self.mirror, ports);
             let hairpins = self.mirror.hairpins().iter().copied().map(Shared::Hairpin);
             let servers = self.mirror.servers().iter().copied().map(Shared::Server);
@@ -480,7 +484,7 @@ impl<T: Table> Engine for PacketEngine<T> {
             }
         }
         for (name, served) in &wanted.services {
-            let share = Share::of(served, self.ipv4, self.is_liberal);
+            let share = Share::of(served, self.ipv4(), self.is_liberal);
             self.count(&share, true);
             for port in &share.ports {
                 gone.remove(port);
@@ -502,7 +506,7 @@ impl<T: Table> Engine for PacketEngine<T> {
         self.timeouts.grant(first);
         if let Some(addresses) = &wanted.addresses {
             let own = addresses.of.iter().filter(|(_, node)| **node == NodeAddr::Own);
-            self.nodes = own.map(|(ip, _)| *ip).filter(|ip| ip.is_ipv4() == self.ipv4).collect();
+            self.nodes = own.map(|(ip, _)| *ip).filter(|ip| ip.is_ipv4() == self.ipv4()).collect();
         }
     }
 
@@ -539,11 +543,9 @@ impl<T: Table> Engine for PacketEngine<T> {
         let mut flows: BTreeMap<_, BTreeSet<_>> = gone.collect();
 
         let mut pending = std::mem::take(&mut self.pending);
-        let timeouts = std::mem::take(&mut self.timeouts);
-        let numbers = std::mem::take(&mut self.numbers);
         let jobs = pending.iter().flat_map(|(name, served)| {
-            let (timeouts, numbers) = (&timeouts, &numbers);
-            packet_ports(served, self.ipv4).filter_map(move |port| {
+            let (timeouts, numbers) = (&self.timeouts, &self.numbers);
+            packet_ports(served, self.ipv4()).filter_map(move |port| {
                 let number = numbers.get(&port.port)?;
                 let affinity = port.affinity.map(|timeout| timeouts.in_force(timeout));
                 let what = What::Port(WantedPort { port, number, affinity });
@@ -552,7 +554,6 @@ impl<T: Table> Engine for PacketEngine<T> {
         });
         let jobs: Vec<_> = jobs.collect();
         self.write(jobs.into_iter(), &mut done, show);
-        (self.timeouts, self.numbers) = (timeouts, numbers);
         self.release_groups(&mut tried, &mut done, show);
         let lasts_longer = |timeout: &NonZeroU32| self.timeouts.in_force(*timeout) != *timeout;
         let longer = pending.keys().filter(|name| {
@@ -560,7 +561,7 @@ impl<T: Table> Engine for PacketEngine<T> {
         });
         let longer = longer.cloned().collect();
         for (_, served) in pending.iter().filter(|(name, _)| !done.failed.contains_key(*name)) {
-            for port in packet_ports(served, self.ipv4) {
+            for port in packet_ports(served, self.ipv4()) {
                 let serving = || [&port.cluster, &port.local, &port.kept].into_iter().flatten();
                 let serving = || serving().copied().collect();
                 flows.extend(packet_frontends(port).map(|of| (of.frontend, serving())));

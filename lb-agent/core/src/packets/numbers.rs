@@ -24,8 +24,13 @@ pub(super) struct PortNumbers {
 }
 
 impl PortNumbers {
+    /// Those of a family.
     pub(super) fn new(ipv4: bool) -> Self {
         Self { ipv4, ..Self::default() }
+    }
+
+    pub(super) const fn ipv4(&self) -> bool {
+        self.ipv4
     }
 
     /// Begins anew: of these ports, those whose frontends lead to a number have that one.
