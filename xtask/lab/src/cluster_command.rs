@@ -14,7 +14,8 @@ use tools::{
 
 use crate::{
     cluster::{
-        API, CONTROL, Cluster, Plan, READY, Shape, bring, status, sweep, turn, turn_within, up, var,
+        API, Balance, CONTROL, Cluster, Plan, READY, Shape, balance, bring, status, sweep, turn,
+        turn_within, up, var,
     },
     kube_demo,
     kubectl::Kubectl,
@@ -53,14 +54,14 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
-    /// Run a command on a node, or in the box `control`.
+    /// Run a command on a node, or in a box beside them: `control`, or `outside` of the cluster.
     In {
         machine: String,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         words: Vec<String>,
     },
     /// Show what a part says: of a node kubelet, containerd or kube-proxy; of `control` etcd,
-    /// kube-apiserver, kube-controller-manager or kube-scheduler.
+    /// kube-apiserver, kube-controller-manager, kube-scheduler or load-balancer.
     Logs {
         machine: String,
         /// By default kubelet, and of `control` kube-apiserver.
@@ -73,13 +74,15 @@ enum What {
     /// `test`, as root, of what is there.
     #[command(hide = true)]
     Play(stories::Args),
-    /// Run a program of this machine that speaks to the API server.
+    /// Run a program of this machine outside of the cluster, as a user who may do everything.
     #[command(hide = true)]
-    Beside {
+    Outside {
         program: std::path::PathBuf,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    #[command(hide = true)]
+    Balance(Balance),
     /// What cluster is up, in the words of `up`.
     #[command(hide = true)]
     Shape,
@@ -133,9 +136,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         What::Kubectl { words } => {
             return become_it(Cluster::open()?.kubectl()?.args(words));
         }
-        What::Beside { program, words } => {
-            return become_it(Cluster::open()?.in_control(program)?.args(words));
+        What::Outside { program, words } => {
+            return become_it(Cluster::open()?.in_outside(program)?.args(words));
         }
+        What::Balance(args) => balance(args)?,
         What::Shape => println!("{}", Cluster::open()?.plan().shape),
         What::In { machine, words } => {
             let words: Vec<_> = words.iter().map(String::as_str).collect();

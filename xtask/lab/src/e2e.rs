@@ -115,7 +115,7 @@ impl Suite {
         let names: Vec<_> = tests.iter().map(|name| literally(name)).collect();
         let report = format!("report-{procs}.json");
         let mut ginkgo = Command::new(myself()?);
-        ginkgo.args(["cluster", "beside"]).arg(self.programs.join("ginkgo"));
+        ginkgo.args(["cluster", "outside"]).arg(self.programs.join("ginkgo"));
         ginkgo.args(["--no-color", "--silence-skips", "--timeout=3h"]);
         ginkgo.arg(format!("--procs={procs}"));
         // Without a directory for them, ginkgo makes some beside the suite, in the user's cache.

@@ -9,6 +9,7 @@ mod away;
 mod clock;
 mod demo;
 mod load;
+mod outside;
 mod proxy;
 mod reboot;
 mod rolling;
@@ -55,9 +56,15 @@ pub(crate) enum Needs {
 pub(crate) const STORIES: &[Story] = &[
     Story {
         name: "proxy",
-        purpose: "a Service answers; the nodes have the rules of their kube-proxy, or none at all",
+        purpose: "a Service answers; the nodes have the rules of their proxy, of kubelet and the CNI",
         needs: Needs::Anybody,
         work: proxy::play,
+    },
+    Story {
+        name: "outside",
+        purpose: "what a machine outside gets at NodePorts and at load balancers' addresses",
+        needs: Needs::Anybody,
+        work: outside::play,
     },
     Story {
         name: "demo",

@@ -1,21 +1,24 @@
-//! The control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler in a box of
-//! their own, which no pod runs in.
+//! The control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler and the load
+//! balancer in a box of their own, which no pod runs in.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use tools::exec::myself;
 
 use super::{
-    live::Cluster,
+    live::{CONTROL as BOX, Cluster},
     machine::PROGRAMS,
     network::{API_PORT, CONTROL, SERVICES},
+    place::var,
     secrets::path,
 };
 
 pub(crate) const API: &str = "kube-apiserver";
 const CONTROLLERS: &str = "kube-controller-manager";
 const SCHEDULER: &str = "kube-scheduler";
-pub(super) const PARTS: &[&str] = &["etcd", API, CONTROLLERS, SCHEDULER];
+const BALANCER: &str = "load-balancer";
+pub(super) const PARTS: &[&str] = &["etcd", API, CONTROLLERS, SCHEDULER, BALANCER];
 const STARTS: Duration = Duration::from_secs(180);
 
 fn program(name: &str) -> String {
@@ -91,7 +94,29 @@ impl Cluster {
         // It waits for etcd by itself.
         machine.start(cgroups, API, apiserver())?;
         self.await_apiserver()?;
-        self.start_leaders()
+        self.start_leaders()?;
+        self.start_balancer()
+    }
+
+    /// Starts this very program in the box, which does not see all of the machine's files.
+    fn start_balancer(&self) -> Result<()> {
+        let own = "lib/load-balancer";
+        let directory = var(BOX).join(own);
+        fs::create_dir_all(&directory)?;
+        fs::copy(myself()?, directory.join("lab")).context("cannot copy this program")?;
+        self.control().start(
+            self.cgroups(),
+            BALANCER,
+            [
+                format!("/var/{own}/lab"),
+                "cluster".to_owned(),
+                "balance".to_owned(),
+                self.nodes().len().to_string(),
+                program("kubectl"),
+                path("load-balancer.kubeconfig"),
+                format!("/var/{own}/cache"),
+            ],
+        )
     }
 
     /// Kills the API server as a crash would. Controllers and scheduler end with it: where several of

@@ -67,7 +67,8 @@ impl Cluster {
         let kube_proxy = matches!(self.proxy(), Proxy::KubeProxy(_));
         let proxy = kube_proxy.then_some(proxy::KUBE_PROXY);
         let nodes = self.nodes().iter().map(|node| (node.machine(), node::PARTS, proxy));
-        for (machine, parts, more) in once((self.control(), control::PARTS, None)).chain(nodes) {
+        let others = [(self.control(), control::PARTS, None), (self.outside(), &[][..], None)];
+        for (machine, parts, more) in others.into_iter().chain(nodes) {
             if machine.init(self.cgroups()).is_none() {
                 dead.push(format!("the box {}", machine.name));
                 continue;

@@ -1,6 +1,7 @@
 //! A cluster that is there: what the commands and the tests do with it.
 
 use std::{
+    net::IpAddr,
     path::Path,
     process::{self, Command, Stdio},
 };
@@ -19,6 +20,8 @@ use crate::kubectl::Kubectl;
 
 /// The name of the box of the control plane.
 pub(crate) const CONTROL: &str = "control";
+/// The name of the box that is no part of the cluster: neither a pod nor a proxy runs in it.
+pub(crate) const OUTSIDE: &str = "outside";
 
 /// Who makes clusters for themselves.
 pub(super) const TESTS: &str = "`cargo xtask cluster test --all`";
@@ -30,6 +33,7 @@ pub(crate) struct Cluster {
     plan: Plan,
     cgroups: Cgroups,
     control: Machine,
+    outside: Machine,
     nodes: Vec<Node>,
 }
 
@@ -49,6 +53,11 @@ impl Node {
         Addresses::of(self.number)
     }
 
+    /// One of each family.
+    pub(crate) fn ips(&self) -> [IpAddr; 2] {
+        [self.addresses().v4().into(), self.addresses().v6().into()]
+    }
+
     pub(crate) fn zone(&self) -> Option<String> {
         self.zones.then(|| format!("z{}", (self.number - 1) % ZONES + 1))
     }
@@ -63,8 +72,8 @@ impl Cluster {
         let zones = plan.shape.zones;
         let node = |number| Node { number, machine: Machine::new(format!("n{number}")), zones };
         let nodes = (1..=plan.shape.nodes).map(node).collect();
-        let control = Machine::new(CONTROL);
-        Ok(Self { plan, cgroups: Cgroups::find()?, control, nodes })
+        let (control, outside) = (Machine::new(CONTROL), Machine::new(OUTSIDE));
+        Ok(Self { plan, cgroups: Cgroups::find()?, control, outside, nodes })
     }
 
     /// The one that is there; an error if there is none. Only root can use it.
@@ -84,13 +93,21 @@ impl Cluster {
         })
     }
 
-    /// A box by its name: a node, or `control`.
+    /// A box by its name: a node, `control`, or `outside`.
     pub(crate) fn machine(&self, name: &str) -> Result<&Machine> {
-        if name == CONTROL { Ok(&self.control) } else { Ok(self.node(name)?.machine()) }
+        match name {
+            CONTROL => Ok(&self.control),
+            OUTSIDE => Ok(&self.outside),
+            node => Ok(self.node(node)?.machine()),
+        }
     }
 
     pub(super) fn control(&self) -> &Machine {
         &self.control
+    }
+
+    pub(super) fn outside(&self) -> &Machine {
+        &self.outside
     }
 
     pub(super) fn cgroups(&self) -> &Cgroups {
@@ -127,7 +144,16 @@ impl Cluster {
     /// also where the machine has none or another one. What it keeps for the next time, as
     /// kubectl and helm do, goes with the cluster.
     pub(crate) fn in_control(&self, program: &Path) -> Result<Command> {
-        let mut command = self.control.in_network(&self.cgroups, [program])?;
+        self.as_admin(&self.control, program)
+    }
+
+    /// The same with the network of the box outside.
+    pub(crate) fn in_outside(&self, program: &Path) -> Result<Command> {
+        self.as_admin(&self.outside, program)
+    }
+
+    fn as_admin(&self, machine: &Machine, program: &Path) -> Result<Command> {
+        let mut command = machine.in_network(&self.cgroups, [program])?;
         command.env("KUBECONFIG", kubeconfig()).env("HOME", home("user"));
         let mut path = self.programs().as_os_str().to_owned();
         path.push(":");
@@ -149,7 +175,7 @@ impl Cluster {
         Kubectl::like(self.kubectl()?.arg("--request-timeout=30s")).apply(&objects.to_string())
     }
 
-    /// A command that runs in a box: n1, n2, …, control.
+    /// A command that runs in a box: n1, n2, …, control, outside.
     pub(crate) fn exec_in(&self, machine: &str, words: &[&str]) -> Result<Command> {
         self.machine(machine)?.inside(&self.cgroups, words)
     }
@@ -158,6 +184,18 @@ impl Cluster {
     pub(super) fn boot_control(&self) -> Result<()> {
         self.control.boot(&self.cgroups, &self.plan.supply.programs)?;
         network::ip(self.init(&self.control)?, &network::bridge())
+    }
+
+    /// The box outside, without a network.
+    pub(super) fn boot_outside(&self) -> Result<()> {
+        self.outside.boot(&self.cgroups, &self.plan.supply.programs)
+    }
+
+    /// Links the box outside with the control box, which is its way to everything.
+    pub(super) fn connect_outside(&self) -> Result<()> {
+        let (control, outside) = (self.init(&self.control)?, self.init(&self.outside)?);
+        network::ip(control, &network::way_out(outside))?;
+        network::ip(outside, &network::outside())
     }
 
     /// Links a node with the bridge.

@@ -1,11 +1,11 @@
 //! The network: a bridge in the control box, a link from each node to it, and routes between the
-//! nodes' pods. No route leads out, and no end of any of these links is in the machine's own
-//! namespace.
+//! nodes' pods. Behind the control box, in a network of its own, is the box outside. No route leads
+//! out, and no end of any of these links is in the machine's own namespace.
 
 use std::{
     fmt::Write as _,
     fs,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     process::Command,
 };
@@ -27,6 +27,14 @@ pub(super) const KUBERNETES_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 
 pub(super) const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// A digit in each address.
 pub(super) const MOST_NODES: u8 = 9;
+/// Of the control box, and of the box outside, in the network between them. Kubernetes' tests take an
+/// address of the same /16 as a node's for one that the node has put in the place of the client's.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x31, 0, 0, 0, 0, 0, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
+pub(crate) const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x31, 0, 0, 0, 0, 0, 2);
+/// What is given to Services of type LoadBalancer.
+pub(super) const BALANCED: [&str; 2] = ["172.29.0.0/24", "fd00:29::/112"];
 
 /// What a node has of the network, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +89,31 @@ pub(super) fn node(number: u8) -> Result<String> {
     writeln!(lines, "link set eth0 up")?;
     writeln!(lines, "route add default via {CONTROL}\nroute add default via {CONTROL_V6}")?;
     Ok(lines)
+}
+
+/// Lines of `ip` for the control box: the link to the box outside, whose init is this process.
+pub(super) fn way_out(init: u32) -> String {
+    format!(
+        "link add out0 type veth peer name eth0 netns {init}\naddr add {ROUTER}/24 dev out0\n\
+         addr add {ROUTER_V6}/64 dev out0 nodad\nlink set out0 up\n"
+    )
+}
+
+/// Lines of `ip` for the box outside.
+pub(super) fn outside() -> String {
+    format!(
+        "link set lo up\naddr add {OUTSIDE}/24 dev eth0\naddr add {OUTSIDE_V6}/64 dev eth0 nodad\n\
+         link set eth0 up\nroute add default via {ROUTER}\nroute add default via {ROUTER_V6}\n"
+    )
+}
+
+/// An address for a Service of type LoadBalancer.
+pub(super) fn balanced(number: u8, v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0x29, 0, 0, 0, 0, 0, number.into()).into()
+    } else {
+        Ipv4Addr::new(172, 29, 0, number).into()
+    }
 }
 
 /// Lines of `ip` that lead to the pods of other nodes.
@@ -152,5 +185,20 @@ mod tests {
             );
         }
         assert!(!bridge().contains("route"));
+    }
+
+    #[test]
+    fn the_box_outside_is_in_no_network_of_a_node() {
+        assert_ne!(OUTSIDE.octets()[..2], Addresses::of(1).v4().octets()[..2]);
+        assert_ne!(OUTSIDE_V6.segments()[..4], Addresses::of(1).v6().segments()[..4]);
+        assert!(!way_out(1).contains("route"));
+        for line in outside().lines().filter(|line| line.starts_with("route")) {
+            assert!(
+                line.ends_with(" via 172.31.0.1") || line.ends_with(" via fd00:31::1"),
+                "{line}"
+            );
+        }
+        assert_eq!(balanced(16, false).to_string(), "172.29.0.16");
+        assert_eq!(balanced(16, true).to_string(), "fd00:29::10");
     }
 }

@@ -80,6 +80,8 @@ fn values(image: &str) -> Vec<String> {
         format!("kubernetes.port={API_PORT}"),
         format!("image.repository={repository}"),
         format!("image.tag={tag}"),
+        // Without a kube-proxy, nobody else serves packets from outside.
+        "packets=external".to_owned(),
     ]
 }
 
@@ -95,7 +97,8 @@ mod tests {
                 "kubernetes.host=172.30.0.1",
                 "kubernetes.port=6443",
                 "image.repository=socklb",
-                "image.tag=0.1.0"
+                "image.tag=0.1.0",
+                "packets=external"
             ]
         );
     }

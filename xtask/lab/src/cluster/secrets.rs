@@ -27,6 +27,8 @@ const ADMIN: (&str, &str) = ("admin", "system:masters");
 pub(super) const CONTROLLERS: &str = "system:kube-controller-manager";
 pub(super) const SCHEDULER: &str = "system:kube-scheduler";
 const PROXY: &str = "system:kube-proxy";
+/// No part of Kubernetes, so nothing binds it to a role.
+const BALANCER: &str = "load-balancer";
 
 /// Makes all of them, and a kubeconfig for each user.
 pub(super) fn make(nodes: &[String]) -> Result<()> {
@@ -34,9 +36,9 @@ pub(super) fn make(nodes: &[String]) -> Result<()> {
     fs::create_dir_all(&pki)?;
     certificates(&pki)?;
     let mut users = vec![(ADMIN.0.to_owned(), ADMIN.1, vec![kubeconfig()])];
-    for user in [CONTROLLERS, SCHEDULER] {
+    for (user, groups) in [(CONTROLLERS, ""), (SCHEDULER, ""), (BALANCER, ADMIN.1)] {
         let file = user.trim_start_matches("system:");
-        users.push((user.to_owned(), "", vec![pki.join(format!("{file}.kubeconfig"))]));
+        users.push((user.to_owned(), groups, vec![pki.join(format!("{file}.kubeconfig"))]));
     }
     let directory = |node: &String| var(node).join("lib/node");
     for node in nodes {

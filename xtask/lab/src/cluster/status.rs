@@ -37,6 +37,7 @@ pub(crate) fn run() -> Result<bool> {
     say!("\n{:9}{:9}{:11}PARTS", "BOX", "INIT", "PROCESSES");
     let proxy = matches!(shape.proxy, Proxy::KubeProxy(_)).then_some(proxy::KUBE_PROXY);
     show_machine(&cluster, cluster.control(), control::PARTS, None);
+    show_machine(&cluster, cluster.outside(), &[], None);
     for node in cluster.nodes() {
         show_machine(&cluster, node.machine(), node::PARTS, proxy);
     }

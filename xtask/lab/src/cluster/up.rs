@@ -47,7 +47,8 @@ fn make(plan: &Plan, start: Instant) -> Result<()> {
     let shape = &plan.shape;
     let plural = if shape.nodes == 1 { "" } else { "s" };
     say!(
-        "A control plane and {} node{plural}, in namespaces of their own with no way out; proxy: {}.",
+        "A control plane, {} node{plural} and a machine outside, in namespaces of their own with no way \
+         out; proxy: {}.",
         shape.nodes,
         shape.proxy
     );
@@ -131,12 +132,15 @@ fn boot(cluster: &Cluster) -> Result<()> {
     thread::scope(|scope| {
         let secrets = scope.spawn(|| secrets::make(&names));
         let control = scope.spawn(|| cluster.boot_control());
+        let outside = scope.spawn(|| cluster.boot_outside());
         let nodes: Vec<_> =
             cluster.nodes().iter().map(|node| scope.spawn(|| cluster.boot_node(node))).collect();
         joined(secrets)?;
         joined(control)?;
+        joined(outside)?;
         nodes.into_iter().try_for_each(joined)
     })?;
+    cluster.connect_outside()?;
     cluster.nodes().iter().try_for_each(|node| cluster.connect(node))
 }
 
@@ -159,7 +163,7 @@ fn show_ways(plan: &Plan) {
     let node = format!("n{}", plan.shape.nodes);
     let ways = [
         ("kubectl get pods -A -o wide".to_owned(), "any kubectl command"),
-        (format!("in {node} ip route"), "any command on a node, or in the box control"),
+        (format!("in {node} ip route"), "any command on a node, or in a box beside them"),
         (format!("logs {node} kubelet"), "what a part says"),
         ("status".to_owned(), "what is there"),
         ("down".to_owned(), "take it away"),

@@ -26,7 +26,7 @@ pub(super) fn run(api_away_seconds: u64) -> Result<Tally> {
     let _turn = tests_turn()?;
     exec(&mut task(&["cluster", "down", "--of-tests"])?)?;
     let seconds = format!("--api-away-seconds={api_away_seconds}");
-    let mut total = in_cluster("kube-proxy:nftables", &[&["cluster", "test", "proxy"]])?;
+    let mut total = in_cluster("kube-proxy:nftables", &[&["cluster", "test", "proxy", "outside"]])?;
     total += in_cluster(
         "socklb",
         &[&["cluster", "test", &seconds], &["e2e", "--focus", r"\[Conformance\]"]],
