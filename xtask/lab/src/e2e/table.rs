@@ -22,7 +22,14 @@ pub(crate) fn page(columns: &[Column], list: &List) -> String {
         "# Kubernetes' own tests, with socklb and with kube-proxy\n\n\
          The tests of `[sig-network]` in Kubernetes' e2e.test, in the same cluster (`cargo xtask \
          cluster`) with one proxy and with the other, by `cargo xtask e2e --record`. This page is \
-         generated from the files beside it.\n",
+         generated from the files beside it.\n\n\
+         The tests run on a machine outside of the cluster, in another network, without an agent and \
+         without a pod. What they dial from there are the addresses of load balancers (`LoadBalancers` \
+         below); all else, NodePorts too, they dial from pods. `cargo xtask cluster test outside` \
+         dials NodePorts from outside. The load balancer is the testbed's: it gives a Service an \
+         address of each of its families, and routes the address to all nodes that pass the health \
+         check, or to one of them if the Service has session affinity. Those of before 2026-11-30 ran \
+         on the control plane's machine, and socklb left packets alone (`--packets off`).\n",
     );
     for column in columns {
         let mut outcomes = column.outcomes.clone();

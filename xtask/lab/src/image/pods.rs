@@ -127,6 +127,8 @@ fn agnhost(programs: &Path) -> Result<PathBuf> {
             let content = fs::read(&source);
             tree.file(path, content.with_context(|| format!("no {}", source.display()))?);
         }
+        // The wget of agnhost's own image is busybox's, which tries once.
+        tree.file("etc/wgetrc", "tries = 1\n");
         tree.directory("uploads", 0o1777);
         // bash, as a static busybox starts its own applets before the programs of the same names.
         tree.link("bin/sh", "bash");

@@ -1,5 +1,6 @@
 //! `cluster test --all`: from nothing to nothing. A kube-proxy's cluster and socklb's, one after the
-//! other; in the latter all stories and Kubernetes' own tests that every cluster must pass.
+//! other; in the latter all stories and, of Kubernetes' own tests, those that every cluster must pass,
+//! and the quick ones of load balancers.
 //!
 //! Both are known as the tests' own, so that the next run takes away what an interrupted one has left,
 //! and nothing that somebody has made.
@@ -14,6 +15,10 @@ use crate::{
     test::{Tally, last_count},
 };
 
+/// Which of Kubernetes' own tests.
+const E2E: &str =
+    r"\[Conformance\]|LoadBalancers.*(=LoadBalancer|all nodes|pods|affinity|UDP traffic|ranges)";
+
 /// `cargo xtask …`, as this very program. It ends with us, if we are root: what was to be done in a
 /// cluster of ours is not to be done in the next one.
 fn task(words: &[&str]) -> Result<Command> {
@@ -27,10 +32,7 @@ pub(super) fn run(api_away_seconds: u64) -> Result<Tally> {
     exec(&mut task(&["cluster", "down", "--of-tests"])?)?;
     let seconds = format!("--api-away-seconds={api_away_seconds}");
     let mut total = in_cluster("kube-proxy:nftables", &[&["cluster", "test", "proxy", "outside"]])?;
-    total += in_cluster(
-        "socklb",
-        &[&["cluster", "test", &seconds], &["e2e", "--focus", r"\[Conformance\]"]],
-    )?;
+    total += in_cluster("socklb", &[&["cluster", "test", &seconds], &["e2e", "--focus", E2E]])?;
     Ok(total)
 }
 
