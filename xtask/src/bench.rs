@@ -13,14 +13,15 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use tools::{
+    cache::cache,
     cargo::{cargo, executables, workspace},
-    exec::{announce, ask},
+    exec::{announce, answer, ask},
     pins,
     root::{as_root, require_root},
     setup::{self, Scope},
 };
 
-use crate::baseline::Baseline;
+use crate::{baseline::Baseline, lab};
 
 /// Measure, and keep the reports under docs/bench. Wants a machine that does nothing else.
 #[derive(clap::Args)]
@@ -33,6 +34,19 @@ pub(crate) struct Args {
     /// With `hook`: how often each variant is measured [default: 200].
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
+    /// With `packets`: how many Services [default: 1000, 10000 and 30000].
+    #[arg(long, value_name = "N")]
+    services: Vec<u32>,
+    /// With `packets`: who is measured: `socklb`, `nftables` or `iptables` (kube-proxy's modes), or `again`
+    /// (socklb once more) [default: all]. What is kept of others is reported all the same.
+    #[arg(long, value_name = "WHO")]
+    proxy: Vec<String>,
+    /// With `packets`: how long changes are made in each cell, up to 200 of each kind [default: 10].
+    #[arg(long, value_name = "N")]
+    minutes: Option<u64>,
+    /// With `packets`: measure once more what was measured of these programs on this machine before.
+    #[arg(long)]
+    again: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -43,6 +57,9 @@ enum Name {
     Sync,
     /// Resident memory of the agent, and size of the maps.
     Memory,
+    /// Packets from outside, beside kube-proxy's two modes: an hour. A run that was broken off goes on
+    /// where it was.
+    Packets,
 }
 
 impl Name {
@@ -51,6 +68,7 @@ impl Name {
             Self::Hook => "hook",
             Self::Sync => "sync",
             Self::Memory => "memory",
+            Self::Packets => "packets",
         }
     }
 }
@@ -73,13 +91,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         argument.push(agent);
         with_hook.push(argument);
     }
+    let mut with_packets = Vec::new();
+    if names.iter().any(|name| matches!(name, Name::Packets)) {
+        with_packets = of_packets(args)?;
+    }
     require_root()?;
     for name in names {
         let mut bench = Command::new(program);
         bench.arg(name.text()).current_dir(workspace());
-        if matches!(name, Name::Hook) {
-            bench.args(&with_hook);
-        }
+        bench.args(match name {
+            Name::Hook => &with_hook[..],
+            Name::Packets => &with_packets,
+            Name::Sync | Name::Memory => &[],
+        });
         let report = circumstances() + "\n" + &report(bench)?;
         let file = format!("docs/bench/{}.txt", name.text());
         let path = workspace().join(&file);
@@ -88,6 +112,28 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         eprintln!("kept in {file}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `packets` is told besides. Builds kube-proxy unless it is there.
+fn of_packets(args: &Args) -> Result<Vec<OsString>> {
+    setup::ensure(&[Scope::Cluster])?;
+    let kubernetes = answer(lab(["kube"]).stderr(Stdio::inherit()))?;
+    let kept = cache()?.join("bench-packets");
+    // As root it would be somebody else's.
+    fs::create_dir_all(&kept).with_context(|| format!("cannot make {}", kept.display()))?;
+    let mut words = vec![
+        OsString::from("--kubernetes"),
+        kubernetes.trim_end().into(),
+        "--kept".into(),
+        kept.into(),
+        "--commit".into(),
+        commit().into(),
+    ];
+    words.extend(args.services.iter().map(|services| format!("--services={services}").into()));
+    words.extend(args.proxy.iter().map(|proxy| format!("--proxy={proxy}").into()));
+    words.extend(args.minutes.map(|minutes| format!("--minutes={minutes}").into()));
+    words.extend(args.again.then(|| "--again".into()));
+    Ok(words)
 }
 
 /// What a program says that runs as root, shown as it comes.

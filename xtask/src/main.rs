@@ -12,6 +12,7 @@ mod upgrade;
 
 use std::{
     env,
+    ffi::{OsStr, OsString},
     process::{Command, ExitCode},
 };
 
@@ -67,7 +68,7 @@ enum Lab {
 #[command(disable_help_flag = true)]
 struct Words {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    _words: Vec<std::ffi::OsString>,
+    _words: Vec<OsString>,
 }
 
 fn main() -> ExitCode {
@@ -85,17 +86,18 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Demo(args) => demo::run(args),
         Task::Bench(args) => bench::run(args),
         Task::Upgrade(args) => upgrade::run(args),
-        Task::Lab(_) => lab(),
+        Task::Lab(_) => become_it(&mut lab(env::args_os().skip(1))),
     }
 }
 
-/// The testbed with all words of this command line, in this process's place.
-fn lab() -> Result<ExitCode> {
+/// The testbed with these words.
+fn lab<W: AsRef<OsStr>>(words: impl IntoIterator<Item = W>) -> Command {
     // The cargo that runs this, which any stable is.
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let manifest = workspace().join("Cargo.toml");
     cargo.args(["run", "--quiet", "--package", "lab", "--manifest-path"]).arg(manifest).arg("--");
-    become_it(cargo.args(env::args_os().skip(1)))
+    cargo.args(words);
+    cargo
 }
 
 #[cfg(test)]
@@ -108,6 +110,8 @@ mod tests {
     fn the_command_line_is_sound() {
         Task::command().debug_assert();
         Task::try_parse_from(["xtask", "run", "--release", "--", "--dry-run"]).unwrap();
+        let packets = ["xtask", "bench", "packets", "--services=1000", "--proxy=socklb", "--again"];
+        Task::try_parse_from(packets).unwrap();
         Task::try_parse_from(["xtask", "no-such-task"]).map(drop).unwrap_err();
     }
 

@@ -53,7 +53,8 @@ impl Shape {
         }
     }
 
-    fn service(&self, i: u32) -> Service {
+    /// Service `i`.
+    pub(crate) fn service(&self, i: u32) -> Service {
         let mut ips = vec![cluster_ip(i, true).to_string()];
         if self.dual_stack {
             ips.push(cluster_ip(i, false).to_string());

@@ -1,10 +1,11 @@
-//! What socklb costs: `cargo xtask bench [hook|sync|memory]`. Each measurement is a report on stdout.
+//! What socklb costs: `cargo xtask bench [hook|sync|memory|packets]`. Each measurement is a report on stdout.
 
 mod agent;
 mod cluster;
 mod hook;
 mod lab;
 mod memory;
+mod packets;
 mod samples;
 mod sync;
 
@@ -23,6 +24,8 @@ struct Args {
     /// With `hook`: how often each variant is measured.
     #[arg(long, default_value_t = 200)]
     rounds: usize,
+    #[command(flatten)]
+    packets: packets::Args,
     /// `cargo bench` adds it.
     #[arg(long, hide = true)]
     bench: bool,
@@ -33,6 +36,7 @@ enum What {
     Hook,
     Sync,
     Memory,
+    Packets,
 }
 
 /// An agent to compare with.
@@ -57,5 +61,6 @@ fn main() -> Result<()> {
         What::Hook => hook::run(&args.baseline, args.rounds),
         What::Sync => sync::run(),
         What::Memory => memory::run(),
+        What::Packets => packets::run(&args.packets),
     }
 }
