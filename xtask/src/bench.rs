@@ -57,7 +57,7 @@ enum Name {
     Sync,
     /// Resident memory of the agent, and size of the maps.
     Memory,
-    /// Packets from outside, beside kube-proxy's two modes: an hour. A run that was broken off goes on
+    /// Packets from outside, beside kube-proxy's two modes: two hours. A run that was broken off goes on
     /// where it was.
     Packets,
 }

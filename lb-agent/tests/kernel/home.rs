@@ -172,6 +172,9 @@ fn a_lock_that_is_no_agent_s_is_told_so() {
         let sleeper = Sleeper(nobody(&words).spawn().unwrap());
         let pid = sleeper.0.id();
         assert!(soon(|| world.pins().holder().unwrap().and_then(|it| it.pid) == Some(pid)));
+        // The shell has the lock a moment before it is another program.
+        let name = format!("/proc/{pid}/comm");
+        assert!(soon(|| fs::read_to_string(&name).unwrap() == "sleep\n"));
         let said = format!("the process {pid} (sleep) of the user 65534 has the lock of");
         refuses(command(world, &SIZES), &[&said, "is no lb-agent: end it"]);
         refuses(command(world, &["--cleanup"]), &[&said]);
