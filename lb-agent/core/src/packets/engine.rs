@@ -241,38 +241,36 @@ impl<T: Table> PacketEngine<T> {
     }
 
     /// Carries jobs out, several in a transaction. If that fails, each has one of its own, so that only
-    /// what is wrong fails. Returns those that failed.
+    /// what is wrong fails.
     fn write<'a>(
         &mut self,
         jobs: impl Iterator<Item = Job<'a>>,
         done: &mut Written,
         show: &mut dyn FnMut(&dyn Display),
-    ) -> Vec<Job<'a>> {
-        let (mut batch, mut edits, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    ) {
+        let (mut batch, mut edits) = (Vec::new(), Vec::new());
         for job in jobs {
             let mut planned = job.plan(&self.mirror);
             if planned.is_empty() {
                 continue;
             }
             if edits.len() + planned.len() > EDITS {
-                failed.append(&mut self.write_batch(&mut batch, &mut edits, done, show));
+                self.write_batch(&mut batch, &mut edits, done, show);
             }
             batch.push(job);
             edits.append(&mut planned);
         }
-        failed.append(&mut self.write_batch(&mut batch, &mut edits, done, show));
-        failed
+        self.write_batch(&mut batch, &mut edits, done, show);
     }
 
-    fn write_batch<'a>(
+    fn write_batch(
         &mut self,
-        batch: &mut Vec<Job<'a>>,
+        batch: &mut Vec<Job<'_>>,
         edits: &mut Vec<Edit>,
         done: &mut Written,
         show: &mut dyn FnMut(&dyn Display),
-    ) -> Vec<Job<'a>> {
+    ) {
         let (batch, edits) = (std::mem::take(batch), std::mem::take(edits));
-        let mut failed = Vec::new();
         match self.transact(&edits, done, show) {
             Ok(()) => {}
             Err(TableError::Refused(_)) if batch.len() > 1 => {
@@ -281,7 +279,6 @@ impl<T: Table> PacketEngine<T> {
                     if let Err(error) = self.transact(&edits, done, show) {
                         done.refuse(&error);
                         done.fail(job.owner, error);
-                        failed.push(job);
                     }
                 }
             }
@@ -289,10 +286,8 @@ impl<T: Table> PacketEngine<T> {
                 for job in &batch {
                     done.fail(job.owner, error.clone());
                 }
-                failed = batch;
             }
         }
-        failed
     }
 
     fn transact(
