@@ -21,6 +21,7 @@ use std::{
     io::Write as _,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -30,7 +31,7 @@ use lb_core::{
     printable::Output,
     socket_engine::SocketSettings,
 };
-use tokio::task::JoinError;
+use tokio::{task::JoinError, time::timeout};
 
 pub use self::{follow::Agent, truth::InForce};
 use self::{source::Feed, stop::Stop};
@@ -45,6 +46,9 @@ use crate::{
     sources::local,
     sysctls,
 };
+
+/// So long a search for kube-proxy takes without a word.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Does what the flags say.
 pub async fn run(config: &Config) -> Result<()> {
@@ -122,17 +126,23 @@ async fn serves_packets(config: &Config) -> Result<bool> {
         (packets, None) => Some(packets == Packets::External),
     };
     // It may run tools that wait for locks.
-    let look = tokio::task::spawn_blocking(move || {
+    let mut look = tokio::task::spawn_blocking(move || {
         let active = kube_proxy::active();
         if let Some(active) = &active {
             warn_of_kube_proxy(active, is_ours);
         }
         active.is_none()
     });
-    match is_ours {
-        Some(is_ours) => Ok(is_ours),
-        None => look.await.context("the search for kube-proxy failed"),
+    if let Some(is_ours) = is_ours {
+        return Ok(is_ours);
     }
+    let found = if let Ok(found) = timeout(PATIENCE, &mut look).await {
+        found
+    } else {
+        tracing::info!("waiting for the tools that say whether there are rules of a kube-proxy");
+        look.await
+    };
+    found.context("the search for kube-proxy failed")
 }
 
 /// Two proxies on one node do not hurt each other, but only one of them does anything. `is_ours`: whether

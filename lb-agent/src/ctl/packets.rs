@@ -10,7 +10,7 @@ use lb_common::abi::ServiceKey;
 use lb_core::{
     model::{Frontend, Protocol, Scope},
     packets::{
-        TableMirror,
+        TableError, TableMirror,
         dump::{self, PacketFate, TableEntry},
     },
 };
@@ -22,10 +22,26 @@ use crate::{
     sockets,
 };
 
-/// What stands there, in the network namespace of the agent if one runs; none if there are no tables of
-/// ours. Who may not speak with nf_tables is told why, and all else.
+/// What stands there; none if there are no tables of ours. Who may not speak with nf_tables is told why,
+/// and all else.
 pub(super) fn read(pins: &Pins) -> Result<Option<Seen>, String> {
-    let look = || packets::look().map_err(|error| error.to_string());
+    where_the_agent_is(pins, packets::look)
+}
+
+/// How much stands there; none if there are no tables of ours.
+pub(super) fn fill(pins: &Pins) -> Result<Option<PacketsFill>, String> {
+    where_the_agent_is(pins, || {
+        let Some(seen) = packets::look()? else { return Ok(None) };
+        Ok(Some(PacketsFill::new(&seen, packets::bonds()?)))
+    })
+}
+
+/// Looks in the network namespace of the agent if one runs.
+fn where_the_agent_is<T: Send>(
+    pins: &Pins,
+    look: impl FnOnce() -> Result<T, TableError> + Send,
+) -> Result<T, String> {
+    let look = || look().map_err(|error| error.to_string());
     let holder = pins.holder().map_err(|error| error.to_string())?;
     let Some(pid) = holder.and_then(|holder| holder.pid) else { return look() };
     sockets::in_netns_of_process(pid, look).unwrap_or_else(|error| {
@@ -33,7 +49,7 @@ pub(super) fn read(pins: &Pins) -> Result<Option<Seen>, String> {
     })
 }
 
-/// The line for [`read`]'s error.
+/// The line for [`read`]'s or [`fill`]'s error.
 pub(super) fn unread(error: &str) -> String {
     format!("tables for packets: cannot be read: {error}")
 }
@@ -60,7 +76,7 @@ pub(super) struct ExplainedPacket {
 impl ExplainedPacket {
     /// None if packets to that address are nobody's.
     pub(super) fn new(
-        Seen { table, is_steady, .. }: &Seen,
+        Seen { table, is_steady }: &Seen,
         to: SocketAddr,
         protocol: u8,
         from: Option<IpAddr>,
@@ -155,7 +171,7 @@ impl PacketCells {
         }
     }
 
-    pub(super) fn new(Seen { table, is_steady, .. }: &Seen) -> Self {
+    pub(super) fn new(Seen { table, is_steady }: &Seen) -> Self {
         let cell = |entry: TableEntry| match entry.strangers.unwrap_or(entry.everybody) {
             PacketFate::Forward(endpoints) => endpoints.len().to_string(),
             PacketFate::Reject => "0".to_owned(),
@@ -194,7 +210,7 @@ pub(super) struct PacketsFill {
 }
 
 impl PacketsFill {
-    pub(super) fn new(Seen { table, bonds, is_steady }: &Seen) -> Self {
+    fn new(Seen { table, is_steady }: &Seen, bonds: usize) -> Self {
         let is_damaged = |entry: &TableEntry| {
             let fates = [Some(&entry.everybody), entry.strangers.as_ref()];
             *is_steady && fates.contains(&Some(&PacketFate::Damaged))
@@ -204,7 +220,7 @@ impl PacketsFill {
             serves: "external",
             frontends: table.frontends().len(),
             elements: table.len(),
-            bonds: *bonds,
+            bonds,
             damaged: damaged.map(|entry| entry.frontend.to_string()).collect(),
         }
     }
@@ -243,7 +259,7 @@ mod tests {
     use super::*;
 
     fn seen() -> Seen {
-        Seen { table: table(), bonds: 3, is_steady: true }
+        Seen { table: table(), is_steady: true }
     }
 
     fn table() -> TableMirror {
@@ -312,7 +328,7 @@ mod tests {
 
     #[test]
     fn damage_is_a_problem() {
-        let fill = PacketsFill::new(&seen());
+        let fill = PacketsFill::new(&seen(), 3);
         assert_eq!(fill.problem(), None);
         let shown = "external (in nftables: 2 frontends, 14 elements, 3 bonds of session affinity)";
         assert_eq!(fill.to_string(), shown);
@@ -320,8 +336,8 @@ mod tests {
         let group = Group::of(true, 9, Cluster);
         let stray = Element::Frontend { policy: Cluster, frontend, group };
         let table: TableMirror = table().elements().chain([stray]).collect();
-        let seen = |is_steady| Seen { table: table.clone(), bonds: 0, is_steady };
-        let problem = |is_steady| PacketsFill::new(&seen(is_steady)).problem();
+        let seen = |is_steady| Seen { table: table.clone(), is_steady };
+        let problem = |is_steady| PacketsFill::new(&seen(is_steady), 0).problem();
         assert!(problem(true).unwrap().contains("192.0.2.3:80/udp"));
         assert_eq!(problem(false), None, "the agent writes");
         let verdict = |is_steady| {

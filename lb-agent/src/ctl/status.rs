@@ -127,7 +127,7 @@ pub(super) fn run(
     let counters = counts.into_iter().filter(|(_, count)| *count > 0);
     let others = others::find(&mut programs, &ids(pins, live_maps.as_deref()))
         .map_err(|error| failure::cgroup(&error))?;
-    let packets = packets::read(pins);
+    let packets = packets::fill(pins);
     let mut found = Status {
         others,
         interrupted: pins.interrupted_links().map_err(|e| failure::kernel(&what(), &e))?,
@@ -144,7 +144,7 @@ pub(super) fn run(
         agent,
         cgroup: served::find(&programs),
         packets_unread: packets.as_ref().err().cloned(),
-        packets: packets.ok().flatten().as_ref().map(PacketsFill::new),
+        packets: packets.ok().flatten(),
         programs,
         maps: all,
     };

@@ -48,8 +48,6 @@ pub fn open(ipv4: bool, bonds: u32) -> io::Result<impl Table> {
 pub struct Seen {
     /// Their elements.
     pub table: TableMirror,
-    /// How many bonds of session affinity they hold.
-    pub bonds: usize,
     /// Whether all of it was there at one time. If not, somebody wrote while it was read, and parts may
     /// not fit together.
     pub is_steady: bool,
@@ -57,7 +55,7 @@ pub struct Seen {
 
 impl Default for Seen {
     fn default() -> Self {
-        Self { table: TableMirror::default(), bonds: 0, is_steady: true }
+        Self { table: TableMirror::default(), is_steady: true }
     }
 }
 
@@ -65,17 +63,26 @@ impl Default for Seen {
 pub fn look() -> Result<Option<Seen>, TableError> {
     let mut seen: Option<Seen> = None;
     for_each_table(|table| {
-        if let Some(Found { elements, bonds, is_steady }) = table.look()? {
+        if let Some(Found { elements, is_steady }) = table.look()? {
             let both = seen.get_or_insert_with(Seen::default);
             for element in elements {
                 both.table.apply(&Edit::Add(element));
             }
-            both.bonds += bonds;
             both.is_steady &= is_steady;
         }
         Ok(())
     })?;
     Ok(seen)
+}
+
+/// How many bonds of session affinity the tables hold. Costs as much as there are.
+pub fn bonds() -> Result<usize, TableError> {
+    let mut all = 0;
+    for_each_table(|table| {
+        all += table.bonds()?;
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// Removes the tables, whoever left them; returns what was removed. A kernel without nf_tables has none.

@@ -55,8 +55,6 @@ enum State {
 /// What stands in a table.
 pub(super) struct Found {
     pub(super) elements: Vec<Element>,
-    /// How many bonds of session affinity there are, those included that are over and not removed yet.
-    pub(super) bonds: usize,
     /// Whether all of it was there at one time: nobody has written since the first set was read.
     pub(super) is_steady: bool,
 }
@@ -195,16 +193,20 @@ impl KernelTable {
                 return Ok(None);
             }
             let elements = self.elements()?;
-            let bonds = (TABLE, Set::Bonds.name());
-            let bonds = read::elements(&mut self.netlink, self.family, bonds)?;
             let after = read::generation(&mut self.netlink).map_err(NftError::from)?;
             let is_steady = after == before;
             attempts -= 1;
             if is_steady || attempts == 0 {
-                let bonds = bonds.map_or(0, |all| all.len());
-                return Ok(Some(Found { elements, bonds, is_steady }));
+                return Ok(Some(Found { elements, is_steady }));
             }
         }
+    }
+
+    /// How many bonds of session affinity there are. Reads them all: the kernel tells no number.
+    pub(super) fn bonds(&mut self) -> Result<usize, Trouble> {
+        let set = (TABLE, Set::Bonds.name());
+        let all = read::elements(&mut self.netlink, self.family, set)?;
+        Ok(all.map_or(0, |all| all.len()))
     }
 
     fn elements(&mut self) -> Result<Vec<Element>, Trouble> {

@@ -105,7 +105,7 @@ pub struct BackendItem<'a> {
     pub backend_id: u32,
     /// Index of its first record in the backends map.
     pub index: u32,
-    /// Indexes of all its records: one in the set of each group of frontends.
+    /// Indexes of all its records: one in each set that has it.
     pub indexes: Vec<u32>,
     /// The frontends that lead to it, in the order of the entries.
     pub frontends: Vec<String>,
@@ -145,7 +145,7 @@ pub fn backends<'a>(
                 kept: true,
                 kept_frontends: Vec::new(),
             });
-            // Frontends of one group share their records.
+            // Frontends that lead to one set share its records.
             if !item.indexes.contains(&index) {
                 item.indexes.push(index);
             }
