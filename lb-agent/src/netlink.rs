@@ -313,12 +313,21 @@ pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> 
 
 /// An attribute, as the kernel sends it and reads it.
 pub(crate) fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
-    let len = 4 + content.len();
-    #[expect(clippy::cast_possible_truncation, reason = "it has a few bytes")]
-    let mut bytes = [(len as u16).to_ne_bytes(), kind.to_ne_bytes()].concat();
-    bytes.extend_from_slice(content);
-    bytes.resize(len.next_multiple_of(4), 0);
+    let mut bytes = Vec::new();
+    put_attribute(&mut bytes, kind, |inside| inside.extend_from_slice(content));
     bytes
+}
+
+/// Appends an attribute, whose content `write` appends.
+#[expect(clippy::cast_possible_truncation, reason = "nobody makes a longer one")]
+pub(crate) fn put_attribute(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    bytes.extend([0; 2]);
+    bytes.extend(kind.to_ne_bytes());
+    write(bytes);
+    let len = bytes.len() - start;
+    bytes[start..start + 2].copy_from_slice(&(len as u16).to_ne_bytes());
+    bytes.resize(start + len.next_multiple_of(4), 0);
 }
 
 #[cfg(test)]

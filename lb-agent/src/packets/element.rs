@@ -12,9 +12,9 @@ use lb_core::{
 };
 
 use super::{
-    nft::{Family, Raw},
-    ruleset::{DROP, MAX_SLOTS, REJECT},
-    sets::{Kind, Set},
+    nft::{Bytes, Family, Raw},
+    ruleset::{BASE, DROP, REJECT},
+    sets::{DIGITS, Kind, Set},
 };
 
 const fn kind(policy: TrafficPolicy, scope: Scope) -> Kind {
@@ -28,10 +28,10 @@ const fn kind(policy: TrafficPolicy, scope: Scope) -> Kind {
 
 /// The set that an element is in, and its bytes there.
 pub(super) fn encode(element: &Element) -> (Set, Raw) {
-    let plain = |key: Vec<u8>| Raw { key, end: None, value: None };
+    let plain = |key| Raw { key, end: None, value: None };
     match element {
         Element::Node(ip) => (Set::Nodes, plain(octets(*ip))),
-        Element::Hairpin(ip) => (Set::Hairpin, plain(octets(*ip).repeat(2))),
+        Element::Hairpin(ip) => (Set::Hairpin, plain(Bytes::joined(&[&octets(*ip), &octets(*ip)]))),
         Element::Server(addr) => {
             let frontend = Frontend::new(*addr, Protocol::Tcp);
             (Set::Servers, plain(key(&frontend)))
@@ -39,7 +39,7 @@ pub(super) fn encode(element: &Element) -> (Set, Raw) {
         Element::Restricted(frontend) => (Set::Restricted, plain(key(frontend))),
         Element::Range { frontend, range } => {
             let [first, last] = bounds(*range);
-            let with = |ip| [key(frontend), octets(ip)].concat();
+            let with = |ip| Bytes::joined(&[&key(frontend), &octets(ip)]);
             let raw = Raw { key: with(first), end: Some(with(last)), value: None };
             (Set::Ranges, raw)
         }
@@ -49,17 +49,16 @@ pub(super) fn encode(element: &Element) -> (Set, Raw) {
             (set, Raw { value, ..plain(key(frontend)) })
         }
         Element::Choice { group, value } => {
-            let slots = match value {
-                Choice::Slots(slots) => (*slots).min(MAX_SLOTS),
+            let value = match value {
+                Choice::Slots(slots) => moduli(*slots),
                 Choice::Reject => REJECT,
                 Choice::Drop => DROP,
             };
-            let value = Some(number(slots));
-            (Set::Choices, Raw { value, ..plain(number(group.number)) })
+            (Set::Choices, Raw { value: Some(number(value)), ..plain(number(group.number)) })
         }
         Element::Endpoint { group, slot, addr } => {
-            let value = Some([octets(addr.ip()), port(addr.port())].concat());
-            (Set::Endpoints, Raw { value, ..plain(pair(group.number, *slot)) })
+            let value = Some(endpoint(*addr));
+            (Set::Endpoints, Raw { value, ..plain(at_slot(group.number, *slot)) })
         }
         Element::Affinity { group, seconds } => {
             let value = Some(number(seconds.get()));
@@ -67,21 +66,56 @@ pub(super) fn encode(element: &Element) -> (Set, Raw) {
         }
         Element::Number { group, slot, number: value } => {
             let value = Some(number(*value));
-            (Set::Numbers, Raw { value, ..plain(pair(group.number, *slot)) })
+            (Set::Numbers, Raw { value, ..plain(at_slot(group.number, *slot)) })
         }
         Element::Numbered { group, number, addr } => {
-            let value = Some([octets(addr.ip()), port(addr.port())].concat());
-            (Set::Numbered, Raw { value, ..plain(pair(group.number, *number)) })
+            let value = Some(endpoint(*addr));
+            (Set::Numbered, Raw { value, ..plain(numbers(&[group.number, *number])) })
         }
     }
 }
 
-fn number(number: u32) -> Vec<u8> {
-    number.to_ne_bytes().to_vec()
+/// What a modulus makes of a number below the base, in the map that is always the same.
+pub(super) fn remainder(modulus: u32, of: u32, remainder: u32) -> Raw {
+    Raw { key: numbers(&[modulus, of]), end: None, value: Some(number(remainder)) }
 }
 
-fn pair(first: u32, second: u32) -> Vec<u8> {
-    [first, second].map(u32::to_ne_bytes).concat()
+fn number(number: u32) -> Bytes {
+    numbers(&[number])
+}
+
+fn numbers<const N: usize>(all: &[u32; N]) -> Bytes {
+    Bytes::joined(&all.each_ref().map(|number| number.to_ne_bytes()).each_ref().map(|it| &it[..]))
+}
+
+/// The moduli of the digits of so many slots, a power of two, each a byte, the lowest digit's the lowest
+/// one. Their product is that number, or if there is no room for it the greatest there is.
+fn moduli(slots: u32) -> u32 {
+    let modulus = |digit: u32| (slots / BASE.pow(digit)).clamp(1, BASE) << (8 * digit);
+    (0..DIGITS as u32).map(modulus).sum()
+}
+
+/// How many slots have these moduli.
+fn slots(moduli: u32) -> Option<u32> {
+    let bytes = moduli.to_le_bytes();
+    let (digits, rest) = bytes.split_at(DIGITS);
+    let product: u32 = digits.iter().copied().map(u32::from).product();
+    rest.iter().all(|byte| *byte == 0).then_some(product)
+}
+
+fn at_slot(group: u32, slot: u32) -> Bytes {
+    let mut key = [group; 1 + DIGITS];
+    let mut rest = slot;
+    for digit in &mut key[1..] {
+        (*digit, rest) = (rest % BASE, rest / BASE);
+    }
+    // Nobody draws a slot that has more digits.
+    key[DIGITS] += rest * BASE;
+    numbers(&key)
+}
+
+fn endpoint(addr: SocketAddr) -> Bytes {
+    Bytes::joined(&[&octets(addr.ip()), &port(addr.port())])
 }
 
 /// What an element of a set means, if anything.
@@ -114,12 +148,12 @@ pub(super) fn decode(family: Family, set: Set, raw: &Raw) -> Option<Element> {
             let value = match value.number()? {
                 REJECT => Choice::Reject,
                 DROP => Choice::Drop,
-                slots => Choice::Slots(slots),
+                moduli => Choice::Slots(slots(moduli)?),
             };
             Element::Choice { group, value }
         }
         Set::Endpoints => {
-            let (group, slot) = (key.group()?, key.number()?);
+            let (group, slot) = (key.group()?, key.slot()?);
             Element::Endpoint { group, slot, addr: value.addr()? }
         }
         Set::Affinity => {
@@ -127,37 +161,38 @@ pub(super) fn decode(family: Family, set: Set, raw: &Raw) -> Option<Element> {
             Element::Affinity { group: key.group()?, seconds }
         }
         Set::Numbers => {
-            let (group, slot) = (key.group()?, key.number()?);
+            let (group, slot) = (key.group()?, key.slot()?);
             Element::Number { group, slot, number: value.number()? }
         }
         Set::Numbered => {
             let (group, number) = (key.group()?, key.number()?);
             Element::Numbered { group, number, addr: value.addr()? }
         }
-        // What the rules have written is theirs.
-        Set::Bonds => return None,
+        // What the rules have written is theirs, and what is always the same says nothing.
+        Set::Bonds | Set::Remainders => return None,
     };
     (key.rest.is_empty() && value.rest.is_empty()).then_some(element)
 }
 
 /// A field of two bytes or fewer has four, of which the last ones are 0.
-fn port(port: u16) -> Vec<u8> {
-    [&port.to_be_bytes()[..], &[0; 2]].concat()
+fn port(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
 }
 
-fn key(frontend: &Frontend) -> Vec<u8> {
+fn key(frontend: &Frontend) -> Bytes {
     let ip = match frontend.scope {
         Scope::Any => octets(frontend.addr.ip()),
-        _ => Vec::new(),
+        _ => Bytes::joined(&[]),
     };
-    let protocol = [frontend.protocol.number(), 0, 0, 0].to_vec();
-    [ip, protocol, port(frontend.addr.port())].concat()
+    let protocol = [frontend.protocol.number(), 0, 0, 0];
+    Bytes::joined(&[&ip, &protocol, &port(frontend.addr.port())])
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+fn octets(ip: IpAddr) -> Bytes {
     match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
+        IpAddr::V4(ip) => Bytes::joined(&[&ip.octets()]),
+        IpAddr::V6(ip) => Bytes::joined(&[&ip.octets()]),
     }
 }
 
@@ -213,6 +248,18 @@ impl Reader<'_> {
 
     fn number(&mut self) -> Option<u32> {
         self.take().map(u32::from_ne_bytes)
+    }
+
+    fn slot(&mut self) -> Option<u32> {
+        let (mut slot, mut place) = (0_u32, 1);
+        for n in 1..=DIGITS {
+            let digit = self.number()?;
+            // The highest one is what is left.
+            (n == DIGITS || digit < BASE).then_some(())?;
+            slot = slot.checked_add(digit.checked_mul(place)?)?;
+            place *= BASE;
+        }
+        Some(slot)
     }
 
     fn group(&mut self) -> Option<Group> {
@@ -287,12 +334,15 @@ mod tests {
                 all.push(Element::Frontend { policy, frontend, group });
             }
             let group = Group { ipv4: addr.is_ipv4(), number: 1 << 17 };
-            for value in [Choice::Slots(4), Choice::Reject, Choice::Drop] {
+            let sizes = (0..=15).map(|exponent| Choice::Slots(1 << exponent));
+            for value in sizes.chain([Choice::Reject, Choice::Drop]) {
                 all.push(Element::Choice { group, value });
             }
-            let (slot, number) = (9999, 1 << 18);
-            all.push(Element::Endpoint { group, slot, addr: pod });
-            all.push(Element::Number { group, slot, number });
+            let number = 1 << 18;
+            for slot in [0, 1, 31, 32, 1023, 1024, 32_767, 32_768, (1 << 20) - 1] {
+                all.push(Element::Endpoint { group, slot, addr: pod });
+                all.push(Element::Number { group, slot, number });
+            }
             all.push(Element::Numbered { group, number, addr: pod });
             all.push(Element::Affinity { group, seconds: NonZeroU32::new(10_800).unwrap() });
             for element in all {
@@ -304,8 +354,18 @@ mod tests {
     }
 
     #[test]
+    fn more_slots_than_there_is_room_for_are_as_many_as_there_is() {
+        let most = BASE.pow(u32::try_from(DIGITS).unwrap());
+        for slots in [most, most * 2, 1 << 31] {
+            assert_eq!(super::slots(moduli(slots)), Some(most));
+        }
+        assert_eq!((moduli(1), moduli(64)), (0x01_01_01, 0x01_02_20));
+        assert_eq!(super::slots(0x01_00_00_00 | moduli(1)), None);
+    }
+
+    #[test]
     fn what_means_nothing_is_left_out() {
-        let raw = |key: &[u8]| Raw { key: key.to_vec(), end: None, value: None };
+        let raw = |key: &[u8]| Raw { key: Bytes::joined(&[key]), end: None, value: None };
         assert_eq!(decode(Family::Ip, Set::Nodes, &raw(&[1, 2, 3])), None);
         assert_eq!(decode(Family::Ip, Set::Nodes, &raw(&[1, 2, 3, 4, 5])), None);
         assert_eq!(decode(Family::Ip, Set::Hairpin, &raw(&[1, 2, 3, 4, 1, 2, 3, 5])), None);

@@ -39,6 +39,11 @@ pub(super) enum Expression {
         mask: u32,
         xor: u32,
     },
+    /// `register = register >> by`.
+    ShiftRight {
+        on: Register,
+        by: u32,
+    },
     Compare {
         on: Register,
         operator: Operator,
@@ -132,6 +137,15 @@ impl Expression {
                     .number(3, 4)
                     .nest(4, &data(&mask.to_ne_bytes()))
                     .nest(5, &data(&xor.to_ne_bytes())),
+            ),
+            Self::ShiftRight { on, by } => (
+                "bitwise",
+                none.number(1, register(*on))
+                    .number(2, register(*on))
+                    .number(3, 4)
+                    // NFT_BITWISE_RSHIFT.
+                    .number(6, 2)
+                    .nest(7, &data(&by.to_ne_bytes())),
             ),
             Self::Compare { on, operator, with } => (
                 "cmp",

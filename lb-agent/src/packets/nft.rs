@@ -3,11 +3,11 @@
 //! Names and numbers are those of linux/netfilter/nf_tables.h. Numbers in attributes are big-endian;
 //! what is compared with a register is in the order in which the register holds it.
 
-use std::{io, mem};
+use std::{io, mem, ops::Deref};
 
 use lb_core::printable::Printable;
 
-use crate::netlink::{BatchError, Netlink, attribute, attributes};
+use crate::netlink::{BatchError, Netlink, attributes, put_attribute};
 
 /// `NFNL_SUBSYS_NFTABLES`, in the upper byte of a message's kind.
 const SUBSYSTEM: u8 = 10;
@@ -86,7 +86,7 @@ pub(super) struct Attributes(Vec<u8>);
 
 impl Attributes {
     pub(super) fn bytes(mut self, kind: u16, content: &[u8]) -> Self {
-        self.0.extend(attribute(kind, content));
+        put_attribute(&mut self.0, kind, |inside| inside.extend_from_slice(content));
         self
     }
 
@@ -113,35 +113,80 @@ impl Attributes {
     }
 }
 
+/// The longest key of ours: two addresses, a protocol and a port of IPv6.
+const LONGEST: usize = 40;
+
+/// A key or a value. In place, for there are very many.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Bytes {
+    all: [u8; LONGEST],
+    len: u8,
+}
+
+impl Bytes {
+    /// None if there are more than a key of ours has.
+    pub(super) fn of(bytes: &[u8]) -> Option<Self> {
+        let mut all = [0; LONGEST];
+        all.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self { all, len: u8::try_from(bytes.len()).ok()? })
+    }
+
+    /// These, one after the other. There is room for every key of ours.
+    pub(super) fn joined(parts: &[&[u8]]) -> Self {
+        let (mut all, mut len) = ([0; LONGEST], 0);
+        for part in parts {
+            all[len..len + part.len()].copy_from_slice(part);
+            len += part.len();
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "below LONGEST")]
+        Self { all, len: len as u8 }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.all[..usize::from(self.len)]
+    }
+}
+
 /// An element of a set: the bytes of its key, and of what else it has.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Raw {
-    pub(super) key: Vec<u8>,
+    pub(super) key: Bytes,
     /// The last key of an interval.
-    pub(super) end: Option<Vec<u8>>,
+    pub(super) end: Option<Bytes>,
     /// Of a map.
-    pub(super) value: Option<Vec<u8>>,
+    pub(super) value: Option<Bytes>,
 }
 
 impl Raw {
-    fn attributes(&self) -> Attributes {
-        let value = |bytes: &[u8]| Attributes::default().bytes(1, bytes);
-        let mut all = Attributes::default().nest(1, &value(&self.key));
-        if let Some(data) = &self.value {
-            all = all.nest(2, &value(data));
+    /// Appends its attributes.
+    fn write(&self, bytes: &mut Vec<u8>) {
+        let all = [(1, Some(&self.key)), (2, self.value.as_ref()), (10, self.end.as_ref())];
+        for (kind, value) in all {
+            let Some(value) = value else { continue };
+            put_attribute(bytes, kind | NESTED, |inside| {
+                put_attribute(inside, 1, |inside| inside.extend_from_slice(value));
+            });
         }
-        if let Some(end) = &self.end {
-            all = all.nest(10, &value(end));
-        }
-        all
     }
 
+    /// None if it is none of ours.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
-        let find = |wanted| {
-            let (_, data) = attributes(body).find(|(kind, _)| *kind == wanted)?;
-            attributes(data).find(|(kind, _)| *kind == 1).map(|(_, value)| value.to_vec())
-        };
-        Some(Self { key: find(1)?, end: find(10), value: find(2) })
+        let (mut key, mut value, mut end) = (None, None, None);
+        for (kind, data) in attributes(body) {
+            let place = match kind {
+                1 => &mut key,
+                2 => &mut value,
+                10 => &mut end,
+                _ => continue,
+            };
+            let (_, bytes) = attributes(data).find(|(kind, _)| *kind == 1)?;
+            *place = Some(Bytes::of(bytes)?);
+        }
+        Some(Self { key: key?, end, value })
     }
 }
 
@@ -192,7 +237,7 @@ impl Transaction {
             self.add(message, family, format!("elements of {} {set}", family.name()), &body);
         };
         for element in elements {
-            list = list.nest(1, &element.attributes());
+            put_attribute(&mut list.0, 1 | NESTED, |inside| element.write(inside));
             if list.0.len() > ELEMENTS {
                 flush(mem::take(&mut list));
             }
@@ -296,19 +341,25 @@ mod tests {
 
     #[test]
     fn elements_are_read_as_they_are_written() {
-        let plain = Raw { key: vec![1; 4], end: None, value: None };
-        let mapped = Raw { value: Some(vec![7; 8]), ..plain.clone() };
-        let interval = Raw { end: Some(vec![2; 4]), ..plain.clone() };
+        let bytes = |bytes: &[u8]| Bytes::of(bytes).unwrap();
+        let plain = Raw { key: bytes(&[1; 4]), end: None, value: None };
+        let mapped = Raw { value: Some(bytes(&[7; 8])), ..plain.clone() };
+        let interval = Raw { end: Some(bytes(&[2; LONGEST])), ..plain.clone() };
         for element in [plain, mapped, interval] {
-            assert_eq!(Raw::parse(element.attributes().content()), Some(element));
+            let mut written = Vec::new();
+            element.write(&mut written);
+            assert_eq!(Raw::parse(&written), Some(element));
         }
         assert_eq!(Raw::parse(&[]), None);
+        let longer = Attributes::default().bytes(1, &[1; LONGEST + 1]);
+        assert_eq!(Raw::parse(Attributes::default().nest(1, &longer).content()), None);
+        assert_eq!(Bytes::joined(&[&[1, 2], &[], &[3]]), bytes(&[1, 2, 3]));
     }
 
     #[test]
     fn many_elements_are_several_messages() {
         let all: Vec<Raw> = (0..4000u32)
-            .map(|n| Raw { key: n.to_be_bytes().repeat(6), end: None, value: None })
+            .map(|n| Raw { key: Bytes::joined(&[&n.to_be_bytes(), &[0; 20]]), end: None, value: None })
             .collect();
         let mut transaction = Transaction::default();
         transaction.elements(Message::NewElements, Family::Ip6, ("t", "s"), &all);

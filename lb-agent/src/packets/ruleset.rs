@@ -7,6 +7,12 @@
 //! endpoint in each slot; a slot without one is drawn again. So an endpoint is one element, and neither
 //! chains nor verdicts grow with Services.
 //!
+//! Few rules look up `endpoints`, whatever the number of slots: the kernel checks an element that is
+//! added against each of them. No step knows a remainder by a number that comes from a map. So a slot is
+//! drawn digit by digit, in base [`BASE`]: `choices` has the modulus of each digit, a power of two in a
+//! byte of its own, and `remainders`, which is always the same, has a digit for each modulus and number below the base. Of
+//! more endpoints than there are slots with [`DIGITS`] digits, the first ones are served.
+//!
 //! Where senders stay with their endpoint (H), a bond leads from a port of a Service and a sender to a
 //! number, and `numbered` from there to the endpoint: a number without one is a bond to an endpoint that
 //! left, and is removed by the sender's next packet. The number of the slot that was drawn is in
@@ -20,9 +26,10 @@
 use std::collections::BTreeSet;
 
 use super::{
+    element::remainder,
     expression::{Expression, Operator, Recording, Register, Verdict},
-    nft::{Attributes, Family, Message, Transaction, userdata},
-    sets::{Kind, Set},
+    nft::{Attributes, Family, Message, Raw, Transaction, userdata},
+    sets::{DIGITS, Kind, Set},
 };
 
 /// The table in each family.
@@ -31,14 +38,14 @@ pub(super) const TABLE: &str = "socklb";
 pub(super) const OURS: &str = "made by socklb";
 /// kube-proxy's: packets to be masqueraded carry it from our first hook to our last.
 const MARK: u32 = 1 << 14;
-/// The most slots that are drawn from: of more endpoints, the first ones are served.
-pub(super) const MAX_SLOTS: u32 = 1 << 16;
-/// How many times a slot is drawn from all slots. A draw that finds no endpoint is followed by the next;
-/// the last draw after these is from the slots that always have one, the first half and one more.
-const DRAWS: usize = 6;
-
-/// How many times a slot is drawn from all slots for a bond; then as [`DRAWS`].
-const RECORDS: usize = 3;
+/// Of the digits of a slot.
+pub(super) const BASE: u32 = 32;
+/// How many times a slot is drawn from all slots. At least half of them have an endpoint; a draw that
+/// finds none is followed by the next. The last draw after these is from slots that all have one, the
+/// first half or fewer.
+const DRAWS: usize = 8;
+/// With this bit a modulus stands for half of it, but at least for 1.
+const HALF: u32 = 1 << 31;
 /// For how many seconds a bond is recorded, before it is followed the first time.
 const FIRST: u32 = 60;
 /// The registers that no key reaches: what a map has said, a value to be recorded, and what the packet's
@@ -46,18 +53,20 @@ const FIRST: u32 = 60;
 const FOUND: Register = 13;
 const VALUE: Register = 14;
 const MARKED: Register = 15;
-/// The group of the packet's frontend, and what is behind it in a key.
+/// The group of the packet's frontend, and what is behind it in a key: a number, or the digits of a slot.
 const GROUP: Register = 0;
 const SECOND: Register = 1;
+/// A modulus, and a number behind it: the key of a digit.
+const MODULUS: Register = 4;
 /// The port of the packet's frontend, and the sender behind it: the key of a bond.
-const PORT: Register = 2;
-const SENDER: Register = 3;
+const PORT: Register = 4;
+const SENDER: Register = 5;
 /// The bit in which the groups of a port differ.
 const POLICY: u32 = 1;
 
-/// `slots` of a frontend at which packets are rejected: there are no endpoints anywhere (F1).
+/// In the place of the moduli where packets are rejected: there are no endpoints anywhere (F1).
 pub(super) const REJECT: u32 = 0;
-/// `slots` of a frontend at which packets are dropped: there are none here (F2).
+/// In their place where packets are dropped: there are none here (F2).
 pub(super) const DROP: u32 = u32::MAX;
 
 /// `NFT_TABLE_F_OWNER`: nobody else may change the table.
@@ -68,7 +77,7 @@ pub(super) const OWNED: u32 = OWNER | 4;
 /// What the table says of itself: whose it is, which layout, and how many bonds it holds.
 /// Another layout or number is another text, and another table.
 pub(super) fn comment(bonds: u32) -> String {
-    format!("{OURS}, layout 5, {bonds} bonds; an agent repairs it")
+    format!("{OURS}, layout 6, {bonds} bonds; an agent repairs it")
 }
 
 /// Where a base chain hangs: type, hook, priority.
@@ -113,16 +122,9 @@ fn chains(family: Family, timeouts: &BTreeSet<u32>) -> Vec<Chain> {
     let rules = Rules(header(family));
     let mut all = Vec::new();
     for kind in Kind::ALL {
-        let sizes = || (0..=MAX_SLOTS.ilog2()).map(|exponent| 1 << exponent);
-        all.extend(sizes().map(|slots| rules.draw(kind, slots)));
-        all.extend(sizes().map(|slots| rules.record(kind, slots)));
         let timeouts = timeouts.iter().map(|seconds| rules.follow(kind, *seconds));
         all.push(Chain { name: bonds(kind), hook: None, rules: timeouts.collect() });
-        all.push(rules.forget(kind));
-        all.push(rules.stay(kind, sizes()));
-        let leads = sizes().map(|slots| rules.lead(kind, slots));
-        let rules = std::iter::once(rules.to_stay(kind)).chain(leads).collect();
-        all.push(Chain { name: kind.chain().to_owned(), hook: None, rules });
+        all.extend([rules.forget(kind), rules.record(kind), rules.stay(kind), rules.serve(kind)]);
     }
     let hooked = |name: &str, hook: Hook, rules: Vec<Vec<Expression>>| Chain {
         name: name.to_owned(),
@@ -177,7 +179,7 @@ impl Rules {
         (key, next + 2)
     }
 
-    /// Goes on if the packet is for a frontend, and the number of its slots compares so.
+    /// Goes on if the packet is for a frontend, and what stands in the place of its moduli compares so.
     fn frontend(&self, kind: Kind, operator: Operator, with: u32) -> Vec<Expression> {
         let mut rule = if kind.is_port() {
             let set = Set::Nodes;
@@ -186,7 +188,9 @@ impl Rules {
         } else {
             Vec::new()
         };
-        rule.extend(self.slots(kind, operator, with));
+        rule.extend(self.group(kind));
+        rule.push(find(Set::Choices, GROUP, FOUND));
+        rule.push(Expression::Compare { on: FOUND, operator, with });
         rule
     }
 
@@ -198,11 +202,29 @@ impl Rules {
         rule
     }
 
-    fn slots(&self, kind: Kind, operator: Operator, with: u32) -> Vec<Expression> {
+    /// Goes on if the packet is for a frontend with endpoints, whose group is then where keys begin, and
+    /// behind it the digits of a slot. `half`: of a slot that has an endpoint.
+    fn slot(&self, kind: Kind, half: bool) -> Vec<Expression> {
         let mut rule = self.group(kind);
-        rule.push(find(Set::Choices, GROUP, FOUND));
-        rule.push(Expression::Compare { on: FOUND, operator, with });
+        rule.push(find(Set::Choices, GROUP, VALUE));
+        for digit in 0..DIGITS as Register {
+            rule.extend(through_mark(VALUE, MODULUS));
+            let xor = if half { HALF } else { 0 };
+            if digit > 0 {
+                rule.push(Expression::ShiftRight { on: MODULUS, by: 8 * u32::from(digit) });
+            }
+            rule.push(Expression::Bits { on: MODULUS, mask: 0xff, xor });
+            rule.push(Expression::Random { to: MODULUS + 1, modulus: BASE });
+            rule.push(find(Set::Remainders, MODULUS, FOUND));
+            rule.extend(through_mark(FOUND, SECOND + digit));
+        }
         rule
+    }
+
+    /// Draws a slot until there is one with an endpoint, for which a rule goes on by these steps.
+    fn draw(&self, kind: Kind, then: &[Expression]) -> Vec<Vec<Expression>> {
+        let halves = [false].repeat(DRAWS).into_iter().chain([true]);
+        halves.map(|half| [&self.slot(kind, half), then].concat()).collect()
     }
 
     /// To the endpoint that a map has for the first two registers.
@@ -213,25 +235,11 @@ impl Rules {
         ]
     }
 
-    /// Draws one of the slots until there is an endpoint, and sends the packet there.
-    fn draw(&self, kind: Kind, slots: u32) -> Chain {
-        let half = (slots / 2 + 1).min(slots);
-        let draws = [slots].repeat(DRAWS).into_iter().chain([half]);
-        let rules = draws.map(|modulus| {
-            let mut rule = self.group(kind);
-            rule.push(Expression::Random { to: SECOND, modulus });
-            rule.extend(self.translate(Set::Endpoints));
-            rule
-        });
-        let rules = if slots <= 2 { rules.take(2).collect() } else { rules.collect() };
-        Chain { name: format!("{}-{slots}", kind.chain()), hook: None, rules }
-    }
-
-    /// To the chain that draws from so many slots.
-    fn lead(&self, kind: Kind, slots: u32) -> Vec<Expression> {
-        let mut rule = self.slots(kind, Operator::Equal, slots);
-        rule.push(goto(format!("{}-{slots}", kind.chain())));
-        rule
+    /// Sends a packet to the endpoint of its sender's bond, or to one that is drawn.
+    fn serve(&self, kind: Kind) -> Chain {
+        let draws = self.draw(kind, &self.translate(Set::Endpoints));
+        let rules = std::iter::once(self.to_stay(kind)).chain(draws).collect();
+        Chain { name: kind.chain().to_owned(), hook: None, rules }
     }
 
     /// Where senders stay, a packet is sent to the endpoint of its sender's bond. If it has none and
@@ -243,25 +251,19 @@ impl Rules {
         rule
     }
 
-    fn stay(&self, kind: Kind, sizes: impl Iterator<Item = u32>) -> Chain {
+    fn stay(&self, kind: Kind) -> Chain {
         let follow = || vec![jump(bonds(kind))];
-        let record = |slots| {
-            let mut rule = self.slots(kind, Operator::Equal, slots);
-            rule.push(jump(record(kind, slots)));
-            rule
-        };
         // Who has none must not remove the one that another packet of the sender records just now.
         let mut has_bond = self.to_bond(kind);
         has_bond.push(jump(forget(kind)));
-        let before = [follow(), has_bond].into_iter();
-        let rules = before.chain(sizes.map(record)).chain([follow()]).collect();
+        let rules = vec![follow(), has_bond, vec![jump(record(kind))], follow()];
         Chain { name: stay(kind), hook: None, rules }
     }
 
     /// Makes the key of the sender's bond, which all frontends of a port share (H1): after
     /// [`Self::group`].
     fn bond_key(&self) -> Vec<Expression> {
-        let mut rule = through_mark(FOUND, PORT).to_vec();
+        let mut rule = through_mark(GROUP, PORT).to_vec();
         rule.push(Expression::Bits { on: PORT, mask: !POLICY, xor: 0 });
         rule.push(self.sender(SENDER));
         rule
@@ -306,22 +308,14 @@ impl Rules {
 
     /// Draws a slot until it is one with an endpoint, and records the endpoint's number for the sender;
     /// who has been recorded meanwhile keeps what it has.
-    fn record(&self, kind: Kind, slots: u32) -> Chain {
-        let half = (slots / 2 + 1).min(slots);
-        let draws = [slots].repeat(RECORDS).into_iter().chain([half]);
-        let rules = draws.map(|modulus| {
-            let mut rule = self.group(kind);
-            rule.extend(self.bond_key());
-            rule.push(Expression::Random { to: SECOND, modulus });
-            rule.push(find(Set::Numbers, GROUP, FOUND));
-            rule.extend(through_mark(FOUND, VALUE));
-            let how = Recording::Add { seconds: FIRST };
-            rule.push(Expression::Record { how, set: Set::Bonds, key: PORT, value: VALUE });
-            rule.push(Expression::Verdict(Verdict::Return));
-            rule
-        });
-        let rules = if slots <= 2 { rules.take(2).collect() } else { rules.collect() };
-        Chain { name: record(kind, slots), hook: None, rules }
+    fn record(&self, kind: Kind) -> Chain {
+        let mut then = vec![find(Set::Numbers, GROUP, FOUND)];
+        then.extend(through_mark(FOUND, VALUE));
+        then.extend(self.bond_key());
+        let how = Recording::Add { seconds: FIRST };
+        then.push(Expression::Record { how, set: Set::Bonds, key: PORT, value: VALUE });
+        then.push(Expression::Verdict(Verdict::Return));
+        Chain { name: record(kind), hook: None, rules: self.draw(kind, &then) }
     }
 
     /// What comes to this node.
@@ -477,8 +471,8 @@ fn forget(kind: Kind) -> String {
     format!("{}-forget", kind.chain())
 }
 
-fn record(kind: Kind, slots: u32) -> String {
-    format!("{}-record-{slots}", kind.chain())
+fn record(kind: Kind) -> String {
+    format!("{}-record", kind.chain())
 }
 
 /// What the rules of a family are to be: the chain of each, and its comment, which is another one for
@@ -531,6 +525,7 @@ pub(super) fn set_up(
         let body = set.attributes(TABLE, family, (id, bonds));
         transaction.add(Message::NewSet, family, subject("set", set.name()), &body);
     }
+    set_remainders(transaction, family);
     let chains = chains(family, timeouts);
     for chain in &chains {
         let mut body = named().name(3, &chain.name);
@@ -548,6 +543,27 @@ pub(super) fn set_up(
             add(transaction, family, &chain.name, rule);
         }
     }
+}
+
+/// Makes the map of remainders as it is to be.
+fn set_remainders(transaction: &mut Transaction, family: Family) {
+    let set = Set::Remainders.name();
+    // All there are.
+    let body = Attributes::default().name(1, TABLE).name(2, set);
+    let subject = format!("elements of {} {set}", family.name());
+    transaction.add(Message::DelElements, family, subject, &body);
+    transaction.elements(Message::NewElements, family, (TABLE, set), &remainders());
+}
+
+/// What the map of remainders is to have, sorted.
+pub(super) fn remainders() -> Vec<Raw> {
+    let moduli = (0..=BASE.ilog2()).map(|exponent| 1 << exponent);
+    let halves = moduli.clone().map(|modulus: u32| (modulus | HALF, (modulus / 2).max(1)));
+    let all = moduli.map(|modulus| (modulus, modulus)).chain(halves);
+    let of = |(key, modulus)| (0..BASE).map(move |of| remainder(key, of, of % modulus));
+    let mut all: Vec<_> = all.flat_map(of).collect();
+    all.sort_unstable();
+    all
 }
 
 /// Adds the rules for timeouts of session affinity, in seconds.
@@ -617,7 +633,9 @@ mod tests {
             | Expression::ConntrackState { to }
             | Expression::ConntrackStatus { to } => (vec![], vec![*to], false),
             Expression::SetMark { from } => (vec![*from], vec![], false),
-            Expression::Bits { on, .. } => (vec![*on], vec![*on], false),
+            Expression::Bits { on, .. } | Expression::ShiftRight { on, .. } => {
+                (vec![*on], vec![*on], false)
+            }
             Expression::Compare { on, .. } => (vec![*on], vec![], false),
             Expression::Lookup { set, key, to, .. } => {
                 let value = to.map_or_else(Vec::new, |to| some(to, len(set.value())));
@@ -640,7 +658,8 @@ mod tests {
             for chain in chains(family, &timeouts()) {
                 for rule in &chain.rules {
                     let (mut said, mut written) = (BTreeSet::new(), BTreeSet::new());
-                    let mut is_marked = false;
+                    // Whether the mark is another one than before, and who holds that.
+                    let (mut is_marked, mut marks) = (false, BTreeSet::new());
                     for expression in rule {
                         let (read, writes, is_map) = registers(expression, family);
                         let at = || format!("{} {rule:?}", chain.name);
@@ -658,9 +677,14 @@ mod tests {
                             );
                         }
                         if let Expression::SetMark { from } = expression {
-                            is_marked = said.contains(from) || *from == VALUE;
+                            is_marked = !marks.contains(from);
                         } else {
                             assert!(!is_marked || matches!(expression, Expression::Mark { .. }));
+                        }
+                        match expression {
+                            Expression::Mark { to } if !is_marked => _ = marks.insert(*to),
+                            Expression::Bits { .. } | Expression::ShiftRight { .. } => {}
+                            _ => marks.retain(|register| !writes.contains(register)),
                         }
                         written.extend(writes.iter().copied());
                         for register in writes {
@@ -692,12 +716,35 @@ mod tests {
         }
     }
 
+    /// Draws as the rules do, by what the maps say.
+    #[test]
+    fn every_slot_is_drawn_as_often_and_the_last_draw_finds_an_endpoint() {
+        let remainders = remainders();
+        let digit = |modulus: u32, of: u32| {
+            let key = remainder(modulus, of, 0).key;
+            let found = remainders.iter().find(|raw| raw.key == key)?;
+            Some(u32::from_ne_bytes(found.value?.as_ref().try_into().unwrap()))
+        };
+        for modulus in (0..=5).map(|exponent| 1 << exponent) {
+            let mut drawn = vec![0; modulus as usize];
+            for of in 0..BASE {
+                drawn[digit(modulus, of).unwrap() as usize] += 1;
+                let half = digit(modulus | HALF, of).unwrap();
+                assert!(half == 0 || half < modulus / 2);
+            }
+            assert_eq!(drawn, vec![BASE / modulus; modulus as usize]);
+        }
+        for nobody in [REJECT, DROP, REJECT | HALF] {
+            assert_eq!(digit(nobody, 0), None);
+        }
+    }
+
     #[test]
     fn a_rule_is_known_by_its_comment() {
         let all = wanted(Family::Ip, &timeouts());
         let distinct: BTreeSet<_> = all.iter().map(|(_, comment)| comment).collect();
         // Draws of one chain are the same rule.
-        assert!(distinct.len() > 100, "{}", distinct.len());
+        assert!(distinct.len() > 50, "{}", distinct.len());
         assert_ne!(all, wanted(Family::Ip6, &timeouts()));
         let found: BTreeSet<_> =
             all.iter().filter_map(|(_, comment)| timeout(comment.as_ref()?)).collect();

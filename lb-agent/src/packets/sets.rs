@@ -33,6 +33,9 @@ impl Kind {
     }
 }
 
+/// A slot has so many digits, the lowest one first.
+pub(super) const DIGITS: usize = 3;
+
 /// The sets. Their keys and values, each field in 4 bytes or a multiple of that. A frontend is address,
 /// protocol and port, or for a node port the last two of these.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -49,13 +52,15 @@ pub(super) enum Set {
     Restricted,
     /// Frontend → group.
     Frontends(Kind),
-    /// Group → slots.
+    /// Group → the moduli of the digits of a slot, each a byte.
     Choices,
-    /// Group, slot → address, port.
+    /// Modulus, number → the remainder. Always the same.
+    Remainders,
+    /// Group, digits of a slot → address, port.
     Endpoints,
     /// Group → seconds, where senders stay with their endpoint.
     Affinity,
-    /// Group, slot → number, where senders stay.
+    /// Group, digits of a slot → number, where senders stay.
     Numbers,
     /// Group, number → address, port.
     Numbered,
@@ -68,7 +73,7 @@ impl Set {
         [Self::Nodes, Self::Hairpin, Self::Servers, Self::Ranges, Self::Restricted]
             .into_iter()
             .chain(Kind::ALL.into_iter().map(Self::Frontends))
-            .chain([Self::Choices, Self::Endpoints, Self::Affinity])
+            .chain([Self::Choices, Self::Remainders, Self::Endpoints, Self::Affinity])
             .chain([Self::Numbers, Self::Numbered, Self::Bonds])
     }
 
@@ -84,6 +89,7 @@ impl Set {
             Self::Frontends(Kind::ClusterPort) => "ports",
             Self::Frontends(Kind::LocalPort) => "local-ports",
             Self::Choices => "choices",
+            Self::Remainders => "remainders",
             Self::Endpoints => "endpoints",
             Self::Affinity => "affinity",
             Self::Numbers => "numbers",
@@ -104,7 +110,8 @@ impl Set {
             Self::Restricted | Self::Servers => frontend(Kind::Cluster),
             Self::Frontends(kind) => frontend(kind),
             Self::Choices | Self::Affinity => vec![Number],
-            Self::Endpoints | Self::Numbers | Self::Numbered => vec![Number, Number],
+            Self::Remainders | Self::Numbered => vec![Number, Number],
+            Self::Endpoints | Self::Numbers => vec![Number; 1 + DIGITS],
             Self::Bonds => vec![Number, Address],
         }
     }
@@ -113,9 +120,12 @@ impl Set {
         match self {
             Self::Nodes | Self::Hairpin | Self::Servers | Self::Ranges | Self::Restricted => &[],
             Self::Endpoints | Self::Numbered => &[Field::Address, Field::Port],
-            Self::Frontends(_) | Self::Choices | Self::Affinity | Self::Numbers | Self::Bonds => {
-                &[Field::Number]
-            }
+            Self::Frontends(_)
+            | Self::Choices
+            | Self::Remainders
+            | Self::Affinity
+            | Self::Numbers
+            | Self::Bonds => &[Field::Number],
         }
     }
 
@@ -124,8 +134,13 @@ impl Set {
     }
 
     /// Whether the rules write it, and nobody else.
-    pub(super) const fn is_dynamic(self) -> bool {
+    const fn is_dynamic(self) -> bool {
         matches!(self, Self::Bonds)
+    }
+
+    /// Whether its elements say what is wanted.
+    pub(super) const fn has_wanted(self) -> bool {
+        !matches!(self, Self::Bonds | Self::Remainders)
     }
 }
 

@@ -101,7 +101,8 @@ impl KernelTable {
         })
     }
 
-    /// The timeouts of session affinity that have rules; none if its rules are not as they are to be.
+    /// The timeouts of session affinity that have rules; none if its rules, or the remainders that they
+    /// look up, are not as they are to be.
     fn rules(&mut self) -> Result<Option<BTreeSet<u32>>, Trouble> {
         // Chain by chain: one that was made again stands behind the others. Rules for timeouts are in
         // no order.
@@ -118,7 +119,13 @@ impl KernelTable {
             *wanted = in_order(ruleset::wanted(self.family, &timeouts));
             of.clone_from(&timeouts);
         }
-        Ok((found == *wanted).then_some(timeouts))
+        if found != *wanted {
+            return Ok(None);
+        }
+        let set = (TABLE, Set::Remainders.name());
+        let mut remainders = read::elements(&mut self.netlink, self.family, set)?.unwrap_or_default();
+        remainders.sort_unstable();
+        Ok((remainders == ruleset::remainders()).then_some(timeouts))
     }
 
     fn state(&mut self) -> Result<State, Trouble> {
@@ -211,7 +218,7 @@ impl KernelTable {
 
     fn elements(&mut self) -> Result<Vec<Element>, Trouble> {
         let mut all = Vec::new();
-        for set in Set::all().filter(|set| !set.is_dynamic()) {
+        for set in Set::all().filter(|set| set.has_wanted()) {
             let raw = read::elements(&mut self.netlink, self.family, (TABLE, set.name()))?;
             let raw = raw.unwrap_or_default();
             all.extend(raw.iter().filter_map(|raw| decode(self.family, set, raw)));

@@ -12,6 +12,8 @@ use std::{
     sync::Arc,
 };
 
+use lb_common::abi::Peer;
+
 use super::{
     element::{Edit, Element, Group, Table, TableError},
     mirror::TableMirror,
@@ -87,15 +89,15 @@ struct Share {
 enum Shared {
     /// The address of an endpoint that may be on this node.
     Hairpin(IpAddr),
-    /// An endpoint of TCP.
-    Server(SocketAddr),
+    /// An endpoint of TCP. There are very many.
+    Server(Peer),
 }
 
 impl Shared {
     fn is_in(&self, mirror: &TableMirror) -> bool {
         match self {
             Self::Hairpin(ip) => mirror.hairpins().contains(ip),
-            Self::Server(addr) => mirror.servers().contains(addr),
+            Self::Server(peer) => mirror.is_server(*peer),
         }
     }
 }
@@ -104,7 +106,7 @@ impl From<Shared> for Element {
     fn from(shared: Shared) -> Self {
         match shared {
             Shared::Hairpin(ip) => Self::Hairpin(ip),
-            Shared::Server(addr) => Self::Server(addr),
+            Shared::Server(peer) => Self::Server(peer.into()),
         }
     }
 }
@@ -120,7 +122,7 @@ impl Share {
             shared.extend(port.here.iter().map(|addr| Shared::Hairpin(addr.ip())));
             if port.port.protocol == Protocol::Tcp && !is_liberal {
                 let all = [&port.cluster, &port.local, &port.others].into_iter().flatten();
-                shared.extend(all.copied().map(Shared::Server));
+                shared.extend(all.map(|addr| Shared::Server((*addr).into())));
             }
         }
         Self {
@@ -466,7 +468,7 @@ impl<T: Table> Engine for PacketEngine<T> {
             let ports = ports.flat_map(|served| packet_ports(served, ipv4));
             self.numbers.adopt(&self.mirror, ports);
             let hairpins = self.mirror.hairpins().iter().copied().map(Shared::Hairpin);
-            let servers = self.mirror.servers().iter().copied().map(Shared::Server);
+            let servers = self.mirror.servers().map(|addr| Shared::Server(addr.into()));
             self.changed = hairpins.chain(servers).collect();
             self.lacks_all = false;
         }

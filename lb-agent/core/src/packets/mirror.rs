@@ -24,7 +24,7 @@ pub struct TableMirror {
     ranges: BTreeSet<(Frontend, Cidr)>,
     hairpins: BTreeSet<IpAddr>,
     nodes: BTreeSet<IpAddr>,
-    servers: BTreeSet<SocketAddr>,
+    servers: BTreeSet<Peer>,
     /// How many elements all that is.
     len: usize,
 }
@@ -52,24 +52,18 @@ pub(super) struct AffinityMirror {
 }
 
 impl GroupEntry {
-    /// How many elements it is, without the frontends.
-    fn len(&self) -> usize {
-        let affinity = self.affinity.as_deref().map_or(0, |of| {
-            usize::from(of.seconds.is_some()) + of.numbers.len() + of.numbered.len()
-        });
-        usize::from(self.choice.is_some()) + self.endpoints.iter().flatten().count() + affinity
-    }
-
-    fn set(&mut self, slot: u32, addr: Option<SocketAddr>) {
+    /// Fills a slot, or empties it. Whether it was empty.
+    fn set(&mut self, slot: u32, addr: Option<SocketAddr>) -> bool {
         let slot = usize::try_from(slot).unwrap_or(usize::MAX);
         if slot >= self.endpoints.len() {
             self.endpoints.reserve_exact(slot + 1 - self.endpoints.len());
             self.endpoints.resize(slot + 1, None);
         }
-        self.endpoints[slot] = addr.map(Peer::from);
+        let before = std::mem::replace(&mut self.endpoints[slot], addr.map(Peer::from));
         while self.endpoints.last() == Some(&None) {
             self.endpoints.pop();
         }
+        before.is_none()
     }
 }
 
@@ -88,24 +82,28 @@ impl TableMirror {
                 self.lead((frontend, policy), group, is_there);
             }
             Element::Choice { group, value } => {
-                self.change(group, |entry| entry.choice = is_there.then_some(value));
+                let value = is_there.then_some(value);
+                self.change(group, is_there, |entry| {
+                    std::mem::replace(&mut entry.choice, value).is_none()
+                });
             }
             Element::Endpoint { group, slot, addr } if slot < SLOTS => {
-                self.change(group, |entry| entry.set(slot, is_there.then_some(addr)));
+                self.change(group, is_there, |entry| entry.set(slot, is_there.then_some(addr)));
             }
             Element::Endpoint { .. } => {}
             Element::Affinity { group, seconds } => {
-                self.change_affinity(group, |of| of.seconds = is_there.then_some(seconds));
+                let seconds = is_there.then_some(seconds);
+                self.change_affinity(group, is_there, |of| {
+                    std::mem::replace(&mut of.seconds, seconds).is_none()
+                });
             }
             Element::Number { group, slot, number } => {
-                self.change_affinity(group, |of| {
-                    set(&mut of.numbers, slot, is_there.then_some(number));
-                });
+                let number = is_there.then_some(number);
+                self.change_affinity(group, is_there, |of| set(&mut of.numbers, slot, number));
             }
             Element::Numbered { group, number, addr } => {
-                self.change_affinity(group, |of| {
-                    set(&mut of.numbered, number, is_there.then_some(addr));
-                });
+                let addr = is_there.then_some(addr);
+                self.change_affinity(group, is_there, |of| set(&mut of.numbered, number, addr));
             }
             Element::Restricted(frontend) => {
                 put(&mut self.restricted, frontend, is_there, &mut self.len);
@@ -115,25 +113,32 @@ impl TableMirror {
             }
             Element::Hairpin(ip) => put(&mut self.hairpins, ip, is_there, &mut self.len),
             Element::Node(ip) => put(&mut self.nodes, ip, is_there, &mut self.len),
-            Element::Server(addr) => put(&mut self.servers, addr, is_there, &mut self.len),
+            Element::Server(addr) => put(&mut self.servers, addr.into(), is_there, &mut self.len),
         }
     }
 
-    fn change(&mut self, group: Group, how: impl FnOnce(&mut GroupEntry)) {
+    /// Changes what is there of a group in one place, where there `is` something afterwards. `how` says
+    /// whether there was nothing before.
+    fn change(&mut self, group: Group, is: bool, how: impl FnOnce(&mut GroupEntry) -> bool) {
         let entry = self.groups.entry(group).or_default();
-        self.len -= entry.len();
-        how(entry);
-        self.len += entry.len();
+        let was = !how(entry);
+        self.len = self.len + usize::from(is) - usize::from(was);
         if *entry == GroupEntry::default() {
             self.groups.remove(&group);
         }
     }
 
-    fn change_affinity(&mut self, group: Group, how: impl FnOnce(&mut AffinityMirror)) {
-        self.change(group, |entry| {
+    fn change_affinity(
+        &mut self,
+        group: Group,
+        is: bool,
+        how: impl FnOnce(&mut AffinityMirror) -> bool,
+    ) {
+        self.change(group, is, |entry| {
             let mut affinity = entry.affinity.take().unwrap_or_default();
-            how(&mut affinity);
+            let was_empty = how(&mut affinity);
             entry.affinity = Some(affinity).filter(|of| **of != AffinityMirror::default());
+            was_empty
         });
     }
 
@@ -142,12 +147,16 @@ impl TableMirror {
         let before =
             if is_there { self.frontends.insert(key, group) } else { self.frontends.remove(&key) };
         if let Some(before) = before {
-            self.len -= 1;
-            self.change(before, |entry| entry.frontends -= 1);
+            self.change(before, false, |entry| {
+                entry.frontends -= 1;
+                false
+            });
         }
         if is_there {
-            self.len += 1;
-            self.change(group, |entry| entry.frontends += 1);
+            self.change(group, true, |entry| {
+                entry.frontends += 1;
+                true
+            });
         }
     }
 
@@ -216,8 +225,13 @@ impl TableMirror {
     }
 
     /// Endpoints of TCP whose stray packets are dropped.
-    pub const fn servers(&self) -> &BTreeSet<SocketAddr> {
-        &self.servers
+    pub fn servers(&self) -> impl ExactSizeIterator<Item = SocketAddr> {
+        self.servers.iter().copied().map(SocketAddr::from)
+    }
+
+    /// Whether this is one of them.
+    pub(super) fn is_server(&self, peer: Peer) -> bool {
+        self.servers.contains(&peer)
     }
 
     /// All frontends of which anything is there, be it damaged.
@@ -260,7 +274,7 @@ impl TableMirror {
         let ranges = ranges.map(|&(frontend, range)| Element::Range { frontend, range });
         let hairpins = self.hairpins.iter().copied().map(Element::Hairpin);
         let nodes = self.nodes.iter().copied().map(Element::Node);
-        let servers = self.servers.iter().copied().map(Element::Server);
+        let servers = self.servers().map(Element::Server);
         let of_frontends = frontends.chain(groups).chain(restricted).chain(ranges);
         of_frontends.chain(hairpins).chain(nodes).chain(servers)
     }
@@ -296,9 +310,11 @@ fn put<T: Ord>(set: &mut BTreeSet<T>, item: T, is_there: bool, len: &mut usize) 
     *len += set.len();
 }
 
-fn set<V>(map: &mut BTreeMap<u32, V>, key: u32, value: Option<V>) {
-    match value {
+/// Whether there was nothing.
+fn set<V>(map: &mut BTreeMap<u32, V>, key: u32, value: Option<V>) -> bool {
+    let before = match value {
         Some(value) => map.insert(key, value),
         None => map.remove(&key),
     };
+    before.is_none()
 }

@@ -201,7 +201,11 @@ fn plan_affinity(
     slots: &[SocketAddr],
     edits: &mut Vec<Edit>,
 ) {
-    let wanted = match affinity.filter(|_| !slots.is_empty()) {
+    let affinity = affinity.filter(|_| !slots.is_empty());
+    if affinity.is_none() && mirror.affinity(group).is_none() {
+        return;
+    }
+    let wanted = match affinity {
         None => AffinityMirror::default(),
         Some((seconds, all)) => {
             let number = |addr| all.get(addr).copied();

@@ -619,7 +619,7 @@ fn servers_are_those_that_get_no_new_connections_too() {
         let port = OutsidePort { others, ..of_endpoints(2, vec![endpoint(1)]) };
         world.model.services.insert(0, vec![port]);
         world.sync();
-        world.engine.mirror().servers().iter().copied().collect::<Vec<_>>()
+        world.engine.mirror().servers().collect::<Vec<_>>()
     };
     assert_eq!(servers(vec![endpoint(2)]), [endpoint(1), endpoint(2)]);
     assert_eq!(servers(vec![]), [endpoint(1)]);
@@ -637,7 +637,7 @@ fn connection_tracking_becomes_liberal_once_the_table_was_read() {
         world.model.services.insert(0, vec![of_endpoints(2, vec![endpoint(1)])]);
         world.engine.adopt().unwrap();
         world.sync();
-        assert_eq!(world.engine.mirror().servers().is_empty(), is_liberal);
+        assert_eq!((world.engine.mirror().servers().len() == 0), is_liberal);
     }
 }
 
