@@ -61,6 +61,7 @@ mod kernel {
     mod packets_addresses;
     mod packets_affinity;
     mod packets_bad;
+    mod packets_churn;
     mod packets_established;
     mod packets_flows;
     mod packets_refused;
