@@ -220,16 +220,20 @@ fn what_stands_in_the_kernel_goes_where_kube_proxy_s_rules_let_it_go() {
         return;
     }
     let cases = number("SOCKLB_ORACLE_CASES").map_or(CASES, |cases| cases.try_into().expect("u32"));
+    let all = env::var_os("SOCKLB_ORACLE_KERNEL").is_some_and(|value| value == "1");
+    let share = if all { cases } else { cases / IN_KERNEL } / WORKERS;
     let seed = number("SOCKLB_ORACLE_SEED").unwrap_or(SEED);
     let ends = in_parallel(move |i| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
         use_the_kernel();
-        work(cases / IN_KERNEL / WORKERS, seed.wrapping_add(u64::from(i) << 32), false)
+        work(share, seed.wrapping_add(u64::from(i) << 32), false)
     });
     for end in ends {
         let (tally, _) = end.unwrap_or_else(|(difference, case)| panic!("{difference}\n{case}"));
         assert!(cases < CASES || tally.outside[&Fate::Forwarded] > 30, "hardly any packet");
+        eprintln!("{tally:#?}");
     }
+    eprintln!("{} cases of seed {seed}, judged by the kernel's tables", share * WORKERS);
 }
 
 /// The two ways in which a client may come back to another endpoint than kube-proxy's.

@@ -14,7 +14,7 @@ use lb_core::{
 use super::{
     nft::{Bytes, Family, Raw},
     ruleset::{BASE, DROP, REJECT},
-    sets::{DIGITS, Kind, Set},
+    sets::{BYTES, DIGITS, Kind, Set},
 };
 
 const fn kind(policy: TrafficPolicy, scope: Scope) -> Kind {
@@ -91,8 +91,8 @@ fn numbers<const N: usize>(all: &[u32; N]) -> Bytes {
 /// The moduli of the digits of so many slots, a power of two, each a byte, the lowest digit's the lowest
 /// one. Their product is that number, or if there is no room for it the greatest there is.
 fn moduli(slots: u32) -> u32 {
-    let modulus = |digit: u32| (slots / BASE.pow(digit)).clamp(1, BASE) << (8 * digit);
-    (0..DIGITS as u32).map(modulus).sum()
+    let modulus = |(digit, byte)| (slots / BASE.pow(digit)).clamp(1, BASE) << byte;
+    (0..).zip(BYTES).map(modulus).sum()
 }
 
 /// How many slots have these moduli.
@@ -356,11 +356,11 @@ mod tests {
     #[test]
     fn more_slots_than_there_is_room_for_are_as_many_as_there_is() {
         let most = BASE.pow(u32::try_from(DIGITS).unwrap());
-        for slots in [most, most * 2, 1 << 31] {
-            assert_eq!(super::slots(moduli(slots)), Some(most));
+        for too_many in [most, most * 2, 1 << 31] {
+            assert_eq!(slots(moduli(too_many)), Some(most));
         }
         assert_eq!((moduli(1), moduli(64)), (0x01_01_01, 0x01_02_20));
-        assert_eq!(super::slots(0x01_00_00_00 | moduli(1)), None);
+        assert_eq!(slots(0x01_00_00_00 | moduli(1)), None);
     }
 
     #[test]

@@ -7,12 +7,13 @@
 //! | `sets`, `expression`, `ruleset` | the tables: their sets, the steps of rules, and chains and rules, which only timeouts of session affinity change |
 //! | `element`, `table` | elements as bytes; in and out |
 //! | `watch` | whether somebody else has changed the tables |
-//! | `obstacles` | what of the node's settings and of others' rules is in the way |
+//! | `obstacles`, `links` | what of the node's settings and of others' rules is in the way |
 //! | `conntrack` | what connection tracking remembers of UDP, and is to forget |
 
 mod conntrack;
 mod element;
 mod expression;
+mod links;
 mod nft;
 mod obstacles;
 mod read;

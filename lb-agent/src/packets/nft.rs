@@ -359,7 +359,11 @@ mod tests {
     #[test]
     fn many_elements_are_several_messages() {
         let all: Vec<Raw> = (0..4000u32)
-            .map(|n| Raw { key: Bytes::joined(&[&n.to_be_bytes(), &[0; 20]]), end: None, value: None })
+            .map(|n| Raw {
+                key: Bytes::joined(&[&n.to_be_bytes(), &[0; 20]]),
+                end: None,
+                value: None,
+            })
             .collect();
         let mut transaction = Transaction::default();
         transaction.elements(Message::NewElements, Family::Ip6, ("t", "s"), &all);

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
 use lb_core::model::Families;
 
 use super::{
+    links,
     nft::{Family, NftError},
     of, read,
 };
@@ -29,6 +30,10 @@ pub fn obstacles(proc: &Path, families: Families) -> Vec<Obstacle> {
     let mut found: Vec<_> =
         of(families).into_iter().filter_map(|of| forwarding(proc, of)).collect();
     found.extend(full_conntrack(proc));
+    match links::obstacles(proc, &of(families)) {
+        Ok(all) => found.extend(all),
+        Err(error) => tracing::debug!(%error, "cannot look at the interfaces"),
+    }
     let dropping = Netlink::netfilter().map_err(NftError::from).and_then(|mut netlink| {
         let families = of(families).into_iter().map(|family| (family.number(), family.name()));
         let all = families.chain([INET]);

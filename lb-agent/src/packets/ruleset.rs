@@ -8,10 +8,10 @@
 //! chains nor verdicts grow with Services.
 //!
 //! Few rules look up `endpoints`, whatever the number of slots: the kernel checks an element that is
-//! added against each of them. No step knows a remainder by a number that comes from a map. So a slot is
-//! drawn digit by digit, in base [`BASE`]: `choices` has the modulus of each digit, a power of two in a
-//! byte of its own, and `remainders`, which is always the same, has a digit for each modulus and number below the base. Of
-//! more endpoints than there are slots with [`DIGITS`] digits, the first ones are served.
+//! added against each of them. No step divides by a number that comes from a map. So a slot is drawn
+//! digit by digit, in base [`BASE`]: `choices` has the modulus of each digit, a power of two in a byte of
+//! its own, and `remainders`, which is always the same, has a digit for each modulus and number below the
+//! base. Of more endpoints than there are slots with so many digits, the first ones are served.
 //!
 //! Where senders stay with their endpoint (H), a bond leads from a port of a Service and a sender to a
 //! number, and `numbered` from there to the endpoint: a number without one is a bond to an endpoint that
@@ -29,7 +29,7 @@ use super::{
     element::remainder,
     expression::{Expression, Operator, Recording, Register, Verdict},
     nft::{Attributes, Family, Message, Raw, Transaction, userdata},
-    sets::{DIGITS, Kind, Set},
+    sets::{BYTES, Kind, Set},
 };
 
 /// The table in each family.
@@ -207,16 +207,17 @@ impl Rules {
     fn slot(&self, kind: Kind, half: bool) -> Vec<Expression> {
         let mut rule = self.group(kind);
         rule.push(find(Set::Choices, GROUP, VALUE));
-        for digit in 0..DIGITS as Register {
+        for (digit, by) in (SECOND..).zip(BYTES) {
             rule.extend(through_mark(VALUE, MODULUS));
             let xor = if half { HALF } else { 0 };
-            if digit > 0 {
-                rule.push(Expression::ShiftRight { on: MODULUS, by: 8 * u32::from(digit) });
+            // The kernel refuses to shift by nothing.
+            if by > 0 {
+                rule.push(Expression::ShiftRight { on: MODULUS, by });
             }
             rule.push(Expression::Bits { on: MODULUS, mask: 0xff, xor });
             rule.push(Expression::Random { to: MODULUS + 1, modulus: BASE });
             rule.push(find(Set::Remainders, MODULUS, FOUND));
-            rule.extend(through_mark(FOUND, SECOND + digit));
+            rule.extend(through_mark(FOUND, digit));
         }
         rule
     }

@@ -35,6 +35,8 @@ impl Kind {
 
 /// A slot has so many digits, the lowest one first.
 pub(super) const DIGITS: usize = 3;
+/// Where in a number of 32 bits the byte of each digit begins.
+pub(super) const BYTES: [u32; DIGITS] = [0, 8, 16];
 
 /// The sets. Their keys and values, each field in 4 bytes or a multiple of that. A frontend is address,
 /// protocol and port, or for a node port the last two of these.

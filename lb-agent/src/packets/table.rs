@@ -123,7 +123,8 @@ impl KernelTable {
             return Ok(None);
         }
         let set = (TABLE, Set::Remainders.name());
-        let mut remainders = read::elements(&mut self.netlink, self.family, set)?.unwrap_or_default();
+        let mut remainders =
+            read::elements(&mut self.netlink, self.family, set)?.unwrap_or_default();
         remainders.sort_unstable();
         Ok((remainders == ruleset::remainders()).then_some(timeouts))
     }

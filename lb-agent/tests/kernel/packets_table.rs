@@ -352,6 +352,63 @@ fn what_is_in_the_way_is_named() {
     });
 }
 
+#[test]
+fn what_is_in_the_way_of_interfaces_is_named() {
+    World::run(|_| {
+        let set = |name: &str, value: &str| {
+            let path = Path::new("/proc/sys/net").join(name);
+            // A kernel without br_netfilter has no such settings, which are as 0.
+            assert!(fs::write(&path, value).is_ok() || value == "0", "{name}");
+        };
+        let what = || {
+            let found = packets::obstacles(Path::new("/proc"), BOTH);
+            found
+                .into_iter()
+                .map(|found| (found.what, found.remedy))
+                .unzip::<_, _, Vec<_>, Vec<_>>()
+        };
+        set("ipv4/ip_forward", "1");
+        set("ipv6/conf/all/forwarding", "1");
+        set("ipv4/conf/all/rp_filter", "0");
+        let ip = |words: &str| {
+            let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+            assert!(status.success(), "ip {words}");
+        };
+        ip("link add inner type bridge");
+        ip("link add one type veth peer name two");
+        ip("link set one master inner");
+        set("bridge/bridge-nf-call-iptables", "0");
+        set("bridge/bridge-nf-call-ip6tables", "0");
+        assert_eq!(what().0, <Vec<String>>::new(), "a bridge with a single port");
+        ip("link set two master inner");
+        let (found, remedies) = what();
+        let [v4, v6] = &found[..] else { panic!("{found:?}") };
+        assert!(v4.contains("bridge-nf-call-iptables is 0") && v4.contains("bridge inner"), "{v4}");
+        assert!(v6.contains("bridge-nf-call-ip6tables is 0"), "{v6}");
+        assert!(remedies[0].contains("sysctl -w net.bridge.bridge-nf-call-iptables=1"));
+        ip("link set inner type bridge nf_call_iptables 1 nf_call_ip6tables 1");
+        assert_eq!(what().0, <Vec<String>>::new(), "this bridge alone");
+        ip("link del one");
+
+        for (name, address) in [("east", "192.0.2.1/24"), ("west", "198.51.100.1/24")] {
+            ip(&format!("link add {name} type veth peer name {name}-end"));
+            set(&format!("ipv4/conf/{name}/rp_filter"), "0");
+            ip(&format!("addr add {address} dev {name}"));
+        }
+        assert_eq!(what().0, <Vec<String>>::new());
+        set("ipv4/conf/west/rp_filter", "1");
+        let (found, remedies) = what();
+        let [strict] = &found[..] else { panic!("{found:?}") };
+        assert!(strict.contains("net.ipv4.conf.west.rp_filter is 1"), "{strict}");
+        assert!(remedies[0].contains("sysctl -w net.ipv4.conf.west.rp_filter=2"));
+        set("ipv4/conf/all/rp_filter", "2");
+        assert_eq!(what().0, <Vec<String>>::new(), "the greater one counts");
+        set("ipv4/conf/all/rp_filter", "0");
+        ip("link del east");
+        assert_eq!(what().0, <Vec<String>>::new(), "there is but one way");
+    });
+}
+
 /// Whether this kernel knows tables that outlive their owner.
 pub(crate) fn is_owned() -> bool {
     nft("list table ip socklb").1.contains("flags owner")

@@ -9,18 +9,21 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tools::{
-    cargo::{cargo, workspace},
+    cargo::workspace,
     exec::exec,
+    root::{as_root, require_root},
     setup::{self, Scope},
 };
 
-use crate::kube;
+use crate::{kube, test};
 
 /// The variable that names the program of `xtask/oracle/`.
 pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
 
 /// The test in `lb-agent/tests/oracle.rs` that a case can be given to.
 const TEST: &str = "packets_go_where_kube_proxy_s_rules_let_them_go";
+/// The one that judges what stands in the kernel's tables.
+const IN_KERNEL: &str = "what_stands_in_the_kernel_goes_where_kube_proxy_s_rules_let_it_go";
 
 /// Compare what socklb writes with the rules that kube-proxy writes, on random clusters.
 ///
@@ -33,6 +36,9 @@ pub(crate) struct Args {
     /// Where the random numbers start: what a failure says, to see it again [default: random].
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
+    /// Judge what is read back from the kernel's own tables, as root, in every case. Some 0.3 s each.
+    #[arg(long, conflicts_with = "replay")]
+    kernel: bool,
     /// One case, as a failure prints it, instead of random ones.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "seed"])]
     replay: Option<PathBuf>,
@@ -41,7 +47,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Scope::Agent, Scope::Programs])?;
     let program = env::var_os(PROGRAM).map_or_else(kube::oracle, |path| Ok(path.into()))?;
-    let mut test = cargo();
+    let mut test = test::as_cargo(&test::integration("oracle")?);
     test.env(PROGRAM, workspace().join(program));
     if let Some(cases) = args.cases {
         test.env("SOCKLB_ORACLE_CASES", cases.to_string());
@@ -53,22 +59,28 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let file = file.canonicalize().with_context(|| format!("no {}", file.display()))?;
         test.env("SOCKLB_ORACLE_REPLAY", file);
     }
-    test.args(["test", "--package", "lb-agent", "--test", "oracle", "--", "--nocapture"]);
-    if args.replay.is_some() {
-        test.arg(TEST);
+    test.arg("--nocapture");
+    if args.kernel {
+        require_root()?;
+        test.env("SOCKLB_ORACLE_KERNEL", "1").args(["--exact", IN_KERNEL]);
+        exec(&mut as_root(test))?;
+    } else {
+        test.args(args.replay.as_ref().map(|_| TEST));
+        exec(&mut test)?;
     }
-    exec(&mut test)?;
     Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::TEST;
+    use super::{IN_KERNEL, TEST};
 
     /// A name that no test has would select none, and that passes.
     #[test]
-    fn the_test_that_is_replayed_is_there() {
+    fn the_tests_that_are_chosen_are_there() {
         let tests = include_str!("../../../lb-agent/tests/oracle.rs");
-        assert!(tests.contains(&format!("fn {TEST}()")));
+        for test in [TEST, IN_KERNEL] {
+            assert!(tests.contains(&format!("fn {test}()")));
+        }
     }
 }

@@ -11,7 +11,6 @@ use std::{
     env,
     ffi::OsString,
     io::{BufRead as _, BufReader},
-    num::NonZeroUsize,
     process::{Command, ExitCode, ExitStatus, Stdio},
     thread::{self, ScopedJoinHandle},
     time::Instant,
@@ -129,7 +128,7 @@ impl Suite {
             if !program.is_test || (program.kind == "test" && is_claimed(&program.name)) {
                 continue;
             }
-            let mut test = test(&program);
+            let mut test = as_cargo(&program);
             test.args(&self.arguments);
             sum += self.count(&mut test)?;
         }
@@ -140,7 +139,7 @@ impl Suite {
     }
 
     fn user(&mut self, target: &str, with: Option<Made>) -> Result<Tally> {
-        let mut test = test(&integration(target)?);
+        let mut test = as_cargo(&integration(target)?);
         give(&mut test, with)?;
         test.args(&self.arguments);
         self.count(&mut test)
@@ -149,7 +148,7 @@ impl Suite {
     fn root(&mut self, target: &str, with: Option<Made>, at_once: usize) -> Result<Tally> {
         let program = integration(target)?;
         if skips_root() {
-            let mut list = test(&program);
+            let mut list = as_cargo(&program);
             list.args(["--list", "--format", "terse"]).args(&self.arguments);
             let list = ask(&mut list).context("the test program does not list its tests")?;
             let tally = Tally::skipping(&list);
@@ -157,14 +156,14 @@ impl Suite {
             return Ok(tally);
         }
         require_root().context(NEEDS_ROOT)?;
-        let mut all = test(&program);
+        let mut all = as_cargo(&program);
         all.args(["--list", "--format", "terse"]);
         let all = ask(&mut all).context("the test program does not list its tests")?;
         // Whoever asks for some of them has a reason, and few of them.
         let parts = if self.arguments.is_empty() { parts(&all, at_once) } else { vec![vec![]] };
         let mut commands = Vec::new();
         for names in parts {
-            let mut test = test(&program);
+            let mut test = as_cargo(&program);
             test.arg("--test-threads=1").args(&self.arguments);
             if !names.is_empty() {
                 test.arg("--exact").args(names);
@@ -275,7 +274,7 @@ pub(crate) fn last_count(command: &mut Command) -> Result<Tally> {
 }
 
 /// Builds an integration test of lb-agent.
-fn integration(target: &str) -> Result<Executable> {
+pub(crate) fn integration(target: &str) -> Result<Executable> {
     let mut build = cargo();
     build.args(["test", "--package", "lb-agent", "--test", target, "--no-run"]);
     let mut programs = executables(&mut build)?.into_iter();
@@ -283,12 +282,11 @@ fn integration(target: &str) -> Result<Executable> {
     program.with_context(|| format!("cargo built no test {target}"))
 }
 
-/// The tests of a list in so many parts, or as many as there are CPUs: each test in one of them.
-/// Neighbours are apart, since what takes long often stands together.
+/// The tests of a list in so many parts, each test in one of them. Neighbours are apart, since what
+/// takes long often stands together.
 fn parts(list: &str, at_once: usize) -> Vec<Vec<&str>> {
-    let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let tests: Vec<_> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
-    let count = at_once.min(cpus).min(tests.len()).max(1);
+    let count = at_once.min(tests.len()).max(1);
     let part = |n| tests.iter().copied().skip(n).step_by(count).collect();
     (0..count).map(part).collect()
 }
@@ -314,7 +312,7 @@ fn skips_root() -> bool {
 }
 
 /// A test program as cargo would start it.
-fn test(program: &Executable) -> Command {
+pub(crate) fn as_cargo(program: &Executable) -> Command {
     let mut test = Command::new(&program.path);
     test.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
     test

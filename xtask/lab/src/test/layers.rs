@@ -65,8 +65,9 @@ pub(super) const LAYERS: &[Layer] = &[
         work: Work::Root {
             target: "kernel",
             with: Some(("SOCKLB_GO_CLIENT", kube::go_client)),
-            // They wait half of their time, for namespaces to go and for what comes a second later.
-            at_once: 3,
+            // They compute a fifth of their time; else they wait, for namespaces to go and for what comes
+            // a second later.
+            at_once: 6,
         },
     },
     Layer {
