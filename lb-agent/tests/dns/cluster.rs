@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use super::{
     message::ask_at,
     process::Process,
-    world::{World, backend4, backend6, some_day},
+    world::{World, backend4, backend6, soon},
     yaml,
 };
 
@@ -62,7 +62,7 @@ impl CoreDns {
         let mut new = Self(Process::start("coredns", &directory, &mut command));
         let answers = || [backend4(n), backend6(n)].iter().all(|ip| answers(*ip));
         assert!(
-            some_day(|| answers() || new.0.ended().is_some()) && answers(),
+            soon(|| answers() || new.0.ended().is_some()) && answers(),
             "CoreDNS does not start:\n{}",
             new.0.log()
         );

@@ -20,7 +20,7 @@ use nix::{
 
 use super::{
     cluster::who,
-    world::{World, some_day},
+    world::{World, soon},
 };
 
 /// A C library.
@@ -113,7 +113,7 @@ impl Lookups {
     pub(super) fn await_more(&self, count: usize) {
         let done = || self.done.load(Ordering::Relaxed);
         let enough = done() + count;
-        assert!(some_day(|| done() >= enough), "{} lookups of {enough}", done());
+        assert!(soon(|| done() >= enough), "{} lookups of {enough}", done());
     }
 }
 

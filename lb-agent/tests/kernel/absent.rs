@@ -9,7 +9,7 @@ use super::{
     connect::V4,
     flips::udp_backend,
     machine::get,
-    world::{World, backend4, some_day},
+    world::{World, backend4, soon},
     yaml,
 };
 
@@ -27,7 +27,7 @@ fn a_directory_that_is_not_there_yet() {
         agent.wait_for_start(&what);
         agent.wait_for("mkdir ");
         let readyz = || get("10256/readyz");
-        assert!(some_day(|| readyz().contains(&what)), "{}", readyz());
+        assert!(soon(|| readyz().contains(&what)), "{}", readyz());
         assert!(readyz().starts_with("503"), "{}", readyz());
         assert!(get("10256/livez").starts_with("200"), "a restart makes no directory");
         assert_eq!(agent.log().matches(&what).count(), 1, "{}", agent.log());
@@ -35,15 +35,15 @@ fn a_directory_that_is_not_there_yet() {
         fs::rename(&aside, &dir).unwrap();
         agent.wait_for_start("the directory can be read now");
         agent.wait_for_start("in sync");
-        assert!(some_day(|| readyz().starts_with("200")), "{}\n{}", readyz(), agent.log());
+        assert!(soon(|| readyz().starts_with("200")), "{}\n{}", readyz(), agent.log());
         assert!(udp_backend(V4).is_ok());
 
         // Under way: what it said stays in force.
         fs::rename(&dir, &aside).unwrap();
-        assert!(some_day(|| readyz().contains(&what)), "{}", agent.log());
+        assert!(soon(|| readyz().contains(&what)), "{}", agent.log());
         assert!(udp_backend(V4).is_ok());
         fs::rename(&aside, &dir).unwrap();
-        assert!(some_day(|| readyz().starts_with("200")), "{}", agent.log());
+        assert!(soon(|| readyz().starts_with("200")), "{}", agent.log());
     });
 }
 

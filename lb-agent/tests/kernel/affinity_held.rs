@@ -12,7 +12,7 @@ use super::{
     control::{Control, counted, serve},
     flips::udp_backend,
     udp_bounded::Tenant,
-    world::{World, some_day},
+    world::{World, soon},
 };
 
 const PORTS: u16 = 100;
@@ -109,7 +109,7 @@ fn bonds_end_with_their_namespace() {
         // How many are left, by a look that could tell.
         let mut sweep = |idle| {
             let mut left = None;
-            let is_told = some_day(|| {
+            let is_told = soon(|| {
                 let among = |asked| {
                     let gone = gone.among(world.cgroup(), asked);
                     left = gone.as_ref().map(|_| 0);
@@ -132,7 +132,7 @@ fn bonds_end_with_their_namespace() {
             assert_eq!(sweep(Duration::from_secs(3600)), 32, "they have connected just now");
         }
         assert_eq!(sweep(Duration::ZERO), 32, "it was missed once");
-        assert!(some_day(|| sweep(Duration::ZERO) == 16));
+        assert!(soon(|| sweep(Duration::ZERO) == 16));
         assert_eq!(of_each(16), here);
     });
 }

@@ -19,7 +19,7 @@ use nix::{
 };
 
 use super::{
-    world::{World, some_day, soon},
+    world::{World, soon},
     yaml,
 };
 
@@ -110,7 +110,7 @@ impl Agent {
 
     /// The same of words that it says when it starts: the kernel verifies its programs before.
     pub(crate) fn wait_for_start(&self, words: &str) {
-        some_day(|| self.has_ended() || self.log().contains(words));
+        soon(|| self.has_ended() || self.log().contains(words));
         self.assert_said(words);
     }
 
@@ -154,7 +154,7 @@ impl Drop for Agent {
 /// What an agent says that is not to stay: it has to end by itself. Success, and both streams.
 pub(crate) fn output(mut command: Command) -> (bool, String) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let ended = some_day(|| child.try_wait().unwrap().is_some());
+    let ended = soon(|| child.try_wait().unwrap().is_some());
     if !ended {
         child.kill().unwrap();
     }

@@ -17,7 +17,7 @@ use super::{
     meddled::programs_before,
     restart::content,
     verify::detach,
-    world::{World, backend4, some_day, soon, take_away},
+    world::{World, backend4, soon, take_away},
     yaml,
 };
 
@@ -105,7 +105,7 @@ fn not_ready_before_the_canary_has_been_back() {
         let agent = Agent::spawn(command);
         let mut ready = Vec::new();
         let mut waits = |words: &[&str]| {
-            some_day(|| {
+            soon(|| {
                 let answers = [healthz(), readyz()];
                 ready.extend(answers.iter().filter(|it| it.starts_with("200")).cloned());
                 let is_said = |it: &String| words.iter().any(|words| it.contains(words));
@@ -124,7 +124,7 @@ fn not_ready_before_the_canary_has_been_back() {
         assert!(metrics.contains("\nsocklb_datapath_healthy 0\n"), "{metrics}");
 
         for answer in [healthz, readyz] {
-            assert!(some_day(|| answer().starts_with("200")), "{}", answer());
+            assert!(soon(|| answer().starts_with("200")), "{}", answer());
         }
         for words in ["in sync", "the programs are as they should be again"] {
             agent.wait_for(words);
@@ -146,7 +146,7 @@ fn a_canary_in_a_frozen_cgroup_goes_with_its_agent() {
             let events = fs::read_to_string(below.join("cgroup.events")).unwrap();
             events.contains("populated 1")
         };
-        let was_out = some_day(is_out);
+        let was_out = soon(is_out);
         agent.kill().unwrap();
         agent.wait().unwrap();
         let is_gone = soon(|| !is_out());

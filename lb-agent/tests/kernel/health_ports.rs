@@ -7,7 +7,7 @@ use super::{
     connect::V4,
     flips::udp_backend,
     machine::get,
-    world::{World, backend4, some_day},
+    world::{World, backend4, soon},
     yaml,
 };
 
@@ -40,14 +40,14 @@ fn lists_of_addresses() {
             let list = format!("--nodeport-addresses={list}");
             let agent = Agent::start_with(world, &[SIZES[0], SIZES[1], &list]);
             if answered {
-                assert!(some_day(|| get("32077/").starts_with("503")), "{list}: {}", agent.log());
+                assert!(soon(|| get("32077/").starts_with("503")), "{list}: {}", agent.log());
             } else {
                 assert_eq!(get("32077/"), "", "{list}");
             }
             // Another sync tries again what failed.
             yaml::put(world, "web", "10.96.0.10", &[backend4(2)]);
             let served = || udp_backend(V4).is_ok_and(|to| to.ip() == backend4(2));
-            assert!(some_day(served), "{list}: {}", agent.log());
+            assert!(soon(served), "{list}: {}", agent.log());
             assert!(!agent.log().contains("no health check server"), "{list}: {}", agent.log());
             yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
             agent.terminate();

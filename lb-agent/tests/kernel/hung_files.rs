@@ -14,7 +14,7 @@ use super::{
     connect::V4,
     flips::udp_backend,
     machine::get,
-    world::{World, backend4, some_day},
+    world::{World, backend4, soon},
     yaml,
 };
 
@@ -46,14 +46,10 @@ fn what_is_no_file_is_told_and_the_others_are_followed() {
             "dir.yaml: file: cannot be read: it is a directory",
             "kmsg.yaml: file: cannot be read: it is a file of the kernel's",
         ] {
-            assert!(some_day(|| agent.log().contains(what)), "{what}: {}", agent.log());
+            assert!(soon(|| agent.log().contains(what)), "{what}: {}", agent.log());
         }
         yaml::put(world, "web", "10.96.0.10", &[backend4(2)]);
-        assert!(
-            some_day(|| udp_backend(V4).is_ok_and(|to| to.ip() == backend4(2))),
-            "{}",
-            agent.log()
-        );
+        assert!(soon(|| udp_backend(V4).is_ok_and(|to| to.ip() == backend4(2))), "{}", agent.log());
         assert_eq!(agent.log().matches("it is a FIFO").count(), 1, "{}", agent.log());
         assert!(get("10256/livez").starts_with("200"), "{}", get("10256/livez"));
     });
@@ -73,7 +69,7 @@ fn a_file_system_that_does_not_answer_fails_the_probes_until_it_does() {
                 it.starts_with("503") && it.contains("z.yaml: its file system has not answered")
             })
         };
-        assert!(some_day(|| fails(&all())), "{:?}\n{}", all(), agent.log());
+        assert!(soon(|| fails(&all())), "{:?}\n{}", all(), agent.log());
         let told = "nothing in the directory is followed until it does";
         agent.wait_for(told);
         assert_eq!(agent.log().matches(told).count(), 1, "{}", agent.log());
@@ -81,13 +77,9 @@ fn a_file_system_that_does_not_answer_fails_the_probes_until_it_does() {
 
         drop(device);
         let well = |answers: &[String]| answers.iter().all(|it| it.starts_with("200"));
-        assert!(some_day(|| well(&all())), "{:?}\n{}", all(), agent.log());
+        assert!(soon(|| well(&all())), "{:?}\n{}", all(), agent.log());
         yaml::put(world, "web", "10.96.0.10", &[backend4(2)]);
-        assert!(
-            some_day(|| udp_backend(V4).is_ok_and(|to| to.ip() == backend4(2))),
-            "{}",
-            agent.log()
-        );
+        assert!(soon(|| udp_backend(V4).is_ok_and(|to| to.ip() == backend4(2))), "{}", agent.log());
         agent.wait_for("z.yaml: file: cannot be read");
     });
 }
@@ -104,18 +96,14 @@ fn a_directory_that_does_not_answer() {
             let live = get("10256/livez");
             live.starts_with("503") && live.contains("objects: its file system has not answered")
         };
-        assert!(some_day(fails), "{}\n{}", get("10256/livez"), agent.log());
+        assert!(soon(fails), "{}\n{}", get("10256/livez"), agent.log());
         assert!(udp_backend(V4).is_ok(), "what is written serves");
 
         drop(device);
         umount2(&dir, MntFlags::MNT_DETACH).unwrap();
-        assert!(some_day(|| get("10256/livez").starts_with("200")), "{}", agent.log());
+        assert!(soon(|| get("10256/livez").starts_with("200")), "{}", agent.log());
         yaml::put(world, "web", "10.96.0.10", &[backend4(2)]);
-        assert!(
-            some_day(|| udp_backend(V4).is_ok_and(|to| to.ip() == backend4(2))),
-            "{}",
-            agent.log()
-        );
+        assert!(soon(|| udp_backend(V4).is_ok_and(|to| to.ip() == backend4(2))), "{}", agent.log());
     });
 }
 
@@ -128,9 +116,9 @@ fn a_file_system_that_does_not_answer_at_the_start() {
         let device = hung(&mounted);
         symlink(mounted.join("a.yaml"), yaml::objects(world).join("z.yaml")).unwrap();
         let agent = Agent::spawn(command(world, &super::agent::SIZES));
-        assert!(some_day(|| get("10256/livez").starts_with("503")), "{}", agent.log());
+        assert!(soon(|| get("10256/livez").starts_with("503")), "{}", agent.log());
         drop(device);
         agent.wait_for_start("in sync");
-        assert!(some_day(|| get("10256/livez").starts_with("200")), "{}", agent.log());
+        assert!(soon(|| get("10256/livez").starts_with("200")), "{}", agent.log());
     });
 }

@@ -8,7 +8,7 @@ use lb_agent::packets;
 use super::{
     lane::{Answer, Asker, Lane},
     packets::{Web, node_port, put, start, vip, web},
-    world::{World, some_day, soon},
+    world::{World, soon},
     yaml,
 };
 
@@ -51,7 +51,7 @@ fn flows_to_an_endpoint_that_left_move_and_all_others_stay() {
         // What is on its way when its flow ends has no answer.
         let is_2 = |answer| matches!(answer, Answer::From { name, .. } if name == "endpoint-2");
         for asker in &left {
-            assert!(some_day(|| is_2(asker.ask())), "{}", asker.addr());
+            assert!(soon(|| is_2(asker.ask())), "{}", asker.addr());
         }
         assert_eq!(stay.each_ref().map(id), before);
         for asker in &stay {

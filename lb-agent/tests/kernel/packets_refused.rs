@@ -8,7 +8,7 @@ use super::{
     machine::readyz,
     packets::{command, put, vip, web},
     said::{Calls, Kernel, filtered},
-    world::{PORT, World, some_day, soon},
+    world::{PORT, World, soon},
 };
 
 /// An agent that serves packets; its calls wait for a [`Kernel`].
@@ -36,7 +36,7 @@ fn each_error_is_named_and_nothing_else_suffers() {
         let agent = spawn(world, Calls::Netfilter);
         let kernel = Kernel::between(&agent, Calls::Netfilter);
         agent.wait_for_start("in sync");
-        assert!(some_day(|| answers(&lane, 1)), "{}", agent.log());
+        assert!(soon(|| answers(&lane, 1)), "{}", agent.log());
         assert!(soon(|| readyz().starts_with("200")), "{}", readyz());
 
         for (errno, words) in [
@@ -67,10 +67,10 @@ fn each_error_is_named_and_nothing_else_suffers() {
             assert!(answers(&lane, 1), "what was there for packets stays: {}", agent.log());
 
             kernel.says(0);
-            assert!(some_day(|| answers(&lane, 2)), "{}", agent.log());
-            assert!(some_day(|| readyz().starts_with("200")), "{}", readyz());
+            assert!(soon(|| answers(&lane, 2)), "{}", agent.log());
+            assert!(soon(|| readyz().starts_with("200")), "{}", readyz());
             put(world, &web(&[1]));
-            assert!(some_day(|| answers(&lane, 1)), "{}", agent.log());
+            assert!(soon(|| answers(&lane, 1)), "{}", agent.log());
         }
     });
 }

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use super::{
     lane::{Lane, ip},
     packets::{Web, put_all, start, text, web},
-    world::{World, some_day},
+    world::{World, soon},
 };
 
 /// What is said: more than the windows of a connection.
@@ -62,7 +62,7 @@ fn they_are_told_by_icmp_and_fragments_come_whole() {
         }
         // Of IPv6, whoever sends has to make the fragments smaller.
         for (to, socket) in &sockets {
-            assert!(some_day(|| echoes(socket)), "{to}");
+            assert!(soon(|| echoes(socket)), "{to}");
         }
     });
 }

@@ -11,7 +11,7 @@ use super::{
     control::pinned,
     flips::{Load, udp_backend},
     raw::{dial, udp_socket},
-    world::{World, backend4, some_day, soon},
+    world::{World, backend4, soon},
     yaml,
 };
 
@@ -58,7 +58,7 @@ impl Drop for Stop<'_> {
 /// Lets some connects happen.
 pub(crate) fn a_while(load: &Load) {
     let before = load.done.load(Ordering::Relaxed);
-    assert!(some_day(|| load.done.load(Ordering::Relaxed) > before + 500));
+    assert!(soon(|| load.done.load(Ordering::Relaxed) > before + 500));
 }
 
 #[test]

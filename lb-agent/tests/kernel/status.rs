@@ -18,7 +18,7 @@ use super::{
     connect::V4,
     flips::udp_backend,
     lbctl::{NOBODY, ask, lbctl},
-    world::{World, backend4, some_day, soon},
+    world::{World, backend4, soon},
     yaml,
 };
 
@@ -52,7 +52,7 @@ fn an_agent_is_asked_itself() {
     World::run(|world| {
         yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
         let agent = Agent::start_with(world, &NO_SERVERS);
-        assert!(some_day(|| status(world).0 == 0), "{}", status(world).1);
+        assert!(soon(|| status(world).0 == 0), "{}", status(world).1);
         let (_, text) = status(world);
         let running = format!("agent:   running (pid {}), ready\n", agent.pid());
         assert!(text.starts_with("healthy\n") && text.contains(&running), "{text}");
@@ -79,7 +79,7 @@ fn an_agent_is_asked_itself() {
         assert!(code == 7 && text.contains("has not answered for 5 s"), "{code} {text}");
         assert!(text.starts_with("degraded\n"), "{text}");
         signal(&agent, Signal::SIGCONT);
-        assert!(some_day(|| status(world).0 == 0), "{}", status(world).1);
+        assert!(soon(|| status(world).0 == 0), "{}", status(world).1);
 
         agent.kill();
         let (code, text) = status(world);
@@ -97,7 +97,7 @@ fn a_file_that_was_never_read_is_named() {
         fs::write(&broken, "kind: [").unwrap();
         let agent = Agent::spawn(command(world, &SIZES));
         agent.wait_for_start("nothing is done before all files were read");
-        assert!(some_day(|| status(world).0 == 8), "{}", status(world).1);
+        assert!(soon(|| status(world).0 == 8), "{}", status(world).1);
         let (_, text) = status(world);
         for words in [
             "degraded\n  the agent is not ready, since 20",
@@ -108,7 +108,7 @@ fn a_file_that_was_never_read_is_named() {
             assert!(text.contains(words), "{words}: {text}");
         }
         fs::remove_file(broken).unwrap();
-        assert!(some_day(|| status(world).0 == 0), "{}", status(world).1);
+        assert!(soon(|| status(world).0 == 0), "{}", status(world).1);
     });
 }
 
@@ -143,7 +143,7 @@ fn an_api_server_that_refuses() {
     World::run(|world| {
         // There is nothing that serves.
         let agent = start_waiting(world);
-        assert!(some_day(|| is_told(world)), "{}", status(world).1);
+        assert!(soon(|| is_told(world)), "{}", status(world).1);
         let (code, text) = status(world);
         assert_eq!(code, 1, "{text}");
         assert!(text.contains("\n  no maps are in force yet"), "{text}");
@@ -156,7 +156,7 @@ fn an_api_server_that_refuses() {
         yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
         Agent::start(world).kill();
         let _agent = start_waiting(world);
-        assert!(some_day(|| is_told(world)), "{}", status(world).1);
+        assert!(soon(|| is_told(world)), "{}", status(world).1);
         assert_eq!(status(world).0, 8, "{}", status(world).1);
         assert!(udp_backend(V4).is_ok());
     });
@@ -171,7 +171,7 @@ fn an_update_to_another_layout() {
         let pins = world.pins();
         fs::rename(pins.root(), pins.home().join("v0")).unwrap();
         let _agent = start_waiting(world);
-        assert!(some_day(|| is_told(world)), "{}", status(world).1);
+        assert!(soon(|| is_told(world)), "{}", status(world).1);
         assert!(udp_backend(V4).is_ok());
         let (code, text) = status(world);
         assert_eq!(code, 8, "{text}");
@@ -211,7 +211,7 @@ fn somebody_else_in_the_place_of_the_agent() {
         other.wait().unwrap();
         let words = format!("the process {} of the user {NOBODY} answers in its place", other.id());
         assert!(code == 7 && text.contains(&words), "{code} {text}");
-        assert!(some_day(|| status(world).0 == 0), "{}", status(world).1);
+        assert!(soon(|| status(world).0 == 0), "{}", status(world).1);
     });
 }
 
@@ -221,8 +221,8 @@ fn an_agent_whose_pins_were_removed_is_found_again() {
     World::run(|world| {
         yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
         let _agent = Agent::start(world);
-        assert!(some_day(|| status(world).0 == 0), "{}", status(world).1);
+        assert!(soon(|| status(world).0 == 0), "{}", status(world).1);
         fs::remove_dir_all(world.pins().home()).unwrap();
-        assert!(some_day(|| status(world).0 == 0), "{}", status(world).1);
+        assert!(soon(|| status(world).0 == 0), "{}", status(world).1);
     });
 }

@@ -12,7 +12,7 @@ use super::{
     connect::V4,
     flips::udp_backend,
     lbctl::ask,
-    world::{World, backend4, some_day},
+    world::{World, backend4, soon},
     yaml,
 };
 
@@ -52,7 +52,7 @@ fn status_knows_it_for_its_own() {
         assert_eq!(said.matches(&format!("   unpinned   {cgroup}\n")).count(), 8, "{said}");
         assert!(!said.contains("not attached"), "{said}");
         kill(pid, Signal::SIGCONT).unwrap();
-        assert!(some_day(|| pin.exists()), "{}", agent.log());
+        assert!(soon(|| pin.exists()), "{}", agent.log());
         assert!(!status().contains("pin is gone"), "{}", status());
     });
 }

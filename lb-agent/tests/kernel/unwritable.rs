@@ -12,7 +12,7 @@ use super::{
     lbctl::ask,
     machine::{get, healthz, readyz},
     said::{Calls, Kernel, filtered},
-    world::{World, backend4, some_day, soon},
+    world::{World, backend4, soon},
     yaml,
 };
 
@@ -55,13 +55,13 @@ fn health_says_that_nothing_can_be_written() {
             }
 
             kernel.says(0);
-            assert!(some_day(|| readyz().starts_with("200") && healthz().starts_with("200")));
+            assert!(soon(|| readyz().starts_with("200") && healthz().starts_with("200")));
             assert!(soon(|| ask(world, "status").0 == 0), "{:?}", ask(world, "status"));
             assert!(is_served_by(V4, 2) && is_served_by("10.96.0.11:80", 3), "{}", agent.log());
             agent.wait_for("the kernel takes what is written again");
             yaml::put(world, "web", "10.96.0.10", &[backend4(1)]);
             fs::remove_file(yaml::objects(world).join("other.yaml")).unwrap();
-            assert!(some_day(|| is_served_by(V4, 1) && !is_served_by("10.96.0.11:80", 3)));
+            assert!(soon(|| is_served_by(V4, 1) && !is_served_by("10.96.0.11:80", 3)));
         }
     });
 }
