@@ -38,7 +38,7 @@ use socket2::{Domain, Socket, Type};
 use super::world::{PORT, hears_itself, soon};
 
 /// No answer takes longer that comes at all.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// So long an answer is waited for that must not come.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
