@@ -1,6 +1,7 @@
 //! `test`: the whole suite, layer by layer. Cargo builds as the user; what needs root is only the
 //! finished test program. The last line of stdout is the sum, whatever happened before.
 
+mod ahead;
 mod busy;
 mod failures;
 mod layers;
@@ -16,10 +17,11 @@ use std::{
     time::Instant,
 };
 
+use ahead::Ahead;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::builder::PossibleValuesParser;
 use failures::Failures;
-use layers::{LAYERS, Layer, Made, Work, is_claimed};
+use layers::{LAYERS, Layer, Made, Turn, Work, is_claimed};
 use lint::Check;
 pub(crate) use tally::Tally;
 use tools::{
@@ -55,9 +57,16 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 fn run_layers(args: &Args) -> ExitCode {
     let mut total = Tally::default();
     let mut suite = Suite { arguments: args.rust_test.clone(), failures: Failures::default() };
-    for layer in LAYERS {
-        if !args.layer.is_empty() && !args.layer.iter().any(|name| name == layer.name) {
-            continue;
+    let mut ahead = Ahead::default();
+    let is_asked =
+        |layer: &Layer| args.layer.is_empty() || args.layer.iter().any(|name| name == layer.name);
+    for layer in LAYERS.iter().filter(|layer| is_asked(layer)) {
+        match layer.ahead {
+            Some(Turn::Begin) if !skips_root() && LAYERS.last().is_some_and(is_asked) => {
+                ahead.begin();
+            }
+            Some(Turn::End) => ahead.end(),
+            _ => {}
         }
         println!("\n== {}: {}", layer.name, layer.purpose);
         let start = Instant::now();

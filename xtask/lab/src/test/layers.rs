@@ -17,6 +17,14 @@ pub(super) struct Layer {
     /// What has to be installed.
     pub(super) needs: &'static [Scope],
     pub(super) work: Work,
+    /// Whether what later layers need begins to be built beside it, or must be there.
+    pub(super) ahead: Option<Turn>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Turn {
+    Begin,
+    End,
 }
 
 pub(super) enum Work {
@@ -45,18 +53,21 @@ pub(super) const LAYERS: &[Layer] = &[
         purpose: "format, lints, documentation, licences",
         needs: &[Agent, Programs, Lint],
         work: Work::Checks(lint::CHECKS),
+        ahead: None,
     },
     Layer {
         name: "unit",
         purpose: "every stage alone and the control plane on YAML, without a kernel",
         needs: &[Agent, Programs],
         work: Work::Unclaimed,
+        ahead: None,
     },
     Layer {
         name: "oracle",
         purpose: "socklb's decisions beside those of kube-proxy's own code, on random clusters",
         needs: &[Agent, Programs],
         work: Work::User { target: "oracle", with: Some((oracle::PROGRAM, kube::oracle)) },
+        ahead: None,
     },
     Layer {
         name: "kernel",
@@ -69,6 +80,7 @@ pub(super) const LAYERS: &[Layer] = &[
             // a second later.
             at_once: 6,
         },
+        ahead: Some(Turn::Begin),
     },
     Layer {
         name: "kernels",
@@ -79,6 +91,7 @@ pub(super) const LAYERS: &[Layer] = &[
             words: &["kernels", "--quick", "--kernel=6.1", "--kernel=6.12"],
             root: false,
         },
+        ahead: None,
     },
     Layer {
         name: "apiserver",
@@ -89,6 +102,7 @@ pub(super) const LAYERS: &[Layer] = &[
             with: Some(("SOCKLB_KUBE_BIN", kube::binaries)),
             at_once: 1,
         },
+        ahead: Some(Turn::End),
     },
     Layer {
         name: "dns",
@@ -99,6 +113,7 @@ pub(super) const LAYERS: &[Layer] = &[
             with: Some(("SOCKLB_COREDNS", kube::coredns)),
             at_once: 2,
         },
+        ahead: Some(Turn::End),
     },
     Layer {
         name: "demo",
@@ -106,6 +121,7 @@ pub(super) const LAYERS: &[Layer] = &[
         needs: &[Agent, Programs, Network],
         // Another suite beside this one may be at the same.
         work: Work::Task(&["demo", "--patience=600"]),
+        ahead: None,
     },
     Layer {
         name: "cluster",
@@ -115,6 +131,7 @@ pub(super) const LAYERS: &[Layer] = &[
             words: &["cluster", "test", "--all", "--api-away-seconds=60"],
             root: true,
         },
+        ahead: Some(Turn::End),
     },
 ];
 
