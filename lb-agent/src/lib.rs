@@ -20,6 +20,7 @@ pub mod ctl;
 pub mod host;
 pub mod kube_proxy;
 pub mod log;
+pub mod memory;
 pub mod mounts;
 mod netlink;
 pub mod node_cgroup;

@@ -91,6 +91,8 @@ enum Shared {
     Hairpin(IpAddr),
     /// An endpoint of TCP. There are very many.
     Server(Peer),
+    /// An address at which node ports are served, which no Service wants: the node has it.
+    Node(IpAddr),
 }
 
 impl Shared {
@@ -98,6 +100,7 @@ impl Shared {
         match self {
             Self::Hairpin(ip) => mirror.hairpins().contains(ip),
             Self::Server(peer) => mirror.is_server(*peer),
+            Self::Node(ip) => mirror.nodes().contains(ip),
         }
     }
 }
@@ -107,6 +110,7 @@ impl From<Shared> for Element {
         match shared {
             Shared::Hairpin(ip) => Self::Hairpin(ip),
             Shared::Server(peer) => Self::Server(peer.into()),
+            Shared::Node(ip) => Self::Node(ip),
         }
     }
 }
@@ -345,8 +349,11 @@ impl<T: Table> PacketEngine<T> {
         done: &mut Written,
         show: &mut dyn FnMut(&dyn Display),
     ) {
-        for edits in self.addresses(more).chunks(EDITS) {
-            if let Err(error) = self.transact(edits, done, show) {
+        let wanted = self.addresses(more);
+        let edit = if more { Edit::Add } else { Edit::Delete };
+        for part in wanted.chunks(EDITS) {
+            let edits: Vec<_> = part.iter().map(|shared| edit((*shared).into())).collect();
+            if let Err(error) = self.transact(&edits, done, show) {
                 done.fail(None, error);
             }
         }
@@ -390,17 +397,15 @@ impl<T: Table> PacketEngine<T> {
         node_ports.flat_map(at).map(|frontend| frontend.addr).collect()
     }
 
-    /// The edits of addresses that are to be there, or are to be there no more.
-    fn addresses(&self, more: bool) -> Vec<Edit> {
+    /// The addresses that are to be there and are not, or are to be there no more and are.
+    fn addresses(&self, more: bool) -> Vec<Shared> {
         let wanted = |shared: &&Shared| self.shared.contains_key(shared) == more;
         let is_there = |shared: &&Shared| shared.is_in(&self.mirror) == more;
         let shared = self.changed.iter().filter(wanted).filter(|shared| !is_there(shared));
-        let shared = shared.copied().map(Element::from);
         let there = self.mirror.nodes();
         let (a, b) = if more { (&self.nodes, there) } else { (there, &self.nodes) };
-        let nodes = a.difference(b).copied().map(Element::Node);
-        let edit = if more { Edit::Add } else { Edit::Delete };
-        shared.chain(nodes).map(edit).collect()
+        let nodes = a.difference(b).copied().map(Shared::Node);
+        shared.copied().chain(nodes).collect()
     }
 }
 
@@ -535,7 +540,10 @@ impl<T: Table> Engine for PacketEngine<T> {
         self.released = released.iter().filter(is_there).copied().collect();
         let mut tried = BTreeSet::new();
         self.release_groups(&mut tried, &mut done, show);
-        let gone = released.into_iter().filter(|frontend| !self.released.contains(frontend));
+        // Flows are told of, and only UDP has any that outlive their endpoint.
+        let gone = released.into_iter().filter(|frontend| {
+            frontend.protocol == Protocol::Udp && !self.released.contains(frontend)
+        });
         let gone = gone.map(|frontend| (frontend, BTreeSet::new()));
         let mut flows: BTreeMap<_, BTreeSet<_>> = gone.collect();
 
@@ -561,10 +569,11 @@ impl<T: Table> Engine for PacketEngine<T> {
             for port in packet_ports(served, self.ipv4()) {
                 let serving = || [&port.cluster, &port.local, &port.kept].into_iter().flatten();
                 let serving = || serving().copied().collect();
-                flows.extend(packet_frontends(port).map(|of| (of.frontend, serving())));
+                let udp = packet_frontends(port).map(|of| of.frontend);
+                let udp = udp.filter(|frontend| frontend.protocol == Protocol::Udp);
+                flows.extend(udp.map(|frontend| (frontend, serving())));
             }
         }
-        flows.retain(|frontend, _| frontend.protocol == Protocol::Udp);
         self.leave_news(&come, &mut flows);
         pending.retain(|name, _| done.failed.contains_key(name));
         self.pending = pending;
