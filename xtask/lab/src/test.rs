@@ -60,12 +60,15 @@ fn run_layers(args: &Args) -> ExitCode {
     let mut ahead = Ahead::default();
     let is_asked =
         |layer: &Layer| args.layer.is_empty() || args.layer.iter().any(|name| name == layer.name);
+    let last = LAYERS.last().filter(|layer| is_asked(layer) && !skips_root());
     for layer in LAYERS.iter().filter(|layer| is_asked(layer)) {
-        match layer.ahead {
-            Some(Turn::Begin) if !skips_root() && LAYERS.last().is_some_and(is_asked) => {
-                ahead.begin();
+        match (layer.ahead, last) {
+            (Some(Turn::Begin), Some(last)) => {
+                if let Err(error) = ahead.begin(last.needs) {
+                    eprintln!("not built meanwhile: {error:#}");
+                }
             }
-            Some(Turn::End) => ahead.end(),
+            (Some(Turn::End), _) => ahead.end(),
             _ => {}
         }
         println!("\n== {}: {}", layer.name, layer.purpose);

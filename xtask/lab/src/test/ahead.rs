@@ -5,20 +5,31 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tools::exec::myself;
+use anyhow::Result;
+use tools::{
+    exec::myself,
+    setup::{self, Scope},
+};
 
 /// `cargo xtask …`, one after the other.
-const TASKS: [[&str; 2]; 2] = [["kube", "cluster"], ["kube", "e2e"]];
+const TASKS: [[&str; 2]; 5] = [
+    ["kube", "cluster"],
+    ["image", "pods"],
+    ["image", "socklb"],
+    ["image", "load"],
+    ["kube", "e2e"],
+];
 
 /// Builds beside the tests, once begun.
 #[derive(Default)]
 pub(super) struct Ahead(Option<JoinHandle<()>>);
 
 impl Ahead {
-    /// Begins, behind all else that wants to run. What fails is built again, and told, by the layer that
-    /// needs it.
-    pub(super) fn begin(&mut self) {
-        let Ok(exe) = myself() else { return };
+    /// Begins, behind all else that wants to run, once all that it `needs` is installed: nothing else may
+    /// be at that. What fails is built again, and told, by the layer that needs it.
+    pub(super) fn begin(&mut self, needs: &[Scope]) -> Result<()> {
+        setup::ensure(needs)?;
+        let exe = myself()?;
         println!("built meanwhile: {}", TASKS.map(|words| words.join(" ")).join(", "));
         self.0 = Some(thread::spawn(move || {
             for words in TASKS {
@@ -29,6 +40,7 @@ impl Ahead {
                 }
             }
         }));
+        Ok(())
     }
 
     /// Waits for what was begun.
