@@ -22,7 +22,7 @@ use std::{
 
 use lb_agent::packets::{self, Seen};
 
-use super::world::some_day;
+use super::world::soon;
 
 /// A number from the environment, or this one.
 fn number(variable: &str, default: u64) -> u64 {
@@ -64,7 +64,7 @@ impl Random {
 /// What stands in the tables at one time.
 fn look() -> Seen {
     let mut seen = Seen::default();
-    assert!(some_day(|| {
+    assert!(soon(|| {
         seen = packets::look().unwrap().expect("there are no tables");
         seen.is_steady
     }));

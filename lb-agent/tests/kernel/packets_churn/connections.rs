@@ -22,7 +22,7 @@ use super::{
     super::{
         lane::{Lane, Place},
         packets::command_of_size,
-        world::{World, some_day},
+        world::{World, soon},
         yaml,
     },
     Random, Report,
@@ -81,7 +81,7 @@ impl Served {
     fn settle(&mut self) {
         let Self { shape, journal, .. } = self;
         let last = journal.last();
-        assert!(some_day(|| is_in_force(shape, last)), "{shape:?} does not get {last:?}");
+        assert!(soon(|| is_in_force(shape, last)), "{shape:?} does not get {last:?}");
         journal.is_in_force();
     }
 

@@ -29,7 +29,7 @@ use super::{
         agent::Agent,
         lane::Lane,
         packets::command_of_size,
-        world::{World, some_day},
+        world::{World, soon},
     },
     Random, Report,
     endpoints::{ask, endpoint, serve},
@@ -193,7 +193,7 @@ fn measure(world: &World, monitor: &Monitor) -> (Agent, [Duration; 2]) {
     let agent = spawn(world);
     agent.wait_for_start(READS);
     let (began, mut first) = (Instant::now(), None);
-    assert!(some_day(|| {
+    assert!(soon(|| {
         if first.is_none() && monitor.hear() != Heard::default() {
             first = Some(began.elapsed());
         }
@@ -303,7 +303,7 @@ fn an_agent_is_killed_at_any_point_of_a_sync() {
                     agent.wait_for_start(READS);
                 }
                 if is_aimed {
-                    assert!(some_day(|| monitor.hear() != Heard::default()), "it writes nothing");
+                    assert!(soon(|| monitor.hear() != Heard::default()), "it writes nothing");
                 }
                 thread::sleep(after);
                 agent.kill();
