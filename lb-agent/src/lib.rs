@@ -20,7 +20,6 @@ pub mod ctl;
 pub mod host;
 pub mod kube_proxy;
 pub mod log;
-pub mod memory;
 pub mod mounts;
 mod netlink;
 pub mod node_cgroup;

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use lb_agent::{agent, config::Config, log, memory};
+use lb_agent::{agent, config::Config, log};
 
 fn main() -> ExitCode {
-    memory::keep_no_large_blocks();
+    give_memory_back();
     let config = Config::parse();
     if let Err(error) = config.check() {
         error.exit();
@@ -21,6 +21,20 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// glibc takes a large block that is freed for a sign that more such will be needed, and from then on keeps
+/// what is freed. What is large here, the kernel's BTF and the programs, is needed once, at the start.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "nobody but glibc itself has mallopt(3)")]
+fn give_memory_back() {
+    // SAFETY: there is no other thread yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+const fn give_memory_back() {}
 
 fn run(config: &Config) -> Result<()> {
     // One thread: the work is short and waits for one thing at a time.

@@ -34,7 +34,6 @@ use crate::{
     config::TerminateTcp,
     datapath::Datapath,
     maps::Pinned,
-    memory,
     node_cgroup::Cgroup,
     packets,
     pins::Pins,
@@ -47,8 +46,6 @@ const IDLE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 /// How long the Nodes are waited for when all else is known (J1).
 const NODES: Duration = Duration::from_secs(30);
-/// After a sync of so many Services, memory is given back.
-const MANY: usize = 1000;
 /// How often the maps are read and compared, in case somebody else wrote to them (M2).
 const COMPARE: Duration = Duration::from_secs(3600);
 
@@ -382,11 +379,6 @@ impl Agent {
         }
         self.tell(admin, &mut report, full, took);
         self.upkeep.synced(&self.pipeline, &report);
-        let is_large = full || report.looked_at.len() >= MANY;
-        drop(report);
-        if is_large {
-            memory::give_back();
-        }
         Ok(failing)
     }
 
