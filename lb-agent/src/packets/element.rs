@@ -13,8 +13,7 @@ use lb_core::{
 
 use super::{
     nft::{Bytes, Family, Raw},
-    ruleset::{BASE, DROP, REJECT},
-    sets::{BYTES, DIGITS, Kind, Set},
+    sets::{BASE, BYTES, DIGITS, DROP, Kind, REJECT, Set},
 };
 
 const fn kind(policy: TrafficPolicy, scope: Scope) -> Kind {

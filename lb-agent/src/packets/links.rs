@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use super::{nft::Family, obstacles::Obstacle};
+use super::{nft::Family, obstacle::Obstacle};
 use crate::netlink::{Netlink, attributes};
 
 const GET_LINK: u16 = 18;

@@ -7,7 +7,7 @@
 //! | `sets`, `expression`, `ruleset` | the tables: their sets, the steps of rules, and chains and rules, which only timeouts of session affinity change |
 //! | `element`, `table` | elements as bytes; in and out |
 //! | `watch` | whether somebody else has changed the tables |
-//! | `obstacles`, `links` | what of the node's settings and of others' rules is in the way |
+//! | `obstacles`, `links`, `obstacle` | what of the node's settings and of others' rules is in the way |
 //! | `conntrack` | what connection tracking remembers of UDP, and is to forget |
 
 mod conntrack;
@@ -15,6 +15,7 @@ mod element;
 mod expression;
 mod links;
 mod nft;
+mod obstacle;
 mod obstacles;
 mod read;
 mod ruleset;
@@ -31,7 +32,8 @@ use lb_core::{
 
 pub use self::{
     conntrack::{ConntrackError, FlowEntry, Forgotten, flows, forget},
-    obstacles::{Obstacle, obstacles, reachable},
+    obstacle::Obstacle,
+    obstacles::{obstacles, reachable},
     watch::Watch,
 };
 use self::{

@@ -8,21 +8,13 @@ use lb_core::model::Families;
 use super::{
     links,
     nft::{Family, NftError},
+    obstacle::Obstacle,
     of, read,
 };
 use crate::netlink::Netlink;
 
 /// `NFPROTO_INET`, as nft calls it: a table of both IP versions.
 const INET: (u8, &str) = (1, "inet");
-
-/// Something that is in the way, and what helps.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Obstacle {
-    /// What is wrong.
-    pub what: String,
-    /// What somebody can do about it.
-    pub remedy: String,
-}
 
 /// Whatever is in the way in this network namespace, of whose settings `proc` tells. What cannot be known
 /// is left out.

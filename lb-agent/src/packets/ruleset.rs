@@ -29,7 +29,7 @@ use super::{
     element::remainder,
     expression::{Expression, Operator, Recording, Register, Verdict},
     nft::{Attributes, Family, Message, Raw, Transaction, userdata},
-    sets::{BYTES, Kind, Set},
+    sets::{BASE, BYTES, DROP, Kind, REJECT, Set},
 };
 
 /// The table in each family.
@@ -38,8 +38,6 @@ pub(super) const TABLE: &str = "socklb";
 pub(super) const OURS: &str = "made by socklb";
 /// kube-proxy's: packets to be masqueraded carry it from our first hook to our last.
 const MARK: u32 = 1 << 14;
-/// Of the digits of a slot.
-pub(super) const BASE: u32 = 32;
 /// How many times a slot is drawn from all slots. At least half of them have an endpoint; a draw that
 /// finds none is followed by the next. The last draw after these is from slots that all have one, the
 /// first half or fewer.
@@ -63,11 +61,6 @@ const PORT: Register = 4;
 const SENDER: Register = 5;
 /// The bit in which the groups of a port differ.
 const POLICY: u32 = 1;
-
-/// In the place of the moduli where packets are rejected: there are no endpoints anywhere (F1).
-pub(super) const REJECT: u32 = 0;
-/// In their place where packets are dropped: there are none here (F2).
-pub(super) const DROP: u32 = u32::MAX;
 
 /// `NFT_TABLE_F_OWNER`: nobody else may change the table.
 pub(super) const OWNER: u32 = 2;

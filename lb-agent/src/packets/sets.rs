@@ -33,6 +33,13 @@ impl Kind {
     }
 }
 
+/// In the place of the moduli where packets are rejected: there are no endpoints anywhere (F1).
+pub(super) const REJECT: u32 = 0;
+/// In their place where packets are dropped: there are none here (F2).
+pub(super) const DROP: u32 = u32::MAX;
+
+/// Of the digits of a slot.
+pub(super) const BASE: u32 = 32;
 /// A slot has so many digits, the lowest one first.
 pub(super) const DIGITS: usize = 3;
 /// Where in a number of 32 bits the byte of each digit begins.

@@ -9,13 +9,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tools::{
-    cargo::workspace,
+    cargo::{as_cargo, integration, workspace},
     exec::exec,
     root::{as_root, require_root},
     setup::{self, Scope},
 };
 
-use crate::{kube, test};
+use crate::kube;
 
 /// The variable that names the program of `xtask/oracle/`.
 pub(crate) const PROGRAM: &str = "SOCKLB_ORACLE";
@@ -47,7 +47,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Scope::Agent, Scope::Programs])?;
     let program = env::var_os(PROGRAM).map_or_else(kube::oracle, |path| Ok(path.into()))?;
-    let mut test = test::as_cargo(&test::integration("oracle")?);
+    let mut test = as_cargo(&integration("oracle")?);
     test.env(PROGRAM, workspace().join(program));
     if let Some(cases) = args.cases {
         test.env("SOCKLB_ORACLE_CASES", cases.to_string());

@@ -25,7 +25,7 @@ use layers::{LAYERS, Layer, Made, Turn, Work, is_claimed};
 use lint::Check;
 pub(crate) use tally::Tally;
 use tools::{
-    cargo::{Executable, cargo, executables, workspace},
+    cargo::{as_cargo, cargo, executables, integration, workspace},
     exec::{announce, ask, exec},
     root::{as_root, require_root},
     setup,
@@ -285,15 +285,6 @@ pub(crate) fn last_count(command: &mut Command) -> Result<Tally> {
     Suite::default().last_count(command)
 }
 
-/// Builds an integration test of lb-agent.
-pub(crate) fn integration(target: &str) -> Result<Executable> {
-    let mut build = cargo();
-    build.args(["test", "--package", "lb-agent", "--test", target, "--no-run"]);
-    let mut programs = executables(&mut build)?.into_iter();
-    let program = programs.find(|program| program.is_test && program.name == target);
-    program.with_context(|| format!("cargo built no test {target}"))
-}
-
 /// The tests of a list in so many parts, each test in one of them. Neighbours are apart, since what
 /// takes long often stands together.
 fn parts(list: &str, at_once: usize) -> Vec<Vec<&str>> {
@@ -321,13 +312,6 @@ const NEEDS_ROOT: &str = "this layer needs root (SOCKLB_SKIP_ROOT=1 leaves it ou
 
 fn skips_root() -> bool {
     env::var_os("SOCKLB_SKIP_ROOT").is_some_and(|value| value == "1")
-}
-
-/// A test program as cargo would start it.
-pub(crate) fn as_cargo(program: &Executable) -> Command {
-    let mut test = Command::new(&program.path);
-    test.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
-    test
 }
 
 #[cfg(test)]

@@ -90,6 +90,22 @@ fn executable(message: &str) -> Option<Executable> {
     })
 }
 
+/// Builds an integration test of lb-agent.
+pub fn integration(target: &str) -> Result<Executable> {
+    let mut build = cargo();
+    build.args(["test", "--package", "lb-agent", "--test", target, "--no-run"]);
+    let mut programs = executables(&mut build)?.into_iter();
+    let program = programs.find(|program| program.is_test && program.name == target);
+    program.with_context(|| format!("cargo built no test {target}"))
+}
+
+/// A test program as cargo would start it.
+pub fn as_cargo(program: &Executable) -> Command {
+    let mut test = Command::new(&program.path);
+    test.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
+    test
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
