@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use super::{nft::Family, obstacle::Obstacle};
+use super::{nft::Family, obstacle::Obstacle, read::text};
 use crate::netlink::{Netlink, attributes};
 
 const GET_LINK: u16 = 18;
@@ -158,8 +158,4 @@ fn calls(data: &[u8]) -> [bool; 2] {
 fn interface_of_ipv4(body: &[u8]) -> Option<u32> {
     let [family, _, _, _, index @ ..] = *body.first_chunk::<IFADDRMSG>()?;
     (i32::from(family) == libc::AF_INET).then(|| u32::from_ne_bytes(index))
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }

@@ -152,7 +152,8 @@ fn comment(userdata: &[u8]) -> Option<String> {
     rest.get(..usize::from(*len)).map(text)
 }
 
-fn text(bytes: &[u8]) -> String {
+/// A name, as the kernel sends it.
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }
 

@@ -36,7 +36,8 @@ pub(crate) struct Args {
     /// Where the random numbers start: what a failure says, to see it again [default: random].
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// Judge what is read back from the kernel's own tables, as root, in every case. Some 0.3 s each.
+    /// Judge what is read back from the kernel's own tables, as root, in every case. 10,000 take
+    /// 40 minutes.
     #[arg(long, conflicts_with = "replay")]
     kernel: bool,
     /// One case, as a failure prints it, instead of random ones.

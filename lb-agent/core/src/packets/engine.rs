@@ -91,8 +91,6 @@ enum Shared {
     Hairpin(IpAddr),
     /// An endpoint of TCP. There are very many.
     Server(Peer),
-    /// An address at which node ports are served, which no Service wants: the node has it.
-    Node(IpAddr),
 }
 
 impl Shared {
@@ -100,7 +98,6 @@ impl Shared {
         match self {
             Self::Hairpin(ip) => mirror.hairpins().contains(ip),
             Self::Server(peer) => mirror.is_server(*peer),
-            Self::Node(ip) => mirror.nodes().contains(ip),
         }
     }
 }
@@ -110,7 +107,6 @@ impl From<Shared> for Element {
         match shared {
             Shared::Hairpin(ip) => Self::Hairpin(ip),
             Shared::Server(peer) => Self::Server(peer.into()),
-            Shared::Node(ip) => Self::Node(ip),
         }
     }
 }
@@ -349,11 +345,8 @@ impl<T: Table> PacketEngine<T> {
         done: &mut Written,
         show: &mut dyn FnMut(&dyn Display),
     ) {
-        let wanted = self.addresses(more);
-        let edit = if more { Edit::Add } else { Edit::Delete };
-        for part in wanted.chunks(EDITS) {
-            let edits: Vec<_> = part.iter().map(|shared| edit((*shared).into())).collect();
-            if let Err(error) = self.transact(&edits, done, show) {
+        for edits in self.addresses(more).chunks(EDITS) {
+            if let Err(error) = self.transact(edits, done, show) {
                 done.fail(None, error);
             }
         }
@@ -397,15 +390,16 @@ impl<T: Table> PacketEngine<T> {
         node_ports.flat_map(at).map(|frontend| frontend.addr).collect()
     }
 
-    /// The addresses that are to be there and are not, or are to be there no more and are.
-    fn addresses(&self, more: bool) -> Vec<Shared> {
+    /// The edits of addresses that are to be there, or are to be there no more.
+    fn addresses(&self, more: bool) -> Vec<Edit> {
         let wanted = |shared: &&Shared| self.shared.contains_key(shared) == more;
         let is_there = |shared: &&Shared| shared.is_in(&self.mirror) == more;
         let shared = self.changed.iter().filter(wanted).filter(|shared| !is_there(shared));
         let there = self.mirror.nodes();
         let (a, b) = if more { (&self.nodes, there) } else { (there, &self.nodes) };
-        let nodes = a.difference(b).copied().map(Shared::Node);
-        shared.copied().chain(nodes).collect()
+        let nodes = a.difference(b).copied().map(Element::Node);
+        let edit = if more { Edit::Add } else { Edit::Delete };
+        shared.copied().map(Element::from).chain(nodes).map(edit).collect()
     }
 }
 

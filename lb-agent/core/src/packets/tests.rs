@@ -637,7 +637,7 @@ fn connection_tracking_becomes_liberal_once_the_table_was_read() {
         world.model.services.insert(0, vec![of_endpoints(2, vec![endpoint(1)])]);
         world.engine.adopt().unwrap();
         world.sync();
-        assert_eq!((world.engine.mirror().servers().len() == 0), is_liberal);
+        assert_eq!(world.engine.mirror().servers().len() == 0, is_liberal);
     }
 }
 
